@@ -1,0 +1,39 @@
+"""Registry nodes of the scope ``mmauxq``.
+
+Each node names the package that holds its classes, so that a config which
+says ``type='mmauxq.X'`` imports exactly that package. This file imports
+nothing but MMEngine: an error raised here would be swallowed by MMEngine and
+come back as "not in the registry".
+"""
+
+from mmengine.registry import DATASETS as MMENGINE_DATASETS
+from mmengine.registry import HOOKS as MMENGINE_HOOKS
+from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import \
+    OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_CONSTRUCTORS
+from mmengine.registry import Registry
+
+# JointQAT, guidance and backbones
+MODELS = Registry(
+    'model',
+    parent=MMENGINE_MODELS,
+    scope='mmauxq',
+    locations=[
+        'mmauxq.algorithms', 'mmauxq.backbones', 'mmauxq.guidance',
+        'mmauxq.quantizers'
+    ])
+DATASETS = Registry(
+    'dataset',
+    parent=MMENGINE_DATASETS,
+    scope='mmauxq',
+    locations=['mmauxq.datasets'])
+HOOKS = Registry(
+    'hook',
+    parent=MMENGINE_HOOKS,
+    scope='mmauxq',
+    locations=['mmauxq.engine.hooks'])
+OPTIM_WRAPPER_CONSTRUCTORS = Registry(
+    'optimizer wrapper constructor',
+    parent=MMENGINE_CONSTRUCTORS,
+    scope='mmauxq',
+    locations=['mmauxq.engine.optimizers'])

@@ -1,6 +1,6 @@
 _base_ = [
     './_base_/networks/digits_r20.py', './_base_/aux_w2a2.py',
-    './_base_/schedules/digits.py'
+    './_base_/schedules/digits_w2a2.py'
 ]
 
 model = dict(

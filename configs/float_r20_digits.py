@@ -1,1 +1,1 @@
-_base_ = ['./_base_/networks/digits_r20.py', './_base_/schedules/digits.py']
+_base_ = ['./_base_/networks/digits_r20.py', './_base_/schedules/digits_float.py']

@@ -11,4 +11,5 @@ model = dict(
         in_channels=32,
         loss=dict(type='CrossEntropyLoss')))
 input_shape = (1, 8, 8)
-default_hooks = dict(logger=dict(interval=10))
+default_hooks = dict(
+    logger=dict(interval=10), checkpoint=dict(max_keep_ckpts=-1))

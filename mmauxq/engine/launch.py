@@ -145,21 +145,30 @@ def _parser(description: str) -> argparse.ArgumentParser:
     parser = _Parser(description=description)
     parser.add_argument('config', help='config file')
     parser.add_argument(
-        '--work-dir', help='where logs and checkpoints go (default: '
+        '--work-dir',
+        help='where logs and checkpoints go (default: '
         './work_dirs/NAME-OF-CONFIG)',
     )
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
         help='override settings of the config, such as '
         'model.guidance.loss_weight=0.3 or data.key="[a,b]"',
     )
     parser.add_argument(
-        '--launcher', default='none',
-        choices=['none', 'pytorch', 'slurm', 'mpi'], help='job launcher',
+        '--launcher',
+        default='none',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        help='job launcher',
     )
     # torch.distributed.launch writes one or the other.
     parser.add_argument(
-        '--local_rank', '--local-rank', type=int, default=0,
+        '--local_rank',
+        '--local-rank',
+        type=int,
+        default=0,
         help=argparse.SUPPRESS,
     )
     parser.add_argument(
@@ -379,15 +388,20 @@ def _set_distributed(cfg: Config, launcher: str) -> None:
     if torch.cuda.is_available():
         local, gpus = int(os.environ['LOCAL_RANK']), torch.cuda.device_count()
         if launcher == 'pytorch' and local >= gpus:
-            raise UsageError(f'process {local} of this machine has no GPU '
-                             f'(it has {gpus})')
+            raise UsageError(
+                f'process {local} of this machine has no GPU (it has {gpus})'
+            )
         return
     if launcher != 'pytorch':
-        raise UsageError(f'--launcher {launcher} needs a GPU; without one, '
-                         'use tools/dist_train.sh')
+        raise UsageError(
+            f'--launcher {launcher} needs a GPU; without one, '
+            'use tools/dist_train.sh'
+        )
     if 'RANK' not in os.environ:
-        raise UsageError('--launcher pytorch is for torchrun; '
-                         'use tools/dist_train.sh CONFIG GPUS')
+        raise UsageError(
+            '--launcher pytorch is for torchrun; '
+            'use tools/dist_train.sh CONFIG GPUS'
+        )
     if cfg.get('sync_bn'):
         raise UsageError('sync_bn needs a GPU; set sync_bn=None')
     torch.distributed.init_process_group('gloo')

@@ -13,6 +13,7 @@ import importlib
 import os
 import pickle
 import traceback
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +27,29 @@ __all__ = [
     'load_checkpoint',
     'needs_pkg_resources',
     'register_config_scope',
+    'silence_mmcv_lite',
 ]
 
 
 def enable() -> None:
     """Apply all work-arounds that training and testing need; idempotent."""
     register_config_scope()
+    silence_mmcv_lite()
     enable_safe_checkpoints()
     enable_mmrazor()
     default_optim_constructor()
+
+
+def silence_mmcv_lite() -> None:
+    """Hide the warning that mmcv-lite has no compiled operators.
+
+    Why: we use none, and it would stand above every one-line error.
+    Until: mmcv > 2.1.0 warns only where an operator is used.
+    https://github.com/open-mmlab/mmcv/issues/3310
+    """
+    warnings.filterwarnings(
+        'ignore', message='Fail to import ``MultiScaleDeformableAttention``'
+    )
 
 
 # --- configs ---------------------------------------------------------------
@@ -101,7 +116,8 @@ def enable_mmrazor() -> None:
 
 
 def _alias_torch_ao() -> None:
-    import torch.ao.quantization.backend_config.utils  # mmrazor forgets it
+    # Used by set_backend_pattern_config, which does not import it.
+    import torch.ao.quantization.backend_config.utils  # noqa: F401
     import torch.ao.quantization.fuser_method_mappings as mappings
     from torch.ao.quantization.backend_config import BackendPatternConfig
 
@@ -321,10 +337,8 @@ def load_checkpoint(path, map_location='cpu') -> Any:
         raise UsageError(f'checkpoint {file} is not a file')
     try:
         return torch.load(file, map_location=map_location, weights_only=True)
-    except OSError as error:
-        raise UsageError(
-            f'checkpoint {file} cannot be read: {error.strerror or error}'
-        ) from error
+    except PermissionError as error:
+        raise UsageError(f'checkpoint {file} may not be read') from error
     except pickle.UnpicklingError as error:
         reason = _refusal(error)
         if reason is None:

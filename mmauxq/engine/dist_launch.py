@@ -47,8 +47,9 @@ def _run(processes: int, script: list[str]) -> int:
         ChildFailedError,
     )
 
-    # As torchrun does, but without its warning.
-    os.environ.setdefault('OMP_NUM_THREADS', '1')
+    # As torchrun and MMEngine do, but without their warnings.
+    for name in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS'):
+        os.environ.setdefault(name, '1')
     logging.getLogger('torch.distributed.elastic').setLevel(logging.CRITICAL)
     args = run.get_args_parser().parse_args(
         [

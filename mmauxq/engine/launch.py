@@ -15,8 +15,9 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable, NoReturn
+from typing import Any, NoReturn
 
 from mmengine.config import Config, DictAction
 
@@ -184,6 +185,7 @@ def _guard(
 ) -> int:
     """Run a command under the error policy of this file."""
     argv = sys.argv[1:] if argv is None else argv
+    compat.silence_mmcv_lite()
     debug = '--debug' in argv
     running = False
 

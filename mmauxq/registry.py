@@ -9,8 +9,10 @@ come back as "not in the registry".
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
-from mmengine.registry import \
-    OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_CONSTRUCTORS
+from mmengine.registry import (
+    OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_CONSTRUCTORS,
+)
+from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
 from mmengine.registry import Registry
 
 # JointQAT, guidance and backbones
@@ -19,21 +21,33 @@ MODELS = Registry(
     parent=MMENGINE_MODELS,
     scope='mmauxq',
     locations=[
-        'mmauxq.algorithms', 'mmauxq.backbones', 'mmauxq.guidance',
-        'mmauxq.quantizers'
-    ])
+        'mmauxq.algorithms',
+        'mmauxq.backbones',
+        'mmauxq.guidance',
+        'mmauxq.quantizers',
+    ],
+)
 DATASETS = Registry(
     'dataset',
     parent=MMENGINE_DATASETS,
     scope='mmauxq',
-    locations=['mmauxq.datasets'])
+    locations=['mmauxq.datasets'],
+)
 HOOKS = Registry(
     'hook',
     parent=MMENGINE_HOOKS,
     scope='mmauxq',
-    locations=['mmauxq.engine.hooks'])
+    locations=['mmauxq.engine.hooks'],
+)
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     'optimizer wrapper constructor',
     parent=MMENGINE_CONSTRUCTORS,
     scope='mmauxq',
-    locations=['mmauxq.engine.optimizers'])
+    locations=['mmauxq.engine.optimizers'],
+)
+OPTIM_WRAPPERS = Registry(
+    'optim_wrapper',
+    parent=MMENGINE_OPTIM_WRAPPERS,
+    scope='mmauxq',
+    locations=['mmauxq.engine.optimizers'],
+)

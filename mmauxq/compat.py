@@ -1,0 +1,401 @@
+"""Every work-around for torch, MMEngine, MMPretrain and MMRazor.
+
+No other file patches a third-party package. Each function says what it does,
+why, until which version, and where the trouble is reported; a test in
+``tests/test_compat.py`` fails as soon as one is no longer needed.
+
+Tested with torch 2.11, mmengine 0.10.7 (onedl-mmengine 0.10.12), mmpretrain
+1.2.0 (onedl-mmpretrain 1.3.6), mmcv-lite 2.1.0 and mmrazor 1.0.0.
+"""
+
+import ast
+import importlib
+import os
+import pickle
+import traceback
+import warnings
+from pathlib import Path
+from typing import Any
+
+from .errors import UsageError
+
+__all__ = [
+    'default_optim_constructor',
+    'enable',
+    'enable_mmrazor',
+    'enable_safe_checkpoints',
+    'load_checkpoint',
+    'needs_pkg_resources',
+    'register_config_scope',
+    'silence_mmcv_lite',
+]
+
+
+def enable() -> None:
+    """Apply all work-arounds that training and testing need; idempotent."""
+    register_config_scope()
+    silence_mmcv_lite()
+    enable_safe_checkpoints()
+    enable_mmrazor()
+    default_optim_constructor()
+
+
+def silence_mmcv_lite() -> None:
+    """Hide the warning that mmcv-lite has no compiled operators.
+
+    Why: we use none, and it would stand above every one-line error.
+    Until: mmcv > 2.1.0 warns only where an operator is used.
+    https://github.com/open-mmlab/mmcv/issues/3310
+    """
+    warnings.filterwarnings(
+        'ignore', message='Fail to import ``MultiScaleDeformableAttention``'
+    )
+
+
+# --- configs ---------------------------------------------------------------
+
+
+def register_config_scope() -> None:
+    """Let ``_base_ = 'mmauxq::...'`` find the configs of this package.
+
+    Why: MMEngine's table of packages is closed. The value names a module,
+    not a distribution, on purpose: MMEngine then looks for the module's
+    folder, which is right for wheels and for every kind of editable install,
+    while for a distribution it guesses ``site-packages/mmauxq``.
+
+    Until: MMEngine takes any package (mmengine <= 0.10.7 and onedl-mmengine
+    <= 0.10.12 do not). https://github.com/open-mmlab/mmengine/issues/1410
+    """
+    from mmengine.config.utils import MODULE2PACKAGE
+
+    MODULE2PACKAGE.setdefault('mmauxq', 'mmauxq.version')
+
+
+def needs_pkg_resources(error: BaseException) -> bool:
+    """Whether ``pkg::`` bases failed because setuptools is too new.
+
+    Why: mmengine 0.10.7 looks packages up through ``pkg_resources``, which
+    setuptools 82 removed. The onedl fork does not need it.
+
+    Until: mmengine > 0.10.7. https://github.com/open-mmlab/mmcv/issues/3325
+    """
+    return (
+        isinstance(error, ModuleNotFoundError)
+        and error.name == 'pkg_resources'
+    )
+
+
+# --- mmrazor on a new torch ------------------------------------------------
+
+
+def enable_mmrazor() -> None:
+    """Make ``import mmrazor.models`` work; changes nothing that exists.
+
+    Why: mmrazor 1.0.0 was written for torch 1.13 and imports symbols of
+    ``torch.ao`` that were renamed or dropped since. We use its algorithm
+    and distiller classes, none of the code that needs these symbols, so
+    aliases are enough.
+
+    Until: mmrazor > 1.0.0 imports by itself on torch >= 2.0, or torch drops
+    ``torch.ao.quantization`` (then the error below says so).
+    https://github.com/open-mmlab/mmrazor/issues/615
+
+    Raises:
+        ImportError: If mmrazor cannot be imported, with the true cause.
+    """
+    try:
+        _alias_torch_ao()
+        importlib.import_module('mmrazor.models')
+    except (ImportError, AttributeError) as error:
+        import torch
+
+        raise ImportError(
+            f'mmrazor does not import on torch {torch.__version__}: '
+            f'{_cause_behind_placeholder(error)}'
+        ) from error
+
+
+def _alias_torch_ao() -> None:
+    # Used by set_backend_pattern_config, which does not import it.
+    import torch.ao.quantization.backend_config.utils  # noqa: F401
+    import torch.ao.quantization.fuser_method_mappings as mappings
+    from torch.ao.quantization.backend_config import BackendPatternConfig
+
+    def reverse_sequential_wrapper2(sequential):
+        return mappings._reverse2(mappings._sequential_wrapper2(sequential))
+
+    def setter(attribute):
+        def set_attribute(self, value):
+            setattr(self, attribute, value)
+            return self
+
+        return set_attribute
+
+    names = ('reverse2', 'reverse3')
+    aliases = {name: getattr(mappings, f'_{name}', None) for name in names}
+    aliases['reverse_sequential_wrapper2'] = reverse_sequential_wrapper2
+    for name, alias in aliases.items():
+        if alias is not None and not hasattr(mappings, name):
+            setattr(mappings, name, alias)
+    for attribute in (
+        '_input_output_observed',
+        '_overwrite_output_fake_quantize',
+        '_overwrite_output_observer',
+    ):
+        if not hasattr(BackendPatternConfig, f'_set{attribute}'):
+            setattr(
+                BackendPatternConfig, f'_set{attribute}', setter(attribute)
+            )
+
+
+def _cause_behind_placeholder(error: BaseException) -> str:
+    """What really went wrong: mmrazor's guarded imports hide it.
+
+    A name that torch no longer has becomes "`torch>=1.13` is not installed
+    properly"; the imports of the guilty file are tried one by one instead.
+    """
+    if 'is not installed properly' not in str(error):
+        return f'{type(error).__name__}: {error}'
+    files = [
+        Path(frame.filename)
+        for frame in traceback.extract_tb(error.__traceback__)
+        if 'mmrazor' in frame.filename
+        and not frame.filename.endswith('placeholder.py')
+        and Path(frame.filename).is_file()
+    ]
+    for file in reversed(files):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                for alias in node.names:
+                    module, name = node.module or '', alias.name
+                    try:
+                        if name != '*' and not hasattr(
+                            importlib.import_module(module), name
+                        ):
+                            importlib.import_module(f'{module}.{name}')
+                    except ImportError:
+                        return f'{module} has no {name} ({file.name})'
+    return str(error)
+
+
+# --- checkpoints under weights_only=True -----------------------------------
+
+
+class _PickledDtype:
+    """Stands in for ``numpy.dtype`` while a checkpoint is unpickled.
+
+    numpy's own ``dtype.__setstate__`` trusts its argument: a crafted state
+    turns float64 into a record of object pointers that are then read from
+    raw bytes. This one takes plain numbers and a byte order, no more.
+    """
+
+    def __init__(self, code: str, align: bool = False, copy: bool = True):
+        import numpy as np
+
+        if not isinstance(code, str) or np.dtype(code).kind not in 'biufc':
+            raise pickle.UnpicklingError(
+                f'numpy data of type {code!r} (allowed: plain numbers)'
+            )
+        self.dtype = np.dtype(code)
+
+    def __setstate__(self, state: tuple) -> None:
+        order = state[1]
+        if order not in ('<', '>', '|', '=') or any(state[2:5]):
+            raise pickle.UnpicklingError(f'a numpy dtype of state {state!r}')
+        self.dtype = self.dtype.newbyteorder(order)
+
+
+def _unpickle_scalar(dtype: _PickledDtype, raw: bytes):
+    import numpy as np
+
+    return np.frombuffer(raw, dtype.dtype, count=1)[0]
+
+
+def _pickled_array_class() -> type:
+    """The class of arrays read from a checkpoint (made once)."""
+    import numpy as np
+
+    class PickledArray(np.ndarray):
+        """An array whose pickled state is checked before numpy sees it."""
+
+        def __setstate__(self, state: tuple) -> None:  # type: ignore
+            version, shape, dtype, fortran, raw = state
+            if type(dtype) is not _PickledDtype or type(raw) is not bytes:
+                raise pickle.UnpicklingError('an array that is not numbers')
+            super().__setstate__((version, shape, dtype.dtype, fortran, raw))
+
+        def __reduce__(self) -> tuple:  # type: ignore
+            return self.view(np.ndarray).__reduce__()
+
+    return PickledArray
+
+
+def enable_safe_checkpoints() -> None:
+    """Load and resume checkpoints under ``weights_only=True``, always.
+
+    What: allow-lists what MMEngine stores beside tensors - HistoryBuffer and
+    numpy numbers - through stand-ins that accept nothing else; makes every
+    loader of the process safe through torch's own environment switch, also
+    those that ask for ``weights_only=False``; gives local files the one-line
+    errors of :func:`load_checkpoint`; and makes HistoryBuffer store its data
+    alone, so that new checkpoints do not name ``builtins.getattr``.
+
+    Why: torch >= 2.6 refuses MMEngine's own checkpoints. onedl-mmengine
+    allow-lists the real ``getattr`` and ``numpy.dtype`` for each load and
+    answers a refusal by loading unsafely; its list is emptied here.
+
+    Until: MMEngine stores plain types (0.10.7 and onedl 0.10.12 do not).
+    https://github.com/open-mmlab/mmengine/issues/1655
+    """
+    import torch
+
+    # Outside the guard: somebody may have changed the environment since.
+    os.environ.pop('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', None)
+    os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
+    if getattr(enable_safe_checkpoints, 'done', False):
+        return
+
+    import numpy as np
+    from mmengine.logging import HistoryBuffer
+    from mmengine.runner import checkpoint as mmengine_checkpoint
+
+    array_class = _pickled_array_class()
+
+    def reconstruct(cls: type, shape: tuple, typecode: Any):
+        if cls is not array_class:
+            raise pickle.UnpicklingError(f'a numpy array of class {cls!r}')
+        return np.ndarray.__new__(array_class, (0,), 'b')
+
+    def history_method(owner: Any, name: str):
+        # Protocol 2 writes the function HistoryBuffer.min as
+        # getattr(HistoryBuffer, 'min').
+        methods = HistoryBuffer._statistics_methods
+        if owner is not HistoryBuffer or name not in (
+            {'min', 'max', 'mean', 'current'} | set(methods)
+        ):
+            raise pickle.UnpicklingError(f'getattr({owner!r}, {name!r})')
+        return getattr(HistoryBuffer, name)
+
+    stand_ins = [
+        HistoryBuffer,
+        (history_method, 'builtins.getattr'),
+        (history_method, '__builtin__.getattr'),
+        (array_class, 'numpy.ndarray'),
+        (_PickledDtype, 'numpy.dtype'),
+    ]
+    for core in ('numpy.core', 'numpy._core'):  # numpy 1.x, numpy 2.x
+        stand_ins.append((reconstruct, f'{core}.multiarray._reconstruct'))
+        stand_ins.append((_unpickle_scalar, f'{core}.multiarray.scalar'))
+    torch.serialization.add_safe_globals(stand_ins)
+
+    def get_state(self) -> dict:
+        state = dict(self.__dict__)
+        state.pop('statistics_methods', None)
+        return state
+
+    def set_state(self, state: dict) -> None:
+        self._set_default_statistics()
+        for key in ('max_length', '_log_history', '_count_history'):
+            value = state[key]
+            if isinstance(value, np.ndarray):
+                value = np.array(value)
+            self.__dict__[key] = value
+
+    HistoryBuffer.__getstate__ = get_state
+    HistoryBuffer.__setstate__ = set_state
+
+    def load_from_local(filename, map_location):
+        return load_checkpoint(filename, map_location)
+
+    mmengine_checkpoint.CheckpointLoader.register_scheme(
+        '', load_from_local, force=True
+    )
+    if hasattr(mmengine_checkpoint, 'get_torch_safe_globals'):  # onedl
+        mmengine_checkpoint.get_torch_safe_globals = list
+    enable_safe_checkpoints.done = True  # type: ignore[attr-defined]
+
+
+def load_checkpoint(path, map_location='cpu') -> Any:
+    """Read a checkpoint file, or say in one line why not.
+
+    Args:
+        path: A local file.
+        map_location: As in :func:`torch.load`.
+
+    Raises:
+        UsageError: If the file is missing, unreadable, truncated, no
+            checkpoint, or holds anything but tensors, plain Python types and
+            MMEngine's own records. In no case is its code run.
+    """
+    import torch
+
+    enable_safe_checkpoints()
+    file = Path(path).expanduser()
+    if not file.exists():
+        raise UsageError(f'checkpoint {file} does not exist')
+    if not file.is_file():
+        raise UsageError(f'checkpoint {file} is not a file')
+    try:
+        return torch.load(file, map_location=map_location, weights_only=True)
+    except PermissionError as error:
+        raise UsageError(f'checkpoint {file} may not be read') from error
+    except pickle.UnpicklingError as error:
+        reason = _refusal(error)
+        if reason is None:
+            raise UsageError(
+                f'checkpoint {file} is truncated or not a checkpoint'
+            ) from error
+        raise UsageError(
+            f'checkpoint {file} is refused because it holds {reason}; '
+            'allowed are tensors, plain Python types and what MMEngine '
+            'stores'
+        ) from error
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        # A damaged file can fail in any way: zip directory, pickle
+        # opcodes, storage sizes.
+        if 'CUDA' in str(error):
+            raise
+        raise UsageError(
+            f'checkpoint {file} is truncated or not a checkpoint '
+            f'({type(error).__name__})'
+        ) from error
+
+
+def _refusal(error: pickle.UnpicklingError) -> str | None:
+    """What the safe loader found and did not allow; None if just damaged."""
+    text = str(error)
+    for mark in ('GLOBAL ', 'getattr(', 'a numpy', 'an array', 'numpy data'):
+        start = text.find(mark)
+        if start >= 0:
+            found = text[start:].removeprefix('GLOBAL ').split('\n')[0]
+            return found.split(' was not an allowed')[0][:120]
+    if 'unrecognized function' in text or 'allowlisted' in text:
+        return 'a call of an object that is no class of a checkpoint'
+    return None
+
+
+# --- weight decay ----------------------------------------------------------
+
+
+def default_optim_constructor() -> None:
+    """Make the default optimizer constructor spare quantizer scales.
+
+    Why: a recipe inherits the optimizer of an mmpretrain config unchanged
+    (two bases may not both define ``optim_wrapper``), so it cannot name a
+    constructor, yet learned scales must not decay. Without quantizers the
+    replacement does what MMEngine's own does.
+
+    Until: MMEngine lets a module say which parameters do not decay (0.10.7
+    and onedl 0.10.12 do not).
+    """
+    from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
+
+    from .engine.optimizers import QuantizerAwareOptimWrapperConstructor
+
+    OPTIM_WRAPPER_CONSTRUCTORS.register_module(
+        name='DefaultOptimWrapperConstructor',
+        module=QuantizerAwareOptimWrapperConstructor,
+        force=True,
+    )

@@ -1,0 +1,1 @@
+"""What surrounds the model: launching, optimizers, hooks."""

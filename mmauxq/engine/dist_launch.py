@@ -1,0 +1,90 @@
+"""Start one process per GPU, or on the CPU, and report how they ended.
+
+Called by ``tools/dist_train.sh`` and ``tools/dist_test.sh``. A thin wrapper
+of torchrun: it checks GPUS first, and replaces torchrun's report on failure
+(a traceback) by one line and the exit status of the rank that failed.
+"""
+
+import logging
+import os
+import socket
+import sys
+
+from mmauxq.errors import UsageError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run ``GPUS SCRIPT [ARGS]``; returns the exit status."""
+    gpus, *script = sys.argv[1:] if argv is None else argv
+    try:
+        processes = check_gpus(gpus)
+    except UsageError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    return _run(processes, script)
+
+
+def check_gpus(gpus: str) -> int:
+    """The number of processes that GPUS asks for.
+
+    Raises:
+        UsageError: If it is no positive integer, or if there are GPUs in
+            this machine, but fewer.
+    """
+    import torch
+
+    if not gpus.isdecimal() or int(gpus) < 1:
+        raise UsageError(f'GPUS must be a positive integer, not {gpus!r}')
+    there = torch.cuda.device_count()
+    if there and int(gpus) > there:
+        raise UsageError(f'GPUS is {gpus}, but this machine has {there}')
+    return int(gpus)
+
+
+def _run(processes: int, script: list[str]) -> int:
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.errors import (
+        ChildFailedError,
+    )
+
+    # As torchrun and MMEngine do, but without their warnings.
+    for name in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS'):
+        os.environ.setdefault(name, '1')
+    logging.getLogger('torch.distributed.elastic').setLevel(logging.CRITICAL)
+    args = run.get_args_parser().parse_args(
+        [
+            f'--nnodes={os.environ.get("NNODES", 1)}',
+            f'--node-rank={os.environ.get("NODE_RANK", 0)}',
+            f'--master-addr={os.environ.get("MASTER_ADDR", "127.0.0.1")}',
+            f'--master-port={os.environ.get("PORT") or _free_port()}',
+            f'--nproc-per-node={processes}',
+            *script,
+        ]
+    )
+    try:
+        run.run(args)
+    except ChildFailedError as error:
+        statuses = {f.exitcode for f in error.failures.values()}
+        if 2 in statuses:  # that rank has said why
+            return 2
+        rank, failure = error.get_first_failure()
+        how = (
+            f'was killed by signal {-failure.exitcode}'
+            if failure.exitcode < 0
+            else f'ended with exit status {failure.exitcode}'
+        )
+        print(
+            f'error: rank {rank} {how}; the job was stopped', file=sys.stderr
+        )
+        return failure.exitcode if failure.exitcode > 0 else 1
+    return 0
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        return probe.getsockname()[1]
+
+
+if __name__ == '__main__':
+    sys.exit(main())

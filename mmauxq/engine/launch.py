@@ -1,0 +1,468 @@
+"""What ``tools/train.py`` and ``tools/test.py`` share.
+
+A command has two phases. Everything up to the first iteration - reading the
+config, checking the inputs, building the runner, loading a checkpoint - is
+the set-up: what goes wrong there is something the user can mend, so it ends
+as one line on stderr and exit status 2 (``--debug`` shows the traceback).
+From the first iteration on, errors keep their traceback and exit with 1,
+except :class:`~mmauxq.errors.UsageError`.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from mmengine.config import Config, DictAction
+
+from mmauxq import compat
+from mmauxq.errors import UsageError
+
+# What a wrong config raises in MMEngine's builders.
+EXPECTED = (
+    AssertionError,
+    AttributeError,
+    ImportError,
+    KeyError,
+    OSError,
+    TypeError,
+    ValueError,
+)
+# How long another rank leaves the word to rank 0 (seconds).
+RANK_PATIENCE = 10
+
+
+def train(argv: list[str] | None = None) -> int:
+    """Train as a config says; returns the exit status."""
+    parser = _parser('Train a classifier as CONFIG says.')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='PATH',
+        help='continue from PATH, or from the newest checkpoint in the work '
+        'directory (starting fresh, with a warning, when there is none)',
+    )
+    parser.add_argument(
+        '--amp', action='store_true', help='automatic mixed precision'
+    )
+
+    def command(args: argparse.Namespace, started: Callable) -> None:
+        cfg = load_config(args)
+        _check_model(cfg, args.config)
+        _check_training(cfg, args.config)
+        _set_work_dir(cfg, args)
+        if args.amp:
+            _set_amp(cfg)
+        _set_resume(cfg, args.resume)
+        _runner(cfg, args, started).train()
+
+    return _guard(parser, argv, command)
+
+
+def test(argv: list[str] | None = None) -> int:
+    """Evaluate the low-precision network alone; returns the exit status."""
+    parser = _parser(
+        'Evaluate the network of CONFIG, without its guidance, with the '
+        'weights of CHECKPOINT (a training checkpoint or a slim one).'
+    )
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument(
+        '--out', metavar='FILE', help='write the metrics to this JSON file'
+    )
+
+    def command(args: argparse.Namespace, started: Callable) -> None:
+        cfg = load_config(args)
+        _check_model(cfg, args.config)
+        for key in ('test_dataloader', 'test_evaluator', 'test_cfg'):
+            if cfg.get(key) is None:
+                raise UsageError(f'{args.config} has no `{key}`')
+        out = _writable_file(args.out) if args.out else None
+        compat.load_checkpoint(args.checkpoint)  # before anything is built
+        _set_work_dir(cfg, args)
+        if cfg.model.get('type') == 'mmauxq.JointQAT':
+            cfg.model.guidance = None
+        cfg.resume, cfg.load_from = False, args.checkpoint
+        runner = _runner(cfg, args, started)
+        runner.register_hook(_fit_check(args.checkpoint), 'LOWEST')
+        metrics = {k: _plain(v) for k, v in runner.test().items()}
+        if _rank() == 0:
+            line = json.dumps(metrics)
+            if out is not None:
+                out.write_text(line + '\n')
+            _flush_logs()
+            print(line, flush=True)
+
+    return _guard(parser, argv, command)
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """Read the config file and lay the command-line options over it."""
+    path = args.config
+    if not Path(path).is_file():
+        raise UsageError(f'config {path} does not exist or is not a file')
+    try:
+        cfg = Config.fromfile(path)
+        if args.cfg_options:
+            cfg.merge_from_dict(args.cfg_options)
+    except Exception as error:  # a config is code: it may raise anything
+        if compat.needs_pkg_resources(error):
+            raise UsageError(
+                f'config {path}: bases such as mmpretrain:: need '
+                'pkg_resources: pip install "setuptools<82"'
+            ) from error
+        raise UsageError(f'config {path}: {one_line(error)}') from error
+    cfg.launcher = args.launcher
+    return cfg
+
+
+def one_line(error: BaseException, width: int = 600) -> str:
+    """The message of an error without line breaks and without its type,
+    unless the message alone would not make sense."""
+    text = str(error.args[0]) if isinstance(error, KeyError) else str(error)
+    text = ' '.join(text.split())
+    if isinstance(error, KeyError) and ' ' not in text:
+        text = f'missing key {text!r}'
+    elif not isinstance(error, (UsageError, KeyError)):
+        text = f'{type(error).__name__}: {text}'
+    return text if len(text) <= width else text[: width - 3] + '...'
+
+
+# --- the two phases --------------------------------------------------------
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f'{message} (see {self.prog} --help)')
+
+
+def _parser(description: str) -> argparse.ArgumentParser:
+    parser = _Parser(description=description)
+    parser.add_argument('config', help='config file')
+    parser.add_argument(
+        '--work-dir',
+        help='where logs and checkpoints go (default: '
+        './work_dirs/NAME-OF-CONFIG)',
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='override settings of the config, such as '
+        'model.guidance.loss_weight=0.3 or data.key="[a,b]"',
+    )
+    parser.add_argument(
+        '--launcher',
+        default='none',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        help='job launcher',
+    )
+    # torch.distributed.launch writes one or the other.
+    parser.add_argument(
+        '--local_rank',
+        '--local-rank',
+        type=int,
+        default=0,
+        help=argparse.SUPPRESS,
+    )
+    parser.add_argument(
+        '--debug', action='store_true', help='show tracebacks of all errors'
+    )
+    return parser
+
+
+def _guard(
+    parser: argparse.ArgumentParser,
+    argv: list[str] | None,
+    command: Callable[[argparse.Namespace, Callable], None],
+) -> int:
+    """Run a command under the error policy of this file."""
+    argv = sys.argv[1:] if argv is None else argv
+    compat.silence_mmcv_lite()
+    debug = '--debug' in argv
+    running = False
+
+    def started() -> None:
+        nonlocal running
+        running = True
+
+    try:
+        command(_parse(parser, argv), started)
+    except Exception as error:
+        mendable = isinstance(error, UsageError) or (
+            not running and _is_expected(error)
+        )
+        if debug or not mendable:
+            traceback.print_exc()
+        if mendable:
+            _complain(one_line(error))
+        return 2 if mendable else 1
+    finally:
+        _leave_process_group()
+    return 0
+
+
+def _parse(parser: argparse.ArgumentParser, argv: list[str]):
+    try:
+        args = parser.parse_args(argv)
+    except UsageError:
+        raise
+    except Exception as error:  # DictAction raises through argparse
+        raise UsageError(
+            '--cfg-options takes KEY=VALUE pairs such as '
+            f'train_cfg.max_epochs=10 ({one_line(error)})'
+        ) from error
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    return args
+
+
+def _is_expected(error: Exception) -> bool:
+    from mmengine.config.utils import ConfigParsingError
+
+    return isinstance(error, (*EXPECTED, ConfigParsingError))
+
+
+def _complain(message: str) -> None:
+    """Print one line; in a distributed job, only from one rank.
+
+    Another rank waits, so that rank 0, which as a rule has the same trouble,
+    speaks first and the launcher stops the rest.
+    """
+    _flush_logs()
+    rank = _rank()
+    if rank:
+        time.sleep(RANK_PATIENCE)
+        message = f'(rank {rank}) {message}'
+    print(f'error: {message}', file=sys.stderr, flush=True)
+
+
+def _rank() -> int:
+    for name in ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK'):
+        if os.environ.get(name, '').isdigit():
+            return int(os.environ[name])
+    return 0
+
+
+def _flush_logs() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+
+
+def _leave_process_group() -> None:
+    torch = sys.modules.get('torch')
+    if torch is not None and torch.distributed.is_available():
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+# --- checks of the input ---------------------------------------------------
+
+
+def _check_model(cfg: Config, path: str) -> None:
+    model = cfg.get('model')
+    if not isinstance(model, dict):
+        raise UsageError(f'{path} has no `model`')
+    network = model.get('architecture', model)
+    if not isinstance(network, dict) or 'type' not in network:
+        raise UsageError(f'{path} has no classifier: `model` has no `type`')
+    if 'type' not in model:
+        raise UsageError(f'{path}: `model` has no `type`')
+    if 'backbone' in network and not network.get('head'):
+        raise UsageError(
+            f'{path} has no classifier: `model` has a backbone but no head'
+        )
+
+
+def _check_training(cfg: Config, path: str) -> None:
+    for key in ('train_dataloader', 'train_cfg', 'optim_wrapper'):
+        if cfg.get(key) is None:
+            raise UsageError(f'{path} has no `{key}`')
+
+
+def _set_work_dir(cfg: Config, args: argparse.Namespace) -> None:
+    """Decide on the work directory and see that it can be written."""
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = os.path.join('work_dirs', Path(args.config).stem)
+    try:
+        os.makedirs(cfg.work_dir, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cfg.work_dir):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f'work dir {cfg.work_dir} cannot be written: {error.strerror}'
+        ) from error
+
+
+def _writable_file(path: str) -> Path:
+    file = Path(path)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open('a'):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f'--out {path} cannot be written: {error.strerror}'
+        ) from error
+    return file
+
+
+def _set_amp(cfg: Config) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    else:
+        cfg.optim_wrapper.type = 'mmauxq.BFloat16OptimWrapper'
+        for key in ('loss_scale', 'dtype'):
+            cfg.optim_wrapper.pop(key, None)
+
+
+def _set_resume(cfg: Config, resume: str | None) -> None:
+    if resume is None:
+        if cfg.get('load_from') and '://' not in cfg.load_from:
+            compat.load_checkpoint(cfg.load_from)
+        return
+    if resume == 'auto':
+        found = _newest_checkpoint(Path(cfg.work_dir))
+        if found is None:
+            # A float start given by load_from stays: MMEngine's own
+            # auto-resume would drop it and train from scratch.
+            if _rank() == 0:
+                print(
+                    f'warning: no checkpoint to resume in {cfg.work_dir}, '
+                    'starting fresh',
+                    file=sys.stderr,
+                )
+            cfg.resume = False
+            return
+        resume = str(found)
+    compat.load_checkpoint(resume)  # before anything is built
+    cfg.resume, cfg.load_from = True, resume
+
+
+def _newest_checkpoint(work_dir: Path) -> Path | None:
+    """What MMEngine last saved completely, also in a moved work directory."""
+    pointer = work_dir / 'last_checkpoint'
+    if not pointer.is_file():
+        return None
+    named = Path(pointer.read_text().strip())
+    moved = work_dir / named.name
+    return moved if moved.is_file() and not named.is_file() else named
+
+
+# --- the runner ------------------------------------------------------------
+
+
+def _runner(cfg: Config, args: argparse.Namespace, started: Callable):
+    """Build the runner; ``started`` is called at the first iteration."""
+    compat.enable()
+    from mmengine.registry import RUNNERS
+    from mmengine.runner import Runner
+
+    if args.launcher != 'none':
+        _set_distributed(cfg, args.launcher)
+    if 'runner_type' in cfg:
+        runner = RUNNERS.build(cfg)
+    else:
+        runner = Runner.from_cfg(cfg)
+    runner.register_hook(_start_mark(started), 'VERY_HIGH')
+    return runner
+
+
+def _set_distributed(cfg: Config, launcher: str) -> None:
+    """Without a GPU: processes on the CPU that talk through gloo.
+
+    MMEngine's ``launcher='pytorch'`` always selects a CUDA device, but it
+    leaves a process group alone that exists already.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        local, gpus = int(os.environ['LOCAL_RANK']), torch.cuda.device_count()
+        if launcher == 'pytorch' and local >= gpus:
+            raise UsageError(
+                f'process {local} of this machine has no GPU (it has {gpus})'
+            )
+        return
+    if launcher != 'pytorch':
+        raise UsageError(
+            f'--launcher {launcher} needs a GPU; without one, '
+            'use tools/dist_train.sh'
+        )
+    if 'RANK' not in os.environ:
+        raise UsageError(
+            '--launcher pytorch is for torchrun; '
+            'use tools/dist_train.sh CONFIG GPUS'
+        )
+    if cfg.get('sync_bn'):
+        raise UsageError('sync_bn needs a GPU; set sync_bn=None')
+    torch.distributed.init_process_group('gloo')
+    wrapper = cfg.get('model_wrapper_cfg') or dict(
+        type='MMDistributedDataParallel',
+        broadcast_buffers=False,
+        find_unused_parameters=cfg.get('find_unused_parameters', False),
+    )
+    cfg.model_wrapper_cfg = dict(wrapper, device_ids=None)
+
+
+def _start_mark(started: Callable):
+    from mmengine.hooks import Hook
+
+    class StartMark(Hook):
+        """Tells when set-up is over."""
+
+        def before_train(self, runner) -> None:
+            started()
+
+        def before_test(self, runner) -> None:
+            started()
+
+    return StartMark()
+
+
+def _fit_check(path: str):
+    from mmengine.hooks import Hook
+    from mmengine.model import is_model_wrapper
+
+    class FitCheck(Hook):
+        """Refuses a checkpoint that leaves part of the network unset.
+
+        MMEngine only warns, and would evaluate random weights.
+        """
+
+        def after_load_checkpoint(self, runner, checkpoint) -> None:
+            model = runner.model
+            model = model.module if is_model_wrapper(model) else model
+            state = checkpoint.get('state_dict', checkpoint)
+            state = {k.removeprefix('module.'): v for k, v in state.items()}
+            try:
+                missing = model.load_state_dict(state, False).missing_keys
+            except RuntimeError as error:
+                detail = str(error).split('\n')[1:2] or [str(error)]
+                raise UsageError(
+                    f'checkpoint {path} is of another architecture: '
+                    f'{detail[0].strip()}'
+                ) from error
+            missing = [k for k in missing if 'num_batches_tracked' not in k]
+            if missing:
+                raise UsageError(
+                    f'checkpoint {path} is of another architecture: '
+                    f'{len(missing)} entries are missing, such as '
+                    f'{", ".join(missing[:3])}'
+                )
+
+    return FitCheck()
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if hasattr(value, 'tolist') else value

@@ -1,0 +1,90 @@
+import inspect
+
+import torch.nn as nn
+from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
+from mmengine.registry import OPTIMIZERS
+
+from mmauxq.registry import OPTIM_WRAPPER_CONSTRUCTORS
+
+QUANTIZERS = frozenset({'weight_quantizer', 'input_quantizer'})
+
+
+def is_quantizer_parameter(name: str) -> bool:
+    """Whether a parameter of this dotted name belongs to a quantizer.
+
+    By name and not by class, because the optimizer side of the package may
+    be used without building any quantizer.
+    """
+    return not QUANTIZERS.isdisjoint(name.split('.'))
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class QuantizerAwareOptimWrapperConstructor(DefaultOptimWrapperConstructor):
+    """MMEngine's default constructor, but quantizer scales do not decay.
+
+    Weight decay pulls a learned step towards zero, where it only coarsens
+    the levels. A model without quantizers is treated exactly as by the
+    parent class. With quantizers and without ``paramwise_cfg`` there are two
+    parameter groups: the scales, with ``weight_decay=0``, and all others.
+    With ``paramwise_cfg`` the learning rates are as the user set them; a
+    ``custom_keys`` entry that names a quantizer and has ``decay_mult`` (or
+    ``weight_decay``) overrides the rule.
+    """
+
+    def __call__(self, model: nn.Module) -> OptimWrapper:
+        if hasattr(model, 'module'):
+            model = model.module
+        scales = {
+            parameter
+            for name, parameter in model.named_parameters()
+            if is_quantizer_parameter(name)
+        }
+        if not scales or self.paramwise_cfg or not self._knows_decay():
+            return super().__call__(model)
+        others = [p for p in model.parameters() if p not in scales]
+        groups = [
+            {'params': others},
+            {
+                'params': [p for p in model.parameters() if p in scales],
+                'weight_decay': 0.0,
+            },
+        ]
+        return super().__call__(_Grouped([g for g in groups if g['params']]))
+
+    def add_params(self, params: list, module: nn.Module, prefix='', **kwargs):
+        super().add_params(params, module, prefix=prefix, **kwargs)
+        if prefix or self._user_decides() or not self._knows_decay():
+            return
+        scales = {
+            parameter
+            for name, parameter in module.named_parameters()
+            if is_quantizer_parameter(name)
+        }
+        for group in params:
+            if not scales.isdisjoint(group['params']):
+                group['weight_decay'] = 0.0
+
+    def _user_decides(self) -> bool:
+        return any(
+            'quantizer' in key and {'decay_mult', 'weight_decay'} & set(value)
+            for key, value in self.paramwise_cfg.get('custom_keys', {}).items()
+        )
+
+    def _knows_decay(self) -> bool:
+        kind = self.optimizer_cfg['type']
+        if isinstance(kind, str):
+            with OPTIMIZERS.switch_scope_and_registry(None) as registry:
+                kind = registry.get(kind)
+        return kind is not None and (
+            'weight_decay' in inspect.signature(kind).parameters
+        )
+
+
+class _Grouped:
+    """Hands ready parameter groups to the parent as ``parameters()``."""
+
+    def __init__(self, groups: list[dict]):
+        self._groups = groups
+
+    def parameters(self) -> list[dict]:
+        return self._groups

@@ -1,0 +1,41 @@
+"""Shared by all tests."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope='session')
+def root() -> Path:
+    """The repository."""
+    return ROOT
+
+
+@pytest.fixture
+def run_python(tmp_path):
+    """Run Python in a fresh process; returns the finished process.
+
+    The repository is importable, the current directory is empty.
+    """
+
+    def run(*args, cwd=tmp_path, env=None, python=sys.executable, path=ROOT):
+        environment = {**os.environ, 'OMP_NUM_THREADS': '1', **(env or {})}
+        for name in list(environment):  # set by mmauxq.compat in this process
+            if name.endswith('WEIGHTS_ONLY_LOAD'):
+                del environment[name]
+        environment['PYTHONPATH'] = str(path) if path else ''
+        return subprocess.run(
+            [str(python), *map(str, args)],
+            cwd=cwd,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+
+    return run

@@ -1,0 +1,136 @@
+import pytest
+import torch
+from mmengine.optim import DefaultOptimWrapperConstructor, build_optim_wrapper
+from torch import nn
+
+from mmauxq import compat
+from mmauxq.engine.optimizers import QuantizerAwareOptimWrapperConstructor
+
+SGD = dict(type='SGD', lr=0.1, momentum=0.9, weight_decay=1e-4)
+CUSTOM = dict(custom_keys={'conv.weight_quantizer': dict(lr_mult=0.1)})
+
+
+class Scale(nn.Module):
+    def __init__(self, shape=()):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(shape))
+
+
+class Network(nn.Module):
+    def __init__(self, quantized=True):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.norm = nn.BatchNorm2d(4)
+        if quantized:
+            self.conv.weight_quantizer = Scale((4, 1, 1, 1))
+            self.conv.input_quantizer = Scale()
+
+
+def build(model, optimizer=SGD, **kwargs):
+    make = QuantizerAwareOptimWrapperConstructor(
+        dict(optimizer=dict(optimizer)), **kwargs
+    )
+    return make(model).optimizer
+
+
+def decay_by_name(model, optimizer) -> dict:
+    names = {id(p): n for n, p in model.named_parameters()}
+    return {
+        names[id(p)]: group['weight_decay']
+        for group in optimizer.param_groups
+        for p in group['params']
+    }
+
+
+def test_two_groups_and_scales_do_not_decay():
+    model = Network()
+    optimizer = build(model)
+    assert len(optimizer.param_groups) == 2
+    decays = decay_by_name(model, optimizer)
+    assert len(decays) == len(list(model.parameters()))
+    for name, decay in decays.items():
+        assert decay == (0 if 'quantizer' in name else 1e-4), name
+
+
+def test_without_quantizers_as_mmengine():
+    model = Network(quantized=False)
+    theirs = DefaultOptimWrapperConstructor(dict(optimizer=dict(SGD)))(model)
+    ours = build(model)
+    assert ours.state_dict() == theirs.optimizer.state_dict()
+
+
+@pytest.mark.parametrize(
+    'paramwise', [CUSTOM, dict(norm_decay_mult=0.0), dict(bias_lr_mult=2.0)]
+)
+def test_with_paramwise_cfg(paramwise):
+    model = Network()
+    optimizer = build(model, paramwise_cfg=paramwise)
+    decays = decay_by_name(model, optimizer)
+    assert decays['conv.weight_quantizer.scale'] == 0
+    assert decays['conv.input_quantizer.scale'] == 0
+    assert decays['conv.weight'] == 1e-4
+    if paramwise is CUSTOM:
+        lrs = {id(g['params'][0]): g['lr'] for g in optimizer.param_groups}
+        scale = model.conv.weight_quantizer.scale
+        assert lrs[id(scale)] == pytest.approx(0.01)
+
+
+def test_user_may_decide_otherwise():
+    keys = {'weight_quantizer.': dict(decay_mult=2.0)}
+    model = Network()
+    optimizer = build(model, paramwise_cfg=dict(custom_keys=keys))
+    decays = decay_by_name(model, optimizer)
+    assert decays['conv.weight_quantizer.scale'] == 2e-4
+
+
+def test_optimizer_with_decay_by_default():
+    model = Network()
+    decays = decay_by_name(model, build(model, dict(type='AdamW', lr=0.1)))
+    assert decays['conv.input_quantizer.scale'] == 0
+    assert decays['conv.weight'] == 0.01
+
+
+def test_optimizer_without_decay():
+    build(Network(), dict(type='Rprop', lr=0.1))
+
+
+def test_frozen_parameters_are_kept_as_mmengine_does():
+    model = Network()
+    model.norm.requires_grad_(False)
+    decays = decay_by_name(model, build(model))
+    assert 'norm.weight' in decays
+
+
+@pytest.mark.parametrize('scope', ['mmengine', 'mmpretrain'])
+def test_default_of_every_scope(scope):
+    import mmpretrain.engine  # noqa: F401
+    from mmengine.registry import DefaultScope
+
+    compat.default_optim_constructor()
+    model = Network()
+    with DefaultScope.overwrite_default_scope(scope):
+        wrapper = build_optim_wrapper(
+            model, dict(type='OptimWrapper', optimizer=dict(SGD))
+        )
+    assert len(wrapper.optimizer.param_groups) == 2
+
+
+def test_layer_decay_constructor_spares_flat_parameters():
+    """mmpretrain's own constructor is not replaced: it need not be, for
+    scales of one dimension under flat_decay_mult=0."""
+    from mmpretrain.engine import LearningRateDecayOptimWrapperConstructor
+
+    class Layered(Network):
+        def get_layer_depth(self, name, prefix=''):
+            return 0, 1
+
+    model = Layered()
+    model.conv.weight_quantizer = Scale((4,))
+    make = LearningRateDecayOptimWrapperConstructor(
+        dict(optimizer=dict(type='AdamW', lr=0.1, weight_decay=0.05)),
+        paramwise_cfg=dict(layer_decay_rate=0.5, flat_decay_mult=0.0),
+    )
+    decays = decay_by_name(model, make(model).optimizer)
+    assert decays['conv.weight_quantizer.scale'] == 0
+    # A scale of no dimension does decay there, so the recipe names it.
+    assert decays['conv.input_quantizer.scale'] == 0.05

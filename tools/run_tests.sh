@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Set everything up in .venv and run the tests: bash tools/run_tests.sh
+# Arguments go to pytest.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+. tools/setup_env.sh
+setup_env openmmlab,tests
+# One thread per worker: the tests are small and there are two workers.
+export OMP_NUM_THREADS=1
+exec python -m pytest -n 2 "$@"

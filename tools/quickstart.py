@@ -29,9 +29,14 @@ from mmauxq import compat
 
 compat.enable()
 
-from mmauxq.evaluation import (Trial, block_gradient_norms,  # noqa: E402
-                               count_levels, deployed_bytes, operand_values,
-                               run_trial)
+from mmauxq.evaluation import (  # noqa: E402
+    Trial,
+    block_gradient_norms,
+    count_levels,
+    deployed_bytes,
+    operand_values,
+    run_trial,
+)
 from mmauxq.evaluation.figures import plot_overview  # noqa: E402
 from mmauxq.export import save_slim  # noqa: E402
 
@@ -51,13 +56,19 @@ def train(out: Path, seed: int, console: Console) -> dict[str, Trial]:
             config.merge_from_dict(options)
             task = progress.add_task(f'seed {seed}: {name}', total=None)
             trials[name] = run_trial(
-                config, out / f'seed{seed}' / name.replace(' ', '_'), seed,
+                config,
+                out / f'seed{seed}' / name.replace(' ', '_'),
+                seed,
                 lambda done, of: progress.update(
-                    task, completed=done, total=of))
+                    task, completed=done, total=of
+                ),
+            )
             progress.remove_task(task)
-            console.print(f'  seed {seed}: {name:24s} top-1 '
-                          f'{trials[name].accuracy[-1]:6.2f} %   '
-                          f'{trials[name].seconds:5.1f} s')
+            console.print(
+                f'  seed {seed}: {name:24s} top-1 '
+                f'{trials[name].accuracy[-1]:6.2f} %   '
+                f'{trials[name].seconds:5.1f} s'
+            )
 
         run('float', 'float_r20_digits.py')
         for start, where in STARTS.items():
@@ -65,9 +76,13 @@ def train(out: Path, seed: int, console: Console) -> dict[str, Trial]:
                 options = {}
                 if start == 'float':
                     options['model.float_checkpoint'] = str(
-                        trials['float'].last_checkpoint)
-                run(f'{label} {where}', f'{guidance}_r20_w2a2_digits.py',
-                    **options)
+                        trials['float'].last_checkpoint
+                    )
+                run(
+                    f'{label} {where}',
+                    f'{guidance}_r20_w2a2_digits.py',
+                    **options,
+                )
     return trials
 
 
@@ -88,7 +103,8 @@ def evaluate_slim(trial: Trial) -> tuple[float, Path, Runner]:
 def some_batch(runner: Runner) -> dict:
     """128 training images, preprocessed."""
     dataset = runner.build_dataloader(
-        runner.cfg.train_dataloader, seed=0).dataset
+        runner.cfg.train_dataloader, seed=0
+    ).dataset
     batch = pseudo_collate([dataset[i] for i in range(128)])
     return runner.model.data_preprocessor(batch, True)
 
@@ -106,7 +122,7 @@ def gradients(trial: Trial) -> dict[str, dict[str, float]]:
     norms = block_gradient_norms(runner.model, **some_batch(runner))
     return {
         f'loss of F alone (epoch {middle})': norms['student'],
-        'with the module\'s loss': norms['joint']
+        "with the module's loss": norms['joint'],
     }
 
 
@@ -120,18 +136,24 @@ def mean_and_spread(values: list[float]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument(
-        '--out', type=Path, default=Path('work_dirs/quickstart'),
-        help='folder of checkpoints, table and figure')
+        '--out',
+        type=Path,
+        default=Path('work_dirs/quickstart'),
+        help='folder of checkpoints, table and figure',
+    )
     parser.add_argument(
-        '--seeds', type=int, nargs='+', default=[0], help='default: 0')
+        '--seeds', type=int, nargs='+', default=[0], help='default: 0'
+    )
     args = parser.parse_args()
     console = Console()
     begin = time.perf_counter()
 
-    console.print('Training ResNet-20 (8-16-32) on 1,198 digits; '
-                  'top-1 on 599 others.')
+    console.print(
+        'Training ResNet-20 (8-16-32) on 1,198 digits; top-1 on 599 others.'
+    )
     runs = [train(args.out, seed, console) for seed in args.seeds]
     names = list(runs[0])
     tested, sizes, runner = {}, {}, None
@@ -141,35 +163,56 @@ def main() -> int:
             top1, slim, runner = evaluate_slim(trials[name])
             logged = trials[name].accuracy[-1]
             if top1 != logged:
-                console.print(f'error: {slim} gives top-1 {top1}, training '
-                              f'logged {logged}')
+                console.print(
+                    f'error: {slim} gives top-1 {top1}, training '
+                    f'logged {logged}'
+                )
                 return 1
             tested[name].append(top1)
         sizes[name] = deployed_bytes(runner.model.architecture)
     tested = {'float': [t['float'].accuracy[-1] for t in runs], **tested}
-    sizes = {'float': sum(
-        4 * p.numel() for p in runner.model.architecture.parameters()),
-             **sizes}
+    sizes = {
+        'float': sum(
+            4 * p.numel() for p in runner.model.architecture.parameters()
+        ),
+        **sizes,
+    }
 
     table = Table(title='Digits, W2A2 (first and last layer float)')
     for column in ('network', 'top-1 (%)', 'bytes', 'training step'):
-        table.add_column(column, justify='left' if column == 'network' else
-                         'right')
+        table.add_column(
+            column, justify='left' if column == 'network' else 'right'
+        )
     record = []
     for name in names:
         plain = name.replace('auxiliary', 'plain')
         steps = [t[name].step_seconds / t[plain].step_seconds for t in runs]
         overhead = f'{np.median(steps):.2f}x plain' if plain != name else ''
         if name == 'float':
-            table.add_row(name, mean_and_spread(tested[name]),
-                          f'{sizes[name]:,}', '', end_section=True)
+            table.add_row(
+                name,
+                mean_and_spread(tested[name]),
+                f'{sizes[name]:,}',
+                '',
+                end_section=True,
+            )
         else:
-            table.add_row(name, mean_and_spread(tested[name]),
-                          f'{sizes[name]:,}', overhead or '1.00x')
-        record.append(dict(
-            network=name, seeds=args.seeds, top1=tested[name],
-            bytes=sizes[name], step_over_plain=steps,
-            accuracy=[t[name].accuracy for t in runs]))
+            table.add_row(
+                name,
+                mean_and_spread(tested[name]),
+                f'{sizes[name]:,}',
+                overhead or '1.00x',
+            )
+        record.append(
+            dict(
+                network=name,
+                seeds=args.seeds,
+                top1=tested[name],
+                bytes=sizes[name],
+                step_over_plain=steps,
+                accuracy=[t[name].accuracy for t in runs],
+            )
+        )
     console.print(table)
 
     model = runner.model.eval()
@@ -179,24 +222,33 @@ def main() -> int:
     figure = args.out / 'overview.png'
     layer = 'architecture.backbone.layer2.1.conv2'
     plot_overview(
-        figure, f'Digits, ResNet-20 (8-16-32) at W2A2, '
+        figure,
+        f'Digits, ResNet-20 (8-16-32) at W2A2, '
         f'{len(runs)} seed{"s" * (len(runs) > 1)}',
-        {name: np.array([t[name].accuracy for t in runs])
-         for name in names},
+        {name: np.array([t[name].accuracy for t in runs]) for name in names},
         gradients(runs[0]['auxiliary from scratch']),
-        [('an activation', values[f'{layer}.input_quantizer']),
-         ('a weight', values[f'{layer}.weight_quantizer'])])
+        [
+            ('an activation', values[f'{layer}.input_quantizer']),
+            ('a weight', values[f'{layer}.weight_quantizer']),
+        ],
+    )
     with open(args.out / 'results.jsonl', 'w') as file:
         file.writelines(json.dumps(row) + '\n' for row in record)
     broken = [count.name for count in audit if not count.holds]
-    console.print(f'{len(audit) - len(broken)} of {len(audit)} quantized '
-                  'tensors hold at most 4 values'
-                  + (f'; NOT {broken}' if broken else '.'))
+    console.print(
+        f'{len(audit) - len(broken)} of {len(audit)} quantized '
+        'tensors hold at most 4 values'
+        + (f'; NOT {broken}' if broken else '.')
+    )
     if len(runs) == 1:
-        console.print('One seed: differences of a point or two are noise; '
-                      'the README has five seeds with their spread.')
-    console.print(f'Figure: {figure}\nSlim checkpoint: {slim}\n'
-                  f'{time.perf_counter() - begin:.0f} s in all.')
+        console.print(
+            'One seed: differences of a point or two are noise; '
+            'the README has five seeds with their spread.'
+        )
+    console.print(
+        f'Figure: {figure}\nSlim checkpoint: {slim}\n'
+        f'{time.perf_counter() - begin:.0f} s in all.'
+    )
     return 1 if broken else 0
 
 

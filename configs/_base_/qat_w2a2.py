@@ -2,4 +2,5 @@
 _base_ = './quantizers/lsq.py'
 
 quantization = dict(
-    quantizers=dict(weight=dict(bits=2), activation=dict(bits=2)))
+    quantizers=dict(weight=dict(bits=2), activation=dict(bits=2))
+)

@@ -2,4 +2,5 @@
 _base_ = './quantizers/lsq.py'
 
 quantization = dict(
-    quantizers=dict(weight=dict(bits=3), activation=dict(bits=3)))
+    quantizers=dict(weight=dict(bits=3), activation=dict(bits=3))
+)

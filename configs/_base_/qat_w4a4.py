@@ -2,4 +2,5 @@
 _base_ = './quantizers/lsq.py'
 
 quantization = dict(
-    quantizers=dict(weight=dict(bits=4), activation=dict(bits=4)))
+    quantizers=dict(weight=dict(bits=4), activation=dict(bits=4))
+)

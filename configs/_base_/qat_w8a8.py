@@ -2,4 +2,5 @@
 _base_ = './quantizers/lsq.py'
 
 quantization = dict(
-    quantizers=dict(weight=dict(bits=8), activation=dict(bits=8)))
+    quantizers=dict(weight=dict(bits=8), activation=dict(bits=8))
+)

@@ -19,22 +19,30 @@ def normalise(checkpoint: Any, source: str) -> dict[str, Tensor]:
     state = checkpoint
     if isinstance(checkpoint, dict) and 'state_dict' in checkpoint:
         state = checkpoint['state_dict']
-    if not isinstance(state, dict) or not state or not all(
-            isinstance(value, Tensor) for value in state.values()):
+    if (
+        not isinstance(state, dict)
+        or not state
+        or not all(isinstance(value, Tensor) for value in state.values())
+    ):
         raise UsageError(f'{source}: holds no state dict of tensors')
-    state = {key.removeprefix('module.'): value
-             for key, value in state.items()}
+    state = {
+        key.removeprefix('module.'): value for key, value in state.items()
+    }
     if any(key.startswith('architecture.') for key in state):
-        state = {key.removeprefix('architecture.'): value
-                 for key, value in state.items()
-                 if key.startswith('architecture.')}
+        state = {
+            key.removeprefix('architecture.'): value
+            for key, value in state.items()
+            if key.startswith('architecture.')
+        }
     return state
 
 
-def check_architecture(architecture: nn.Module,
-                       state: dict[str, Tensor],
-                       source: str,
-                       other_head: bool = False) -> dict[str, Tensor]:
+def check_architecture(
+    architecture: nn.Module,
+    state: dict[str, Tensor],
+    source: str,
+    other_head: bool = False,
+) -> dict[str, Tensor]:
     """``state``, if it is one of ``architecture``.
 
     Quantizer state may be missing, as it is in a float checkpoint.
@@ -54,9 +62,11 @@ def check_architecture(architecture: nn.Module,
     seen = dict(state)
     for hook in architecture._load_state_dict_pre_hooks.values():
         hook(seen, '', {}, True, [], [], [])
-    quantizers = tuple(f'{name}.' for name, module in
-                       architecture.named_modules()
-                       if isinstance(module, Quantizer))
+    quantizers = tuple(
+        f'{name}.'
+        for name, module in architecture.named_modules()
+        if isinstance(module, Quantizer)
+    )
     missing, differing = [], []
     for key, value in architecture.state_dict().items():
         if quantizers and key.startswith(quantizers) and key not in seen:
@@ -66,18 +76,23 @@ def check_architecture(architecture: nn.Module,
         elif seen[key].shape != value.shape:
             differing.append(
                 f'{key} is {tuple(seen[key].shape)} there and '
-                f'{tuple(value.shape)} here')
+                f'{tuple(value.shape)} here'
+            )
     if other_head:
         left_out = [text for text in differing if text.startswith('head.')]
         differing = [text for text in differing if text not in left_out]
         for text in left_out:
             del state[text.split(' ')[0]]
-            print_log(f'{source}: {text}; it starts from random weights',
-                      logger='current', level=logging.WARNING)
+            print_log(
+                f'{source}: {text}; it starts from random weights',
+                logger='current',
+                level=logging.WARNING,
+            )
     problems = [f'{key} is missing' for key in missing] + differing
     if problems:
         raise UsageError(
             f'{source}: is not one of this architecture '
             f'({type(architecture.backbone).__name__}): {problems[0]}'
-            + (f', and {len(problems) - 1} more' if problems[1:] else ''))
+            + (f', and {len(problems) - 1} more' if problems[1:] else '')
+        )
     return state

@@ -17,8 +17,14 @@ DEFAULT_SIZE = 224
 
 def input_shape(model: nn.Module) -> tuple[int, int, int]:
     """(C, H, W) that ``model`` was made for, as far as it says so."""
-    channels = next((m.in_channels for m in model.modules()
-                     if isinstance(m, CONVOLUTIONS)), 3)
+    channels = next(
+        (
+            m.in_channels
+            for m in model.modules()
+            if isinstance(m, CONVOLUTIONS)
+        ),
+        3,
+    )
     size = getattr(model.backbone, 'img_size', None) or DEFAULT_SIZE
     height, width = (size, size) if isinstance(size, int) else tuple(size)
     return channels, height, width
@@ -60,8 +66,10 @@ def run(model: nn.Module, inputs: Tensor) -> tuple[list[str], int, int]:
     order: list[str] = []
     handles = [
         module.register_forward_pre_hook(
-            lambda _, args, name=name: order.append(name))
-        for name, module in model.named_modules() if is_quantizable(module)
+            lambda _, args, name=name: order.append(name)
+        )
+        for name, module in model.named_modules()
+        if is_quantizable(module)
     ]
     try:
         with _evaluating(model), FlopCounterMode(display=False) as counter:
@@ -71,21 +79,28 @@ def run(model: nn.Module, inputs: Tensor) -> tuple[list[str], int, int]:
         raise UsageError(
             f'architecture: a forward pass on {tuple(inputs.shape)} fails '
             f'({reason}); set model.input_shape to the (C, H, W) that the '
-            'network is trained on') from error
+            'network is trained on'
+        ) from error
     finally:
         for handle in handles:
             handle.remove()
     if isinstance(logits, (tuple, list)) and len(logits):
         logits = logits[0]
     if not isinstance(logits, Tensor) or logits.dim() != 2:
-        raise UsageError('architecture: its forward pass gives no logits '
-                         '(N, K); an image classifier is needed')
-    return (list(dict.fromkeys(order)), counter.get_total_flops() // 2,
-            logits.shape[1])
+        raise UsageError(
+            'architecture: its forward pass gives no logits '
+            '(N, K); an image classifier is needed'
+        )
+    return (
+        list(dict.fromkeys(order)),
+        counter.get_total_flops() // 2,
+        logits.shape[1],
+    )
 
 
-def probe_taps(model: nn.Module, names: Sequence[str], stem: bool,
-               inputs: Tensor) -> tuple[list[Tap], list[str]]:
+def probe_taps(
+    model: nn.Module, names: Sequence[str], stem: bool, inputs: Tensor
+) -> tuple[list[Tap], list[str]]:
     """Shapes at the taps in the order in which they run.
 
     Returns:
@@ -105,12 +120,12 @@ def probe_taps(model: nn.Module, names: Sequence[str], stem: bool,
     ], overwritten
 
 
-def guidance_multiply_adds(guidance: nn.Module, taps: Sequence[Tap],
-                           device: torch.device) -> int:
+def guidance_multiply_adds(
+    guidance: nn.Module, taps: Sequence[Tap], device: torch.device
+) -> int:
     """Multiply-adds of the guidance's forward pass for one sample."""
     outputs = {
-        tap.name: torch.zeros(1, *tap.shape, device=device)
-        for tap in taps
+        tap.name: torch.zeros(1, *tap.shape, device=device) for tap in taps
     }
     with _evaluating(guidance), FlopCounterMode(display=False) as counter:
         guidance(outputs)

@@ -29,18 +29,22 @@ class CIFARResNet(ResNet_CIFAR):
     """
 
     arch_settings = {
-        depth: (BasicBlock, ((depth - 2) // 6, ) * 3)
+        depth: (BasicBlock, ((depth - 2) // 6,) * 3)
         for depth in (8, 14, 20, 32, 44, 56, 110)
     }
 
-    def __init__(self,
-                 depth: int,
-                 in_channels: int = 3,
-                 base_channels: int = 16,
-                 **kwargs: Any) -> None:
+    def __init__(
+        self,
+        depth: int,
+        in_channels: int = 3,
+        base_channels: int = 16,
+        **kwargs: Any,
+    ) -> None:
         if depth not in self.arch_settings:
-            raise UsageError(f'CIFARResNet: depth={depth!r}; allowed are '
-                             f'{list(self.arch_settings)}')
+            raise UsageError(
+                f'CIFARResNet: depth={depth!r}; allowed are '
+                f'{list(self.arch_settings)}'
+            )
         super().__init__(
             depth=depth,
             in_channels=in_channels,
@@ -49,5 +53,6 @@ class CIFARResNet(ResNet_CIFAR):
             num_stages=3,
             strides=(1, 2, 2),
             dilations=(1, 1, 1),
-            out_indices=(2, ),
-            **kwargs)
+            out_indices=(2,),
+            **kwargs,
+        )

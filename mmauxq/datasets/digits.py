@@ -24,27 +24,27 @@ class Digits(BaseDataset):
 
     METAINFO = dict(classes=tuple(str(digit) for digit in range(10)))
 
-    def __init__(self,
-                 split: str = 'train',
-                 pipeline: Any = (),
-                 **kwargs: Any) -> None:
+    def __init__(
+        self, split: str = 'train', pipeline: Any = (), **kwargs: Any
+    ) -> None:
         if split not in ('train', 'test'):
-            raise UsageError(f"Digits: split={split!r}; allowed are 'train' "
-                             "and 'test'")
+            raise UsageError(
+                f"Digits: split={split!r}; allowed are 'train' and 'test'"
+            )
         self.split = split
         super().__init__(
-            ann_file='',
-            pipeline=pipeline,
-            test_mode=split == 'test',
-            **kwargs)
+            ann_file='', pipeline=pipeline, test_mode=split == 'test', **kwargs
+        )
 
     def load_data_list(self) -> list[dict]:
         """One ``dict(img=(8, 8) uint8, gt_label=int)`` for each image."""
         try:
             from sklearn.datasets import load_digits
         except ImportError as error:
-            raise UsageError('Digits: needs scikit-learn; install it with '
-                             "pip install 'mmauxq[digits]'") from error
+            raise UsageError(
+                'Digits: needs scikit-learn; install it with '
+                "pip install 'mmauxq[digits]'"
+            ) from error
         data = load_digits()
         images = np.round(data.images * (255 / 16)).astype(np.uint8)
         is_test = np.arange(len(images)) % 3 == 2
@@ -52,7 +52,8 @@ class Digits(BaseDataset):
         return [
             dict(img=image, gt_label=int(label))
             for image, label in zip(
-                images[chosen], data.target[chosen], strict=True)
+                images[chosen], data.target[chosen], strict=True
+            )
         ]
 
     def extra_repr(self) -> list[str]:

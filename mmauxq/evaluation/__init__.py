@@ -6,6 +6,11 @@ from .size import deployed_bytes
 from .trial import Trial, run_trial
 
 __all__ = [
-    'LevelCount', 'Trial', 'block_gradient_norms', 'count_levels',
-    'deployed_bytes', 'operand_values', 'run_trial'
+    'LevelCount',
+    'Trial',
+    'block_gradient_norms',
+    'count_levels',
+    'deployed_bytes',
+    'operand_values',
+    'run_trial',
 ]

@@ -30,27 +30,36 @@ def plot_accuracy(axes: Axes, curves: Mapping[str, np.ndarray]) -> None:
         axes.plot(epochs, runs.mean(0), style, color=colour, label=label)
         if len(runs) > 1:
             axes.fill_between(
-                epochs, runs.min(0), runs.max(0), color=colour, alpha=0.15,
-                linewidth=0)
+                epochs,
+                runs.min(0),
+                runs.max(0),
+                color=colour,
+                alpha=0.15,
+                linewidth=0,
+            )
     axes.set(xlabel='epoch', ylabel='top-1 (%)')
     axes.legend(frameon=False, fontsize=8, loc='lower right')
 
 
-def plot_gradients(axes: Axes, norms: Mapping[str, Mapping[str,
-                                                           float]]) -> None:
+def plot_gradients(
+    axes: Axes, norms: Mapping[str, Mapping[str, float]]
+) -> None:
     """Gradient norm at the output of each block.
 
     Args:
         axes: To draw on.
         norms: Label -> name of a block -> norm.
     """
-    for colour, (label, blocks) in zip(COLOURS[1:], norms.items(),
-                                       strict=False):
+    for colour, (label, blocks) in zip(
+        COLOURS[1:], norms.items(), strict=False
+    ):
         axes.plot(list(blocks.values()), 'o-', color=colour, label=label)
-    names = [name.removeprefix('backbone.') for name in
-             next(iter(norms.values()))]
-    axes.set_xticks(range(len(names)), names, rotation=60, ha='right',
-                    fontsize=8)
+    names = [
+        name.removeprefix('backbone.') for name in next(iter(norms.values()))
+    ]
+    axes.set_xticks(
+        range(len(names)), names, rotation=60, ha='right', fontsize=8
+    )
     axes.set_yscale('log')
     axes.set(ylabel='norm of the gradient', xlabel='block (input to output)')
     axes.legend(frameon=False, fontsize=8)
@@ -69,18 +78,24 @@ def plot_levels(axes: Axes, value: Tensor, title: str, colour: str) -> None:
     share = 100 * counts.float() / counts.sum()
     axes.bar(range(len(levels)), share.tolist(), color=colour, width=0.6)
     for place, part in enumerate(share.tolist()):
-        axes.text(place, part, f'{part:.0f}%', ha='center', va='bottom',
-                  fontsize=8)
-    axes.set_xticks(range(len(levels)),
-                    [f'{level:.3g}' for level in levels.tolist()])
+        axes.text(
+            place, part, f'{part:.0f}%', ha='center', va='bottom', fontsize=8
+        )
+    axes.set_xticks(
+        range(len(levels)), [f'{level:.3g}' for level in levels.tolist()]
+    )
     axes.set_title(f'{title}: {len(levels)} levels', fontsize=9)
     axes.set(ylabel='share of values (%)')
     axes.margins(y=0.15)
 
 
-def plot_overview(path: Path, title: str, curves: Mapping[str, np.ndarray],
-                  norms: Mapping[str, Mapping[str, float]],
-                  levels: Sequence[tuple[str, Tensor]]) -> None:
+def plot_overview(
+    path: Path,
+    title: str,
+    curves: Mapping[str, np.ndarray],
+    norms: Mapping[str, Mapping[str, float]],
+    levels: Sequence[tuple[str, Tensor]],
+) -> None:
     """One sheet: accuracy, gradients, levels.
 
     Args:
@@ -95,8 +110,9 @@ def plot_overview(path: Path, title: str, curves: Mapping[str, np.ndarray],
     plot_accuracy(figure.add_subplot(grid[:, 0]), curves)
     plot_gradients(figure.add_subplot(grid[:, 1]), norms)
     for row, (name, value) in enumerate(levels):
-        plot_levels(figure.add_subplot(grid[row, 2]), value, name,
-                    COLOURS[row + 1])
+        plot_levels(
+            figure.add_subplot(grid[row, 2]), value, name, COLOURS[row + 1]
+        )
     for axes in figure.axes:
         axes.spines[['top', 'right']].set_visible(False)
     figure.suptitle(title, fontsize=11)

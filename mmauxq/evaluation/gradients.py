@@ -7,8 +7,9 @@ from mmauxq.algorithms import JointQAT
 from mmauxq.guidance import TapRecorder, find_blocks
 
 
-def block_gradient_norms(model: JointQAT, inputs: Tensor,
-                         data_samples: list) -> dict[str, dict[str, float]]:
+def block_gradient_norms(
+    model: JointQAT, inputs: Tensor, data_samples: list
+) -> dict[str, dict[str, float]]:
     """Norm of the gradient at the output of every block, by loss.
 
     Args:
@@ -27,8 +28,11 @@ def block_gradient_norms(model: JointQAT, inputs: Tensor,
         losses = model(inputs, data_samples, mode='loss')
     outputs = recorder.outputs()
     terms = {
-        'student': [v for k, v in losses.items()
-                    if k.startswith('student.') and 'loss' in k],
+        'student': [
+            v
+            for k, v in losses.items()
+            if k.startswith('student.') and 'loss' in k
+        ],
         'joint': [v for k, v in losses.items() if 'loss' in k],
     }
     if model.guidance is None:
@@ -36,7 +40,8 @@ def block_gradient_norms(model: JointQAT, inputs: Tensor,
     norms = {}
     for name, values in terms.items():
         gradients = torch.autograd.grad(
-            sum(values), list(outputs.values()), retain_graph=True)
+            sum(values), list(outputs.values()), retain_graph=True
+        )
         norms[name] = {
             block: gradient.norm().item()
             for block, gradient in zip(outputs, gradients, strict=True)

@@ -36,7 +36,8 @@ def _recording(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     values: dict[str, Tensor] = {}
     handles = [
         quantizer.register_forward_hook(
-            lambda _, args, output, name=name: values.update({name: output}))
+            lambda _, args, output, name=name: values.update({name: output})
+        )
         for name, quantizer in named_quantizers(model)
     ]
     try:
@@ -72,7 +73,8 @@ def count_levels(model: nn.Module, inputs: Tensor) -> list[LevelCount]:
     values = operand_values(model, inputs)
     return [
         LevelCount(name, quantizer.bits, _levels(quantizer, values[name]))
-        for name, quantizer in named_quantizers(model) if name in values
+        for name, quantizer in named_quantizers(model)
+        if name in values
     ]
 
 

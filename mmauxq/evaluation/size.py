@@ -22,10 +22,12 @@ def deployed_bytes(model: nn.Module) -> int:
     quantized: dict[int, int] = {}
     for module in model.modules():
         if isinstance(module, QuantizedLayer) and isinstance(
-                module.weight_quantizer, Quantizer):
+            module.weight_quantizer, Quantizer
+        ):
             quantized[id(module.weight)] = module.weight_quantizer.bits
     for parameter in model.parameters():
         bits = quantized.get(id(parameter), 8 * parameter.element_size())
         total += math.ceil(parameter.numel() * bits / 8)
-    return total + sum(buffer.numel() * buffer.element_size()
-                       for buffer in model.buffers())
+    return total + sum(
+        buffer.numel() * buffer.element_size() for buffer in model.buffers()
+    )

@@ -49,17 +49,19 @@ class _Progress(Hook):
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
         self.begin = time.perf_counter()
 
-    def after_train_iter(self, runner, batch_idx, data_batch=None,
-                         outputs=None) -> None:
+    def after_train_iter(
+        self, runner, batch_idx, data_batch=None, outputs=None
+    ) -> None:
         self.steps.append(time.perf_counter() - self.begin)
         self.report(runner.iter + 1, runner.max_iters)
 
 
-def run_trial(config: Config,
-              work_dir: Path,
-              seed: int,
-              report: Callable[[int, int], None] = lambda done, of: None
-              ) -> Trial:
+def run_trial(
+    config: Config,
+    work_dir: Path,
+    seed: int,
+    report: Callable[[int, int], None] = lambda done, of: None,
+) -> Trial:
     """Train ``config`` in this process.
 
     Args:
@@ -84,4 +86,5 @@ def run_trial(config: Config,
         seconds=seconds,
         step_seconds=sorted(progress.steps)[len(progress.steps) // 2],
         work_dir=Path(work_dir),
-        config=config)
+        config=config,
+    )

@@ -31,10 +31,15 @@ def save_slim(checkpoint: str | os.PathLike, out: str | os.PathLike) -> int:
     """
     source = compat.load_checkpoint(checkpoint)
     state = normalise(source, str(checkpoint))
-    if not any(key.endswith('_quantizer.calibrated') or
-               key.endswith('_quantizer.step') for key in state):
-        raise UsageError(f'{checkpoint}: holds no quantized network; train it '
-                         'with mmauxq.JointQAT first')
+    if not any(
+        key.endswith('_quantizer.calibrated')
+        or key.endswith('_quantizer.step')
+        for key in state
+    ):
+        raise UsageError(
+            f'{checkpoint}: holds no quantized network; train it '
+            'with mmauxq.JointQAT first'
+        )
     meta = source.get('meta', {})
     slim = dict(
         meta=dict(
@@ -42,10 +47,13 @@ def save_slim(checkpoint: str | os.PathLike, out: str | os.PathLike) -> int:
             epoch=int(meta.get('epoch', 0)),
             iter=int(meta.get('iter', 0)),
             cfg=str(meta.get('cfg', '')),
-            classes=[str(c) for c in (
-                meta.get('dataset_meta') or {}).get('classes', ())]),
-        state_dict={key: value.cpu().clone()
-                    for key, value in state.items()})
+            classes=[
+                str(c)
+                for c in (meta.get('dataset_meta') or {}).get('classes', ())
+            ],
+        ),
+        state_dict={key: value.cpu().clone() for key, value in state.items()},
+    )
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(out.name + '.part')

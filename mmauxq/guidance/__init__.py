@@ -5,6 +5,10 @@ from .base import Guidance
 from .taps import Tap, TapRecorder, find_blocks, resolve_taps
 
 __all__ = [
-    'AuxAdaptorAggregator', 'Guidance', 'Tap', 'TapRecorder', 'find_blocks',
-    'resolve_taps'
+    'AuxAdaptorAggregator',
+    'Guidance',
+    'Tap',
+    'TapRecorder',
+    'find_blocks',
+    'resolve_taps',
 ]

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from mmauxq.errors import UsageError
 from mmauxq.registry import MODELS
+
 from .base import Guidance
 from .taps import Tap
 
 
-def conv_bn(in_channels: int,
-            out_channels: int,
-            stride: int = 1,
-            groups: int = 1) -> nn.Sequential:
+def conv_bn(
+    in_channels: int, out_channels: int, stride: int = 1, groups: int = 1
+) -> nn.Sequential:
     """1x1 convolution + batch norm, full precision."""
     return nn.Sequential(
         nn.Conv2d(
@@ -27,7 +27,10 @@ def conv_bn(in_channels: int,
             1,
             stride=stride,
             groups=groups,
-            bias=False), nn.BatchNorm2d(out_channels))
+            bias=False,
+        ),
+        nn.BatchNorm2d(out_channels),
+    )
 
 
 class Adaptor(BaseModule):
@@ -42,8 +45,13 @@ class Adaptor(BaseModule):
         groups: Groups of the convolution phi.
     """
 
-    def __init__(self, tap: Tap, previous: tuple[int, ...] | None, width: int,
-                 groups: int) -> None:
+    def __init__(
+        self,
+        tap: Tap,
+        previous: tuple[int, ...] | None,
+        width: int,
+        groups: int,
+    ) -> None:
         super().__init__()
         channels, height, _ = tap.shape
         self.phi = conv_bn(channels, width, groups=groups)
@@ -104,42 +112,57 @@ class AuxAdaptorAggregator(Guidance):
 
     uses_stem = True
 
-    def __init__(self,
-                 taps: Sequence[Tap],
-                 head: nn.Module,
-                 num_classes: int,
-                 loss_weight: float = 1.0,
-                 width_ratio: float = 1.0,
-                 groups: int = 1,
-                 dtype: str | None = 'float32',
-                 init_cfg: dict | None = None) -> None:
+    def __init__(
+        self,
+        taps: Sequence[Tap],
+        head: nn.Module,
+        num_classes: int,
+        loss_weight: float = 1.0,
+        width_ratio: float = 1.0,
+        groups: int = 1,
+        dtype: str | None = 'float32',
+        init_cfg: dict | None = None,
+    ) -> None:
         super().__init__(taps, head, num_classes, loss_weight, init_cfg)
-        if isinstance(width_ratio, bool) or not isinstance(
-                width_ratio, (int, float)) or not 0 < width_ratio <= 1:
-            raise UsageError(f'guidance.width_ratio={width_ratio!r}; allowed '
-                             'are numbers above 0, up to 1')
+        if (
+            isinstance(width_ratio, bool)
+            or not isinstance(width_ratio, (int, float))
+            or not 0 < width_ratio <= 1
+        ):
+            raise UsageError(
+                f'guidance.width_ratio={width_ratio!r}; allowed '
+                'are numbers above 0, up to 1'
+            )
         if dtype not in ('float32', None):
-            raise UsageError(f"guidance.dtype={dtype!r}; allowed are 'float32'"
-                             ' and None')
-        if isinstance(groups, bool) or not isinstance(groups,
-                                                      int) or groups < 1:
-            raise UsageError(f'guidance.groups={groups!r}; allowed are '
-                             'integers from 1')
+            raise UsageError(
+                f"guidance.dtype={dtype!r}; allowed are 'float32' and None"
+            )
+        if (
+            isinstance(groups, bool)
+            or not isinstance(groups, int)
+            or groups < 1
+        ):
+            raise UsageError(
+                f'guidance.groups={groups!r}; allowed are integers from 1'
+            )
         self.dtype = dtype
         self.names = [tap.name for tap in taps]
         self.adaptors = nn.ModuleList()
         previous: tuple[int, ...] | None = None
         for tap in taps:
             if len(tap.shape) != 3:
-                raise UsageError(f'taps: {tap.name} gives shape {tap.shape} '
-                                 'per sample; AuxAdaptorAggregator takes '
-                                 'feature maps (C, H, W)')
+                raise UsageError(
+                    f'taps: {tap.name} gives shape {tap.shape} '
+                    'per sample; AuxAdaptorAggregator takes '
+                    'feature maps (C, H, W)'
+                )
             width = max(round(tap.shape[0] * width_ratio), 1)
             if tap.shape[0] % groups or width % groups:
                 raise UsageError(
                     f'guidance.groups={groups} does not divide the '
                     f'{tap.shape[0]} channels of {tap.name} and the {width} '
-                    'of its adaptor')
+                    'of its adaptor'
+                )
             self.adaptors.append(Adaptor(tap, previous, width, groups))
             previous = (width, *tap.shape[1:])
         self.head = MMPRETRAIN_MODELS.build(
@@ -147,22 +170,28 @@ class AuxAdaptorAggregator(Guidance):
                 type='LinearClsHead',
                 num_classes=num_classes,
                 in_channels=width,
-                _scope_='mmpretrain'))
+                _scope_='mmpretrain',
+            )
+        )
         # same kind of loss as F's, but not the same module: it may have state
         self.head.loss_module = copy.deepcopy(head.loss_module)
 
     def forward(self, outputs: dict[str, Tensor]) -> Tensor:
         """Logits of the auxiliary classifier, (N, K)."""
         first = next(iter(outputs.values()))
-        with torch.autocast(first.device.type, enabled=False) if (
-                self.dtype) else torch.autocast(
-                    first.device.type,
-                    enabled=torch.is_autocast_enabled(first.device.type)):
+        with (
+            torch.autocast(first.device.type, enabled=False)
+            if (self.dtype)
+            else torch.autocast(
+                first.device.type,
+                enabled=torch.is_autocast_enabled(first.device.type),
+            )
+        ):
             g = None
             for name, adaptor in zip(self.names, self.adaptors, strict=True):
                 output = outputs[name]
                 g = adaptor(output.float() if self.dtype else output, g)
-            return self.head((F.adaptive_avg_pool2d(g, 1).flatten(1), ))
+            return self.head((F.adaptive_avg_pool2d(g, 1).flatten(1),))
 
     def loss(self, outputs: dict[str, Tensor], data_samples: list) -> dict:
         """``loss_aux``, weighted. See :meth:`Guidance.loss`."""

@@ -7,6 +7,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from mmauxq.errors import UsageError
+
 from .taps import Tap
 
 
@@ -33,18 +34,23 @@ class Guidance(BaseModule):
 
     uses_stem = False
 
-    def __init__(self,
-                 taps: Sequence[Tap],
-                 head: nn.Module,
-                 num_classes: int,
-                 loss_weight: float = 1.0,
-                 init_cfg: dict | None = None) -> None:
+    def __init__(
+        self,
+        taps: Sequence[Tap],
+        head: nn.Module,
+        num_classes: int,
+        loss_weight: float = 1.0,
+        init_cfg: dict | None = None,
+    ) -> None:
         super().__init__(init_cfg)
         if not isinstance(loss_weight, (int, float)) or not 0 <= loss_weight:
-            raise UsageError(f'guidance.loss_weight={loss_weight!r}; allowed '
-                             'are numbers from 0')
+            raise UsageError(
+                f'guidance.loss_weight={loss_weight!r}; allowed '
+                'are numbers from 0'
+            )
         self.register_buffer(
-            'loss_weight', torch.tensor(float(loss_weight)), persistent=False)
+            'loss_weight', torch.tensor(float(loss_weight)), persistent=False
+        )
 
     def forward(self, outputs: dict[str, Tensor]) -> Tensor:
         """Logits of the guidance's classifier, (N, K)."""

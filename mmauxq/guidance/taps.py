@@ -68,7 +68,8 @@ def resolve_taps(model: nn.Module, taps: str | Sequence[str]) -> list[str]:
         if not blocks:
             raise UsageError(
                 "taps='auto' finds no repeated block in "
-                f'{type(model.backbone).__name__}; name the modules to tap')
+                f'{type(model.backbone).__name__}; name the modules to tap'
+            )
         return blocks
     names = [name for name, _ in model.named_modules() if name]
     chosen: list[str] = []
@@ -78,8 +79,11 @@ def resolve_taps(model: nn.Module, taps: str | Sequence[str]) -> list[str]:
         try:
             found = match(pattern, level or names, 'taps:')
         except UsageError:
-            found = match(pattern, blocks, 'taps:') if blocks else match(
-                pattern, names, 'taps:')
+            found = (
+                match(pattern, blocks, 'taps:')
+                if blocks
+                else match(pattern, names, 'taps:')
+            )
         chosen += [name for name in found if name not in chosen]
     return chosen
 
@@ -102,11 +106,13 @@ class TapRecorder:
         overwritten: Names whose output is known to be overwritten later.
     """
 
-    def __init__(self,
-                 model: nn.Module,
-                 names: Sequence[str],
-                 stem: bool = False,
-                 overwritten: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        names: Sequence[str],
+        stem: bool = False,
+        overwritten: Sequence[str] = (),
+    ) -> None:
         self.names = list(names)
         self.stem = stem
         self.overwritten = set(overwritten)
@@ -122,11 +128,13 @@ class TapRecorder:
         for name, module in zip(self.names, self._modules, strict=True):
             if self.stem:
                 self._handles.append(
-                    module.register_forward_pre_hook(self._keep_input))
+                    module.register_forward_pre_hook(self._keep_input)
+                )
             self._handles.append(
                 module.register_forward_hook(
-                    lambda _, args, output, name=name: self._keep(
-                        name, output)))
+                    lambda _, args, output, name=name: self._keep(name, output)
+                )
+            )
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -142,13 +150,16 @@ class TapRecorder:
 
     def _keep(self, name: str, value: object) -> None:
         if not isinstance(value, Tensor):
-            raise UsageError(f'taps: {name} gives a {type(value).__name__}; '
-                             'only modules that give one tensor can be tapped')
+            raise UsageError(
+                f'taps: {name} gives a {type(value).__name__}; '
+                'only modules that give one tensor can be tapped'
+            )
         if self._grad and not torch.is_grad_enabled():
             raise UsageError(
                 f'taps: {name} runs inside activation checkpointing, no '
                 'gradient leads back from it; tap the checkpointed block '
-                'itself, or set with_cp=False')
+                'itself, or set with_cp=False'
+            )
         if name in self.overwritten:
             value = value.clone()
         self._outputs[name] = value
@@ -157,7 +168,8 @@ class TapRecorder:
     def changed(self) -> list[str]:
         """Names whose tensor was overwritten after it was read."""
         return [
-            name for name, value in self._outputs.items()
+            name
+            for name, value in self._outputs.items()
             if value._version != self._versions[name]
         ]
 
@@ -169,12 +181,15 @@ class TapRecorder:
         """
         changed = self.changed()
         if changed:
-            raise UsageError(f'taps: the output of {changed[0]} is '
-                             'overwritten in place by a later operation; tap '
-                             'another module, or make that operation '
-                             'out of place')
+            raise UsageError(
+                f'taps: the output of {changed[0]} is '
+                'overwritten in place by a later operation; tap '
+                'another module, or make that operation '
+                'out of place'
+            )
         missing = [name for name in self.names if name not in self._outputs]
         if missing:
-            raise UsageError(f'taps: {missing[0]} did not run in this '
-                             'forward pass')
+            raise UsageError(
+                f'taps: {missing[0]} did not run in this forward pass'
+            )
         return dict(self._outputs)

@@ -8,19 +8,27 @@ from torch import nn
 from mmauxq.errors import UsageError
 from mmauxq.quantizers import FLOAT_BITS, Quantizer
 from mmauxq.registry import MODELS
+
 from .policy import LayerBits
-from .quantized import (CONVOLUTIONS, QUANTIZABLE, QuantizedLayer,
-                        quantize_layer, restore_layer)
+from .quantized import (
+    CONVOLUTIONS,
+    QUANTIZABLE,
+    QuantizedLayer,
+    quantize_layer,
+    restore_layer,
+)
 
 
 def is_quantizable(module: nn.Module) -> bool:
     """Whether ``module`` is a float convolution or linear layer."""
     return isinstance(module, QUANTIZABLE) and not isinstance(
-        module, QuantizedLayer)
+        module, QuantizedLayer
+    )
 
 
-def build_quantizer(cfg: dict, role: str, layer: nn.Module,
-                    bits: int) -> nn.Module:
+def build_quantizer(
+    cfg: dict, role: str, layer: nn.Module, bits: int
+) -> nn.Module:
     """A quantizer for one operand of one layer.
 
     Args:
@@ -42,28 +50,33 @@ def build_quantizer(cfg: dict, role: str, layer: nn.Module,
     type_ = cfg.pop('type', None)
     cls = MODELS.get(type_) if isinstance(type_, str) else type_
     if not (inspect.isclass(cls) and issubclass(cls, Quantizer)):
-        raise UsageError(f'quantizers.{role}.type={type_!r} is not a '
-                         'quantizer; there are mmauxq.LSQ, mmauxq.LSQPlus, '
-                         'mmauxq.PACTActivation, mmauxq.DoReFaActivation and '
-                         'mmauxq.DoReFaWeight')
+        raise UsageError(
+            f'quantizers.{role}.type={type_!r} is not a '
+            'quantizer; there are mmauxq.LSQ, mmauxq.LSQPlus, '
+            'mmauxq.PACTActivation, mmauxq.DoReFaActivation and '
+            'mmauxq.DoReFaWeight'
+        )
     known = set(inspect.signature(cls).parameters)
     if cfg.pop('per_channel', False):
         if 'num_channels' not in known:
-            raise UsageError(f'quantizers.{role}: {cls.__name__} has no '
-                             'per-channel form; remove per_channel')
+            raise UsageError(
+                f'quantizers.{role}: {cls.__name__} has no '
+                'per-channel form; remove per_channel'
+            )
         cfg['num_channels'] = _num_channels(layer, role)
         cfg['channel_axis'] = _channel_axis(layer, role)
     unknown = set(cfg) - known
     if unknown:
-        raise UsageError(f'quantizers.{role}: {cls.__name__} takes no '
-                         f'{sorted(unknown)}; it takes {sorted(known)}')
+        raise UsageError(
+            f'quantizers.{role}: {cls.__name__} takes no '
+            f'{sorted(unknown)}; it takes {sorted(known)}'
+        )
     return cls(**cfg)
 
 
 def _num_channels(layer: nn.Module, role: str) -> int:
     if isinstance(layer, CONVOLUTIONS):
-        return (layer.out_channels
-                if role == 'weight' else layer.in_channels)
+        return layer.out_channels if role == 'weight' else layer.in_channels
     return layer.out_features if role == 'weight' else layer.in_features
 
 
@@ -73,8 +86,12 @@ def _channel_axis(layer: nn.Module, role: str) -> int:
     return 1 if isinstance(layer, CONVOLUTIONS) else -1
 
 
-def convert(model: nn.Module, bits: dict[str, LayerBits], weight: dict,
-            activation: dict) -> nn.Module:
+def convert(
+    model: nn.Module,
+    bits: dict[str, LayerBits],
+    weight: dict,
+    activation: dict,
+) -> nn.Module:
     """Quantize the named layers of ``model`` in their place.
 
     A layer that stands in several places is converted once and stays shared.
@@ -96,9 +113,12 @@ def convert(model: nn.Module, bits: dict[str, LayerBits], weight: dict,
             continue
         layer = modules[name]
         new[id(layer)] = quantize_layer(
-            layer, build_quantizer(weight, 'weight', layer, layer_bits.weight),
-            build_quantizer(activation, 'activation', layer,
-                            layer_bits.activation))
+            layer,
+            build_quantizer(weight, 'weight', layer, layer_bits.weight),
+            build_quantizer(
+                activation, 'activation', layer, layer_bits.activation
+            ),
+        )
     return _replace(model, lambda child: new.get(id(child)))
 
 
@@ -114,8 +134,9 @@ def restore(model: nn.Module) -> nn.Module:
     return _replace(model, float_layer)
 
 
-def _replace(model: nn.Module,
-             choose: Callable[[nn.Module], nn.Module | None]) -> nn.Module:
+def _replace(
+    model: nn.Module, choose: Callable[[nn.Module], nn.Module | None]
+) -> nn.Module:
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):
             replacement = None if child is None else choose(child)

@@ -32,8 +32,10 @@ def match(pattern: str, names: Sequence[str], what: str) -> list[str]:
     found = [name for name in names if fnmatchcase(name, pattern)]
     if not found:
         shown = ', '.join(names[:20]) + (', ...' if len(names) > 20 else '')
-        raise UsageError(f'{what} {pattern!r} matches nothing; there are '
-                         f'{len(names)}: {shown}')
+        raise UsageError(
+            f'{what} {pattern!r} matches nothing; there are '
+            f'{len(names)}: {shown}'
+        )
     return found
 
 
@@ -66,15 +68,18 @@ class Policy:
             if isinstance(bits, dict):
                 unknown = set(bits) - {'weight', 'activation'}
                 if unknown or not bits:
-                    raise UsageError(f'{where}: {dict(bits)}; allowed are the '
-                                     "keys 'weight' and 'activation'")
+                    raise UsageError(
+                        f'{where}: {dict(bits)}; allowed are the '
+                        "keys 'weight' and 'activation'"
+                    )
                 for value in bits.values():
                     check_bits(value, 1, where)
             else:
                 check_bits(bits, 1, where)
 
-    def assign(self, names: Sequence[str], weight: int,
-               activation: int) -> dict[str, LayerBits]:
+    def assign(
+        self, names: Sequence[str], weight: int, activation: int
+    ) -> dict[str, LayerBits]:
         """Bits of every layer.
 
         Args:
@@ -97,5 +102,6 @@ class Policy:
                 bits[name] = LayerBits(
                     value.get('weight', bits[name].weight),
                     value.get('activation', bits[name].activation),
-                    f'policy {pattern!r}')
+                    f'policy {pattern!r}',
+                )
         return bits

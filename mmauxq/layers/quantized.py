@@ -28,19 +28,21 @@ class QuantizedLayer:
 
 
 class _QuantizedConv(QuantizedLayer):
-
-    def _conv_forward(self, input: Tensor, weight: Tensor,
-                      bias: Tensor | None) -> Tensor:
+    def _conv_forward(
+        self, input: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> Tensor:
         return super()._conv_forward(  # type: ignore[misc]
-            self.input_quantizer(input), self.weight_quantizer(weight), bias)
+            self.input_quantizer(input), self.weight_quantizer(weight), bias
+        )
 
 
 class _QuantizedLinear(QuantizedLayer):
-
     def forward(self, input: Tensor) -> Tensor:
         return F.linear(
-            self.input_quantizer(input), self.weight_quantizer(self.weight),
-            self.bias)
+            self.input_quantizer(input),
+            self.weight_quantizer(self.weight),
+            self.bias,
+        )
 
 
 class _QuantizeProducts(TorchFunctionMode):
@@ -50,8 +52,9 @@ class _QuantizeProducts(TorchFunctionMode):
         super().__init__()
         self.layer = layer
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (),
-                           kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         kwargs = dict(kwargs or {})
         if func in PRODUCTS:
             # both may come by name; what follows them stays as it is
@@ -60,7 +63,10 @@ class _QuantizeProducts(TorchFunctionMode):
             weight = rest.pop(0) if rest else kwargs.pop('weight')
             return func(
                 self.layer.input_quantizer(x),
-                self.layer.weight_quantizer(weight), *rest, **kwargs)
+                self.layer.weight_quantizer(weight),
+                *rest,
+                **kwargs,
+            )
         return func(*args, **kwargs)
 
 
@@ -82,10 +88,11 @@ def _quantized_type(cls: type) -> type:
         mixin = _QuantizedLinear
     else:
         mixin = _QuantizedConv
-    return type(f'Quantized{cls.__name__}', (mixin, cls), {
-        'float_type': cls,
-        '__module__': __name__
-    })
+    return type(
+        f'Quantized{cls.__name__}',
+        (mixin, cls),
+        {'float_type': cls, '__module__': __name__},
+    )
 
 
 def _as_type(layer: nn.Module, cls: type) -> nn.Module:
@@ -97,8 +104,9 @@ def _as_type(layer: nn.Module, cls: type) -> nn.Module:
     return new
 
 
-def quantize_layer(layer: nn.Module, weight_quantizer: nn.Module,
-                   input_quantizer: nn.Module) -> nn.Module:
+def quantize_layer(
+    layer: nn.Module, weight_quantizer: nn.Module, input_quantizer: nn.Module
+) -> nn.Module:
     """``layer`` with quantized operands; shares its parameters.
 
     Args:
@@ -113,8 +121,10 @@ def quantize_layer(layer: nn.Module, weight_quantizer: nn.Module,
         TypeError: If ``layer`` is no such layer, or is quantized already.
     """
     if isinstance(layer, QuantizedLayer) or not isinstance(layer, QUANTIZABLE):
-        raise TypeError(f'cannot quantize a {type(layer).__name__}; allowed '
-                        'are float Conv1d, Conv2d, Conv3d and Linear')
+        raise TypeError(
+            f'cannot quantize a {type(layer).__name__}; allowed '
+            'are float Conv1d, Conv2d, Conv3d and Linear'
+        )
     new = _as_type(layer, _quantized_type(type(layer)))
     new.weight_quantizer = weight_quantizer
     new.input_quantizer = input_quantizer

@@ -11,6 +11,10 @@ from .pact import pact
 from .straight_through import lower_bound, straight_through
 
 __all__ = [
-    'dorefa_activation', 'dorefa_weight', 'learned_step_quantize', 'lower_bound', 'pact',
-    'straight_through'
+    'dorefa_activation',
+    'dorefa_weight',
+    'learned_step_quantize',
+    'lower_bound',
+    'pact',
+    'straight_through',
 ]

@@ -26,7 +26,7 @@ class _ClipUnit(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        x, = ctx.saved_tensors
+        (x,) = ctx.saved_tensors
         return torch.where((x > 0) & (x < 1), grad, 0)
 
 
@@ -72,7 +72,8 @@ def dorefa_weight(w: Tensor, bits: int) -> Tensor:
         sign = torch.where(wide < 0, -1.0, 1.0).to(wide.dtype)
         return straight_through(wide, sign * wide.abs().mean()).to(w.dtype)
     squashed = wide.tanh()
-    limit = squashed.detach().abs().max().clamp_min(
-        torch.finfo(wide.dtype).tiny)
+    limit = (
+        squashed.detach().abs().max().clamp_min(torch.finfo(wide.dtype).tiny)
+    )
     unit = _quantize_unit(squashed / (2 * limit) + 0.5, bits)
     return (2 * unit - 1).to(w.dtype)

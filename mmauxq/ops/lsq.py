@@ -1,16 +1,20 @@
 """LSQ and LSQ+: a learned step, and a learned offset."""
 
-from typing import Optional
-
 import torch
 from torch import Tensor
 
 
 class _LearnedStepQuantize(torch.autograd.Function):
-
     @staticmethod
-    def forward(ctx, x: Tensor, step: Tensor, offset: Optional[Tensor],
-                qmin: int, qmax: int, grad_scale: float) -> Tensor:
+    def forward(
+        ctx,
+        x: Tensor,
+        step: Tensor,
+        offset: Tensor | None,
+        qmin: int,
+        qmax: int,
+        grad_scale: float,
+    ) -> Tensor:
         ctx.save_for_backward(x, step, offset)
         ctx.range = (qmin, qmax, grad_scale)
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -37,19 +41,24 @@ class _LearnedStepQuantize(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             slope = torch.where(inside, v.round() - v, v.clamp(qmin, qmax))
             grad_step = (wide_grad * slope).sum_to_size(
-                step.shape) * grad_scale
+                step.shape
+            ) * grad_scale
         if offset is not None and ctx.needs_input_grad[2]:
-            grad_offset = torch.where(inside, 0, wide_grad).sum_to_size(
-                offset.shape) * grad_scale
+            grad_offset = (
+                torch.where(inside, 0, wide_grad).sum_to_size(offset.shape)
+                * grad_scale
+            )
         return grad_x, grad_step, grad_offset, None, None, None
 
 
-def learned_step_quantize(x: Tensor,
-                          step: Tensor,
-                          qmin: int,
-                          qmax: int,
-                          offset: Optional[Tensor] = None,
-                          grad_scale: float = 1.0) -> Tensor:
+def learned_step_quantize(
+    x: Tensor,
+    step: Tensor,
+    qmin: int,
+    qmax: int,
+    offset: Tensor | None = None,
+    grad_scale: float = 1.0,
+) -> Tensor:
     """``clip(round((x - offset) / step), qmin, qmax) * step + offset``.
 
     With ``v = (x - offset) / step`` the derivatives are::

@@ -5,7 +5,6 @@ from torch import Tensor
 
 
 class _StraightThrough(torch.autograd.Function):
-
     @staticmethod
     def forward(ctx, x: Tensor, value: Tensor) -> Tensor:
         return value.view_as(value)

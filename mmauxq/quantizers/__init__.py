@@ -7,6 +7,13 @@ from .lsq_plus import LSQPlus
 from .pact import PACTActivation
 
 __all__ = [
-    'FLOAT_BITS', 'DoReFaActivation', 'DoReFaWeight', 'LSQ', 'LSQPlus',
-    'PACTActivation', 'Quantizer', 'calibrating', 'named_quantizers'
+    'FLOAT_BITS',
+    'DoReFaActivation',
+    'DoReFaWeight',
+    'LSQ',
+    'LSQPlus',
+    'PACTActivation',
+    'Quantizer',
+    'calibrating',
+    'named_quantizers',
 ]

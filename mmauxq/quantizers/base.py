@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Optional
 
 import torch
 from mmengine import dist
@@ -20,10 +19,15 @@ def check_bits(bits: object, lowest: int, where: str) -> int:
     Raises:
         UsageError: If it is neither ``lowest`` to 8 nor 32.
     """
-    if isinstance(bits, bool) or not isinstance(
-            bits, int) or not (lowest <= bits <= 8 or bits == FLOAT_BITS):
-        raise UsageError(f'{where}: bits={bits!r}; allowed are {lowest} to 8, '
-                         f'and {FLOAT_BITS} for floating point')
+    if (
+        isinstance(bits, bool)
+        or not isinstance(bits, int)
+        or not (lowest <= bits <= 8 or bits == FLOAT_BITS)
+    ):
+        raise UsageError(
+            f'{where}: bits={bits!r}; allowed are {lowest} to 8, '
+            f'and {FLOAT_BITS} for floating point'
+        )
     return bits
 
 
@@ -56,23 +60,27 @@ class Quantizer(nn.Module):
     lowest_bits = 1
     roles = ('weight', 'activation')
 
-    def __init__(self,
-                 bits: int,
-                 role: str = 'activation',
-                 num_channels: Optional[int] = None,
-                 channel_axis: int = 0) -> None:
+    def __init__(
+        self,
+        bits: int,
+        role: str = 'activation',
+        num_channels: int | None = None,
+        channel_axis: int = 0,
+    ) -> None:
         super().__init__()
         name = type(self).__name__
         self.bits = check_bits(bits, self.lowest_bits, name)
         if role not in self.roles:
-            raise UsageError(f'{name}: role={role!r}; allowed are '
-                             f'{list(self.roles)}')
+            raise UsageError(
+                f'{name}: role={role!r}; allowed are {list(self.roles)}'
+            )
         self.role = role
         self.num_channels = num_channels
         self.channel_axis = channel_axis
         self.calibrating = False
-        self.register_buffer('calibrated',
-                             torch.tensor(not self.needs_calibration))
+        self.register_buffer(
+            'calibrated', torch.tensor(not self.needs_calibration)
+        )
         # The buffer lives on the device; asking it would stall every step.
         self._ready = not self.needs_calibration
 
@@ -96,7 +104,8 @@ class Quantizer(nn.Module):
             if not self.calibrating:
                 raise UsageError(
                     f'{type(self).__name__}: was never calibrated; train it, '
-                    'or load a checkpoint of a trained quantized network')
+                    'or load a checkpoint of a trained quantized network'
+                )
             with torch.no_grad():
                 self.calibrate(x.detach().float())
             self.calibrated.fill_(True)
@@ -140,8 +149,11 @@ class Quantizer(nn.Module):
 
     def extra_repr(self) -> str:
         """What ``print(module)`` shows."""
-        scales = '' if self.num_channels is None else (
-            f', num_channels={self.num_channels}')
+        scales = (
+            ''
+            if self.num_channels is None
+            else (f', num_channels={self.num_channels}')
+        )
         return f'bits={self.bits}, role={self.role!r}{scales}'
 
 

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from mmauxq import ops
 from mmauxq.registry import MODELS
+
 from .base import Quantizer
 
 
@@ -21,7 +22,7 @@ class DoReFaWeight(Quantizer):
     """
 
     needs_calibration = False
-    roles = ('weight', )
+    roles = ('weight',)
 
     def __init__(self, bits: int, role: str = 'weight') -> None:
         super().__init__(bits, role)
@@ -47,7 +48,7 @@ class DoReFaActivation(Quantizer):
     """
 
     needs_calibration = False
-    roles = ('activation', )
+    roles = ('activation',)
     _warned = False
 
     def __init__(self, bits: int, role: str = 'activation') -> None:
@@ -59,7 +60,8 @@ class DoReFaActivation(Quantizer):
                 'known to collapse on post-activation ResNets; LSQ or '
                 'PACTActivation learn the range',
                 logger='current',
-                level=30)
+                level=30,
+            )
 
     def quantize(self, x: Tensor) -> Tensor:
         """Activations of any shape to levels of [0, 1]."""

@@ -1,13 +1,12 @@
 """LSQ: a learned step, for weights and activations."""
 
-from typing import Optional
-
 import torch
 from torch import Tensor, nn
 
 from mmauxq import ops
 from mmauxq.errors import UsageError
 from mmauxq.registry import MODELS
+
 from .base import FLOAT_BITS, Quantizer, extreme_over_ranks, mean_over_ranks
 
 
@@ -35,14 +34,17 @@ class LSQ(Quantizer):
         signed: Buffer, whether codes may be negative.
     """
 
-    def __init__(self,
-                 bits: int,
-                 role: str = 'activation',
-                 num_channels: Optional[int] = None,
-                 channel_axis: int = 0) -> None:
+    def __init__(
+        self,
+        bits: int,
+        role: str = 'activation',
+        num_channels: int | None = None,
+        channel_axis: int = 0,
+    ) -> None:
         super().__init__(bits, role, num_channels, channel_axis)
         self.step = nn.Parameter(
-            torch.ones(num_channels or 1), self.bits != FLOAT_BITS)
+            torch.ones(num_channels or 1), self.bits != FLOAT_BITS
+        )
         self.register_buffer('signed', torch.tensor(role == 'weight'))
         if self.bits != FLOAT_BITS:
             self._restore()
@@ -50,10 +52,11 @@ class LSQ(Quantizer):
     def _restore(self) -> None:
         signed = bool(self.signed)
         if signed and self.bits < 2:
-            raise UsageError(f'LSQ: bits={self.bits} for signed values; '
-                             'allowed are 2 to 8')
-        self.qmin = -2**(self.bits - 1) if signed else 0
-        self.qmax = 2**(self.bits - signed) - 1
+            raise UsageError(
+                f'LSQ: bits={self.bits} for signed values; allowed are 2 to 8'
+            )
+        self.qmin = -(2 ** (self.bits - 1)) if signed else 0
+        self.qmax = 2 ** (self.bits - signed) - 1
 
     def calibrate(self, x: Tensor) -> None:
         """Set sign and step from a batch of activations, or the weights."""
@@ -70,4 +73,5 @@ class LSQ(Quantizer):
             self._spread(ops.lower_bound(self.step), x),
             self.qmin,
             self.qmax,
-            grad_scale=(self._values_per_scale(x) * self.qmax)**-0.5)
+            grad_scale=(self._values_per_scale(x) * self.qmax) ** -0.5,
+        )

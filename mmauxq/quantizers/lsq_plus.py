@@ -1,13 +1,12 @@
 """LSQ+: a learned step and a learned offset."""
 
-from typing import Optional
-
 import torch
 from torch import Tensor, nn
 
 from mmauxq import ops
 from mmauxq.errors import UsageError
 from mmauxq.registry import MODELS
+
 from .base import FLOAT_BITS, Quantizer, extreme_over_ranks, mean_over_ranks
 
 
@@ -36,35 +35,43 @@ class LSQPlus(Quantizer):
         offset: Value of code 0, same shape; activations only.
     """
 
-    def __init__(self,
-                 bits: int,
-                 role: str = 'activation',
-                 num_channels: Optional[int] = None,
-                 channel_axis: int = 0) -> None:
+    def __init__(
+        self,
+        bits: int,
+        role: str = 'activation',
+        num_channels: int | None = None,
+        channel_axis: int = 0,
+    ) -> None:
         super().__init__(bits, role, num_channels, channel_axis)
         self.step = nn.Parameter(
-            torch.ones(num_channels or 1), self.bits != FLOAT_BITS)
-        self.offset: Optional[nn.Parameter] = None
+            torch.ones(num_channels or 1), self.bits != FLOAT_BITS
+        )
+        self.offset: nn.Parameter | None = None
         if role == 'activation':
             self.offset = nn.Parameter(
-                torch.zeros(num_channels or 1), self.bits != FLOAT_BITS)
+                torch.zeros(num_channels or 1), self.bits != FLOAT_BITS
+            )
             self.qmin, self.qmax = 0, 2**self.bits - 1
         else:
             if self.bits < 2:
-                raise UsageError(f'LSQPlus: bits={bits} for weights; allowed '
-                                 f'are 2 to 8, and {FLOAT_BITS}')
-            self.qmin = -2**(self.bits - 1)
-            self.qmax = 2**(self.bits - 1) - 1
+                raise UsageError(
+                    f'LSQPlus: bits={bits} for weights; allowed '
+                    f'are 2 to 8, and {FLOAT_BITS}'
+                )
+            self.qmin = -(2 ** (self.bits - 1))
+            self.qmax = 2 ** (self.bits - 1) - 1
 
     def calibrate(self, x: Tensor) -> None:
         """Set step and offset from a batch, or the step from the weights."""
         rows = self._per_scale(x)
         if self.offset is None:
             mean, std = rows.mean(1), rows.std(1, unbiased=False)
-            reach = torch.maximum((mean - 3 * std).abs(),
-                                  (mean + 3 * std).abs())
-            self.step.copy_((mean_over_ranks(reach) /
-                             2**(self.bits - 1)).clamp_min(1e-6))
+            reach = torch.maximum(
+                (mean - 3 * std).abs(), (mean + 3 * std).abs()
+            )
+            self.step.copy_(
+                (mean_over_ranks(reach) / 2 ** (self.bits - 1)).clamp_min(1e-6)
+            )
             return
         low = extreme_over_ranks(rows.amin(1), 'min')
         high = extreme_over_ranks(rows.amax(1), 'max')
@@ -74,9 +81,9 @@ class LSQPlus(Quantizer):
         errors = []
         for part in shrink:
             step, offset = self._range(low * part, high * part)
-            quantized = ops.learned_step_quantize(rows, step[:, None],
-                                                  self.qmin, self.qmax,
-                                                  offset[:, None])
+            quantized = ops.learned_step_quantize(
+                rows, step[:, None], self.qmin, self.qmax, offset[:, None]
+            )
             errors.append((quantized - rows).square().mean(1))
         best = shrink[mean_over_ranks(torch.stack(errors)).argmin(0)]
         step, offset = self._range(low * best, high * best)
@@ -95,4 +102,5 @@ class LSQPlus(Quantizer):
             self.qmin,
             self.qmax,
             offset,
-            grad_scale=(self._values_per_scale(x) * self.qmax)**-0.5)
+            grad_scale=(self._values_per_scale(x) * self.qmax) ** -0.5,
+        )

@@ -1,13 +1,12 @@
 """PACT: activations with a learned upper end of the range."""
 
-from typing import Optional
-
 import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from mmauxq import ops
 from mmauxq.registry import MODELS
+
 from .base import FLOAT_BITS, Quantizer, mean_over_ranks
 
 
@@ -32,22 +31,26 @@ class PACTActivation(Quantizer):
         alpha: Upper end of the range, shape (1,) or (num_channels,).
     """
 
-    roles = ('activation', )
+    roles = ('activation',)
 
-    def __init__(self,
-                 bits: int,
-                 role: str = 'activation',
-                 num_channels: Optional[int] = None,
-                 channel_axis: int = 1) -> None:
+    def __init__(
+        self,
+        bits: int,
+        role: str = 'activation',
+        num_channels: int | None = None,
+        channel_axis: int = 1,
+    ) -> None:
         super().__init__(bits, role, num_channels, channel_axis)
         self.alpha = nn.Parameter(
-            torch.ones(num_channels or 1), self.bits != FLOAT_BITS)
+            torch.ones(num_channels or 1), self.bits != FLOAT_BITS
+        )
 
     def calibrate(self, x: Tensor) -> None:
         """Set ``alpha`` from a batch of activations."""
         mean = mean_over_ranks(self._per_scale(x).abs().mean(1))
         self.alpha.copy_(
-            (2 * mean * (2**self.bits - 1)**0.5).clamp_min(1e-6))
+            (2 * mean * (2**self.bits - 1) ** 0.5).clamp_min(1e-6)
+        )
         negative = mean_over_ranks((x < 0).float().mean()).item()
         if negative > 0:
             print_log(
@@ -55,7 +58,8 @@ class PACTActivation(Quantizer):
                 'this quantizer are negative and become 0; LSQ or LSQPlus '
                 'take signed values',
                 logger='current',
-                level=30)
+                level=30,
+            )
 
     def quantize(self, x: Tensor) -> Tensor:
         """Activations to levels of [0, alpha]."""

@@ -16,8 +16,10 @@ train_dataloader = dict(
         type='FashionMNIST',
         data_root='data/fashion-mnist',
         download=False,
-        pipeline=train_pipeline),
-    sampler=dict(type='DefaultSampler', shuffle=True))
+        pipeline=train_pipeline,
+    ),
+    sampler=dict(type='DefaultSampler', shuffle=True),
+)
 val_dataloader = dict(
     batch_size=500,
     num_workers=4,
@@ -29,8 +31,10 @@ val_dataloader = dict(
         # mmpretrain reads the test files only if this is said, too
         test_mode=True,
         download=False,
-        pipeline=test_pipeline),
-    sampler=dict(type='DefaultSampler', shuffle=False))
-val_evaluator = dict(type='Accuracy', topk=(1, ))
+        pipeline=test_pipeline,
+    ),
+    sampler=dict(type='DefaultSampler', shuffle=False),
+)
+val_evaluator = dict(type='Accuracy', topk=(1,))
 test_dataloader = val_dataloader
 test_evaluator = val_evaluator

@@ -5,4 +5,5 @@ aux_guidance = dict(
     # the paper's weight of the auxiliary loss
     loss_weight=1.0,
     # the paper's full-width adaptors
-    width_ratio=1.0)
+    width_ratio=1.0,
+)

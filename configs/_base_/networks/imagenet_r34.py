@@ -1,6 +1,7 @@
 _base_ = [
     'mmpretrain::_base_/models/resnet34.py',
-    'mmpretrain::_base_/datasets/imagenet_bs32.py', '../runtime.py'
+    'mmpretrain::_base_/datasets/imagenet_bs32.py',
+    '../runtime.py',
 ]
 
 # mmpretrain's own training of this network, 8 x 32 images

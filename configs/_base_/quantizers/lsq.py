@@ -2,6 +2,8 @@
 quantization = dict(
     type='mmauxq.JointQAT',
     quantizers=dict(
-        weight=dict(type='mmauxq.LSQ'), activation=dict(type='mmauxq.LSQ')),
+        weight=dict(type='mmauxq.LSQ'), activation=dict(type='mmauxq.LSQ')
+    ),
     # 32 is floating point; 8 is the other usual choice
-    policy=dict(first=32, last=32, layers=dict()))
+    policy=dict(first=32, last=32, layers=dict()),
+)

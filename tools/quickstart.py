@@ -39,13 +39,16 @@ from mmauxq.evaluation import (  # noqa: E402
 )
 from mmauxq.evaluation.figures import plot_overview  # noqa: E402
 from mmauxq.export import save_slim  # noqa: E402
+from mmauxq.layers import restore  # noqa: E402
 
 CONFIGS = Path(__file__).resolve().parent.parent / 'configs'
 GUIDANCE = dict(qat='plain', aux='auxiliary')
 STARTS = dict(float='from float', scratch='from scratch')
 
 
-def train(out: Path, seed: int, console: Console) -> dict[str, Trial]:
+def train(
+    out: Path, seed: int, epochs: int, console: Console
+) -> dict[str, Trial]:
     """All runs of one seed: the float network, then four at 2 bits."""
     trials = {}
     with Progress(console=console, transient=True) as progress:
@@ -73,7 +76,10 @@ def train(out: Path, seed: int, console: Console) -> dict[str, Trial]:
         run('float', 'float_r20_digits.py')
         for start, where in STARTS.items():
             for guidance, label in GUIDANCE.items():
-                options = {}
+                options = {
+                    'train_cfg.max_epochs': epochs,
+                    'param_scheduler.T_max': epochs,
+                }
                 if start == 'float':
                     options['model.float_checkpoint'] = str(
                         trials['float'].last_checkpoint
@@ -147,14 +153,22 @@ def main() -> int:
     parser.add_argument(
         '--seeds', type=int, nargs='+', default=[0], help='default: 0'
     )
+    parser.add_argument(
+        '--epochs',
+        type=int,
+        default=20,
+        help='of each network that starts at 2 bits; default: 20',
+    )
     args = parser.parse_args()
+    if args.epochs < 2:
+        parser.error(f'--epochs {args.epochs}: allowed are numbers from 2')
     console = Console()
     begin = time.perf_counter()
 
     console.print(
         'Training ResNet-20 (8-16-32) on 1,198 digits; top-1 on 599 others.'
     )
-    runs = [train(args.out, seed, console) for seed in args.seeds]
+    runs = [train(args.out, seed, args.epochs, console) for seed in args.seeds]
     names = list(runs[0])
     tested, sizes, runner = {}, {}, None
     for name in names[1:]:
@@ -170,16 +184,26 @@ def main() -> int:
                 return 1
             tested[name].append(top1)
         sizes[name] = deployed_bytes(runner.model.architecture)
+    model = runner.model.eval()
+    inputs = some_batch(runner)['inputs']
+    audit = count_levels(model, inputs)
+    values = operand_values(model, inputs)
     tested = {'float': [t['float'].accuracy[-1] for t in runs], **tested}
     sizes = {
-        'float': sum(
-            4 * p.numel() for p in runner.model.architecture.parameters()
-        ),
+        'float': deployed_bytes(restore(runner.model.architecture)),
         **sizes,
     }
 
-    table = Table(title='Digits, W2A2 (first and last layer float)')
-    for column in ('network', 'top-1 (%)', 'bytes', 'training step'):
+    table = Table(
+        title=f'Digits, W2A2 (first and last layer float), {args.epochs} '
+        'epochs'
+    )
+    for column in (
+        'network',
+        'top-1 (%)',
+        'bytes at its bits',
+        'training step',
+    ):
         table.add_column(
             column, justify='left' if column == 'network' else 'right'
         )
@@ -215,10 +239,6 @@ def main() -> int:
         )
     console.print(table)
 
-    model = runner.model.eval()
-    inputs = some_batch(runner)['inputs']
-    audit = count_levels(model, inputs)
-    values = operand_values(model, inputs)
     figure = args.out / 'overview.png'
     layer = 'architecture.backbone.layer2.1.conv2'
     plot_overview(

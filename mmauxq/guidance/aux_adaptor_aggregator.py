@@ -147,6 +147,7 @@ class AuxAdaptorAggregator(Guidance):
             )
         self.dtype = dtype
         self.names = [tap.name for tap in taps]
+        self.shapes = [tap.shape for tap in taps]
         self.adaptors = nn.ModuleList()
         previous: tuple[int, ...] | None = None
         for tap in taps:

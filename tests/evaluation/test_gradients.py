@@ -22,7 +22,8 @@ def test_a_norm_is_that_of_the_gradient():
 
     def keep(name):
         def hook(module, grad_input, grad_output):
-            expected[name] = grad_output[0].norm().item()
+            # the first pass only; the function under test runs it again
+            expected.setdefault(name, grad_output[0].norm().item())
 
         return hook
 

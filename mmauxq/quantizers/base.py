@@ -58,7 +58,8 @@ class Quantizer(nn.Module):
 
     needs_calibration = True
     lowest_bits = 1
-    roles = ('weight', 'activation')
+    roles: tuple[str, ...] = ('weight', 'activation')
+    calibrated: Tensor
 
     def __init__(
         self,

@@ -34,6 +34,8 @@ class LSQ(Quantizer):
         signed: Buffer, whether codes may be negative.
     """
 
+    signed: Tensor
+
     def __init__(
         self,
         bits: int,

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -14,6 +15,12 @@ ROOT = Path(__file__).resolve().parents[1]
 def root() -> Path:
     """The repository."""
     return ROOT
+
+
+@pytest.fixture(autouse=True)
+def same_random_numbers():
+    """Each test draws the same, whichever ran before it."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from mmauxq import ops
 from mmauxq.registry import MODELS
 
-from .base import FLOAT_BITS, Quantizer, mean_over_ranks
+from .base import FLOAT_BITS, Quantizer, extreme_over_ranks, mean_over_ranks
 
 
 @MODELS.register_module()
@@ -17,7 +17,8 @@ class PACTActivation(Quantizer):
     See :func:`mmauxq.ops.pact`. The paper starts ``alpha`` at a large number
     and lets an L2 penalty pull it down; here it starts at
     ``2 mean|x| sqrt(2**bits - 1)``, the range that LSQ starts with, and is
-    not decayed.
+    not decayed. It never starts above the largest value of the first batch,
+    where it would get no gradient and, without decay, stay for ever.
 
     Source: Choi et al., PACT, arXiv:1805.06085.
 
@@ -47,10 +48,11 @@ class PACTActivation(Quantizer):
 
     def calibrate(self, x: Tensor) -> None:
         """Set ``alpha`` from a batch of activations."""
-        mean = mean_over_ranks(self._per_scale(x).abs().mean(1))
-        self.alpha.copy_(
-            (2 * mean * (2**self.bits - 1) ** 0.5).clamp_min(1e-6)
-        )
+        rows = self._per_scale(x)
+        mean = mean_over_ranks(rows.abs().mean(1))
+        high = extreme_over_ranks(rows.amax(1), 'max')
+        alpha = (2 * mean * (2**self.bits - 1) ** 0.5).minimum(high)
+        self.alpha.copy_(alpha.clamp_min(1e-6))
         negative = mean_over_ranks((x < 0).float().mean()).item()
         if negative > 0:
             print_log(

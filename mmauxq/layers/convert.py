@@ -104,7 +104,7 @@ def convert(
         activation: Config of the input quantizer.
 
     Returns:
-        ``model``.
+        ``model``; the quantized layer if ``model`` is itself one layer.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     new = {}
@@ -142,4 +142,6 @@ def _replace(
             replacement = None if child is None else choose(child)
             if replacement is not None:
                 setattr(parent, name, replacement)
-    return model
+    # a model that is one layer has no parent to change
+    replacement = choose(model)
+    return model if replacement is None else replacement

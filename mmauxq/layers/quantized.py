@@ -3,14 +3,18 @@
 import functools
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from mmauxq.errors import UsageError
+
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 QUANTIZABLE = (*CONVOLUTIONS, nn.Linear)
 PRODUCTS = (F.conv1d, F.conv2d, F.conv3d, F.linear)
+PLAIN = {base.forward for base in QUANTIZABLE} | {
+    base._conv_forward for base in CONVOLUTIONS
+}
 
 
 class QuantizedLayer:
@@ -51,12 +55,14 @@ class _QuantizeProducts(TorchFunctionMode):
     def __init__(self, layer: QuantizedLayer) -> None:
         super().__init__()
         self.layer = layer
+        self.found = False
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = dict(kwargs or {})
         if func in PRODUCTS:
+            self.found = True
             # both may come by name; what follows them stays as it is
             rest = list(args)
             x = rest.pop(0) if rest else kwargs.pop('input')
@@ -71,18 +77,25 @@ class _QuantizeProducts(TorchFunctionMode):
 
 
 class _QuantizedForward(QuantizedLayer):
-    """For subclasses that compute in a ``forward`` of their own."""
+    """For subclasses that compute in a method of their own."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        with _QuantizeProducts(self):
-            return super().forward(*args, **kwargs)  # type: ignore[misc]
+        with _QuantizeProducts(self) as products:
+            output = super().forward(*args, **kwargs)  # type: ignore[misc]
+        if not products.found:
+            raise UsageError(
+                f'{self.float_type.__name__}: its forward calls none of '
+                'F.conv1d, F.conv2d, F.conv3d and F.linear, so that nothing '
+                'is quantized; keep the layer float with policy.layers'
+            )
+        return output
 
 
 @functools.cache
 def _quantized_type(cls: type) -> type:
     """The class of ``cls`` layers with quantized operands."""
-    plain = {base.forward for base in QUANTIZABLE}
-    if cls.forward not in plain:
+    methods = [cls.forward, getattr(cls, '_conv_forward', cls.forward)]
+    if not PLAIN.issuperset(methods):
         mixin: type = _QuantizedForward
     elif issubclass(cls, nn.Linear):
         mixin = _QuantizedLinear
@@ -138,9 +151,3 @@ def restore_layer(layer: nn.Module) -> nn.Module:
     new = _as_type(layer, layer.float_type)
     del new._modules['weight_quantizer'], new._modules['input_quantizer']
     return new
-
-
-def quantized_weight(layer: nn.Module) -> Tensor:
-    """The weight as the product sees it, without a gradient."""
-    with torch.no_grad():
-        return layer.weight_quantizer(layer.weight)

@@ -1,0 +1,4 @@
+# F at W8A8 with the full-precision auxiliary module
+_base_ = ['./qat_w8a8.py', './guidance/aux.py']
+
+quantization = dict(guidance=_base_.aux_guidance)

@@ -1,0 +1,5 @@
+_base_ = 'mmpretrain::_base_/default_runtime.py'
+
+default_hooks = dict(
+    checkpoint=dict(interval=1, max_keep_ckpts=2, save_best='accuracy/top1')
+)

@@ -1,0 +1,3 @@
+_base_ = './imagenet_w4a4.py'
+
+optim_wrapper = dict(optimizer=dict(weight_decay=2.5e-5))

@@ -1,0 +1,98 @@
+"""Whether a state dict belongs to an architecture."""
+
+import logging
+from typing import Any
+
+from mmengine.logging import print_log
+from torch import Tensor, nn
+
+from mmauxq.errors import UsageError
+from mmauxq.quantizers import Quantizer
+
+
+def normalise(checkpoint: Any, source: str) -> dict[str, Tensor]:
+    """The state dict of F in a float, slim or training checkpoint.
+
+    Raises:
+        UsageError: If there is none.
+    """
+    state = checkpoint
+    if isinstance(checkpoint, dict) and 'state_dict' in checkpoint:
+        state = checkpoint['state_dict']
+    if (
+        not isinstance(state, dict)
+        or not state
+        or not all(isinstance(value, Tensor) for value in state.values())
+    ):
+        raise UsageError(f'{source}: holds no state dict of tensors')
+    state = {
+        key.removeprefix('module.'): value for key, value in state.items()
+    }
+    if any(key.startswith('architecture.') for key in state):
+        state = {
+            key.removeprefix('architecture.'): value
+            for key, value in state.items()
+            if key.startswith('architecture.')
+        }
+    return state
+
+
+def check_architecture(
+    architecture: nn.Module,
+    state: dict[str, Tensor],
+    source: str,
+    other_head: bool = False,
+) -> dict[str, Tensor]:
+    """``state``, if it is one of ``architecture``.
+
+    Quantizer state may be missing, as it is in a float checkpoint.
+
+    Args:
+        architecture: The classifier, quantized or not.
+        state: Its keys have no prefix.
+        source: What to call it in a message.
+        other_head: Whether a head of another shape may be left out, as for
+            another number of classes.
+
+    Raises:
+        UsageError: If parameters are missing or differ in shape.
+    """
+    state = dict(state)
+    # Backbones rename or resize entries (position embeddings) as they load.
+    seen = dict(state)
+    for hook in architecture._load_state_dict_pre_hooks.values():
+        hook(seen, '', {}, True, [], [], [])
+    quantizers = tuple(
+        f'{name}.'
+        for name, module in architecture.named_modules()
+        if isinstance(module, Quantizer)
+    )
+    missing, differing = [], []
+    for key, value in architecture.state_dict().items():
+        if quantizers and key.startswith(quantizers) and key not in seen:
+            continue
+        if key not in seen:
+            missing.append(key)
+        elif seen[key].shape != value.shape:
+            differing.append(
+                f'{key} is {tuple(seen[key].shape)} there and '
+                f'{tuple(value.shape)} here'
+            )
+    if other_head:
+        left_out = [text for text in differing if text.startswith('head.')]
+        differing = [text for text in differing if text not in left_out]
+        for text in left_out:
+            del state[text.split(' ')[0]]
+            print_log(
+                f'{source}: {text}; it starts from random weights',
+                logger='current',
+                level=logging.WARNING,
+            )
+    problems = [f'{key} is missing' for key in missing] + differing
+    if problems:
+        raise UsageError(
+            f'{source}: is not one of this architecture '
+            f'({type(architecture.backbone).__name__}): {problems[0]}'
+            + (f', and {len(problems) - 1} more' if problems[1:] else '')
+        )
+    return state

@@ -1,0 +1,343 @@
+"""Joint training of a low-precision network and what guides it."""
+
+import logging
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from mmengine.logging import print_log
+from mmengine.model import BaseModel
+from mmengine.runner import CheckpointLoader
+from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
+from mmrazor.models.algorithms import BaseAlgorithm
+from mmrazor.models.utils import add_prefix
+from torch import Tensor, nn
+
+from mmauxq.errors import UsageError
+from mmauxq.guidance import Guidance, TapRecorder, resolve_taps
+from mmauxq.layers import Policy, convert
+from mmauxq.quantizers import FLOAT_BITS, calibrating, named_quantizers
+from mmauxq.quantizers.base import check_bits
+from mmauxq.registry import MODELS
+
+from . import dry_run
+from .checkpoint import check_architecture, normalise
+
+LOW_BITS = 4
+
+
+@MODELS.register_module()
+class JointQAT(BaseAlgorithm):
+    """Quantization-aware training of a classifier, with guidance.
+
+    In mode ``loss`` the quantized network F runs once; its head gives
+    ``student.*``, and what was tapped on the way gives ``guidance.*``. Both
+    are summed by the runner and optimised together. In the modes ``predict``
+    and ``tensor`` the guidance is not called.
+
+    Args:
+        architecture: Config of an mmpretrain image classifier, or a built
+            one; its convolution and linear layers are quantized in place.
+        quantizers: ``dict(weight=..., activation=...)``, each a config of a
+            quantizer with ``type``, ``bits`` and, optionally,
+            ``per_channel``.
+        policy: Arguments of :class:`mmauxq.layers.Policy`: which layers
+            differ from that.
+        guidance: Config of a guidance, with ``taps`` (``'auto'`` or shell
+            patterns of module names) beside its own arguments; ``None``
+            trains F alone.
+        float_checkpoint: File or URL of a float checkpoint of the
+            architecture, loaded by ``init_weights``.
+        input_shape: (C, H, W) of the dry run that finds shapes and counts
+            multiply-adds; by default what the backbone says, else 224 pixels.
+        data_preprocessor: Handed down to the architecture.
+
+    Raises:
+        UsageError: If a config asks for something that does not exist.
+    """
+
+    def __init__(
+        self,
+        architecture: dict | BaseModel,
+        quantizers: dict,
+        policy: dict | None = None,
+        guidance: dict | None = None,
+        float_checkpoint: str | None = None,
+        input_shape: Sequence[int] | None = None,
+        data_preprocessor: dict | nn.Module | None = None,
+        init_cfg: dict | None = None,
+    ) -> None:
+        architecture = _build_architecture(architecture, data_preprocessor)
+        # In-place activations are looked after where they matter, at the
+        # taps; mmrazor would switch all of them off.
+        super().__init__(architecture, None, init_cfg, module_inplace=True)
+        self.float_checkpoint = float_checkpoint
+        self.guidance: Guidance | None = None
+        self._float_start = False
+        self._started = False
+
+        shape = _check_shape(input_shape) or dry_run.input_shape(architecture)
+        inputs = dry_run.sample(architecture, shape)
+        order, multiply_adds, num_classes = dry_run.run(architecture, inputs)
+        if not order:
+            raise UsageError(
+                'architecture: it has no convolution or linear layer that runs'
+            )
+        self._log_cost('F', architecture, multiply_adds, shape)
+        if guidance is not None:
+            self._build_guidance(guidance, inputs, num_classes, multiply_adds)
+        self.bits = _assign_bits(order, quantizers, policy)
+        convert(
+            architecture,
+            self.bits,
+            quantizers['weight'],
+            quantizers['activation'],
+        )
+        self._log_bits()
+
+    def _build_guidance(
+        self, cfg: dict, inputs: Tensor, num_classes: int, multiply_adds: int
+    ) -> None:
+        cfg = dict(cfg)
+        cls = MODELS.get(cfg.get('type', ''))
+        if cls is None:
+            raise UsageError(
+                f'guidance.type={cfg.get("type")!r} is not '
+                'registered; there is '
+                'mmauxq.AuxAdaptorAggregator'
+            )
+        names = resolve_taps(self.architecture, cfg.pop('taps', 'auto'))
+        taps, overwritten = dry_run.probe_taps(
+            self.architecture, names, cls.uses_stem, inputs
+        )
+        self.recorder = TapRecorder(
+            self.architecture, names, cls.uses_stem, overwritten
+        )
+        self.guidance = MODELS.build(
+            cfg,
+            default_args=dict(
+                taps=taps, head=self.architecture.head, num_classes=num_classes
+            ),
+        )
+        extra = dry_run.guidance_multiply_adds(
+            self.guidance, taps, inputs.device
+        )
+        self._log_cost(
+            cls.__name__,
+            self.guidance,
+            extra,
+            tuple(inputs.shape[1:]),
+            self.architecture,
+            multiply_adds,
+        )
+        print_log(
+            f'JointQAT: taps {", ".join(tap.name for tap in taps)}',
+            logger='current',
+        )
+
+    def _log_cost(
+        self,
+        name: str,
+        module: nn.Module,
+        multiply_adds: int,
+        shape: Sequence[int],
+        base: nn.Module | None = None,
+        base_multiply_adds: int = 0,
+    ) -> None:
+        parameters = dry_run.count_parameters(module)
+        relative = ['', '']
+        if base is not None:
+            relative = [
+                f' (+{parameters / dry_run.count_parameters(base):.1%})',
+                f' (+{multiply_adds / base_multiply_adds:.1%})',
+            ]
+        note = '' if base is None else ', in training only'
+        print_log(
+            f'JointQAT: {name} has {parameters / 1e6:.3f} M parameters'
+            f'{relative[0]}, {multiply_adds / 1e9:.4f} G multiply-adds'
+            f'{relative[1]} at {tuple(shape)}{note}',
+            logger='current',
+        )
+
+    def _log_bits(self) -> None:
+        kept = [
+            f'{name} ({bits.reason or "bits"})'
+            for name, bits in self.bits.items()
+            if bits.is_float
+        ]
+        widths: dict[tuple[int, int], int] = {}
+        for bits in self.bits.values():
+            if not bits.is_float:
+                pair = (bits.weight, bits.activation)
+                widths[pair] = widths.get(pair, 0) + 1
+        counts = ', '.join(
+            f'{count} layers at W{w}A{a}'
+            for (w, a), count in sorted(widths.items())
+        )
+        print_log(
+            f'JointQAT: {counts or "no layer quantized"}; '
+            f'{len(kept)} float: {", ".join(kept) or "none"}',
+            logger='current',
+        )
+
+    def init_weights(self) -> None:
+        """Initialise, then load ``float_checkpoint`` if there is one."""
+        super().init_weights()
+        if self.float_checkpoint is None:
+            return
+        checkpoint = CheckpointLoader.load_checkpoint(
+            self.float_checkpoint, map_location='cpu'
+        )
+        state = normalise(checkpoint, self.float_checkpoint)
+        state = check_architecture(
+            self.architecture, state, self.float_checkpoint, other_head=True
+        )
+        self.architecture.load_state_dict(state, strict=False)
+        self._float_start = True
+
+    def loss(
+        self, inputs: Tensor, data_samples: list | None = None
+    ) -> dict[str, Tensor]:
+        """Losses of F and of its guidance.
+
+        Args:
+            inputs: (N, C, H, W).
+            data_samples: With the targets, as mmpretrain's heads take them.
+
+        Returns:
+            ``student.*`` and ``guidance.*``.
+        """
+        with ExitStack() as stack:
+            if not self._started:
+                self._start(stack)
+            if self.guidance is not None:
+                stack.enter_context(self.recorder)
+            losses = add_prefix(
+                self.architecture(inputs, data_samples, mode='loss'), 'student'
+            )
+        if self.guidance is not None:
+            losses.update(
+                add_prefix(
+                    self.guidance.loss(self.recorder.outputs(), data_samples),
+                    'guidance',
+                )
+            )
+        return losses
+
+    def _start(self, stack: ExitStack) -> None:
+        """Before the first training step: calibrate, or say what is odd."""
+        self._started = True
+        quantizers = [q for _, q in named_quantizers(self.architecture)]
+        if all(bool(q.calibrated) for q in quantizers):
+            return
+        lowest = min(q.bits for q in quantizers)
+        if lowest <= LOW_BITS and not self._has_float_start():
+            print_log(
+                f'JointQAT: starting {lowest}-bit training WITHOUT A FLOAT '
+                'CHECKPOINT. Low-bit networks trained from random weights end '
+                'well below those that start from a trained float network: '
+                'set model.float_checkpoint (or load_from)',
+                logger='current',
+                level=logging.WARNING,
+            )
+        stack.enter_context(calibrating(self.architecture))
+
+    def _has_float_start(self) -> bool:
+        pretrained = any(
+            isinstance(init, dict) and init.get('type') == 'Pretrained'
+            for module in (self.architecture, self.architecture.backbone)
+            for init in _as_list(getattr(module, 'init_cfg', None))
+        )
+        return self._float_start or pretrained
+
+    def _load_from_state_dict(
+        self, state_dict: dict, prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Takes a training checkpoint, a slim one, and a float one.
+
+        Raises:
+            UsageError: If it is one of another architecture.
+        """
+        inner = f'{prefix}architecture.'
+        if not any(key.startswith(inner) for key in state_dict):
+            for key in [k for k in state_dict if k.startswith(prefix)]:
+                state_dict[inner + key[len(prefix) :]] = state_dict.pop(key)
+        if self.guidance is None:
+            for key in [
+                k for k in state_dict if k.startswith(f'{prefix}guidance.')
+            ]:
+                del state_dict[key]
+        check_architecture(
+            self.architecture,
+            {
+                key[len(inner) :]: value
+                for key, value in state_dict.items()
+                if key.startswith(inner)
+            },
+            'checkpoint',
+        )
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self._float_start = True
+
+
+def _build_architecture(
+    architecture: dict | BaseModel, data_preprocessor: Any
+) -> BaseModel:
+    if isinstance(architecture, dict):
+        architecture = dict(architecture)
+        architecture.setdefault('_scope_', 'mmpretrain')
+        if data_preprocessor is not None:
+            architecture.setdefault('data_preprocessor', data_preprocessor)
+        architecture = MMPRETRAIN_MODELS.build(architecture)
+    missing = [
+        part
+        for part in ('backbone', 'head')
+        if not isinstance(getattr(architecture, part, None), nn.Module)
+    ]
+    if missing:
+        raise UsageError(
+            f'architecture: a {type(architecture).__name__} has no '
+            f'{" and no ".join(missing)}; an mmpretrain image classifier '
+            'with backbone and head is needed'
+        )
+    return architecture
+
+
+def _check_shape(shape: Sequence[int] | None) -> tuple[int, ...] | None:
+    if shape is None:
+        return None
+    shape = tuple(shape) if isinstance(shape, (list, tuple)) else (shape,)
+    if len(shape) != 3 or not all(isinstance(n, int) and n > 0 for n in shape):
+        raise UsageError(
+            f'input_shape={shape}; allowed are three positive '
+            'integers (C, H, W)'
+        )
+    return shape
+
+
+def _assign_bits(
+    order: list[str], quantizers: dict, policy: dict | None
+) -> dict:
+    if set(quantizers) - {'_scope_'} != {'weight', 'activation'}:
+        raise UsageError(
+            f'quantizers has the keys {sorted(quantizers)}; '
+            "allowed and needed are 'weight' and 'activation'"
+        )
+    widths = [
+        check_bits(
+            quantizers[role].get('bits', FLOAT_BITS), 1, f'quantizers.{role}'
+        )
+        for role in ('weight', 'activation')
+    ]
+    policy = {k: v for k, v in (policy or {}).items() if k != '_scope_'}
+    unknown = set(policy) - {'first', 'last', 'layers'}
+    if unknown:
+        raise UsageError(
+            f'policy has no {sorted(unknown)}; allowed are '
+            "'first', 'last' and 'layers'"
+        )
+    return Policy(**policy).assign(order, *widths)
+
+
+def _as_list(value: Any) -> list:
+    return list(value) if isinstance(value, (list, tuple)) else [value]

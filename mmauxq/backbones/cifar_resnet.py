@@ -1,0 +1,58 @@
+"""The three-stage residual networks for small images."""
+
+from typing import Any
+
+from mmpretrain.models.backbones.resnet import BasicBlock
+from mmpretrain.models.backbones.resnet_cifar import ResNet_CIFAR
+
+from mmauxq.errors import UsageError
+from mmauxq.registry import MODELS
+
+
+@MODELS.register_module()
+class CIFARResNet(ResNet_CIFAR):
+    """ResNet with 6n + 2 layers in three stages of n basic blocks.
+
+    mmpretrain's ``ResNet_CIFAR`` has the four stages and the widths of the
+    ImageNet networks; this one is the network of the paper's CIFAR-10
+    section.
+
+    Source: He et al., Deep Residual Learning for Image Recognition,
+    arXiv:1512.03385, section 4.2.
+
+    Args:
+        depth: 8, 14, 20, 32, 44, 56 or 110.
+        in_channels: Of the image.
+        base_channels: Width of the first stage; the others have 2 and 4
+            times as many.
+        **kwargs: Of mmpretrain's ``ResNet_CIFAR``.
+    """
+
+    arch_settings = {
+        depth: (BasicBlock, ((depth - 2) // 6,) * 3)
+        for depth in (8, 14, 20, 32, 44, 56, 110)
+    }
+
+    def __init__(
+        self,
+        depth: int,
+        in_channels: int = 3,
+        base_channels: int = 16,
+        **kwargs: Any,
+    ) -> None:
+        if depth not in self.arch_settings:
+            raise UsageError(
+                f'CIFARResNet: depth={depth!r}; allowed are '
+                f'{list(self.arch_settings)}'
+            )
+        super().__init__(
+            depth=depth,
+            in_channels=in_channels,
+            stem_channels=base_channels,
+            base_channels=base_channels,
+            num_stages=3,
+            strides=(1, 2, 2),
+            dilations=(1, 1, 1),
+            out_indices=(2,),
+            **kwargs,
+        )

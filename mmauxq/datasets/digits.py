@@ -1,0 +1,61 @@
+"""The handwritten digits that scikit-learn brings along."""
+
+from typing import Any
+
+import numpy as np
+from mmpretrain.datasets import BaseDataset
+
+from mmauxq.errors import UsageError
+from mmauxq.registry import DATASETS
+
+
+@DATASETS.register_module()
+class Digits(BaseDataset):
+    """1,797 scanned digits of 8 x 8 pixels, grey values 0 to 255.
+
+    The scikit-learn copy of the test part of the UCI data set "Optical
+    Recognition of Handwritten Digits". It has no official split; here every
+    third image, 599 in all, is for testing.
+
+    Args:
+        split: ``'train'`` (1,198 images) or ``'test'`` (599).
+        pipeline: Transforms, as for any mmpretrain data set.
+    """
+
+    METAINFO = dict(classes=tuple(str(digit) for digit in range(10)))
+
+    def __init__(
+        self, split: str = 'train', pipeline: Any = (), **kwargs: Any
+    ) -> None:
+        if split not in ('train', 'test'):
+            raise UsageError(
+                f"Digits: split={split!r}; allowed are 'train' and 'test'"
+            )
+        self.split = split
+        super().__init__(
+            ann_file='', pipeline=pipeline, test_mode=split == 'test', **kwargs
+        )
+
+    def load_data_list(self) -> list[dict]:
+        """One ``dict(img=(8, 8) uint8, gt_label=int)`` for each image."""
+        try:
+            from sklearn.datasets import load_digits
+        except ImportError as error:
+            raise UsageError(
+                'Digits: needs scikit-learn; install it with '
+                "pip install 'mmauxq[digits]'"
+            ) from error
+        data = load_digits()
+        images = np.round(data.images * (255 / 16)).astype(np.uint8)
+        is_test = np.arange(len(images)) % 3 == 2
+        chosen = is_test if self.split == 'test' else ~is_test
+        return [
+            dict(img=image, gt_label=int(label))
+            for image, label in zip(
+                images[chosen], data.target[chosen], strict=True
+            )
+        ]
+
+    def extra_repr(self) -> list[str]:
+        """Shown by ``print(dataset)``."""
+        return [f'Split: \t{self.split}']

@@ -1,0 +1,90 @@
+"""The weight of the guidance's losses over the course of training."""
+
+import math
+
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+
+from mmauxq.errors import UsageError
+from mmauxq.registry import HOOKS
+
+SHAPES = {
+    'constant': lambda t: 0.0,
+    'linear': lambda t: t,
+    'cosine': lambda t: (1 - math.cos(math.pi * t)) / 2,
+}
+
+
+@HOOKS.register_module()
+class GuidanceWeightHook(Hook):
+    """Moves ``guidance.loss_weight`` from its configured value to another.
+
+    The weight is a function of the iteration alone, so that a resumed run
+    goes on where it was. It is logged as ``guidance/weight``.
+
+    Args:
+        end_weight: Weight at the end, not negative.
+        begin: Part of the training, 0 to 1, at which the change begins.
+        end: Part at which it is complete, above ``begin``, up to 1.
+        shape: ``'linear'``, ``'cosine'`` or ``'constant'``.
+    """
+
+    priority = 'NORMAL'
+
+    def __init__(
+        self,
+        end_weight: float = 0.0,
+        begin: float = 0.0,
+        end: float = 1.0,
+        shape: str = 'cosine',
+    ) -> None:
+        if shape not in SHAPES:
+            raise UsageError(
+                f'GuidanceWeightHook: shape={shape!r}; allowed '
+                f'are {list(SHAPES)}'
+            )
+        if not 0 <= begin < end <= 1:
+            raise UsageError(
+                f'GuidanceWeightHook: begin={begin}, end={end}; '
+                'allowed is 0 <= begin < end <= 1'
+            )
+        if end_weight < 0:
+            raise UsageError(
+                f'GuidanceWeightHook: end_weight={end_weight}; '
+                'allowed are numbers from 0'
+            )
+        self.end_weight, self.begin, self.end = end_weight, begin, end
+        self.shape = SHAPES[shape]
+        self.start_weight: float | None = None
+
+    def before_train(self, runner) -> None:
+        """Remember the configured weight."""
+        self.start_weight = float(self._guidance(runner).loss_weight)
+
+    def before_train_iter(
+        self, runner, batch_idx: int, data_batch=None
+    ) -> None:
+        """Set the weight of this iteration."""
+        weight = self.weight(runner.iter / max(runner.max_iters, 1))
+        self._guidance(runner).loss_weight.fill_(weight)
+        runner.message_hub.update_scalar('train/guidance/weight', weight)
+
+    def weight(self, progress: float) -> float:
+        """The weight at a part of the training, 0 to 1."""
+        t = (progress - self.begin) / (self.end - self.begin)
+        moved = self.shape(min(max(t, 0.0), 1.0))
+        return (
+            self.start_weight + (self.end_weight - self.start_weight) * moved
+        )
+
+    def _guidance(self, runner):
+        model = runner.model
+        model = model.module if is_model_wrapper(model) else model
+        guidance = getattr(model, 'guidance', None)
+        if guidance is None:
+            raise UsageError(
+                'GuidanceWeightHook: the model has no guidance '
+                'whose weight could change; remove the hook or '
+                'set model.guidance'
+            )
+        return guidance

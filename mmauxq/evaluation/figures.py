@@ -1,0 +1,120 @@
+"""Figures of a comparison."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from torch import Tensor
+
+matplotlib.use('Agg')  # no screen is needed
+
+from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib.axes import Axes  # noqa: E402
+
+# Okabe and Ito's colours, told apart by all common forms of sight
+COLOURS = ('#000000', '#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00')
+
+
+def plot_accuracy(axes: Axes, curves: Mapping[str, np.ndarray]) -> None:
+    """Accuracy over epochs, with the spread over seeds.
+
+    Args:
+        axes: To draw on.
+        curves: Label -> (seeds, epochs), percent.
+    """
+    for colour, (label, runs) in zip(COLOURS, curves.items(), strict=False):
+        runs = np.atleast_2d(runs)
+        epochs = np.arange(1, runs.shape[1] + 1)
+        style = '--' if 'scratch' in label else '-'
+        axes.plot(epochs, runs.mean(0), style, color=colour, label=label)
+        if len(runs) > 1:
+            axes.fill_between(
+                epochs,
+                runs.min(0),
+                runs.max(0),
+                color=colour,
+                alpha=0.15,
+                linewidth=0,
+            )
+    axes.set(xlabel='epoch', ylabel='top-1 (%)')
+    axes.legend(frameon=False, fontsize=8, loc='lower right')
+
+
+def plot_gradients(
+    axes: Axes, norms: Mapping[str, Mapping[str, float]]
+) -> None:
+    """Gradient norm at the output of each block.
+
+    Args:
+        axes: To draw on.
+        norms: Label -> name of a block -> norm.
+    """
+    for colour, (label, blocks) in zip(
+        COLOURS[1:], norms.items(), strict=False
+    ):
+        axes.plot(list(blocks.values()), 'o-', color=colour, label=label)
+    names = [
+        name.removeprefix('backbone.') for name in next(iter(norms.values()))
+    ]
+    axes.set_xticks(
+        range(len(names)), names, rotation=60, ha='right', fontsize=8
+    )
+    axes.set_yscale('log')
+    axes.set(ylabel='norm of the gradient', xlabel='block (input to output)')
+    axes.legend(frameon=False, fontsize=8)
+
+
+def plot_levels(axes: Axes, value: Tensor, title: str, colour: str) -> None:
+    """How often each level of a quantized tensor occurs.
+
+    Args:
+        axes: To draw on.
+        value: Output of a quantizer with one scale.
+        title: Of the panel.
+        colour: Of the bars.
+    """
+    levels, counts = value.flatten().unique(return_counts=True)
+    share = 100 * counts.float() / counts.sum()
+    axes.bar(range(len(levels)), share.tolist(), color=colour, width=0.6)
+    for place, part in enumerate(share.tolist()):
+        axes.text(
+            place, part, f'{part:.0f}%', ha='center', va='bottom', fontsize=8
+        )
+    axes.set_xticks(
+        range(len(levels)), [f'{level:.3g}' for level in levels.tolist()]
+    )
+    axes.set_title(f'{title}: {len(levels)} levels', fontsize=9)
+    axes.set(ylabel='share of values (%)')
+    axes.margins(y=0.15)
+
+
+def plot_overview(
+    path: Path,
+    title: str,
+    curves: Mapping[str, np.ndarray],
+    norms: Mapping[str, Mapping[str, float]],
+    levels: Sequence[tuple[str, Tensor]],
+) -> None:
+    """One sheet: accuracy, gradients, levels.
+
+    Args:
+        path: File to write.
+        title: Of the sheet.
+        curves: See :func:`plot_accuracy`.
+        norms: See :func:`plot_gradients`.
+        levels: (title, output of a quantizer), two of them.
+    """
+    figure = plt.figure(figsize=(13, 4.4), layout='constrained')
+    grid = figure.add_gridspec(2, 3, width_ratios=(1.2, 1.2, 0.8))
+    plot_accuracy(figure.add_subplot(grid[:, 0]), curves)
+    plot_gradients(figure.add_subplot(grid[:, 1]), norms)
+    for row, (name, value) in enumerate(levels):
+        plot_levels(
+            figure.add_subplot(grid[row, 2]), value, name, COLOURS[row + 1]
+        )
+    for axes in figure.axes:
+        axes.spines[['top', 'right']].set_visible(False)
+    figure.suptitle(title, fontsize=11)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)

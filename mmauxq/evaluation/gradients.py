@@ -1,0 +1,49 @@
+"""How much gradient reaches each block."""
+
+import torch
+from torch import Tensor
+
+from mmauxq.algorithms import JointQAT
+from mmauxq.guidance import TapRecorder, find_blocks
+
+
+def block_gradient_norms(
+    model: JointQAT, inputs: Tensor, data_samples: list
+) -> dict[str, dict[str, float]]:
+    """Norm of the gradient at the output of every block, by loss.
+
+    Args:
+        model: In training mode; its parameters and their gradients are left
+            as they were, batch-norm statistics move by one step.
+        inputs: (N, C, H, W), preprocessed.
+        data_samples: With the targets.
+
+    Returns:
+        ``'student'`` (the loss of F alone) and, if there is guidance,
+        ``'joint'`` (both losses) -> name of a block -> Euclidean norm of the
+        gradient at its output.
+    """
+    blocks = find_blocks(model.architecture)
+    with TapRecorder(model.architecture, blocks) as recorder:
+        losses = model(inputs, data_samples, mode='loss')
+    outputs = recorder.outputs()
+    terms = {
+        'student': [
+            v
+            for k, v in losses.items()
+            if k.startswith('student.') and 'loss' in k
+        ],
+        'joint': [v for k, v in losses.items() if 'loss' in k],
+    }
+    if model.guidance is None:
+        del terms['joint']
+    norms = {}
+    for name, values in terms.items():
+        gradients = torch.autograd.grad(
+            sum(values), list(outputs.values()), retain_graph=True
+        )
+        norms[name] = {
+            block: gradient.norm().item()
+            for block, gradient in zip(outputs, gradients, strict=True)
+        }
+    return norms

@@ -1,0 +1,82 @@
+"""How many values a quantized tensor really takes."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mmauxq.quantizers import Quantizer, named_quantizers
+
+
+@dataclass(frozen=True)
+class LevelCount:
+    """The audit of one quantizer.
+
+    Args:
+        name: Of the quantizer.
+        bits: Its width.
+        levels: Most distinct values seen for one scale (one channel, where
+            scales are per channel).
+    """
+
+    name: str
+    bits: int
+    levels: int
+
+    @property
+    def holds(self) -> bool:
+        """Whether the width is true: at most ``2**bits`` values."""
+        return self.levels <= 2**self.bits
+
+
+@contextmanager
+def _recording(model: nn.Module) -> Iterator[dict[str, Tensor]]:
+    values: dict[str, Tensor] = {}
+    handles = [
+        quantizer.register_forward_hook(
+            lambda _, args, output, name=name: values.update({name: output})
+        )
+        for name, quantizer in named_quantizers(model)
+    ]
+    try:
+        yield values
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def operand_values(model: nn.Module, inputs: Tensor) -> dict[str, Tensor]:
+    """What every quantizer gives in one forward pass of ``model``.
+
+    Args:
+        model: An algorithm or architecture in evaluation mode.
+        inputs: (N, C, H, W), preprocessed.
+
+    Returns:
+        Name of a quantizer -> its output.
+    """
+    with _recording(model) as values:
+        model(inputs, mode='tensor')
+    return dict(values)
+
+
+def count_levels(model: nn.Module, inputs: Tensor) -> list[LevelCount]:
+    """Audit all quantizers of ``model`` on real data.
+
+    Args:
+        model: An algorithm or architecture in evaluation mode.
+        inputs: (N, C, H, W), preprocessed.
+    """
+    values = operand_values(model, inputs)
+    return [
+        LevelCount(name, quantizer.bits, _levels(quantizer, values[name]))
+        for name, quantizer in named_quantizers(model)
+        if name in values
+    ]
+
+
+def _levels(quantizer: Quantizer, value: Tensor) -> int:
+    return max(len(row.unique()) for row in quantizer._per_scale(value))

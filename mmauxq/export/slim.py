@@ -1,0 +1,62 @@
+"""The checkpoint that holds F alone."""
+
+import os
+from pathlib import Path
+
+import torch
+
+from mmauxq import compat
+from mmauxq.algorithms.checkpoint import normalise
+from mmauxq.errors import UsageError
+from mmauxq.version import __version__
+
+
+def save_slim(checkpoint: str | os.PathLike, out: str | os.PathLike) -> int:
+    """Write F of a training checkpoint, without guidance or optimizer.
+
+    The result holds tensors and plain types only, so that any
+    ``torch.load(..., weights_only=True)`` reads it; its keys are those of the
+    quantized classifier (``backbone...``, ``head...``).
+
+    Args:
+        checkpoint: A training checkpoint of :class:`JointQAT`.
+        out: File to write; complete or absent, never half-written.
+
+    Returns:
+        Its size in bytes.
+
+    Raises:
+        UsageError: If the checkpoint cannot be read, or holds no quantized
+            network.
+    """
+    source = compat.load_checkpoint(checkpoint)
+    state = normalise(source, str(checkpoint))
+    if not any(
+        key.endswith('_quantizer.calibrated')
+        or key.endswith('_quantizer.step')
+        for key in state
+    ):
+        raise UsageError(
+            f'{checkpoint}: holds no quantized network; train it '
+            'with mmauxq.JointQAT first'
+        )
+    meta = source.get('meta', {})
+    slim = dict(
+        meta=dict(
+            mmauxq_version=__version__,
+            epoch=int(meta.get('epoch', 0)),
+            iter=int(meta.get('iter', 0)),
+            cfg=str(meta.get('cfg', '')),
+            classes=[
+                str(c)
+                for c in (meta.get('dataset_meta') or {}).get('classes', ())
+            ],
+        ),
+        state_dict={key: value.cpu().clone() for key, value in state.items()},
+    )
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_name(out.name + '.part')
+    torch.save(slim, part)
+    os.replace(part, out)
+    return out.stat().st_size

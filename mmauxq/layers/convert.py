@@ -1,0 +1,145 @@
+"""From a float network to a quantized one, and back."""
+
+import inspect
+from collections.abc import Callable
+
+from torch import nn
+
+from mmauxq.errors import UsageError
+from mmauxq.quantizers import FLOAT_BITS, Quantizer
+from mmauxq.registry import MODELS
+
+from .policy import LayerBits
+from .quantized import (
+    CONVOLUTIONS,
+    QUANTIZABLE,
+    QuantizedLayer,
+    quantize_layer,
+    restore_layer,
+)
+
+
+def is_quantizable(module: nn.Module) -> bool:
+    """Whether ``module`` is a float convolution or linear layer."""
+    return isinstance(module, QUANTIZABLE) and not isinstance(
+        module, QuantizedLayer
+    )
+
+
+def build_quantizer(
+    cfg: dict, role: str, layer: nn.Module, bits: int
+) -> nn.Module:
+    """A quantizer for one operand of one layer.
+
+    Args:
+        cfg: ``type``, ``bits`` (replaced by ``bits``) and, optionally,
+            ``per_channel``: one scale for each output channel of a weight,
+            or each input channel of an activation.
+        role: ``'weight'`` or ``'activation'``.
+        layer: A convolution or linear layer.
+        bits: 1 to 8, or 32.
+
+    Raises:
+        UsageError: If the type is unknown, does not serve the role, or has
+            no per-channel form.
+    """
+    if bits == FLOAT_BITS:
+        return nn.Identity()
+    cfg = dict(cfg, bits=bits, role=role)
+    cfg.pop('_scope_', None)
+    type_ = cfg.pop('type', None)
+    cls = MODELS.get(type_) if isinstance(type_, str) else type_
+    if not (inspect.isclass(cls) and issubclass(cls, Quantizer)):
+        raise UsageError(
+            f'quantizers.{role}.type={type_!r} is not a '
+            'quantizer; there are mmauxq.LSQ, mmauxq.LSQPlus, '
+            'mmauxq.PACTActivation, mmauxq.DoReFaActivation and '
+            'mmauxq.DoReFaWeight'
+        )
+    known = set(inspect.signature(cls).parameters)
+    if cfg.pop('per_channel', False):
+        if 'num_channels' not in known:
+            raise UsageError(
+                f'quantizers.{role}: {cls.__name__} has no '
+                'per-channel form; remove per_channel'
+            )
+        cfg['num_channels'] = _num_channels(layer, role)
+        cfg['channel_axis'] = _channel_axis(layer, role)
+    unknown = set(cfg) - known
+    if unknown:
+        raise UsageError(
+            f'quantizers.{role}: {cls.__name__} takes no '
+            f'{sorted(unknown)}; it takes {sorted(known)}'
+        )
+    return cls(**cfg)
+
+
+def _num_channels(layer: nn.Module, role: str) -> int:
+    if isinstance(layer, CONVOLUTIONS):
+        return layer.out_channels if role == 'weight' else layer.in_channels
+    return layer.out_features if role == 'weight' else layer.in_features
+
+
+def _channel_axis(layer: nn.Module, role: str) -> int:
+    if role == 'weight':
+        return 0
+    return 1 if isinstance(layer, CONVOLUTIONS) else -1
+
+
+def convert(
+    model: nn.Module,
+    bits: dict[str, LayerBits],
+    weight: dict,
+    activation: dict,
+) -> nn.Module:
+    """Quantize the named layers of ``model`` in their place.
+
+    A layer that stands in several places is converted once and stays shared.
+
+    Args:
+        model: Changed in place: named layers are replaced by quantized ones
+            that share their parameters, under the same names.
+        bits: Name of a layer -> its bits; layers not named stay float.
+        weight: Config of the weight quantizer.
+        activation: Config of the input quantizer.
+
+    Returns:
+        ``model``.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    new = {}
+    for name, layer_bits in bits.items():
+        if layer_bits.is_float:
+            continue
+        layer = modules[name]
+        new[id(layer)] = quantize_layer(
+            layer,
+            build_quantizer(weight, 'weight', layer, layer_bits.weight),
+            build_quantizer(
+                activation, 'activation', layer, layer_bits.activation
+            ),
+        )
+    return _replace(model, lambda child: new.get(id(child)))
+
+
+def restore(model: nn.Module) -> nn.Module:
+    """Undo :func:`convert`: the float network, with the trained weights."""
+    memo: dict[int, nn.Module] = {}
+
+    def float_layer(child: nn.Module) -> nn.Module | None:
+        if not isinstance(child, QuantizedLayer):
+            return None
+        return memo.setdefault(id(child), restore_layer(child))
+
+    return _replace(model, float_layer)
+
+
+def _replace(
+    model: nn.Module, choose: Callable[[nn.Module], nn.Module | None]
+) -> nn.Module:
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            replacement = None if child is None else choose(child)
+            if replacement is not None:
+                setattr(parent, name, replacement)
+    return model

@@ -1,0 +1,107 @@
+"""Which layer gets how many bits."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+from mmauxq.errors import UsageError
+from mmauxq.quantizers import FLOAT_BITS
+from mmauxq.quantizers.base import check_bits
+
+
+@dataclass(frozen=True)
+class LayerBits:
+    """Bits of the two operands of one layer, and who said so."""
+
+    weight: int
+    activation: int
+    reason: str
+
+    @property
+    def is_float(self) -> bool:
+        """Whether the layer stays as it is."""
+        return self.weight == self.activation == FLOAT_BITS
+
+
+def match(pattern: str, names: Sequence[str], what: str) -> list[str]:
+    """The names that a shell pattern matches, in their order.
+
+    Raises:
+        UsageError: If there is none; the message lists what exists.
+    """
+    found = [name for name in names if fnmatchcase(name, pattern)]
+    if not found:
+        shown = ', '.join(names[:20]) + (', ...' if len(names) > 20 else '')
+        raise UsageError(
+            f'{what} {pattern!r} matches nothing; there are '
+            f'{len(names)}: {shown}'
+        )
+    return found
+
+
+@dataclass
+class Policy:
+    """Bits per layer, by role and by name.
+
+    The first convolution that runs and the classifier stay in floating point
+    unless told otherwise, as in the auxiliary module's paper and most of the
+    field.
+
+    Args:
+        first: Bits of the first layer that runs; 8 and 32 are usual.
+        last: Bits of the classifier: the layers of the architecture's head,
+            or the last layer that runs if the head has none.
+        layers: Shell pattern of layer names -> bits, or
+            ``dict(weight=..., activation=...)``; the last match wins, also
+            over ``first`` and ``last``.
+    """
+
+    first: int = FLOAT_BITS
+    last: int = FLOAT_BITS
+    layers: dict = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_bits(self.first, 1, 'policy.first')
+        check_bits(self.last, 1, 'policy.last')
+        for pattern, bits in self.layers.items():
+            where = f'policy.layers[{pattern!r}]'
+            if isinstance(bits, dict):
+                unknown = set(bits) - {'weight', 'activation'}
+                if unknown or not bits:
+                    raise UsageError(
+                        f'{where}: {dict(bits)}; allowed are the '
+                        "keys 'weight' and 'activation'"
+                    )
+                for value in bits.values():
+                    check_bits(value, 1, where)
+            else:
+                check_bits(bits, 1, where)
+
+    def assign(
+        self, names: Sequence[str], weight: int, activation: int
+    ) -> dict[str, LayerBits]:
+        """Bits of every layer.
+
+        Args:
+            names: All layers that run, in the order in which they do.
+            weight: Bits of weights where nothing else is said.
+            activation: Bits of activations where nothing else is said.
+
+        Raises:
+            UsageError: If a pattern matches no layer.
+        """
+        bits = {name: LayerBits(weight, activation, '') for name in names}
+        head = [name for name in names if name.split('.')[0] == 'head']
+        for name in head or names[-1:]:
+            bits[name] = LayerBits(self.last, self.last, 'classifier')
+        bits[names[0]] = LayerBits(self.first, self.first, 'first layer')
+        for pattern, value in self.layers.items():
+            if not isinstance(value, dict):
+                value = dict(weight=value, activation=value)
+            for name in match(pattern, list(names), 'policy.layers'):
+                bits[name] = LayerBits(
+                    value.get('weight', bits[name].weight),
+                    value.get('activation', bits[name].activation),
+                    f'policy {pattern!r}',
+                )
+        return bits

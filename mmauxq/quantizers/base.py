@@ -1,0 +1,197 @@
+"""What all quantizers share: bits, role, and the state of calibration."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from mmengine import dist
+from torch import Tensor, nn
+
+from mmauxq.errors import UsageError
+
+FLOAT_BITS = 32
+"""The width that means "leave it in floating point"."""
+
+
+def check_bits(bits: object, lowest: int, where: str) -> int:
+    """``bits`` if it is a width that ``where`` can have.
+
+    Raises:
+        UsageError: If it is neither ``lowest`` to 8 nor 32.
+    """
+    if (
+        isinstance(bits, bool)
+        or not isinstance(bits, int)
+        or not (lowest <= bits <= 8 or bits == FLOAT_BITS)
+    ):
+        raise UsageError(
+            f'{where}: bits={bits!r}; allowed are {lowest} to 8, '
+            f'and {FLOAT_BITS} for floating point'
+        )
+    return bits
+
+
+class Quantizer(nn.Module):
+    """Maps a tensor to at most ``2**bits`` values, with a gradient.
+
+    State is created in the constructor, so that DDP and the optimizer see it;
+    its values come from the first batch that is run inside
+    :func:`calibrating`, and are the same on all ranks. The buffer
+    ``calibrated`` travels with the state dict: a resumed or evaluated
+    quantizer is never calibrated again.
+
+    Subclasses implement :meth:`quantize`, and :meth:`calibrate` if they have
+    something to learn from data.
+
+    Args:
+        bits: Width in bits, 1 to 8; 32 leaves the tensor as it is.
+        role: ``'weight'`` (axis 0 holds the output channels) or
+            ``'activation'`` (axis 0 holds the samples).
+        num_channels: One scale for each of so many channels; ``None`` for
+            one scale in all.
+        channel_axis: Axis of the channels, used with ``num_channels``.
+
+    Raises:
+        UsageError: If an argument is out of its range, and in
+            :meth:`forward` if the quantizer was never calibrated.
+    """
+
+    needs_calibration = True
+    lowest_bits = 1
+    roles = ('weight', 'activation')
+
+    def __init__(
+        self,
+        bits: int,
+        role: str = 'activation',
+        num_channels: int | None = None,
+        channel_axis: int = 0,
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        self.bits = check_bits(bits, self.lowest_bits, name)
+        if role not in self.roles:
+            raise UsageError(
+                f'{name}: role={role!r}; allowed are {list(self.roles)}'
+            )
+        self.role = role
+        self.num_channels = num_channels
+        self.channel_axis = channel_axis
+        self.calibrating = False
+        self.register_buffer(
+            'calibrated', torch.tensor(not self.needs_calibration)
+        )
+        # The buffer lives on the device; asking it would stall every step.
+        self._ready = not self.needs_calibration
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The quantized tensor, in the shape and dtype of ``x``."""
+        if self.bits == FLOAT_BITS:
+            return x
+        if not self._ready:
+            self._get_ready(x)
+        return self.quantize(x)
+
+    def quantize(self, x: Tensor) -> Tensor:
+        """The op itself; see the class for what is known of ``x``."""
+        raise NotImplementedError
+
+    def calibrate(self, x: Tensor) -> None:
+        """Set the learned state from ``x``, equally on all ranks."""
+
+    def _get_ready(self, x: Tensor) -> None:
+        if not bool(self.calibrated):
+            if not self.calibrating:
+                raise UsageError(
+                    f'{type(self).__name__}: was never calibrated; train it, '
+                    'or load a checkpoint of a trained quantized network'
+                )
+            with torch.no_grad():
+                self.calibrate(x.detach().float())
+            self.calibrated.fill_(True)
+        self._ready = True
+        self._restore()
+
+    def _restore(self) -> None:
+        """Read what buffers say into plain attributes."""
+
+    def _load_from_state_dict(self, *args, **kwargs) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._ready = bool(self.calibrated)
+        if self._ready:
+            self._restore()
+
+    def _per_scale(self, x: Tensor) -> Tensor:
+        """``x`` as (number of scales, values that share one)."""
+        if self.num_channels is None:
+            return x.reshape(1, -1)
+        return x.movedim(self.channel_axis, 0).reshape(self.num_channels, -1)
+
+    def _spread(self, scale: Tensor, x: Tensor) -> Tensor:
+        """A scale of shape (1,) or (C,) so that it broadcasts to ``x``."""
+        if self.num_channels is None:
+            # a 0-dim operand keeps the fast elementwise kernels
+            return scale.reshape(())
+        shape = [1] * x.dim()
+        shape[self.channel_axis] = -1
+        return scale.reshape(shape)
+
+    def _values_per_scale(self, x: Tensor) -> int:
+        """N of the LSQ gradient scale.
+
+        Weights: those that share a step. Activations: the features of one
+        sample that share a step, whatever the batch size.
+        """
+        count = x.numel() // (self.num_channels or 1)
+        if self.role == 'activation' and x.dim() > 1:
+            count //= x.shape[0]
+        return max(count, 1)
+
+    def extra_repr(self) -> str:
+        """What ``print(module)`` shows."""
+        scales = (
+            ''
+            if self.num_channels is None
+            else (f', num_channels={self.num_channels}')
+        )
+        return f'bits={self.bits}, role={self.role!r}{scales}'
+
+
+def mean_over_ranks(x: Tensor) -> Tensor:
+    """The mean of a statistic over all ranks, bit-equal on each."""
+    if dist.get_world_size() > 1:
+        x = x.clone()
+        dist.all_reduce(x, op='mean')
+    return x
+
+
+def extreme_over_ranks(x: Tensor, op: str) -> Tensor:
+    """The ``'min'`` or ``'max'`` of a statistic over all ranks."""
+    if dist.get_world_size() > 1:
+        x = x.clone()
+        dist.all_reduce(x, op=op)
+    return x
+
+
+def named_quantizers(model: nn.Module) -> Iterator[tuple[str, Quantizer]]:
+    """(name, quantizer) of all quantizers in ``model`` that do quantize."""
+    for name, module in model.named_modules():
+        if isinstance(module, Quantizer) and module.bits != FLOAT_BITS:
+            yield name, module
+
+
+@contextmanager
+def calibrating(model: nn.Module) -> Iterator[None]:
+    """While active, quantizers in ``model`` not yet calibrated become so.
+
+    Each takes the first tensor that reaches it, with the layers before it
+    already quantized. All ranks must run the same layers in the same order.
+    """
+    quantizers = [q for _, q in named_quantizers(model)]
+    for quantizer in quantizers:
+        quantizer.calibrating = True
+    try:
+        yield
+    finally:
+        for quantizer in quantizers:
+            quantizer.calibrating = False

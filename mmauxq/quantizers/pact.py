@@ -1,0 +1,67 @@
+"""PACT: activations with a learned upper end of the range."""
+
+import torch
+from mmengine.logging import print_log
+from torch import Tensor, nn
+
+from mmauxq import ops
+from mmauxq.registry import MODELS
+
+from .base import FLOAT_BITS, Quantizer, mean_over_ranks
+
+
+@MODELS.register_module()
+class PACTActivation(Quantizer):
+    """Activations on ``2**bits`` even levels of [0, alpha].
+
+    See :func:`mmauxq.ops.pact`. The paper starts ``alpha`` at a large number
+    and lets an L2 penalty pull it down; here it starts at
+    ``2 mean|x| sqrt(2**bits - 1)``, the range that LSQ starts with, and is
+    not decayed.
+
+    Source: Choi et al., PACT, arXiv:1805.06085.
+
+    Args:
+        bits: Width in bits, 1 to 8; 32 leaves the activations as they are.
+        num_channels: One ``alpha`` per channel; ``None`` for one in all (the
+            paper's form).
+        channel_axis: Axis of the channels.
+
+    Attributes:
+        alpha: Upper end of the range, shape (1,) or (num_channels,).
+    """
+
+    roles = ('activation',)
+
+    def __init__(
+        self,
+        bits: int,
+        role: str = 'activation',
+        num_channels: int | None = None,
+        channel_axis: int = 1,
+    ) -> None:
+        super().__init__(bits, role, num_channels, channel_axis)
+        self.alpha = nn.Parameter(
+            torch.ones(num_channels or 1), self.bits != FLOAT_BITS
+        )
+
+    def calibrate(self, x: Tensor) -> None:
+        """Set ``alpha`` from a batch of activations."""
+        mean = mean_over_ranks(self._per_scale(x).abs().mean(1))
+        self.alpha.copy_(
+            (2 * mean * (2**self.bits - 1) ** 0.5).clamp_min(1e-6)
+        )
+        negative = mean_over_ranks((x < 0).float().mean()).item()
+        if negative > 0:
+            print_log(
+                f'PACTActivation: {negative:.0%} of the values that reach '
+                'this quantizer are negative and become 0; LSQ or LSQPlus '
+                'take signed values',
+                logger='current',
+                level=30,
+            )
+
+    def quantize(self, x: Tensor) -> Tensor:
+        """Activations to levels of [0, alpha]."""
+        alpha = self._spread(ops.lower_bound(self.alpha), x)
+        return ops.pact(x, alpha, self.bits)

@@ -1,0 +1,203 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from mmpretrain.models.heads import LinearClsHead
+from mmpretrain.structures import DataSample
+
+from mmauxq.algorithms import dry_run
+from mmauxq.errors import UsageError
+from mmauxq.guidance import AuxAdaptorAggregator, Tap
+from tests.networks import AUX, batch, classifier, joint_qat
+
+TAPS = [
+    Tap('stem', (4, 8, 8)),
+    Tap('a', (4, 8, 8)),
+    Tap('b', (8, 4, 4)),
+]
+
+
+def head(**loss):
+    return LinearClsHead(10, 8, loss=dict(type='CrossEntropyLoss', **loss))
+
+
+def outputs(count=3, taps=TAPS):
+    torch.manual_seed(1)
+    return {
+        t.name: torch.randn(count, *t.shape, requires_grad=True) for t in taps
+    }
+
+
+def test_the_recursion_of_the_paper():
+    module = AuxAdaptorAggregator(TAPS, head(), 10).eval()
+    given = outputs()
+    g = module.adaptors[0].phi(given['stem'])
+    g = F.relu(module.adaptors[1].phi(given['a']) + g)
+    g = F.relu(
+        module.adaptors[2].phi(given['b']) + module.adaptors[2].project(g)
+    )
+    expected = module.head.fc(g.mean((2, 3)))
+    torch.testing.assert_close(module(given), expected)
+
+
+def test_projections_only_where_the_shape_changes():
+    module = AuxAdaptorAggregator(TAPS, head(), 10)
+    assert module.adaptors[0].project is None
+    assert isinstance(module.adaptors[1].project, torch.nn.Identity)
+    conv, norm = module.adaptors[2].project
+    assert (conv.kernel_size, conv.stride) == ((1, 1), (2, 2))
+    assert isinstance(norm, torch.nn.BatchNorm2d)
+
+
+@pytest.mark.parametrize('sizes', [(7, 4), (7, 3), (15, 8), (15, 7)])
+def test_odd_sizes_are_rounded_as_the_blocks_do(sizes):
+    taps = [
+        Tap('stem', (2, sizes[0], sizes[0])),
+        Tap('a', (4, *sizes[1:] * 2)),
+    ]
+    module = AuxAdaptorAggregator(taps, head(), 10)
+    assert module(outputs(2, taps)).shape == (2, 10)
+
+
+def test_every_tap_gets_a_gradient():
+    module = AuxAdaptorAggregator(TAPS, head(), 10)
+    given = outputs()
+    samples = [DataSample().set_gt_label(i) for i in range(3)]
+    module.loss(given, samples)['loss_aux'].backward()
+    for name, value in given.items():
+        assert value.grad.abs().sum() > 0, name
+
+
+def test_the_loss_weight_scales_the_loss_and_is_not_stored():
+    samples = [DataSample().set_gt_label(i) for i in range(3)]
+    losses = []
+    for weight in (1.0, 0.25):
+        torch.manual_seed(0)
+        module = AuxAdaptorAggregator(TAPS, head(), 10, loss_weight=weight)
+        losses.append(module.loss(outputs(), samples)['loss_aux'])
+    torch.testing.assert_close(losses[1], losses[0] / 4)
+    assert not any('loss_weight' in key for key in module.state_dict())
+
+
+def test_the_loss_is_of_the_kind_of_the_main_head():
+    smooth = LinearClsHead(
+        10, 8, loss=dict(type='LabelSmoothLoss', label_smooth_val=0.1)
+    )
+    module = AuxAdaptorAggregator(TAPS, smooth, 10)
+    samples = [DataSample().set_gt_label(i) for i in range(3)]
+    logits = module(outputs())
+    expected = F.cross_entropy(logits, torch.arange(3), label_smoothing=0.1)
+    # mmpretrain's mode 'original': smoothed over all classes
+    torch.testing.assert_close(
+        module.loss(outputs(), samples)['loss_aux'], expected
+    )
+
+
+def test_mixed_targets():
+    soft = head(use_soft=True)
+    module = AuxAdaptorAggregator(TAPS, soft, 10)
+    score = torch.full((10,), 0.05)
+    score[3] = 0.55
+    samples = [DataSample().set_gt_score(score) for _ in range(3)]
+    logits = module(outputs())
+    expected = -(score * logits.log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(
+        module.loss(outputs(), samples)['loss_aux'], expected
+    )
+
+
+def test_full_precision_under_autocast():
+    given = outputs()
+    for dtype, expected in (
+        ('float32', torch.float32),
+        (None, torch.bfloat16),
+    ):
+        module = AuxAdaptorAggregator(TAPS, head(), 10, dtype=dtype)
+        seen = []
+        for part in module.modules():
+            if isinstance(part, torch.nn.Conv2d):
+                part.register_forward_hook(
+                    lambda m, a, out, seen=seen: seen.append(out.dtype)
+                )
+        with torch.autocast('cpu', torch.bfloat16):
+            half = {k: v.bfloat16() for k, v in given.items()}
+            module(half)
+        assert set(seen) == {expected}
+
+
+def test_narrow_and_grouped_adaptors_cost_what_they_should():
+    channels = 16
+    taps = [Tap('stem', (channels, 4, 4)), Tap('a', (channels, 4, 4))]
+
+    def convolution_weights(**settings):
+        module = AuxAdaptorAggregator(taps, head(), 10, **settings)
+        return sum(
+            m.weight.numel()
+            for m in module.adaptors.modules()
+            if isinstance(m, torch.nn.Conv2d)
+        )
+
+    full = convolution_weights()
+    assert full == 2 * channels**2
+    assert convolution_weights(width_ratio=0.25) == full / 4
+    assert convolution_weights(groups=4) == full / 4
+
+
+@pytest.mark.parametrize(
+    'depth, parameters, multiply_adds',
+    [(18, 1.39e6, 0.14e9), (50, 24.9e6, 3.66e9)],
+)
+def test_the_cost_on_imagenet_networks(depth, parameters, multiply_adds):
+    """As computed by hand from the published layout."""
+    architecture = classifier()
+    architecture['backbone'] = dict(type='ResNet', depth=depth)
+    architecture['head'].update(
+        in_channels=512 if depth == 18 else 2048, num_classes=1000
+    )
+    model = joint_qat(architecture=architecture, input_shape=(3, 224, 224))
+    taps = [
+        Tap(name, shape)
+        for name, shape in zip(
+            model.guidance.names, model.guidance.shapes, strict=True
+        )
+    ]
+    assert dry_run.count_parameters(model.guidance) == pytest.approx(
+        parameters, rel=0.01
+    )
+    assert dry_run.guidance_multiply_adds(
+        model.guidance, taps, torch.device('cpu')
+    ) == pytest.approx(multiply_adds, rel=0.04)
+
+
+@pytest.mark.parametrize(
+    'settings, message',
+    [
+        (dict(width_ratio=0), 'guidance.width_ratio=0'),
+        (dict(width_ratio=1.5), 'guidance.width_ratio=1.5'),
+        (dict(groups=3), 'guidance.groups=3 does not divide'),
+        (dict(groups=0), 'guidance.groups=0'),
+        (dict(dtype='float16'), "guidance.dtype='float16'"),
+        (dict(loss_weight=-1), 'guidance.loss_weight=-1'),
+    ],
+)
+def test_bad_settings(settings, message):
+    with pytest.raises(UsageError, match=message):
+        joint_qat(guidance=dict(AUX, **settings))
+
+
+def test_taps_must_be_feature_maps():
+    with pytest.raises(UsageError, match='takes feature maps'):
+        AuxAdaptorAggregator([Tap('stem', (10, 4))], head(), 10)
+
+
+def test_the_guidance_learns():
+    model = joint_qat()
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    inputs, samples = batch(20)
+    losses = []
+    for _ in range(30):
+        loss = model.loss(inputs, samples)['guidance.loss_aux']
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] / 2

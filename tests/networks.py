@@ -1,0 +1,63 @@
+"""Small networks that the tests share."""
+
+import torch
+from mmengine.registry import init_default_scope
+from mmpretrain.structures import DataSample
+
+import mmauxq  # noqa: F401
+from mmauxq.algorithms import JointQAT
+
+init_default_scope('mmpretrain')
+
+SHAPE = (1, 8, 8)
+QUANTIZERS = dict(
+    weight=dict(type='mmauxq.LSQ', bits=2),
+    activation=dict(type='mmauxq.LSQ', bits=2),
+)
+AUX = dict(type='mmauxq.AuxAdaptorAggregator')
+
+
+def classifier(**backbone) -> dict:
+    """A residual network of 8 layers for 8 x 8 images, as a config."""
+    settings = dict(
+        type='mmauxq.CIFARResNet',
+        depth=8,
+        in_channels=1,
+        base_channels=4,
+        # with it, no gradient enters a block at the first step
+        zero_init_residual=False,
+    )
+    return dict(
+        type='ImageClassifier',
+        backbone={**settings, **backbone},
+        neck=dict(type='GlobalAveragePooling'),
+        head=dict(
+            type='LinearClsHead',
+            num_classes=10,
+            in_channels=4 * (settings | backbone)['base_channels'],
+            loss=dict(type='CrossEntropyLoss'),
+        ),
+        data_preprocessor=dict(num_classes=10, mean=[0.0], std=[1.0]),
+    )
+
+
+def joint_qat(seed: int = 0, **settings) -> JointQAT:
+    """A small algorithm, initialised."""
+    torch.manual_seed(seed)
+    arguments = dict(
+        architecture=classifier(),
+        quantizers=QUANTIZERS,
+        guidance=AUX,
+        input_shape=SHAPE,
+    )
+    model = JointQAT(**{**arguments, **settings})
+    model.init_weights()
+    return model
+
+
+def batch(count: int = 8, seed: int = 0, shape=SHAPE):
+    """(inputs, data samples)."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(count, *shape, generator=generator)
+    samples = [DataSample().set_gt_label(i % 10) for i in range(count)]
+    return inputs, samples

@@ -1,0 +1,96 @@
+"""What needs a GPU: SyncBN, float16 scaling, device placement."""
+
+import pytest
+import torch
+import torch.distributed as dist
+from mmengine.model import MMDistributedDataParallel, convert_sync_batchnorm
+from mmengine.optim import AmpOptimWrapper
+from torch import nn
+
+from mmauxq.evaluation import count_levels
+from mmauxq.quantizers import named_quantizers
+from tests.networks import batch, joint_qat
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(
+        not torch.cuda.is_available(), reason='needs a CUDA GPU'
+    ),
+]
+
+
+def on_gpu(**settings):
+    inputs, samples = batch(16)
+    return (
+        joint_qat(**settings).cuda(),
+        dict(inputs=list(inputs), data_samples=samples),
+    )
+
+
+def test_same_losses_as_on_the_cpu():
+    model, data = on_gpu()
+    torch.backends.cudnn.allow_tf32 = False
+    losses = model(**model.data_preprocessor(data, True), mode='loss')
+    reference = joint_qat()
+    expected = reference(
+        **reference.data_preprocessor(data, True), mode='loss'
+    )
+    for name, value in losses.items():
+        torch.testing.assert_close(
+            value.cpu(), expected[name], rtol=1e-4, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize('dtype', ['float16', 'bfloat16'])
+def test_amp_with_a_loss_scale(dtype):
+    model, data = on_gpu()
+    wrapper = AmpOptimWrapper(
+        loss_scale='dynamic',
+        dtype=dtype,
+        optimizer=torch.optim.Adam(model.parameters(), 1e-3),
+        accumulative_counts=2,
+        clip_grad=dict(max_norm=1.0),
+    )
+    wrapper.initialize_count_status(model, 0, 40)
+    losses = [
+        model.train_step(data, wrapper)['student.loss'].item()
+        for _ in range(40)
+    ]
+    assert losses[-1] < losses[0]
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+    model.eval()
+    inputs = model.data_preprocessor(data)['inputs']
+    with torch.autocast('cuda', getattr(torch, dtype)):
+        assert all(c.holds for c in count_levels(model, inputs))
+
+
+def test_sync_batch_norm_and_ddp_without_a_search_for_unused_parameters(
+    tmp_path,
+):
+    dist.init_process_group(
+        'nccl', init_method=f'file://{tmp_path}/group', rank=0, world_size=1
+    )
+    try:
+        model, data = on_gpu()
+        model = convert_sync_batchnorm(model)
+        norms = [
+            type(m)
+            for m in model.modules()
+            if isinstance(m, nn.modules.batchnorm._BatchNorm)
+        ]
+        assert set(norms) == {nn.SyncBatchNorm}
+        wrapped = MMDistributedDataParallel(model, device_ids=[0])
+        wrapper = AmpOptimWrapper(
+            optimizer=torch.optim.SGD(model.parameters(), 0.01)
+        )
+        before = {n: p.detach().clone() for n, p in model.named_parameters()}
+        for _ in range(2):
+            wrapped.train_step(data, wrapper)
+        assert all(q.calibrated for _, q in named_quantizers(model))
+        assert all(
+            not torch.equal(p, before[n])
+            for n, p in model.named_parameters()
+            if n.endswith('conv1.weight')
+        )
+    finally:
+        dist.destroy_process_group()

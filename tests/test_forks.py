@@ -113,5 +113,5 @@ def test_onedl_row(root, tmp_path):
         'the fork is safe now: shorten compat.enable_safe_checkpoints'
     )
     refused = [line for line in lines if 'refused:' in line]
-    assert len(refused) == 4, lines
+    assert len(refused) == 4, done.stderr
     assert lines[-4:] == ['ran: False', '2.0', '2.0', 'mmauxq.JointQAT']

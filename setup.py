@@ -19,6 +19,7 @@ extras = {
         'mmcv-lite==2.1.0',
         'mmpretrain==1.2.0',
         'mmrazor==1.0.0',
+        'joblib',  # mmrazor imports it and does not say so
     ],
     # mmcv-lite 2.1.0 would bring mmengine in, over its fork: install it by
     # hand with --no-deps (README).
@@ -26,6 +27,7 @@ extras = {
         'onedl-mmengine==0.10.12',
         'onedl-mmpretrain==1.3.6',
         'mmrazor==1.0.0',
+        'joblib',
         'opencv-python>=3',
         'Pillow',
         'addict',

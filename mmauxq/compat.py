@@ -27,29 +27,34 @@ __all__ = [
     'load_checkpoint',
     'needs_pkg_resources',
     'register_config_scope',
-    'silence_mmcv_lite',
+    'silence_neighbours',
 ]
 
 
 def enable() -> None:
     """Apply all work-arounds that training and testing need; idempotent."""
     register_config_scope()
-    silence_mmcv_lite()
+    silence_neighbours()
     enable_safe_checkpoints()
     enable_mmrazor()
     default_optim_constructor()
 
 
-def silence_mmcv_lite() -> None:
-    """Hide the warning that mmcv-lite has no compiled operators.
+def silence_neighbours() -> None:
+    """Hide two warnings that would stand above every one-line error.
 
-    Why: we use none, and it would stand above every one-line error.
-    Until: mmcv > 2.1.0 warns only where an operator is used.
-    https://github.com/open-mmlab/mmcv/issues/3310
+    What: that mmcv-lite has no compiled operators (we use none), and that
+    mmengine's ``pkg_resources`` is deprecated (setuptools is held below 82).
+
+    Until: mmcv > 2.1.0 and mmengine > 0.10.7.
+    https://github.com/open-mmlab/mmcv/issues/3310,
+    https://github.com/open-mmlab/mmcv/issues/3325
     """
-    warnings.filterwarnings(
-        'ignore', message='Fail to import ``MultiScaleDeformableAttention``'
-    )
+    for message in (
+        'Fail to import ``MultiScaleDeformableAttention``',
+        'pkg_resources is deprecated as an API',
+    ):
+        warnings.filterwarnings('ignore', message=message)
 
 
 # --- configs ---------------------------------------------------------------

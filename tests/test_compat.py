@@ -367,6 +367,22 @@ def test_safe_checkpoints_still_needed(tmp_path, run_python):
     )
 
 
+# --- warnings --------------------------------------------------------------
+
+
+def test_neighbours_are_silent_and_warn_without_compat(run_python):
+    code = 'import mmcv.cnn.bricks.transformer, pkg_resources'
+    loud = run_python('-c', code)
+    assert 'Fail to import' in loud.stderr, 'shorten silence_neighbours'
+    assert 'pkg_resources is dep' in loud.stderr, 'shorten silence_neighbours'
+    quiet = run_python(
+        '-c',
+        f'from mmauxq import compat; compat.silence_neighbours(); {code}',
+    )
+    assert quiet.returncode == 0
+    assert quiet.stderr == ''
+
+
 # --- weight decay ----------------------------------------------------------
 
 

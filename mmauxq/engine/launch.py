@@ -185,7 +185,7 @@ def _guard(
 ) -> int:
     """Run a command under the error policy of this file."""
     argv = sys.argv[1:] if argv is None else argv
-    compat.silence_mmcv_lite()
+    compat.silence_neighbours()
     debug = '--debug' in argv
     running = False
 

@@ -4,6 +4,7 @@ import torch.nn as nn
 from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
 from mmengine.registry import OPTIMIZERS
 
+from mmauxq.errors import UsageError
 from mmauxq.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
 QUANTIZERS = frozenset({'weight_quantizer', 'input_quantizer'})
@@ -39,7 +40,8 @@ class QuantizerAwareOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             for name, parameter in model.named_parameters()
             if is_quantizer_parameter(name)
         }
-        if not scales or self.paramwise_cfg or not self._knows_decay():
+        knows_decay = self._knows_decay()
+        if not scales or self.paramwise_cfg or not knows_decay:
             return super().__call__(model)
         others = [p for p in model.parameters() if p not in scales]
         groups = [
@@ -75,9 +77,11 @@ class QuantizerAwareOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         if isinstance(kind, str):
             with OPTIMIZERS.switch_scope_and_registry(None) as registry:
                 kind = registry.get(kind)
-        return kind is not None and (
-            'weight_decay' in inspect.signature(kind).parameters
-        )
+        if kind is None:  # MMEngine says "None is not a callable object"
+            raise UsageError(
+                f'optimizer {self.optimizer_cfg["type"]!r} is not registered'
+            )
+        return 'weight_decay' in inspect.signature(kind).parameters
 
 
 class _Grouped:

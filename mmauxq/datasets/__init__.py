@@ -1,6 +1,7 @@
-"""Data sets that need no download."""
+"""Data sets that need no download, and small ones held in memory."""
 
 from .digits import Digits
 from .generated import GeneratedImages
+from .in_memory import InMemoryImages, collated
 
-__all__ = ['Digits', 'GeneratedImages']
+__all__ = ['Digits', 'GeneratedImages', 'InMemoryImages', 'collated']

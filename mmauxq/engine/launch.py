@@ -61,9 +61,24 @@ def train(argv: list[str] | None = None) -> int:
         if args.amp:
             _set_amp(cfg)
         _set_resume(cfg, args.resume)
-        _runner(cfg, args, started).train()
+        runner = _runner(cfg, args, started)
+        runner.train()
+        if cfg.model.get('type') == 'mmauxq.JointQAT' and _rank() == 0:
+            _write_slim(Path(cfg.work_dir))
 
     return _guard(parser, argv, command)
+
+
+def _write_slim(work_dir: Path) -> None:
+    """Leave what ships, the last network alone, beside the checkpoints."""
+    from mmauxq.export import save_slim
+
+    last = _newest_checkpoint(work_dir)
+    if last is None:
+        print('No checkpoint was saved, so no slim.pth', file=sys.stderr)
+        return
+    size = save_slim(last, work_dir / 'slim.pth')
+    print(f'{work_dir / "slim.pth"}: the network of {last.name}, {size} bytes')
 
 
 def test(argv: list[str] | None = None) -> int:

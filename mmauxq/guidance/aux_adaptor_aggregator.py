@@ -74,6 +74,12 @@ class Adaptor(BaseModule):
         return F.relu(adapted + g)
 
 
+INIT = (
+    dict(type='Kaiming', layer='Conv2d', mode='fan_out', nonlinearity='relu'),
+    dict(type='Constant', layer='BatchNorm2d', val=1),
+)
+
+
 @MODELS.register_module()
 class AuxAdaptorAggregator(Guidance):
     """The auxiliary module: adaptors, an aggregator, a classifier of its own.
@@ -104,6 +110,8 @@ class AuxAdaptorAggregator(Guidance):
             of every tapped block and of every g_p.
         dtype: ``'float32'`` computes the module in full precision also under
             automatic mixed precision; ``None`` lets autocast decide.
+        init_cfg: As of any BaseModule; by default that of mmpretrain's
+            ResNet.
 
     Raises:
         UsageError: If an argument is out of its range, or a tap is no feature
@@ -121,9 +129,9 @@ class AuxAdaptorAggregator(Guidance):
         width_ratio: float = 1.0,
         groups: int = 1,
         dtype: str | None = 'float32',
-        init_cfg: dict | None = None,
+        init_cfg: dict | Sequence[dict] = INIT,
     ) -> None:
-        super().__init__(taps, head, num_classes, loss_weight, init_cfg)
+        super().__init__(taps, head, num_classes, loss_weight, list(init_cfg))
         if (
             isinstance(width_ratio, bool)
             or not isinstance(width_ratio, (int, float))

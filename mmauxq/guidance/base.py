@@ -40,7 +40,7 @@ class Guidance(BaseModule):
         head: nn.Module,
         num_classes: int,
         loss_weight: float = 1.0,
-        init_cfg: dict | None = None,
+        init_cfg: dict | list | None = None,
     ) -> None:
         super().__init__(init_cfg)
         if not isinstance(loss_weight, (int, float)) or not 0 <= loss_weight:

@@ -1,0 +1,121 @@
+"""Small data sets that are never waited for."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from mmpretrain.registry import DATASETS as MMPRETRAIN_DATASETS
+from mmpretrain.structures import DataSample
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from mmauxq.errors import UsageError
+from mmauxq.registry import DATASETS, FUNCTIONS
+
+
+@DATASETS.register_module()
+class InMemoryImages(Dataset):
+    """Another data set, held on the device, and cut and flipped in batches.
+
+    The wrapped data set is read once, without its pipeline. A batch is then
+    one gather on the device, instead of a process that packs every image by
+    itself. To be used with ``num_workers=0`` and
+    ``collate_fn=dict(type='mmauxq.collated')``; samplers are the usual ones.
+
+    Args:
+        dataset: Config of an mmpretrain data set whose entries hold ``img``,
+            (H, W) or (H, W, C) uint8, all of one size, and ``gt_label``.
+        padding: Width of the black border before the random crop back to the
+            size of the images, as ``RandomCrop(padding=...)`` does it; 0 for
+            no crop.
+        flip: Probability of a horizontal flip.
+        device: Where the images are; ``'auto'`` for the GPU if there is one.
+
+    Raises:
+        UsageError: If images differ in size, or entries lack an image.
+    """
+
+    def __init__(
+        self,
+        dataset: dict,
+        padding: int = 0,
+        flip: float = 0.0,
+        device: str = 'auto',
+    ) -> None:
+        config = dict(dataset, pipeline=[])
+        config.setdefault('_scope_', 'mmpretrain')
+        source = MMPRETRAIN_DATASETS.build(config)
+        if device == 'auto':
+            device = 'cuda' if torch.cuda.is_available() else 'cpu'
+        self.metainfo = source.metainfo
+        self.padding, self.flip = padding, flip
+        infos = [source.get_data_info(i) for i in range(len(source))]
+        self.images = _stack(infos).to(device)
+        labels = torch.tensor([int(i['gt_label']) for i in infos])
+        # views of one tensor on the device
+        self._labels = labels.to(device).split(1)
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        batch = self.__getitems__([index])
+        return dict(
+            inputs=batch['inputs'][0], data_samples=batch['data_samples'][0]
+        )
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
+        """A batch: inputs (N, C, H, W) uint8, and N data samples.
+
+        PyTorch's loader calls it with all indices of a batch. Crops and flips
+        come from the CPU's default generator, which the runner seeds.
+        """
+        device = self.images.device
+        images = self.images[torch.as_tensor(indices, device=device)]
+        if self.padding or self.flip:
+            images = self._augment(images)
+        # new samples each time: batch augmentations write into them
+        samples = [DataSample().set_gt_label(self._labels[i]) for i in indices]
+        return dict(inputs=images, data_samples=samples)
+
+    def _augment(self, images: Tensor) -> Tensor:
+        count, _, height, width = images.shape
+        device, margin = images.device, self.padding
+        images = torch.nn.functional.pad(images, [margin] * 4)
+        top, left = torch.randint(2 * margin + 1, (2, count)).to(device)
+        flipped = (torch.rand(count) < self.flip).to(device)
+        rows = top[:, None] + torch.arange(height, device=device)
+        columns = torch.arange(width, device=device).expand(count, width)
+        columns = left[:, None] + torch.where(
+            flipped[:, None], columns.flip(1), columns
+        )
+        sample = torch.arange(count, device=device)[:, None, None]
+        # advanced indices first, channels last: (N, H, W, C)
+        cut = images[sample, :, rows[:, :, None], columns[:, None, :]]
+        return cut.permute(0, 3, 1, 2).contiguous()
+
+
+def _stack(infos: list[dict]) -> Tensor:
+    if not infos or 'img' not in infos[0]:
+        raise UsageError(
+            'InMemoryImages: the entries of the data set hold no `img`; '
+            'allowed are data sets that read their images as they load '
+            '(FashionMNIST, CIFAR10, mmauxq.Digits, ...)'
+        )
+    sizes = {np.shape(info['img']) for info in infos}
+    if len(sizes) > 1:
+        raise UsageError(
+            f'InMemoryImages: the images have {len(sizes)} different sizes; '
+            'all must have one'
+        )
+    images = torch.from_numpy(np.stack([info['img'] for info in infos]))
+    if images.dim() == 3:
+        images = images[..., None]
+    return images.permute(0, 3, 1, 2).contiguous()
+
+
+@FUNCTIONS.register_module()
+def collated(batch: dict) -> dict:
+    """``collate_fn`` for data sets that serve whole batches."""
+    return batch

@@ -64,6 +64,7 @@ setup(
         'numpy',
         'matplotlib',
         'rich',
+        'scipy',
         'setuptools<82',
     ],
     extras_require=extras,

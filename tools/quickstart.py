@@ -35,6 +35,7 @@ from mmauxq.evaluation import (  # noqa: E402
     count_levels,
     deployed_bytes,
     operand_values,
+    paired_difference,
     run_trial,
 )
 from mmauxq.evaluation.figures import plot_overview  # noqa: E402
@@ -238,6 +239,14 @@ def main() -> int:
             )
         )
     console.print(table)
+    for where in STARTS.values():
+        difference = paired_difference(
+            tested[f'auxiliary {where}'], tested[f'plain {where}']
+        )
+        console.print(
+            f'auxiliary - plain, {where}: {difference}'
+            + (' (mean, 95% interval)' if len(runs) > 1 else '')
+        )
 
     figure = args.out / 'overview.png'
     layer = 'architecture.backbone.layer2.1.conv2'
@@ -262,8 +271,8 @@ def main() -> int:
     )
     if len(runs) == 1:
         console.print(
-            'One seed: differences of a point or two are noise; '
-            'the README has five seeds with their spread.'
+            'One seed: a difference of a point or two is noise; the '
+            'README has five seeds with their spread.'
         )
     console.print(
         f'Figure: {figure}\nSlim checkpoint: {slim}\n'

@@ -1,0 +1,65 @@
+"""How sure a difference between two arms is."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from mmauxq.errors import UsageError
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """``a - b`` over runs that share their seed and their start.
+
+    Args:
+        mean: Of the differences.
+        half_width: Of the 95% confidence interval of the mean (Student's t);
+            infinite for a single pair.
+        wins: Pairs in which ``a`` is above ``b``.
+        pairs: Number of pairs.
+    """
+
+    mean: float
+    half_width: float
+    wins: int
+    pairs: int
+
+    def __str__(self) -> str:
+        width = f' +- {self.half_width:.2f}' if self.pairs > 1 else ''
+        return f'{self.mean:+.2f}{width}, {self.wins} of {self.pairs} above'
+
+
+def paired_difference(
+    a: Sequence[float], b: Sequence[float], confidence: float = 0.95
+) -> PairedDifference:
+    """Compare two arms, run by run.
+
+    Args:
+        a: Results of one arm, one for each seed.
+        b: Results of the other, in the same order.
+        confidence: Of the interval.
+
+    Raises:
+        UsageError: If the arms have different numbers of runs, or none.
+    """
+    if len(a) != len(b) or not len(a):
+        raise UsageError(
+            f'a paired difference needs equal numbers of runs, from 1; there '
+            f'are {len(a)} and {len(b)}'
+        )
+    differences = np.asarray(a, float) - np.asarray(b, float)
+    count = len(differences)
+    half_width = float('inf')
+    if count > 1:
+        error = differences.std(ddof=1) / count**0.5
+        half_width = float(
+            stats.t.ppf((1 + confidence) / 2, count - 1) * error
+        )
+    return PairedDifference(
+        float(differences.mean()),
+        half_width,
+        int((differences > 0).sum()),
+        count,
+    )

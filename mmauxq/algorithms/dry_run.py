@@ -94,7 +94,7 @@ def input_shape(model: nn.Module) -> tuple[int, int, int]:
         shape = (channels, size, size)
         try:
             with _evaluating(model):
-                model(sample(model, shape), mode='tensor')
+                model(sample(model, shape, 2), mode='tensor')
         except Exception:  # whatever it raises, it does not run
             continue
         return shape
@@ -113,11 +113,11 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def sample(model: nn.Module, shape: Sequence[int]) -> Tensor:
-    """One random image (1, C, H, W) that does not disturb the generator."""
+def sample(model: nn.Module, shape: Sequence[int], count: int = 1) -> Tensor:
+    """Random images (count, C, H, W) that do not disturb the generator."""
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(1, *shape, generator=generator).to(device)
+    return torch.randn(count, *shape, generator=generator).to(device)
 
 
 def run(model: nn.Module, inputs: Tensor) -> Pass:
@@ -125,7 +125,7 @@ def run(model: nn.Module, inputs: Tensor) -> Pass:
 
     Args:
         model: A float image classifier; left as it was.
-        inputs: (1, C, H, W).
+        inputs: (N, C, H, W).
 
     Raises:
         UsageError: If the pass fails, or does not end in logits (N, K).
@@ -162,9 +162,25 @@ def run(model: nn.Module, inputs: Tensor) -> Pass:
             for name, module in model.named_modules()
             if is_quantizable(module) and name not in trace.products
         ],
-        counter.get_total_flops() // 2,
+        counter.get_total_flops() // 2 // len(inputs),
         logits.shape[1],
     )
+
+
+def first_pass(model: nn.Module, shape: Sequence[int]) -> tuple[Tensor, Pass]:
+    """The smallest batch that ``model`` takes, and :func:`run` on it.
+
+    Some networks drop the batch axis of a single image.
+    """
+    inputs = sample(model, shape)
+    try:
+        return inputs, run(model, inputs)
+    except UsageError as error:
+        inputs = sample(model, shape, 2)
+        try:
+            return inputs, run(model, inputs)
+        except UsageError:
+            raise error from None
 
 
 @contextmanager
@@ -260,7 +276,7 @@ class _Watch:
     ) -> None:
         self.inputs = inputs
         self.seen: dict[str, _Seen] = {}
-        self.first_given: dict[str, tuple[list[Tensor], list[int]]] = {}
+        self.first_given: dict[str, tuple[list[Tensor], list[int], bool]] = {}
         handles = []
         for name in names:
             module = model.get_submodule(name)
@@ -287,8 +303,9 @@ class _Watch:
 
     def _before(self, name: str, given: tuple) -> None:
         tensors = flat_tensors(given[:1])
+        bare = bool(given) and isinstance(given[0], Tensor)
         self.first_given.setdefault(
-            name, (tensors, [t._version for t in tensors])
+            name, (tensors, [t._version for t in tensors], bare)
         )
 
     def _after(self, name: str, given: tuple, gave: object) -> None:
@@ -387,13 +404,13 @@ def find_taps(
                 )
     names = [name for name in watch.seen if name in set(names)]
     found = Taps([], names, False)
-    first, versions = watch.first_given[names[0]]
+    first, versions, bare = watch.first_given[names[0]]
     if stem and first and first[0] is not inputs and first[0].dim() > 2:
         found.stem = True
         found.taps.append(_tap(STEM, first[0], inputs))
         if first[0]._version != versions[0]:
             found.overwritten.append(STEM)
-        if len(first) > 1:
+        if not bare:
             found.parts[STEM] = (0,)
     for name in names:
         seen, parts = watch.seen[name], watch.parts(name)

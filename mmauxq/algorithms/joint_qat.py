@@ -8,6 +8,7 @@ from typing import Any
 from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from mmengine.runner import CheckpointLoader
+from mmpretrain.models import ClsHead, ImageClassifier
 from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
 from mmrazor.models.algorithms import BaseAlgorithm
 from mmrazor.models.utils import add_prefix
@@ -78,8 +79,7 @@ class JointQAT(BaseAlgorithm):
 
         self.taps: list[Tap] = []
         shape = _check_shape(input_shape) or dry_run.input_shape(architecture)
-        inputs = dry_run.sample(architecture, shape)
-        found = dry_run.run(architecture, inputs)
+        inputs, found = dry_run.first_pass(architecture, shape)
         if not found.products:
             raise UsageError(
                 'architecture: it has no convolution or linear layer that runs'
@@ -232,7 +232,7 @@ class JointQAT(BaseAlgorithm):
             if self.guidance is not None:
                 stack.enter_context(self.recorder)
             losses = add_prefix(
-                self.architecture(inputs, data_samples, mode='loss'), 'student'
+                self._student_loss(inputs, data_samples), 'student'
             )
         if self.guidance is not None:
             losses.update(
@@ -242,6 +242,28 @@ class JointQAT(BaseAlgorithm):
                 )
             )
         return losses
+
+    def _student_loss(
+        self, inputs: Tensor, data_samples: list | None
+    ) -> dict[str, Tensor]:
+        architecture = self.architecture
+        if type(architecture).loss is not ImageClassifier.loss:
+            return architecture(inputs, data_samples, mode='loss')
+        features = architecture.extract_feat(inputs)
+        try:
+            return architecture.head.loss(features, data_samples)
+        except NotImplementedError:
+            # Heads with a second output for a teacher (LeViT,
+            # EfficientFormer) decline to train without one. As in DeiT's
+            # hard labels, all of their outputs learn the targets here.
+            scores = _as_list(architecture.head(features))
+            losses = [
+                ClsHead._get_loss(architecture.head, score, data_samples)
+                for score in scores
+            ]
+            return dict(
+                loss=sum(each['loss'] for each in losses) / len(losses)
+            )
 
     def _start(self, stack: ExitStack) -> None:
         """Before the first training step: calibrate, or say what is odd."""

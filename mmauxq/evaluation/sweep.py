@@ -37,7 +37,7 @@ from .levels import count_levels
 BATCH = 2
 SMALL = 64
 STEPS = 2
-LEARNING_RATE = 0.01
+LEARNING_RATE = 1e-3
 
 
 @dataclass
@@ -189,11 +189,15 @@ class _NoRandomFill(TorchFunctionMode):
 def count_only(config: str) -> Row:
     """The size of the float network, nothing else."""
     row = Row(config)
-    cfg = recipe(config)
-    with _NoRandomFill():
-        network = _network(cfg)
-    row.parameters = dry_run.count_parameters(network) / 1e6
-    row.verdict = 'pass'
+    try:
+        cfg = recipe(config)
+        with _NoRandomFill():
+            network = _network(cfg)
+        row.parameters = dry_run.count_parameters(network) / 1e6
+    except Exception as error:
+        row.reason = _one_line(error)
+        return row
+    row.verdict = 'pass' if cfg.model.architecture.get('head') else 'headless'
     return row
 
 
@@ -207,9 +211,32 @@ def _network(cfg: Config) -> nn.Module:
             'data_preprocessor', cfg.data_preprocessor.to_dict()
         )
     try:
-        return MMPRETRAIN_MODELS.build(architecture)
+        network = MMPRETRAIN_MODELS.build(architecture)
+        if network.head is None:
+            # so that a backbone that is shipped alone can be tried at all
+            architecture.update(_plain_head(network))
+            network = MMPRETRAIN_MODELS.build(architecture)
+        return network
     except Exception as error:
         raise NetworkError(_one_line(error)) from error
+
+
+def _plain_head(network: nn.Module) -> dict:
+    """Neck and head, 1000 classes, on what the backbone gives last."""
+    network.eval()
+    with torch.no_grad():
+        shape = dry_run.input_shape(network)
+        features = network.backbone(dry_run.sample(network, shape, BATCH))
+    if isinstance(features, (tuple, list)):
+        features = features[-1]
+    head = dict(
+        type='LinearClsHead',
+        num_classes=1000,
+        in_channels=features.shape[1],
+        loss=dict(type='CrossEntropyLoss'),
+    )
+    neck = dict(type='GlobalAveragePooling') if features.dim() > 2 else None
+    return dict(neck=neck, head=head)
 
 
 def try_config(config: str, build_only: bool = False) -> Row:
@@ -270,6 +297,8 @@ def _image_size(cfg: Config) -> int | None:
 def _build(cfg: Config, row: Row) -> tuple[JointQAT, dict]:
     """The algorithm, and what it was built with."""
     network = _network(cfg)
+    if not cfg.model.architecture.get('head'):
+        row.reason = 'shipped without a head; tried with a linear one'
     row.parameters = dry_run.count_parameters(network) / 1e6
     settings = cfg.model.to_dict()
     settings['architecture'] = network
@@ -282,7 +311,7 @@ def _build(cfg: Config, row: Row) -> tuple[JointQAT, dict]:
         shape = settings.get('input_shape') or dry_run.input_shape(network)
         network.eval()
         with torch.no_grad():
-            network(dry_run.sample(network, shape), mode='tensor')
+            network(dry_run.sample(network, shape, BATCH), mode='tensor')
         network.train()
     except Exception as error:
         raise NetworkError(
@@ -364,7 +393,7 @@ def _train(cfg: Config, model: JointQAT, settings: dict, row: Row) -> None:
         if quantizer.role == 'activation'
     ]
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(parameters, LEARNING_RATE)
+    optimizer = torch.optim.AdamW(parameters, LEARNING_RATE)
     before: dict[str, Tensor] = {}
     for step in range(STEPS):
         torch.manual_seed(step)
@@ -580,7 +609,8 @@ def smallest_of_each_type(
 ) -> list[str]:
     """One config per type of backbone: the one with fewest parameters.
 
-    Configs whose network does not build are left out if there is another.
+    Configs whose network does not build, or has no head, are left out if
+    there is another.
     """
     rows = sweep(list(configs), count_only, jobs, **arguments)
     best: dict[str, Row] = {}

@@ -320,7 +320,9 @@ class AuxAdaptorAggregator(Guidance):
                     'feature maps (C, H, W) and tokens (L, C)'
                 )
             groups_of.setdefault(tap.module, []).append(tap)
-        self.names = [[tap.name for tap in g] for g in groups_of.values()]
+        self.names = [tap.name for tap in taps]
+        self.shapes = [tap.shape for tap in taps]
+        self.parts = [[tap.name for tap in g] for g in groups_of.values()]
         self.adaptors = nn.ModuleList()
         previous: Tap | None = None
         for group in groups_of.values():
@@ -359,7 +361,7 @@ class AuxAdaptorAggregator(Guidance):
             )
         ):
             g = None
-            for names, adaptor in zip(self.names, self.adaptors, strict=True):
+            for names, adaptor in zip(self.parts, self.adaptors, strict=True):
                 parts = [outputs[name] for name in names]
                 if self.dtype:
                     parts = [part.float() for part in parts]

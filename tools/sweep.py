@@ -47,31 +47,42 @@ def main() -> int:
 
 def run(args: argparse.Namespace) -> int:
     """The sweep, with a progress bar."""
-    from tqdm import tqdm
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
     from mmauxq.evaluation import sweep
 
     configs = sweep.classifier_configs(args.configs)
     limits = dict(timeout=args.timeout, memory=args.memory, jobs=args.jobs)
-    chosen = list(configs)
-    if args.types:
-        with tqdm(total=len(chosen), desc='sizes', unit='config') as bar:
-            chosen = sweep.smallest_of_each_type(
-                configs, on_row=lambda row: bar.update(), **limits
-            )
     out = Path(args.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     lines, table = out.with_suffix('.jsonl'), out.with_suffix('.md')
     lines.write_text('')
-    with tqdm(total=len(chosen), desc='sweep', unit='config') as bar:
+    columns = (
+        *Progress.get_default_columns(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        chosen = list(configs)
+        if args.types:
+            sizes = bar.add_task('sizes', total=len(chosen))
+            chosen = sweep.smallest_of_each_type(
+                configs,
+                on_row=lambda row: bar.update(sizes, advance=1),
+                **limits,
+            )
+        task = bar.add_task('sweep', total=len(chosen))
 
         def show(row: sweep.Row) -> None:
             # row by row, so that an interrupted sweep keeps what it has
             with lines.open('a') as file:
                 file.write(sweep.as_json_lines([row]))
-            bar.update()
+            bar.update(task, advance=1)
             if row.verdict != 'pass':
-                tqdm.write(f'{row.config}: {row.verdict}, {row.reason}')
+                bar.console.print(
+                    f'{row.config}: {row.verdict}, {row.reason}', markup=False
+                )
 
         rows = sweep.sweep(
             chosen, on_row=show, build_only=args.build_only, **limits

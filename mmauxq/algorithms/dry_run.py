@@ -235,13 +235,15 @@ def idle_layers(model: nn.Module, inputs: Tensor) -> list[str]:
 
 @contextmanager
 def _training(model: nn.Module) -> Iterator[None]:
-    """As in a training step, but without a trace of it afterwards.
+    """The backbone as in a training step, without a trace of it afterwards.
 
-    Batch norms stay in evaluation mode: one sample has no statistics.
+    Batch norms stay in evaluation mode: one sample has no statistics. So does
+    the head, where some refuse to run outside of their loss.
     """
     modes = [(module, module.training) for module in model.modules()]
+    model.eval()
     buffers = [(b, b.clone()) for b in model.buffers()]
-    for module, _ in modes:
+    for module in model.backbone.modules():
         module.training = not isinstance(module, _BatchNorm)
     devices = {b.device for b in model.parameters() if b.is_cuda}
     try:
@@ -276,7 +278,7 @@ class _Watch:
     ) -> None:
         self.inputs = inputs
         self.seen: dict[str, _Seen] = {}
-        self.first_given: dict[str, tuple[list[Tensor], list[int], bool]] = {}
+        self.first_given: dict[str, tuple[tuple, list, list[int]]] = {}
         handles = []
         for name in names:
             module = model.get_submodule(name)
@@ -302,10 +304,9 @@ class _Watch:
                 handle.remove()
 
     def _before(self, name: str, given: tuple) -> None:
-        tensors = flat_tensors(given[:1])
-        bare = bool(given) and isinstance(given[0], Tensor)
+        tensors = flat_tensors(given)
         self.first_given.setdefault(
-            name, (tensors, [t._version for t in tensors], bare)
+            name, (given, tensors, [t._version for t in tensors])
         )
 
     def _after(self, name: str, given: tuple, gave: object) -> None:
@@ -404,14 +405,8 @@ def find_taps(
                 )
     names = [name for name in watch.seen if name in set(names)]
     found = Taps([], names, False)
-    first, versions, bare = watch.first_given[names[0]]
-    if stem and first and first[0] is not inputs and first[0].dim() > 2:
-        found.stem = True
-        found.taps.append(_tap(STEM, first[0], inputs))
-        if first[0]._version != versions[0]:
-            found.overwritten.append(STEM)
-        if not bare:
-            found.parts[STEM] = (0,)
+    if stem:
+        _read_stem(found, watch, inputs)
     for name in names:
         seen, parts = watch.seen[name], watch.parts(name)
         if seen.kind not in ('Tensor', 'Parameter'):
@@ -422,6 +417,34 @@ def find_taps(
             if seen.gave[i]._version != seen.versions[i]:
                 found.overwritten.append(key)
     return found
+
+
+def _read_stem(found: Taps, watch: _Watch, inputs: Tensor) -> None:
+    """Add what enters the first tapped module, unless it is the image."""
+    given, tensors, versions = watch.first_given[found.names[0]]
+    offset = 0
+    for argument in given:
+        mine = flat_tensors(argument)
+        features = [
+            i
+            for i, tensor in enumerate(mine, offset)
+            if tensor.is_floating_point()
+            and tensor.dim() in (3, 4)
+            and tensor.shape[0] == len(inputs)
+            and tensor is not inputs
+        ]
+        offset += len(mine)
+        if features:
+            break
+    else:
+        return
+    found.stem = True
+    found.parts[STEM] = tuple(features)
+    for i in features:
+        key = STEM if len(features) == 1 else f'{STEM}:{i}'
+        found.taps.append(_tap(key, tensors[i], inputs))
+        if tensors[i]._version != versions[i]:
+            found.overwritten.append(key)
 
 
 def _tap(name: str, tensor: Tensor, inputs: Tensor) -> Tap:

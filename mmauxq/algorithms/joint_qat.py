@@ -254,16 +254,15 @@ class JointQAT(BaseAlgorithm):
             return architecture.head.loss(features, data_samples)
         except NotImplementedError:
             # Heads with a second output for a teacher (LeViT,
-            # EfficientFormer) decline to train without one. As in DeiT's
-            # hard labels, all of their outputs learn the targets here.
-            scores = _as_list(architecture.head(features))
-            losses = [
-                ClsHead._get_loss(architecture.head, score, data_samples)
-                for score in scores
-            ]
-            return dict(
-                loss=sum(each['loss'] for each in losses) / len(losses)
-            )
+            # EfficientFormer) decline to train without one. The average
+            # that they predict with learns the targets, as in DeiTClsHead.
+            head = architecture.head
+            training, head.training = head.training, False
+            try:
+                score = head(features)
+            finally:
+                head.training = training
+            return ClsHead._get_loss(head, score, data_samples)
 
     def _start(self, stack: ExitStack) -> None:
         """Before the first training step: calibrate, or say what is odd."""

@@ -4,6 +4,7 @@ Every config is tried in a forked process of its own, so that one that fails,
 hangs or runs out of memory costs one row of the table and no more.
 """
 
+import copy
 import json
 import multiprocessing
 import os
@@ -28,7 +29,7 @@ from torch.overrides import TorchFunctionMode
 
 from mmauxq.algorithms import JointQAT, dry_run
 from mmauxq.errors import UsageError
-from mmauxq.layers import QuantizedLayer
+from mmauxq.layers import QuantizedLayer, restore
 from mmauxq.quantizers import named_quantizers
 from mmauxq.registry import MODELS
 
@@ -308,16 +309,11 @@ def _build(cfg: Config, row: Row) -> tuple[JointQAT, dict]:
             channels = dry_run.input_shape(network)[0]
             settings['input_shape'] = (channels, size, size)
     try:
-        shape = settings.get('input_shape') or dry_run.input_shape(network)
-        network.eval()
-        with torch.no_grad():
-            network(dry_run.sample(network, shape, BATCH), mode='tensor')
-        network.train()
-    except Exception as error:
-        raise NetworkError(
-            f'a forward pass on {shape} fails: {_one_line(error)}'
-        ) from error
-    model = MODELS.build(settings)
+        model = MODELS.build(settings)
+    except Exception:
+        # whose fault is it?
+        _check_float(_network(cfg), settings)
+        raise
     row.quantized = sum(not bits.is_float for bits in model.bits.values())
     row.kept = {
         name: bits.reason or 'bits'
@@ -332,6 +328,31 @@ def _build(cfg: Config, row: Row) -> tuple[JointQAT, dict]:
         cost.guidance_multiply_adds / cost.multiply_adds
     )
     return model, settings
+
+
+def _check_float(network: nn.Module, settings: dict) -> None:
+    """Raise NetworkError if the float network does not run."""
+    shape = settings.get('input_shape') or dry_run.input_shape(network)
+    network.eval()
+    try:
+        with torch.no_grad():
+            network(dry_run.sample(network, shape, BATCH), mode='tensor')
+    except Exception as error:
+        raise NetworkError(
+            f'a forward pass on {shape} fails: {_one_line(error)}'
+        ) from error
+
+
+def _check_conversion(model: JointQAT, shape: Sequence[int]) -> None:
+    """With idle quantizers F computes what the float network does."""
+    network = model.architecture.eval()
+    inputs = dry_run.sample(network, shape, BATCH)
+    with torch.no_grad(), dry_run.floating(network):
+        quantized = _flat(network(inputs, mode='tensor'))
+        floats = _flat(restore(copy.deepcopy(network))(inputs, mode='tensor'))
+    for a, b in zip(quantized, floats, strict=True):
+        if not torch.allclose(a, b, rtol=1e-3, atol=1e-4):
+            raise _Failed('the conversion changes what F computes')
 
 
 def _data(model: JointQAT, shape: Sequence[int], classes: int) -> dict:
@@ -376,8 +397,9 @@ def _train(cfg: Config, model: JointQAT, settings: dict, row: Row) -> None:
     """The checks that need training steps."""
     random.seed(0)
     model.init_weights()
-    model.train()
     shape = _small_enough(model)
+    _check_conversion(model, shape)
+    model.train()
     classes = model.cost.num_classes
     learned = dict(named_quantizers(model.architecture))
     negative: dict[str, bool] = {}
@@ -445,16 +467,17 @@ def _check_guidance_gradient(model: JointQAT, terms: dict) -> None:
         (name, module)
         for name, module in _running_layers(model)
         if isinstance(module, QuantizedLayer)
+        and module.product_weight.requires_grad
     )
-    weight = layer.product_weight
-    gradient = torch.autograd.grad(
-        sum(v for k, v in terms.items() if k.startswith('guidance.')),
-        weight,
-        retain_graph=True,
-        allow_unused=True,
-    )[0]
+    # not autograd.grad: reversible networks write .grad in their backward
+    model.zero_grad()
+    sum(v for k, v in terms.items() if k.startswith('guidance.')).backward(
+        retain_graph=True
+    )
+    gradient = layer.product_weight.grad
     if gradient is None or not bool(gradient.abs().sum() > 0):
         raise _Failed(f'no gradient of the guidance reaches {name}')
+    model.zero_grad()
 
 
 def _running_layers(model: JointQAT) -> Iterator[tuple[str, nn.Module]]:
@@ -479,12 +502,13 @@ def _check_dropping(
     plain = MODELS.build(
         dict(settings, architecture=_network(cfg), guidance=None)
     )
-    plain.load_state_dict(model.state_dict())
+    # some backbones drop, as they load, buffers that they compute anew
+    keys = plain.load_state_dict(model.state_dict(), strict=False)
     names = {n for n, _ in plain.named_parameters()}
     mine = {
         n for n, _ in model.named_parameters() if not n.startswith('guidance.')
     }
-    if names != mine:
+    if names != mine or names & set(keys.missing_keys):
         raise _Failed('F has other parameters than without guidance')
     plain.eval()
     inputs = torch.randn(BATCH, *shape)

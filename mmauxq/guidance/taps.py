@@ -1,5 +1,6 @@
 """Reading the output of a block while the network runs."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -84,10 +85,11 @@ def find_blocks(
 
     A block is a child of a Sequential or ModuleList, has children itself and
     is not inside another block; so the stages of a ResNet are passed through
-    and their residual blocks are found. A stage that is no list but holds
-    one, as in a Swin Transformer, is passed through as well if what it holds
-    are modules of several layers of which each takes what the one before
-    gives.
+    and their residual blocks are found. So is one of at least three children
+    of the backbone that are of one class and have several layers. A stage
+    that is no list but holds one, as in a Swin Transformer, is passed through
+    as well if what it holds are modules of several layers of which each takes
+    what the one before gives.
 
     Args:
         model: An image classifier.
@@ -97,9 +99,15 @@ def find_blocks(
     blocks: list[str] = []
 
     def visit(prefix: str, module: nn.Module) -> None:
-        inside = _is_list(module)
+        alike = Counter(type(child) for child in module.children())
         for name, child in module.named_children():
             path = f'{prefix}.{name}'
+            # the backbone itself may be the list
+            inside = _is_list(module) or (
+                module is model.backbone
+                and alike[type(child)] > 2
+                and _layers(child) > 1
+            )
             if inside and not _is_list(child) and _has_children(child):
                 blocks.extend(_inner_blocks(path, child, chained) or [path])
             else:
@@ -244,7 +252,10 @@ class TapRecorder:
     ) -> None:
         if not self._ran:
             given = args or tuple(kwargs.values())
-            self._keep(STEM, given[0] if given else None)
+            if STEM in self.parts:
+                self._keep(STEM, given)
+            else:
+                self._keep(STEM, given[0] if given else None)
 
     def _keep(self, name: str, value: object) -> None:
         if self._grad and not torch.is_grad_enabled():

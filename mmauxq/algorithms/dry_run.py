@@ -276,7 +276,9 @@ class _Watch:
     def __init__(
         self, model: nn.Module, inputs: Tensor, names: Sequence[str]
     ) -> None:
-        self.inputs = inputs
+        # else a frozen backbone would seem to send no gradient; its learned
+        # scales will
+        inputs = self.inputs = inputs.detach().requires_grad_()
         self.seen: dict[str, _Seen] = {}
         self.first_given: dict[str, tuple[tuple, list, list[int]]] = {}
         handles = []
@@ -406,7 +408,7 @@ def find_taps(
     names = [name for name in watch.seen if name in set(names)]
     found = Taps([], names, False)
     if stem:
-        _read_stem(found, watch, inputs)
+        _read_stem(found, watch, watch.inputs)
     for name in names:
         seen, parts = watch.seen[name], watch.parts(name)
         if seen.kind not in ('Tensor', 'Parameter'):

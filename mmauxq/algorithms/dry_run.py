@@ -280,7 +280,7 @@ class _Watch:
         # scales will
         inputs = self.inputs = inputs.detach().requires_grad_()
         self.seen: dict[str, _Seen] = {}
-        self.first_given: dict[str, tuple[tuple, list, list[int]]] = {}
+        self.first_given: dict[str, tuple[list, list[int]]] = {}
         handles = []
         for name in names:
             module = model.get_submodule(name)
@@ -306,10 +306,10 @@ class _Watch:
                 handle.remove()
 
     def _before(self, name: str, given: tuple) -> None:
-        tensors = flat_tensors(given)
-        self.first_given.setdefault(
-            name, (given, tensors, [t._version for t in tensors])
-        )
+        # lists may grow later, as those of a DenseNet do
+        arguments = [flat_tensors(argument) for argument in given]
+        versions = [t._version for mine in arguments for t in mine]
+        self.first_given.setdefault(name, (arguments, versions))
 
     def _after(self, name: str, given: tuple, gave: object) -> None:
         tensors = flat_tensors(gave)
@@ -423,10 +423,10 @@ def find_taps(
 
 def _read_stem(found: Taps, watch: _Watch, inputs: Tensor) -> None:
     """Add what enters the first tapped module, unless it is the image."""
-    given, tensors, versions = watch.first_given[found.names[0]]
+    arguments, versions = watch.first_given[found.names[0]]
+    tensors = [tensor for mine in arguments for tensor in mine]
     offset = 0
-    for argument in given:
-        mine = flat_tensors(argument)
+    for mine in arguments:
         features = [
             i
             for i, tensor in enumerate(mine, offset)

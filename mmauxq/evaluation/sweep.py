@@ -467,14 +467,17 @@ def _check_guidance_gradient(model: JointQAT, terms: dict) -> None:
         (name, module)
         for name, module in _running_layers(model)
         if isinstance(module, QuantizedLayer)
-        and module.product_weight.requires_grad
     )
+    # of a frozen layer, only the scales are trained
+    weight = layer.product_weight
+    if not weight.requires_grad:
+        weight = layer.input_quantizer.step
     # not autograd.grad: reversible networks write .grad in their backward
     model.zero_grad()
     sum(v for k, v in terms.items() if k.startswith('guidance.')).backward(
         retain_graph=True
     )
-    gradient = layer.product_weight.grad
+    gradient = weight.grad
     if gradient is None or not bool(gradient.abs().sum() > 0):
         raise _Failed(f'no gradient of the guidance reaches {name}')
     model.zero_grad()

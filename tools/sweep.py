@@ -37,6 +37,11 @@ def main() -> int:
         default='work_dirs/sweep',
         help='where to save, without suffix: OUT.md and OUT.jsonl',
     )
+    parser.add_argument(
+        '--resume',
+        action='store_true',
+        help='keep the rows of OUT.jsonl that pass, try the others',
+    )
     args = parser.parse_args()
     try:
         return run(args)
@@ -57,7 +62,12 @@ def run(args: argparse.Namespace) -> int:
     out = Path(args.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     lines, table = out.with_suffix('.jsonl'), out.with_suffix('.md')
-    lines.write_text('')
+    kept = {}
+    if args.resume and lines.is_file():
+        for row in sweep.from_json_lines(lines.read_text()):
+            if row.verdict == 'pass':
+                kept[row.config] = row
+    lines.write_text(sweep.as_json_lines(list(kept.values())))
     columns = (
         *Progress.get_default_columns(),
         MofNCompleteColumn(),
@@ -72,7 +82,8 @@ def run(args: argparse.Namespace) -> int:
                 on_row=lambda row: bar.update(sizes, advance=1),
                 **limits,
             )
-        task = bar.add_task('sweep', total=len(chosen))
+        left = [config for config in chosen if config not in kept]
+        task = bar.add_task('sweep', total=len(left))
 
         def show(row: sweep.Row) -> None:
             # row by row, so that an interrupted sweep keeps what it has
@@ -85,8 +96,10 @@ def run(args: argparse.Namespace) -> int:
                 )
 
         rows = sweep.sweep(
-            chosen, on_row=show, build_only=args.build_only, **limits
+            left, on_row=show, build_only=args.build_only, **limits
         )
+    new = {row.config: row for row in rows}
+    rows = [kept.get(config) or new[config] for config in chosen]
     for row in rows:
         row.backbone = row.backbone or configs[row.config]
     text = sweep.as_markdown(rows)

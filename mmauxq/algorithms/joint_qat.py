@@ -199,6 +199,14 @@ class JointQAT(BaseAlgorithm):
             logger='current',
         )
 
+    def train(self, mode: bool = True) -> 'JointQAT':
+        """As of any module; scales are trained in frozen stages, too."""
+        super().train(mode)
+        # mmpretrain freezes all parameters of a stage whenever it is called
+        for _, quantizer in named_quantizers(self.architecture):
+            quantizer.requires_grad_(True)
+        return self
+
     def init_weights(self) -> None:
         """Initialise, then load ``float_checkpoint`` if there is one."""
         super().init_weights()

@@ -707,3 +707,8 @@ def as_markdown(rows: Sequence[Row]) -> str:
 def as_json_lines(rows: Sequence[Row]) -> str:
     """One object per row."""
     return ''.join(json.dumps(asdict(row)) + '\n' for row in rows)
+
+
+def from_json_lines(text: str) -> list[Row]:
+    """Undo :func:`as_json_lines`."""
+    return [Row(**json.loads(line)) for line in text.splitlines()]

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from mmauxq.algorithms import JointQAT, dry_run
 from mmauxq.layers import QuantizedLayer
 from mmauxq.quantizers import named_quantizers
-from tests.networks import AUX, QUANTIZERS
+from tests.networks import AUX, QUANTIZERS, classifier
 
 SIZE = 16
 
@@ -422,3 +422,20 @@ def test_a_head_that_declines_to_train_learns_the_targets():
     expected = model.loss(*batch())['student.loss']
     model.architecture.head.loss = decline
     torch.testing.assert_close(model.loss(*batch())['student.loss'], expected)
+
+
+def test_scales_are_trained_in_a_frozen_backbone():
+    """As in mmpretrain's linear evaluation of self-supervised networks."""
+    model = JointQAT(
+        architecture=classifier(frozen_stages=3),
+        quantizers=QUANTIZERS,
+        guidance=AUX,
+        input_shape=(1, 8, 8),
+    )
+    model.train()
+    assert not model.architecture.backbone.layer1[0].conv1.weight.requires_grad
+    samples = [DataSample().set_gt_label(i) for i in range(4)]
+    losses = model(torch.randn(4, 1, 8, 8), samples, mode='loss')
+    losses['guidance.loss_aux'].backward()
+    for name, quantizer in named_quantizers(model.architecture):
+        assert quantizer.step.grad is not None, name

@@ -83,6 +83,8 @@ def test_the_table_tells_all():
     assert '* b.py: float are x.fc: read elsewhere' in text
     lines = sweep.as_json_lines(rows).splitlines()
     assert [json.loads(line)['verdict'] for line in lines] == ['pass', 'fail']
+    again = sweep.from_json_lines(sweep.as_json_lines(rows))
+    assert sweep.as_markdown(again) == text
 
 
 def test_checkpoints_are_not_downloaded():

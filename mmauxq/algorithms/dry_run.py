@@ -1,5 +1,6 @@
 """What one forward pass of a network tells: order, shapes, cost."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -247,7 +248,13 @@ def _training(model: nn.Module) -> Iterator[None]:
         module.training = not isinstance(module, _BatchNorm)
     devices = {b.device for b in model.parameters() if b.is_cuda}
     try:
-        with torch.random.fork_rng(list(devices)), torch.enable_grad():
+        with (
+            torch.random.fork_rng(list(devices)),
+            torch.enable_grad(),
+            warnings.catch_warnings(),
+        ):
+            # they will come, once, when training starts
+            warnings.simplefilter('ignore')
             torch.manual_seed(0)
             yield
     finally:

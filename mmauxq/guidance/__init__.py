@@ -2,7 +2,7 @@
 
 from .aux_adaptor_aggregator import AuxAdaptorAggregator
 from .base import Guidance
-from .taps import Tap, TapRecorder, find_blocks, resolve_taps
+from .taps import Tap, TapRecorder, find_blocks, find_layers, resolve_taps
 
 __all__ = [
     'AuxAdaptorAggregator',
@@ -10,5 +10,6 @@ __all__ = [
     'Tap',
     'TapRecorder',
     'find_blocks',
+    'find_layers',
     'resolve_taps',
 ]

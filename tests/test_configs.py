@@ -23,7 +23,7 @@ def test_the_promised_recipes_are_there():
     names = {path.stem for path in CONFIGS}
     promised = {
         f'{guidance}_{network}_{bits}'
-        for guidance in ('aux', 'qat')
+        for guidance in ('aux', 'dsn', 'qat')
         for network in ('r18', 'r34', 'r50')
         for bits in ('w4a4', 'w3a3', 'w2a2')
     }
@@ -74,7 +74,7 @@ def test_the_schedule_of_the_literature(bits, decay):
     assert config.train_dataloader.batch_size == 32  # times 8 GPUs
 
 
-@pytest.mark.parametrize('guidance', ['aux', 'qat'])
+@pytest.mark.parametrize('guidance', ['aux', 'dsn', 'qat'])
 @pytest.mark.parametrize('bits', WIDTHS)
 def test_every_fragment_can_be_inherited(tmp_path, guidance, bits):
     """The three lines of the contract, outside of this repository."""
@@ -88,7 +88,7 @@ def test_every_fragment_can_be_inherited(tmp_path, guidance, bits):
     config = read(recipe)
     assert config.model.architecture.backbone.depth == 18
     assert config.model.quantizers.weight.bits == WIDTHS[bits]
-    assert ('guidance' in config.model) == (guidance == 'aux')
+    assert ('guidance' in config.model) == (guidance != 'qat')
     # mmpretrain's own schedule is kept
     assert config.optim_wrapper.optimizer.lr == 0.1
 

@@ -7,7 +7,7 @@ from mmpretrain.structures import DataSample
 from mmauxq.algorithms import dry_run
 from mmauxq.errors import UsageError
 from mmauxq.guidance import AuxAdaptorAggregator, Tap
-from mmauxq.guidance.aux_adaptor_aggregator import resize_tokens
+from mmauxq.guidance.adaptor import resize_tokens
 from tests.networks import AUX, batch, classifier, joint_qat
 
 TAPS = [

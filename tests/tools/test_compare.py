@@ -40,7 +40,7 @@ def test_killed_and_continued(tmp_path):
         words, env=environment(), stderr=subprocess.DEVNULL
     )
     first = out / 'float/runs/float/0/result.json'
-    limit = time.time() + 180
+    limit = time.time() + 400
     while not first.exists() and time.time() < limit:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)

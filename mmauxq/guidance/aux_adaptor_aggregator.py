@@ -1,6 +1,7 @@
 """The full-precision auxiliary module H."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -121,11 +122,8 @@ class AuxAdaptorAggregator(Guidance):
         first = next(iter(outputs.values()))
         with (
             torch.autocast(first.device.type, enabled=False)
-            if (self.dtype)
-            else torch.autocast(
-                first.device.type,
-                enabled=torch.is_autocast_enabled(first.device.type),
-            )
+            if self.dtype
+            else nullcontext()
         ):
             g = None
             for names, adaptor in zip(self.parts, self.adaptors, strict=True):

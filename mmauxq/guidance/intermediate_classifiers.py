@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from mmauxq.errors import UsageError
 from mmauxq.registry import MODELS
 
+from .adaptor import channels
 from .base import Guidance
 from .classifier import own_classifier, pool
-from .taps import MAP, Tap
+from .taps import Tap
 
 
 @MODELS.register_module()
@@ -64,12 +65,7 @@ class IntermediateClassifiers(Guidance):
         self.taps = list(taps)
         self.alphas = list(alphas)
         self.classifiers = nn.ModuleList(
-            own_classifier(
-                head,
-                tap.shape[0] if tap.layout == MAP else tap.shape[-1],
-                num_classes,
-            )
-            for tap in taps
+            own_classifier(head, channels(tap), num_classes) for tap in taps
         )
 
     def forward(self, outputs: dict[str, Tensor]) -> Tensor:

@@ -2,16 +2,21 @@
 
 from .aux_adaptor_aggregator import AuxAdaptorAggregator
 from .base import Guidance
+from .find_taps import Taps, find_taps
 from .intermediate_classifiers import IntermediateClassifiers
+from .knowledge_distillation import KnowledgeDistillation
 from .taps import Tap, TapRecorder, find_blocks, find_layers, resolve_taps
 
 __all__ = [
     'AuxAdaptorAggregator',
     'Guidance',
     'IntermediateClassifiers',
+    'KnowledgeDistillation',
     'Tap',
     'TapRecorder',
+    'Taps',
     'find_blocks',
     'find_layers',
+    'find_taps',
     'resolve_taps',
 ]

@@ -15,6 +15,8 @@ from mmauxq.layers.policy import match
 STEM = 'stem'
 """Key of the tensor that enters the first tapped block."""
 
+IMAGE = 'image'
+"""Key of the preprocessed images."""
 
 MAP = 'map'
 CHANNELS_LAST = 'channels_last'
@@ -27,8 +29,9 @@ class Tap:
 
     Args:
         name: Name of the module whose output is read; ``'stem'`` for the
-            input of the first tapped block. A module that gives several
-            tensors has a tap for each, ``'name:0'``, ``'name:1'``, ...
+            input of the first tapped block, ``'image'`` for that of F. A
+            module that gives several tensors has a tap for each,
+            ``'name:0'``, ``'name:1'``, ...
         shape: Of one sample, without the batch axis: (C, H, W), (H, W, C) or
             (L, C).
         layout: ``'map'`` for (N, C, H, W), ``'channels_last'`` for
@@ -301,7 +304,8 @@ class TapRecorder:
         Raises:
             UsageError: If one was overwritten, or a module did not run.
         """
-        changed = self.changed()
+        # a compiled step was eager once, and seen to be in order
+        changed = [] if torch.compiler.is_compiling() else self.changed()
         if changed:
             raise UsageError(
                 f'taps: the output of {changed[0]} is '

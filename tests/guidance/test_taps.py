@@ -90,14 +90,14 @@ def test_the_algorithm_copies_what_a_residual_sum_overwrites():
             type='mmauxq.AuxAdaptorAggregator', taps='backbone.layer*.0.bn2'
         )
     )
-    assert model.recorder.overwritten == {
+    assert model.recorders[0].overwritten == {
         f'backbone.layer{i}.0.bn2' for i in (1, 2, 3)
     }
     seen = []
     norm = model.architecture.backbone.layer2[0].bn2
     norm.register_forward_hook(lambda m, a, out: seen.append(out.clone()))
     model.loss(*batch())
-    kept = model.recorder.outputs()['backbone.layer2.0.bn2']
+    kept = model.recorders[0].outputs()['backbone.layer2.0.bn2']
     assert torch.equal(kept, seen[0])
     assert kept.min() < 0  # before the addition and the ReLU
 

@@ -1,0 +1,78 @@
+"""Distances between what a student and a teacher compute."""
+
+import inspect
+
+from torch import nn
+
+from mmauxq import compat
+from mmauxq.errors import UsageError
+
+
+def build_distance(config: dict, where: str) -> nn.Module:
+    """A loss of mmrazor that takes a student's and a teacher's tensor.
+
+    ``mmrazor.KLDivergence`` (``tau``) for logits; ``mmrazor.ATLoss``,
+    ``L2Loss``, ``CWD``, ``PKDLoss`` and others for features.
+
+    Args:
+        config: With ``type``, e.g. ``'mmrazor.KLDivergence'``.
+        where: What to call the config in a message.
+
+    Raises:
+        UsageError: If there is no such loss, it does not take the arguments,
+            or it compares anything else than two tensors.
+    """
+    module = _build(config, where, {})
+    parameters = inspect.signature(module.forward).parameters.values()
+    needed = [p.name for p in parameters if p.default is p.empty]
+    if len(needed) != 2:
+        raise UsageError(
+            f'{where}.type={config["type"]!r} takes {", ".join(needed)}; '
+            'allowed are losses of mmrazor that take two tensors, such as '
+            'mmrazor.KLDivergence, mmrazor.ATLoss and mmrazor.L2Loss'
+        )
+    return module
+
+
+def build_connector(
+    config: dict, in_channels: int, out_channels: int, where: str
+) -> nn.Module:
+    """A connector of mmrazor, from a student's width to a teacher's.
+
+    Args:
+        config: With ``type``, e.g. ``'mmrazor.ConvModuleConnector'``; the
+            widths are filled in where the class has them.
+        in_channels: Of the student's features.
+        out_channels: Of the teacher's.
+        where: What to call the config in a message.
+
+    Raises:
+        UsageError: If there is no such connector, or it does not take the
+            arguments.
+    """
+    widths = dict(in_channel=in_channels, out_channel=out_channels)
+    return _build(config, where, widths)
+
+
+def _build(config: dict, where: str, defaults: dict) -> nn.Module:
+    compat.enable_mmrazor()
+    from mmrazor.registry import MODELS
+
+    if not isinstance(config, dict) or 'type' not in config:
+        raise UsageError(f'{where}={config!r}; allowed is a dict with `type`')
+    config = {k: v for k, v in config.items() if k != '_scope_'}
+    kind = config.pop('type')
+    cls = MODELS.get(kind) if isinstance(kind, str) else kind
+    if cls is None:
+        raise UsageError(
+            f'{where}.type={kind!r} is not registered; there are '
+            'mmrazor.KLDivergence, mmrazor.ATLoss, mmrazor.L2Loss, ...'
+        )
+    known = inspect.signature(cls.__init__).parameters
+    for key, value in defaults.items():
+        if key in known:
+            config.setdefault(key, value)
+    try:
+        return cls(**config)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise UsageError(f'{where}: {kind}: {error}') from error

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
+import torch
 from mmengine.logging import print_log
 from mmengine.model import BaseModel, ModuleList
 from mmengine.runner import CheckpointLoader
@@ -56,6 +57,10 @@ class JointQAT(BaseAlgorithm):
             architecture, loaded by ``init_weights``.
         input_shape: (C, H, W) of the dry run that finds shapes and counts
             multiply-adds; by default what the backbone says, else 224 pixels.
+        compile: Arguments of ``torch.compile`` for what a training step
+            computes from tensors alone: F and its guidance, without the
+            losses; ``True`` for its defaults, ``None`` for eager steps. The
+            first step of a process, which calibrates, is eager in any case.
         data_preprocessor: Handed down to the architecture.
 
     Raises:
@@ -70,6 +75,7 @@ class JointQAT(BaseAlgorithm):
         guidance: dict | Sequence[dict] | None = None,
         float_checkpoint: str | None = None,
         input_shape: Sequence[int] | None = None,
+        compile: dict | bool | None = None,
         data_preprocessor: dict | nn.Module | None = None,
         init_cfg: dict | None = None,
     ) -> None:
@@ -115,6 +121,9 @@ class JointQAT(BaseAlgorithm):
         )
         self._check_conversion(inputs)
         self._log_bits()
+        self._compiled_step = self._step
+        if compile:
+            self._compile({} if compile is True else dict(compile))
 
     def _check_conversion(self, inputs: Tensor) -> None:
         """See that every quantizer is reached; no layer is missed unsaid."""
@@ -125,6 +134,19 @@ class JointQAT(BaseAlgorithm):
             self.bits[name] = LayerBits(
                 FLOAT_BITS, FLOAT_BITS, 'its product was not found'
             )
+
+    def _compile(self, options: dict) -> None:
+        if not self._is_plain:
+            raise UsageError(
+                f'compile: a {type(self.architecture.head).__name__} or '
+                f'{type(self.architecture).__name__} has a loss of its own, '
+                'which is not compiled; set model.compile=None'
+            )
+        options.pop('_scope_', None)
+        try:
+            self._compiled_step = torch.compile(self._step, **options)
+        except (TypeError, RuntimeError) as error:
+            raise UsageError(f'compile={options}: {error}') from error
 
     def _build_guidance(self, cfg: dict, inputs: Tensor) -> Guidance:
         cfg = dict(cfg)
@@ -270,13 +292,17 @@ class JointQAT(BaseAlgorithm):
             ``student.*`` and ``guidance.*``; of a list of guidances
             ``guidance.0.*``, ``guidance.1.*``, ...
         """
+        step = self._compiled_step if self._started else self._step
         with ExitStack() as stack:
             if not self._started:
                 self._start(stack)
             for recorder in self.recorders:
                 stack.enter_context(recorder)
+            for guidance in self.guidances:
+                for recorder in guidance.recorders:
+                    stack.enter_context(recorder)
             if self._is_plain:
-                logits, found = self._step(inputs)
+                logits, found = step(inputs)
                 student = self.architecture.head._get_loss(
                     logits, data_samples
                 )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mmauxq.errors import UsageError
 
-from .taps import Tap
+from .taps import Tap, TapRecorder
 
 LOGITS = 'logits'
 """Key of the logits of F among the signals of :meth:`Guidance.losses`."""
@@ -45,6 +45,8 @@ class Guidance(BaseModule):
         frozen: Modules that are used and not trained. They move with this one
             from device to device; no optimizer, no DDP and no initialiser
             sees them.
+        recorders: Of modules of its own, such as a teacher; entered together
+            with that of F.
         gives: Key of :meth:`losses`' signals under which others find what
             ``forward`` returned; ``None`` if nobody may.
         needs: Keys of signals that must be there.
@@ -80,6 +82,7 @@ class Guidance(BaseModule):
         self.dtype = dtype
         self.frozen: list[nn.Module] = []
         self.needs: list[str] = []
+        self.recorders: list[TapRecorder] = []
         self.register_buffer(
             'loss_weight', torch.tensor(float(loss_weight)), persistent=False
         )

@@ -45,10 +45,17 @@ class Taps:
     overwritten: list[str] = field(default_factory=list)
     parts: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
-    def recorder(self, model: nn.Module) -> TapRecorder:
+    def recorder(
+        self, model: nn.Module, with_grad: bool = True
+    ) -> TapRecorder:
         """That reads here."""
         return TapRecorder(
-            model, self.names, self.stem, self.overwritten, self.parts
+            model,
+            self.names,
+            self.stem,
+            self.overwritten,
+            self.parts,
+            with_grad,
         )
 
 

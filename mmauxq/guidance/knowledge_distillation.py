@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Sequence
-from contextlib import nullcontext
 
 import torch
 from mmengine.logging import print_log
@@ -130,7 +129,7 @@ class KnowledgeDistillation(Guidance):
         self.train_teacher = train_teacher
         model = self._network(network, teacher, checkpoint, image, num_classes)
         found = _teacher_taps(model, taps, teacher_taps, image)
-        self._hold(Teacher(model, found, data_preprocessor))
+        self._hold(Teacher(model, found, data_preprocessor, train_teacher))
         self.names = [tap.name for tap in taps]
         self.betas = check_weights(betas, taps, 'guidance.betas')
         self.logits = logits and build_distance(logits, 'guidance.logits')
@@ -196,6 +195,7 @@ class KnowledgeDistillation(Guidance):
 
     def _hold(self, teacher: Teacher) -> None:
         """Keep the teacher, as a child only if it is trained."""
+        self.recorders.append(teacher.recorder)
         if self.train_teacher:
             self.teacher = teacher
             if not hasattr(teacher.network.head, '_get_loss'):
@@ -205,7 +205,6 @@ class KnowledgeDistillation(Guidance):
                     'takes logits; allowed are heads with one'
                 )
             return
-        teacher.eval().requires_grad_(False)
         self.frozen.append(teacher)
         self.register_state_dict_post_hook(_save_frozen)
 
@@ -250,8 +249,7 @@ class KnowledgeDistillation(Guidance):
         Args:
             outputs: ``'image'``, and the features of F.
         """
-        with nullcontext() if self.train_teacher else torch.no_grad():
-            logits, theirs = self.mentor(outputs[IMAGE])
+        logits, theirs = self.mentor(outputs[IMAGE])
         found = dict(teacher=logits.float())
         for name, beta, connector, feature in zip(
             self.names, self.betas, self.connectors, theirs, strict=True

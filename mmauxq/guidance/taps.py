@@ -205,6 +205,10 @@ class TapRecorder:
         parts: Name -> which of the tensors that the module gives are kept,
             for modules that give a tuple or list. One is kept under the name
             itself, several as ``'name:0'``, ``'name:1'``, ...
+        with_grad: Whether a gradient must lead back from them.
+
+    Attributes:
+        active: Whether it is entered.
     """
 
     def __init__(
@@ -214,11 +218,13 @@ class TapRecorder:
         stem: bool = False,
         overwritten: Sequence[str] = (),
         parts: dict[str, tuple[int, ...]] | None = None,
+        with_grad: bool = True,
     ) -> None:
         self.names = list(names)
         self.stem = stem
         self.overwritten = set(overwritten)
         self.parts = dict(parts or {})
+        self.with_grad = with_grad
         # by name, each time: conversion and SyncBN replace modules
         self._model = model
         self._outputs: dict[str, Tensor] = {}
@@ -226,10 +232,12 @@ class TapRecorder:
         self._ran: set[str] = set()
         self._handles: list[RemovableHandle] = []
         self._grad = False
+        self.active = False
 
     def __enter__(self) -> 'TapRecorder':
         self._outputs, self._versions, self._ran = {}, {}, set()
-        self._grad = torch.is_grad_enabled()
+        self.active = True
+        self._grad = self.with_grad and torch.is_grad_enabled()
         for name in self.names:
             module = self._model.get_submodule(name)
             if self.stem:
@@ -251,6 +259,7 @@ class TapRecorder:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self.active = False
 
     def _keep_input(
         self, module: nn.Module, args: tuple, kwargs: dict

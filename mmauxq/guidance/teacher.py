@@ -29,17 +29,24 @@ class Teacher(nn.Module):
         network: The classifier.
         taps: What to read from it.
         ours: The data preprocessor of F.
+        trained: Whether it is trained along; else it is frozen, in evaluation
+            mode.
     """
 
     scale: Tensor
     shift: Tensor
 
     def __init__(
-        self, network: nn.Module, taps: Taps, ours: nn.Module | None
+        self,
+        network: nn.Module,
+        taps: Taps,
+        ours: nn.Module | None,
+        trained: bool = False,
     ) -> None:
         super().__init__()
         self.network = network
-        self.recorder = taps.recorder(network)
+        self.trained = trained
+        self.recorder = taps.recorder(network, trained)
         self.names = [tap.name for tap in taps.taps]
         theirs = getattr(network, 'data_preprocessor', None)
         self.flip = _to_rgb(ours) != _to_rgb(theirs)
@@ -52,6 +59,8 @@ class Teacher(nn.Module):
         self.agrees = not self.flip and bool(
             (self.scale == 1).all() and (self.shift == 0).all()
         )
+        if not trained:
+            self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Logits (N, K), and the features at the taps.
@@ -63,7 +72,11 @@ class Teacher(nn.Module):
             if self.flip:
                 images = images.flip(1)
             images = images * self.scale + self.shift
-        with self.recorder if self.names else nullcontext():
+        with (
+            # entered outside of a compiled step, which cannot do it
+            nullcontext() if self.recorder.active else self.recorder,
+            nullcontext() if self.trained else torch.no_grad(),
+        ):
             logits = self.network(images, mode='tensor')
         if isinstance(logits, (tuple, list)):
             logits = logits[0]

@@ -412,6 +412,9 @@ def _runner(cfg: Config, args: argparse.Namespace, started: Callable):
     else:
         runner = Runner.from_cfg(cfg)
     runner.register_hook(_start_mark(started), 'VERY_HIGH')
+    from mmauxq.engine.hooks import TeacherCheckHook
+
+    runner.register_hook(TeacherCheckHook())
     return runner
 
 

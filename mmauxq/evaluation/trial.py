@@ -12,6 +12,8 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from mmauxq.engine.hooks import TeacherCheckHook
+
 METRIC = 'val/accuracy/top1'
 
 
@@ -96,6 +98,7 @@ def run_trial(
         torch.cuda.reset_peak_memory_stats()
     runner = Runner.from_cfg(config)
     runner.register_hook(progress)
+    runner.register_hook(TeacherCheckHook())
     begin = time.perf_counter()
     runner.train()
     seconds = time.perf_counter() - begin

@@ -177,7 +177,10 @@ class KnowledgeDistillation(Guidance):
                     'guidance.checkpoint: a frozen teacher of its own config '
                     'needs one; set it, or train_teacher=True'
                 )
-        _check_fits(model, size, image, num_classes)
+        self.size = size
+        self.check_size(image.shape[-1])
+        _check_fits(model, image, num_classes)
+        self._has_start = teacher is None or checkpoint is not None
         # else it takes the weights that F starts from
         self.register_buffer(
             'ready', flag(teacher is not None or checkpoint is not None)
@@ -213,11 +216,18 @@ class KnowledgeDistillation(Guidance):
         """The teacher, wherever it is kept."""
         return self.teacher if self.train_teacher else self.frozen[0]
 
+    def check_size(self, width: int) -> None:
+        """See that images so many pixels wide are the teacher's."""
+        if self.size is not None and self.size != width:
+            raise UsageError(
+                f'guidance.teacher: it is made for images of {self.size} '
+                f'pixels, F gets {width}; choose another teacher, or set '
+                'model.input_shape if F gets others'
+            )
+
     def init_weights(self) -> None:
         """As of any module; a teacher without a checkpoint starts anew."""
-        if self.train_teacher and not getattr(
-            self.teacher.network, '_is_init', False
-        ):
+        if self.untrained:
             self.teacher.network.init_weights()
         super().init_weights()
 
@@ -232,6 +242,11 @@ class KnowledgeDistillation(Guidance):
             'starts from',
             logger='current',
         )
+
+    @property
+    def untrained(self) -> bool:
+        """Whether it begins from random weights, and learns."""
+        return self.train_teacher and not self._has_start
 
     def teach(self, images: Tensor) -> Tensor:
         """Logits of the teacher, (N, K).
@@ -345,16 +360,10 @@ def _comparable(mine: torch.Size, its: torch.Size) -> bool:
 
 
 def _check_fits(
-    model: nn.Module, size: int | None, image: Tap, num_classes: int
+    model: nn.Module, image: Tap, num_classes: int
 ) -> None:
     """See that the teacher takes F's images and knows its classes."""
     shape = tuple(image.shape)
-    if size is not None and size != shape[-1]:
-        raise UsageError(
-            f'guidance.teacher: it is made for images of {size} pixels, F '
-            f'gets {shape[-1]} (C, H, W: {shape}); choose another teacher, or '
-            'set model.input_shape if F gets others'
-        )
     training = model.training
     try:
         with torch.no_grad():

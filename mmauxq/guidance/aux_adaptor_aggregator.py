@@ -124,7 +124,7 @@ class AuxAdaptorAggregator(Guidance):
         self.guides_student = None
         if guides_student is not None:
             self.guides_student = build_distance(
-                guides_student, 'guidance.guides_student'
+                guides_student, 'guidance.guides_student', num_classes
             )
 
     def forward(self, outputs: dict[str, Tensor]) -> Tensor:

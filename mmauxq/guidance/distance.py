@@ -1,14 +1,18 @@
 """Distances between what a student and a teacher compute."""
 
 import inspect
+from collections.abc import Sequence
 
+import torch
 from torch import nn
 
 from mmauxq import compat
 from mmauxq.errors import UsageError
 
 
-def build_distance(config: dict, where: str) -> nn.Module:
+def build_distance(
+    config: dict, where: str, num_classes: int | None = None
+) -> nn.Module:
     """A loss of mmrazor that takes a student's and a teacher's tensor.
 
     ``mmrazor.KLDivergence`` (``tau``) for logits; ``mmrazor.ATLoss``,
@@ -17,10 +21,11 @@ def build_distance(config: dict, where: str) -> nn.Module:
     Args:
         config: With ``type``, e.g. ``'mmrazor.KLDivergence'``.
         where: What to call the config in a message.
+        num_classes: K, if it is to compare logits (N, K).
 
     Raises:
         UsageError: If there is no such loss, it does not take the arguments,
-            or it compares anything else than two tensors.
+            or it compares anything else than two tensors, or no logits.
     """
     module = _build(config, where, {})
     parameters = inspect.signature(module.forward).parameters.values()
@@ -31,7 +36,32 @@ def build_distance(config: dict, where: str) -> nn.Module:
             'allowed are losses of mmrazor that take two tensors, such as '
             'mmrazor.KLDivergence, mmrazor.ATLoss and mmrazor.L2Loss'
         )
+    if num_classes and not comparable(module, *[(2, num_classes)] * 2):
+        raise UsageError(
+            f'{where}.type={config["type"]!r} does not compare logits (N, '
+            f'{num_classes}); mmrazor.KLDivergence does'
+        )
     return module
+
+
+def comparable(
+    distance: nn.Module, mine: Sequence[int], its: Sequence[int]
+) -> bool:
+    """Whether a distance takes these shapes, without stretching an axis.
+
+    Args:
+        distance: Of :func:`build_distance`.
+        mine: Shape of the student's tensor.
+        its: Shape of the teacher's.
+    """
+    if len(mine) != len(its) or tuple(mine[2:]) != tuple(its[2:]):
+        return False
+    try:
+        with torch.no_grad():
+            distance(torch.zeros(*mine), torch.zeros(*its))
+    except (RuntimeError, ValueError, IndexError, TypeError):
+        return False
+    return True
 
 
 def build_connector(

@@ -15,9 +15,9 @@ from mmauxq.registry import MODELS
 
 from .adaptor import channels
 from .base import AUX_LOGITS, Guidance, check_weights, student_logits
-from .distance import build_connector, build_distance
+from .distance import build_connector, build_distance, comparable
 from .find_taps import STAGE_ENDS, Taps, find_taps
-from .taps import IMAGE, Tap
+from .taps import IMAGE, MAP, Tap
 from .teacher import Teacher, build_network
 
 KL = dict(type='mmrazor.KLDivergence')
@@ -132,15 +132,22 @@ class KnowledgeDistillation(Guidance):
         self._hold(Teacher(model, found, data_preprocessor, train_teacher))
         self.names = [tap.name for tap in taps]
         self.betas = check_weights(betas, taps, 'guidance.betas')
-        self.logits = logits and build_distance(logits, 'guidance.logits')
+        self.logits = logits and build_distance(
+            logits, 'guidance.logits', num_classes
+        )
         self.guides_aux = guides_aux and build_distance(
-            guides_aux, 'guidance.guides_aux'
+            guides_aux, 'guidance.guides_aux', num_classes
         )
         if guides_aux:
             self.needs.append(AUX_LOGITS)
         self.features = features and build_distance(
             features, 'guidance.features'
         )
+        if connector and any(tap.layout != MAP for tap in taps):
+            raise UsageError(
+                'guidance.connector: connectors take feature maps (C, H, W); '
+                f'{taps[0].name} gives {tuple(taps[0].shape)}'
+            )
         self.connectors = nn.ModuleList(
             build_connector(
                 connector, channels(mine), channels(its), 'guidance.connector'
@@ -308,22 +315,14 @@ class KnowledgeDistillation(Guidance):
         self, taps: Sequence[Tap], theirs: Sequence[Tap]
     ) -> None:
         """See that every pair of features can be compared."""
-        device = self.loss_weight.device
         for mine, its, connector in zip(
             taps, theirs, self.connectors, strict=True
         ):
-            try:
-                with torch.no_grad():
-                    training = connector.training
-                    connector.eval()
-                    x = connector(torch.zeros(2, *mine.shape, device=device))
-                    connector.train(training)
-                    y = torch.zeros(2, *its.shape, device=device)
-                    self.features(x, y)
-                fits = _comparable(x.shape, y.shape)
-            except RuntimeError:
-                fits = False
-            if not fits:
+            training = connector.training
+            with torch.no_grad():
+                x = connector.eval()(torch.zeros(2, *mine.shape))
+            connector.train(training)
+            if not comparable(self.features, x.shape, (2, *its.shape)):
                 raise UsageError(
                     f'guidance.features: {mine.name} of F gives '
                     f'{tuple(mine.shape)} and {its.name} of the teacher '
@@ -354,14 +353,7 @@ def _save_frozen(
             state[f'{prefix}teacher.{key}'] = value
 
 
-def _comparable(mine: torch.Size, its: torch.Size) -> bool:
-    """Whether no axis was stretched to fit."""
-    return len(mine) == len(its) and mine[2:] == its[2:]
-
-
-def _check_fits(
-    model: nn.Module, image: Tap, num_classes: int
-) -> None:
+def _check_fits(model: nn.Module, image: Tap, num_classes: int) -> None:
     """See that the teacher takes F's images and knows its classes."""
     shape = tuple(image.shape)
     training = model.training

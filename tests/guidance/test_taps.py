@@ -8,7 +8,12 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from mmauxq.errors import UsageError
-from mmauxq.guidance import TapRecorder, find_blocks, resolve_taps
+from mmauxq.guidance import (
+    TapRecorder,
+    find_blocks,
+    find_taps,
+    resolve_taps,
+)
 from tests.networks import batch, classifier, joint_qat
 
 
@@ -200,3 +205,37 @@ def test_no_hook_stays_behind():
         pass
     block = model.backbone.layer1[0]
     assert not block._forward_hooks and not block._forward_pre_hooks
+
+
+def test_stage_ends_are_the_last_blocks_before_a_change_of_shape():
+    model = network(depth=20)
+    inputs = torch.randn(2, 1, 8, 8)
+    every = find_taps(model, 'auto', True, inputs)
+    ends = find_taps(model, 'stage_ends', True, inputs)
+    assert [tap.name for tap in every.taps] == [
+        'stem',
+        *(f'backbone.layer{i}.{j}' for i in (1, 2, 3) for j in range(3)),
+    ]
+    # the stem is what enters the first of them
+    assert [tap.name for tap in ends.taps] == [
+        'stem',
+        *(f'backbone.layer{i}.2' for i in (1, 2, 3)),
+    ]
+    assert [tap.shape for tap in ends.taps[1:]] == [
+        (4, 8, 8),
+        (8, 4, 4),
+        (16, 2, 2),
+    ]
+
+
+def test_stage_ends_by_config():
+    model = joint_qat(
+        architecture=classifier(depth=20),
+        guidance=dict(
+            type='mmauxq.IntermediateClassifiers', taps='stage_ends'
+        ),
+    )
+    assert set(model.loss(*batch())) == {
+        'student.loss',
+        *(f'guidance.loss_layer{i}.2' for i in (1, 2, 3)),
+    }

@@ -8,10 +8,10 @@
 model.guidance.width_ratio=0.25
 
 Trains the float network once for each seed, starts every arm from it, and
-writes results.jsonl, table.md and figures into DIR. What an arm's teacher
-learned is its own checkpoint, or the float network it starts from. Run it again to go on
-after a kill, or with more seeds or arms. --table DIR only writes table and
-figures anew.
+writes results.jsonl, table.md and figures into DIR. A teacher without a
+checkpoint of its own is the float network that the arm starts from. Run it
+again to go on after a kill, or with more seeds or arms. --table DIR only
+writes table and figures anew.
 """
 
 import argparse
@@ -86,11 +86,11 @@ def train(args: argparse.Namespace) -> None:
     trained = start is not None and start.partition(',')[0].endswith('.py')
     if trained:
         float_config = comparison.read_arms([f'{FLOAT}={start}'])
+        comparison.check(float_config)
+    comparison.check(configs)
     runs = comparison.plan(args.out, configs, args.seeds)
-    comparison.check(runs, configs)
     if trained:
         floats = comparison.plan(args.out / FLOAT, float_config, args.seeds)
-        comparison.check(floats, float_config)
         watch(floats, args.jobs, None, 'float networks')
         start = str(args.out / FLOAT / 'runs' / FLOAT / '{seed}/last.pth')
     watch(runs, args.jobs, start, 'arms x seeds')

@@ -115,8 +115,8 @@ def _check_equal(configs: dict[str, Config]) -> None:
                 )
 
 
-def check(runs: Sequence[Run], configs: dict[str, Config]) -> None:
-    """Build the model of every arm that is not finished, and let it go.
+def check(configs: dict[str, Config]) -> None:
+    """Build the model of every arm, and let it go.
 
     So that a wrong tap or teacher is found before the first run, not after
     hours.
@@ -129,9 +129,9 @@ def check(runs: Sequence[Run], configs: dict[str, Config]) -> None:
     compat.enable()
     from .trial import build_model
 
-    for arm in {run.arm: 0 for run in runs if not run.result.is_file()}:
+    for arm, config in configs.items():
         try:
-            build_model(configs[arm])
+            build_model(config)
         except UsageError as error:
             raise UsageError(f'arm {arm!r}: {error}') from error
 

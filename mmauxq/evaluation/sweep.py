@@ -256,7 +256,7 @@ def try_config(config: str, build_only: bool = False) -> Row:
         row.backbone = cfg.model.architecture.backbone.type
         if build_only:
             with _NoRandomFill():
-                _build(cfg, row)
+                _build_small(cfg, row)
         else:
             _train(cfg, *_build(cfg, row), row)
         row.verdict = 'pass'
@@ -295,7 +295,20 @@ def _image_size(cfg: Config) -> int | None:
     return size if isinstance(size, int) and size > 0 else None
 
 
-def _build(cfg: Config, row: Row) -> tuple[JointQAT, dict]:
+def _build_small(cfg: Config, row: Row) -> None:
+    """Build with small images where the network takes them: it is faster."""
+    if 'img_size' not in cfg.model.architecture.backbone:
+        try:
+            _build(cfg, row, SMALL)
+            return
+        except Exception:  # whatever it raises, the full size will tell
+            pass
+    _build(cfg, row)
+
+
+def _build(
+    cfg: Config, row: Row, size: int | None = None
+) -> tuple[JointQAT, dict]:
     """The algorithm, and what it was built with."""
     network = _network(cfg)
     if not cfg.model.architecture.get('head'):
@@ -304,7 +317,7 @@ def _build(cfg: Config, row: Row) -> tuple[JointQAT, dict]:
     settings = cfg.model.to_dict()
     settings['architecture'] = network
     if not getattr(network.backbone, 'img_size', None):
-        size = _image_size(cfg)
+        size = size or _image_size(cfg)
         if size is not None:
             channels = dry_run.input_shape(network)[0]
             settings['input_shape'] = (channels, size, size)

@@ -23,6 +23,7 @@ from mmauxq.registry import MODELS
 
 from . import dry_run
 from .checkpoint import check_architecture, normalise
+from .tap_search import find_taps
 
 LOW_BITS = 4
 
@@ -124,7 +125,7 @@ class JointQAT(BaseAlgorithm):
                 'registered; there is '
                 'mmauxq.AuxAdaptorAggregator'
             )
-        found = dry_run.find_taps(
+        found = find_taps(
             self.architecture, cfg.pop('taps', 'auto'), cls.uses_stem, inputs
         )
         self.taps = found.taps

@@ -143,13 +143,14 @@ def _limit_size(cfg: Config, row: Row) -> None:
 
 def _build_small(cfg: Config, row: Row) -> None:
     """Build with small images where the network takes them: it is faster."""
-    if 'img_size' not in cfg.model.architecture.backbone:
-        try:
-            _build(cfg, row, SMALL)
-            return
-        except Exception:  # whatever it raises, the full size will tell
-            pass
-    _build(cfg, row)
+    small = copy.deepcopy(cfg)
+    size = small.model.architecture.backbone.get('img_size')
+    if isinstance(size, int) and size > USUAL:
+        small.model.architecture.backbone.img_size = USUAL
+    try:
+        _build(small, row, None if size else SMALL)
+    except Exception:  # whatever it raises, the full size will tell
+        _build(cfg, row)
 
 
 def _build(

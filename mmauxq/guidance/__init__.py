@@ -5,7 +5,7 @@ from .base import Guidance
 from .find_taps import Taps, find_taps
 from .intermediate_classifiers import IntermediateClassifiers
 from .knowledge_distillation import KnowledgeDistillation
-from .taps import Tap, TapRecorder, find_blocks, find_layers, resolve_taps
+from .taps import Tap, TapRecorder
 
 __all__ = [
     'AuxAdaptorAggregator',
@@ -15,8 +15,5 @@ __all__ = [
     'Tap',
     'TapRecorder',
     'Taps',
-    'find_blocks',
-    'find_layers',
     'find_taps',
-    'resolve_taps',
 ]

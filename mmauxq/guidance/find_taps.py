@@ -1,4 +1,4 @@
-"""Where to read in a network, found by running it."""
+"""Where a guidance reads the network, found by a training pass."""
 
 import warnings
 from collections.abc import Iterator, Sequence

@@ -14,6 +14,7 @@ on where it was.
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -69,7 +70,7 @@ def read_arms(
 
     Args:
         arms: ``NAME=CONFIG``, each followed by any number of
-            ``,key=value`` that differ for this arm.
+            ``,key=value`` that differ for this arm; values are JSON, or text.
         options: Overrides for all arms.
 
     Raises:
@@ -79,7 +80,8 @@ def read_arms(
     configs: dict[str, Config] = {}
     for text in arms:
         name, _, rest = text.partition('=')
-        path, *own = rest.split(',')
+        # lists and dicts have commas of their own
+        path, *own = re.split(r',(?=[A-Za-z_][\w.]*(?:=|$))', rest)
         if not name or not path or '/' in name:
             raise UsageError(f'arm {text!r}; allowed is NAME=CONFIG[,KEY=V]')
         if name in configs:

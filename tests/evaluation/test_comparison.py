@@ -11,6 +11,8 @@ from tests.conftest import ROOT
 
 QAT = ROOT / 'configs/qat_r20_w2a2_digits.py'
 AUX = ROOT / 'configs/aux_r20_w2a2_digits.py'
+KD = ROOT / 'configs/kd_r20_w2a2_digits.py'
+DSN = ROOT / 'configs/dsn_r20_w2a2_digits.py'
 
 
 def records():
@@ -58,6 +60,20 @@ def test_arms_are_configs_with_overrides():
     assert list(arms) == ['plain', 'narrow']
     assert arms['narrow'].model.guidance.width_ratio == 0.25
     assert all(arm.model.policy.first == 8 for arm in arms.values())
+
+
+def test_overrides_may_be_lists():
+    hooks = '[{"type": "SyncBuffersHook"}, {"type": "mmauxq.GuidanceWeightHook", "end_weight": 0.1}]'  # noqa: E501
+    arms = comparison.read_arms(
+        [
+            f'a={AUX},custom_hooks={hooks},model.guidance.loss_weight=0.5',
+            f'b={DSN},model.guidance.alphas=[1.0, 2.0],seed=3',
+        ]
+    )
+    assert arms['a'].custom_hooks[1]['end_weight'] == 0.1
+    assert arms['a'].model.guidance.loss_weight == 0.5
+    assert arms['b'].model.guidance.alphas == [1.0, 2.0]
+    assert arms['b'].seed == 3
 
 
 @pytest.mark.parametrize(
@@ -178,8 +194,6 @@ def test_the_gradients_that_are_drawn():
     assert _mean_norms([dict(final=1.0)]) == {}
 
 
-KD = ROOT / 'configs/kd_r20_w2a2_digits.py'
-DSN = ROOT / 'configs/dsn_r20_w2a2_digits.py'
 TEACHER = f'{KD},model.guidance.train_teacher=true,model.guidance.teacher'
 
 
@@ -187,7 +201,7 @@ TEACHER = f'{KD},model.guidance.train_teacher=true,model.guidance.teacher'
     'arm, message',
     [
         (f'{AUX},model.guidance.taps=backbone.layer9.*', 'matches nothing'),
-        (f'{DSN},model.guidance.alphas=[1.0]', '1 weights for 9 taps'),
+        (f'{DSN},model.guidance.alphas=[1, 1]', '2 weights for 9 taps'),
         (
             f'{TEACHER}={ROOT / "configs/float_r20_fmnist.py"}',
             'made for images of 28 pixels, F gets 8',

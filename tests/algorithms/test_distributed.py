@@ -72,7 +72,7 @@ def test_two_ranks_stay_equal_without_a_search_for_unused_parameters():
     for process in ranks:
         process.start()
     results = sorted(
-        (queue.get(timeout=120) for _ in ranks), key=lambda r: r[0]
+        (queue.get(timeout=300) for _ in ranks), key=lambda r: r[0]
     )
     for process in ranks:
         process.join(60)

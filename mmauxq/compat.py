@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UsageError
+from .files import write_atomically
 
 __all__ = [
     'default_optim_constructor',
@@ -28,6 +29,7 @@ __all__ = [
     'needs_pkg_resources',
     'register_config_scope',
     'silence_neighbours',
+    'write_files_atomically',
 ]
 
 
@@ -36,6 +38,7 @@ def enable() -> None:
     register_config_scope()
     silence_neighbours()
     enable_safe_checkpoints()
+    write_files_atomically()
     enable_mmrazor()
     default_optim_constructor()
 
@@ -379,6 +382,30 @@ def _refusal(error: pickle.UnpicklingError) -> str | None:
     if 'unrecognized function' in text or 'allowlisted' in text:
         return 'a call of an object that is no class of a checkpoint'
     return None
+
+
+def write_files_atomically() -> None:
+    """Make MMEngine write files complete or not at all.
+
+    Why: its local backend opens the file and writes, so that a killed run or
+    a full disk leaves half a checkpoint under the name of a good one, often
+    of the one that it overwrites.
+
+    Until: MMEngine writes beside the file and renames (0.10.7 and onedl
+    0.10.12 do not).
+    """
+    from mmengine.fileio import LocalBackend, register_backend
+
+    class AtomicLocalBackend(LocalBackend):
+        """LocalBackend whose files are complete or absent."""
+
+        def put(self, obj, filepath) -> None:
+            write_atomically(filepath, bytes(obj))
+
+        def put_text(self, obj, filepath, encoding='utf-8') -> None:
+            write_atomically(filepath, obj.encode(encoding))
+
+    register_backend('local', AtomicLocalBackend, force=True, prefixes='')
 
 
 # --- weight decay ----------------------------------------------------------

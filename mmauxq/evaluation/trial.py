@@ -12,6 +12,8 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from mmauxq.engine.resume import make_exact, set_start
+
 METRIC = 'val/accuracy/top1'
 
 
@@ -88,9 +90,9 @@ def run_trial(
     config.work_dir = str(work_dir)
     config.randomness = dict(seed=seed)
     config.experiment_name = f'{Path(work_dir).name}_{time.time_ns()}'
-    last = Path(work_dir) / 'last_checkpoint'
-    if resume and last.is_file():
-        config.resume, config.load_from = True, last.read_text().strip()
+    make_exact(config)
+    if resume and (Path(work_dir) / 'last_checkpoint').is_file():
+        set_start(config, 'auto')
     progress = _Progress(report)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()

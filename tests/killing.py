@@ -8,6 +8,7 @@ stress/resume.py.
 import os
 import signal
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,7 @@ def fork_train(
         out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(out, 1)
         os.dup2(out, 2)
+        warnings.resetwarnings()  # pytest makes them errors
         prepare()
         status = train([str(word) for word in words])
     finally:

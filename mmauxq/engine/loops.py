@@ -222,3 +222,6 @@ class _Rest(Sampler):
 
     def __iter__(self) -> Iterator[int]:
         return itertools.islice(iter(self.sampler), self.start, None)
+
+    def __len__(self) -> int:
+        return len(self.sampler)  # of the epoch, which hooks ask for

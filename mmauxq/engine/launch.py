@@ -31,7 +31,8 @@ from .checks import (
     set_work_dir,
     writable_file,
 )
-from .resume import make_exact, named_checkpoint, set_start
+from .guards import add_guards, make_exact
+from .resume import named_checkpoint, set_start
 
 # What a wrong config raises in MMEngine's builders.
 EXPECTED = (
@@ -71,6 +72,7 @@ def train(argv: list[str] | None = None) -> int:
             _set_amp(cfg)
         set_start(cfg, args.resume)
         make_exact(cfg)
+        add_guards(cfg)
         runner = _runner(cfg, args, started)
         runner.train()
         if cfg.model.get('type') == 'mmauxq.JointQAT' and _rank() == 0:

@@ -13,34 +13,7 @@ from mmauxq import compat
 from mmauxq.errors import UsageError
 from mmauxq.files import PART
 
-LOOPS = {
-    'EpochBasedTrainLoop': 'mmauxq.EpochLoop',
-    'IterBasedTrainLoop': 'mmauxq.IterLoop',
-}
 POINTER = 'last_checkpoint'
-
-
-def make_exact(cfg: Config) -> None:
-    """Choose the loop and the checkpoint hook that resume exactly.
-
-    MMEngine's own are replaced in ``cfg``, as the dumped config shows; those
-    of others stay.
-    """
-    loop = cfg.get('train_cfg')
-    if isinstance(loop, dict):
-        if 'type' not in loop and 'by_epoch' in loop:
-            loop['type'] = (
-                'mmauxq.EpochLoop'
-                if loop.pop('by_epoch')
-                else 'mmauxq.IterLoop'
-            )
-        else:
-            kind = loop.get('type')
-            loop['type'] = LOOPS.get(kind, kind)
-    hooks = list((cfg.get('default_hooks') or {}).values())
-    for hook in hooks + list(cfg.get('custom_hooks') or []):
-        if isinstance(hook, dict) and hook.get('type') == 'CheckpointHook':
-            hook['type'] = 'mmauxq.SafeCheckpointHook'
 
 
 def set_start(cfg: Config, resume: str | None) -> None:

@@ -12,7 +12,8 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from mmauxq.engine.resume import make_exact, set_start
+from mmauxq.engine.guards import add_guards, make_exact
+from mmauxq.engine.resume import set_start
 
 METRIC = 'val/accuracy/top1'
 
@@ -91,6 +92,7 @@ def run_trial(
     config.randomness = dict(seed=seed)
     config.experiment_name = f'{Path(work_dir).name}_{time.time_ns()}'
     make_exact(config)
+    add_guards(config)
     if resume and (Path(work_dir) / 'last_checkpoint').is_file():
         set_start(config, 'auto')
     progress = _Progress(report)

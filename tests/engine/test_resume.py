@@ -234,27 +234,3 @@ def test_resume_from_the_config_is_the_same(tmp_path):
     cfg = Config(dict(work_dir=str(tmp_path), resume=True, load_from='x.pth'))
     with pytest.raises(UsageError, match='x.pth does not exist'):
         resume.set_start(cfg, None)
-
-
-def test_loops_and_hooks_of_others_stay():
-    from mmengine.config import Config
-
-    hooks = dict(checkpoint=dict(type='CheckpointHook'), a=None)
-    cfg = Config(
-        dict(
-            train_cfg=dict(type='Mine'),
-            default_hooks=hooks,
-            custom_hooks=[dict(type='EMAHook')],
-        )
-    )
-    resume.make_exact(cfg)
-    assert cfg.train_cfg.type == 'Mine'
-    assert cfg.default_hooks.checkpoint.type == 'mmauxq.SafeCheckpointHook'
-    assert cfg.custom_hooks[0].type == 'EMAHook'
-    for by_epoch, name in ((True, 'Epoch'), (False, 'Iter')):
-        cfg = Config(dict(train_cfg=dict(by_epoch=by_epoch)))
-        resume.make_exact(cfg)
-        assert cfg.train_cfg == dict(type=f'mmauxq.{name}Loop')
-        cfg.train_cfg = dict(type=f'{name}BasedTrainLoop')
-        resume.make_exact(cfg)
-        assert cfg.train_cfg == dict(type=f'mmauxq.{name}Loop')

@@ -1,6 +1,13 @@
 """Schedules and other things that happen at a point in time."""
 
+from .finite_numbers_hook import FiniteNumbersHook
 from .guidance_weight_hook import GuidanceWeightHook
+from .quantizer_watch_hook import QuantizerWatchHook
 from .safe_checkpoint_hook import SafeCheckpointHook
 
-__all__ = ['GuidanceWeightHook', 'SafeCheckpointHook']
+__all__ = [
+    'FiniteNumbersHook',
+    'GuidanceWeightHook',
+    'QuantizerWatchHook',
+    'SafeCheckpointHook',
+]

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from mmauxq.algorithms import JointQAT, dry_run
+from mmauxq.algorithms.tap_search import find_taps
 from mmauxq.guidance import TapRecorder
 
 
@@ -25,7 +26,7 @@ def block_gradient_norms(
     """
     network = model.architecture
     with dry_run.floating(network):
-        found = dry_run.find_taps(
+        found = find_taps(
             network, 'auto', False, dry_run.sample(network, model.cost.shape)
         )
     with TapRecorder(

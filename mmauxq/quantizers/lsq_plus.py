@@ -72,7 +72,9 @@ class LSQPlus(Quantizer):
                 (mean - 3 * std).abs(), (mean + 3 * std).abs()
             )
             self.step.copy_(
-                (mean_over_ranks(reach) / 2 ** (self.bits - 1)).clamp_min(ops.LEAST_SCALE)
+                (mean_over_ranks(reach) / 2 ** (self.bits - 1)).clamp_min(
+                    ops.LEAST_SCALE
+                )
             )
             return
         low = extreme_over_ranks(rows.amin(1), 'min')

@@ -85,4 +85,3 @@ class QuantizerWatchHook(Hook):
                 logger='current',
                 level=30,
             )
-

@@ -17,6 +17,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from .checkpoint_file import BadFile, inspect
 from .errors import UsageError
 from .files import write_atomically
 
@@ -344,7 +345,14 @@ def load_checkpoint(path, map_location='cpu') -> Any:
     if not file.is_file():
         raise UsageError(f'checkpoint {file} is not a file')
     try:
+        inspect(file)
         return torch.load(file, map_location=map_location, weights_only=True)
+    except BadFile as error:
+        if error.reason is None:
+            raise UsageError(
+                f'checkpoint {file} is truncated or not a checkpoint'
+            ) from error
+        raise UsageError(_refused(file, error.reason)) from error
     except PermissionError as error:
         raise UsageError(f'checkpoint {file} may not be read') from error
     except pickle.UnpicklingError as error:
@@ -353,11 +361,7 @@ def load_checkpoint(path, map_location='cpu') -> Any:
             raise UsageError(
                 f'checkpoint {file} is truncated or not a checkpoint'
             ) from error
-        raise UsageError(
-            f'checkpoint {file} is refused because it holds {reason}; '
-            'allowed are tensors, plain Python types and what MMEngine '
-            'stores'
-        ) from error
+        raise UsageError(_refused(file, reason)) from error
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
@@ -369,6 +373,13 @@ def load_checkpoint(path, map_location='cpu') -> Any:
             f'checkpoint {file} is truncated or not a checkpoint '
             f'({type(error).__name__})'
         ) from error
+
+
+def _refused(file: Path, reason: str) -> str:
+    return (
+        f'checkpoint {file} is refused because it holds {reason}; allowed '
+        'are tensors, plain Python types and what MMEngine stores'
+    )
 
 
 def _refusal(error: pickle.UnpicklingError) -> str | None:

@@ -415,6 +415,16 @@ def _fit_check(path: str):
                     f'checkpoint {path} is of another architecture: '
                     f'{detail[0].strip()}'
                 ) from error
+            wrong = [
+                f'{key} is {state[key].dtype} there and {value.dtype} here'
+                for key, value in model.state_dict().items()
+                if key in state
+                and state[key].is_floating_point() != value.is_floating_point()
+            ]
+            if wrong:
+                raise UsageError(
+                    f'checkpoint {path} is of another architecture: {wrong[0]}'
+                )
             # Some backbones drop, as they load, what they compute anew.
             state |= {f'architecture.{k}': v for k, v in state.items()}
             missing = [

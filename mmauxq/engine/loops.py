@@ -7,9 +7,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from mmengine.dataset import InfiniteSampler
+from mmengine.dist import all_gather_object
 from mmengine.runner import EpochBasedTrainLoop
 from torch.utils.data import BatchSampler, DataLoader, Sampler
 
+from mmauxq.errors import UsageError
 from mmauxq.registry import LOOPS
 
 from .seeds import seed_step
@@ -21,7 +23,23 @@ class _Exact:
     """What the two loops share."""
 
     runner: Any
+    dataloader: DataLoader
     _iter: int
+
+    def _check_ranks(self) -> None:
+        """See that no rank would wait for a batch that another lacks.
+
+        Raises:
+            UsageError: If ranks have different numbers of batches.
+        """
+        lengths = all_gather_object(len(self.dataloader))
+        if len(set(lengths)) > 1:
+            raise UsageError(
+                'train_dataloader: the ranks have '
+                f'{" and ".join(map(str, lengths))} batches in an epoch; '
+                'allowed is one number for all (sampler.round_up=True, '
+                'drop_last=True)'
+            )
 
     def _seed(self, what: str = 'train') -> None:
         seed_step(self.runner.seed, self._iter, what)
@@ -63,6 +81,7 @@ class EpochLoop(_Exact, EpochBasedTrainLoop):
 
     def run(self) -> Any:
         """Train, from wherever the runner is."""
+        self._check_ranks()
         self.runner.call_hook('before_train')
         at_start_of_epoch = self._done_in_epoch() == 0
         if self._owes_validation() and at_start_of_epoch:
@@ -141,6 +160,7 @@ class IterLoop(_Exact, EpochBasedTrainLoop):
 
     def run(self) -> Any:
         """Train, from wherever the runner is."""
+        self._check_ranks()
         self.runner.call_hook('before_train')
         self.runner.call_hook('before_train_epoch')
         if self._owes_validation():

@@ -3,6 +3,7 @@
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config
 
@@ -57,3 +58,40 @@ def writable_file(path: str) -> Path:
             f'--out {path} cannot be written: {error.strerror}'
         ) from error
     return file
+
+
+def check_samples(runner: Any) -> None:
+    """See that what the data sets give can enter a model.
+
+    An error of the data set itself is left to the loop, which meets it too.
+
+    Raises:
+        UsageError: If a data set is empty, or its first sample has no
+            ``inputs``.
+    """
+    loops = {'train': runner._train_loop, 'val': runner._val_loop}
+    for name, loop in loops.items():
+        dataset = getattr(getattr(loop, 'dataloader', None), 'dataset', None)
+        if dataset is None:
+            continue
+        if len(dataset) == 0:
+            raise UsageError(
+                f'{name}_dataloader.dataset has no sample; needed is one '
+                'at least'
+            )
+        try:
+            sample = dataset[0]
+        except Exception:
+            continue
+        if not isinstance(sample, dict) or 'inputs' not in sample:
+            raise UsageError(
+                f'{name}_dataloader.dataset.pipeline: it gives '
+                f'{_keys(sample)} and no `inputs`; needed is a pipeline that '
+                "ends with dict(type='PackInputs')"
+            )
+
+
+def _keys(sample: Any) -> str:
+    if isinstance(sample, dict):
+        return f'the keys {sorted(map(str, sample))}'
+    return f'a {type(sample).__name__}'

@@ -29,20 +29,25 @@ from mmauxq.errors import TrainingError, UsageError
 
 from .checks import (
     check_model,
+    check_samples,
     check_training,
     set_work_dir,
     writable_file,
 )
 from .guards import add_guards, make_exact
+from .locate import locate
 from .resume import named_checkpoint, set_start
+from .settings import check_settings
 
-# What a wrong config raises in MMEngine's builders.
+# What a wrong config raises in the builders of MMEngine and of torch.
 EXPECTED = (
+    ArithmeticError,
     AssertionError,
     AttributeError,
     ImportError,
-    KeyError,
+    LookupError,
     OSError,
+    RuntimeError,
     TypeError,
     ValueError,
 )
@@ -66,9 +71,10 @@ def train(argv: list[str] | None = None) -> int:
     )
 
     def command(args: argparse.Namespace, started: Callable) -> None:
-        cfg = load_config(args)
+        cfg = args.loaded = load_config(args)
         check_model(cfg, args.config)
         check_training(cfg, args.config)
+        check_settings(cfg)
         set_work_dir(cfg, args.config, args.work_dir)
         if args.amp:
             _set_amp(cfg)
@@ -107,7 +113,7 @@ def test(argv: list[str] | None = None) -> int:
     )
 
     def command(args: argparse.Namespace, started: Callable) -> None:
-        cfg = load_config(args)
+        cfg = args.loaded = load_config(args)
         check_model(cfg, args.config)
         for key in ('test_dataloader', 'test_evaluator', 'test_cfg'):
             if cfg.get(key) is None:
@@ -222,8 +228,10 @@ def _guard(
         nonlocal running
         running = True
 
+    args = None
     try:
-        command(_parse(parser, argv), started)
+        args = _parse(parser, argv)
+        command(args, started)
     except Exception as error:
         mendable = isinstance(error, UsageError) or (
             not running and _is_expected(error)
@@ -232,11 +240,19 @@ def _guard(
         if debug or not known:
             traceback.print_exc()
         if known:
-            _complain(one_line(error))
+            _complain(_with_place(error, getattr(args, 'loaded', None)))
         return 2 if mendable else 1
     finally:
         _leave_process_group()
     return 0
+
+
+def _with_place(error: Exception, cfg: Config | None) -> str:
+    """The message, with the part of the config if another package wrote it."""
+    place = ''
+    if cfg is not None and not isinstance(error, (UsageError, TrainingError)):
+        place = locate(error, cfg._cfg_dict)
+    return f'{place}: {one_line(error)}' if place else one_line(error)
 
 
 def leave(status: int) -> NoReturn:
@@ -384,6 +400,7 @@ def _start_mark(started: Callable):
         """Tells when set-up is over."""
 
         def before_train(self, runner) -> None:
+            check_samples(runner)
             started()
 
         def before_test(self, runner) -> None:

@@ -1,5 +1,6 @@
 """What every form of guidance has in common."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -9,6 +10,15 @@ from torch import Tensor, nn
 from mmauxq.errors import UsageError
 
 from .taps import Tap
+
+
+def is_weight(value: object) -> bool:
+    """Whether ``value`` is a finite number from 0."""
+    return (
+        isinstance(value, (int, float))
+        and not isinstance(value, bool)
+        and 0 <= value < math.inf
+    )
 
 
 class Guidance(BaseModule):
@@ -43,7 +53,7 @@ class Guidance(BaseModule):
         init_cfg: dict | list | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        if not isinstance(loss_weight, (int, float)) or not 0 <= loss_weight:
+        if not is_weight(loss_weight):
             raise UsageError(
                 f'guidance.loss_weight={loss_weight!r}; allowed '
                 'are numbers from 0'

@@ -9,7 +9,7 @@ from mmauxq.errors import UsageError
 from mmauxq.registry import MODELS
 
 from .adaptor import channels
-from .base import Guidance
+from .base import Guidance, is_weight
 from .classifier import own_classifier, pool
 from .taps import Tap
 
@@ -50,15 +50,17 @@ class IntermediateClassifiers(Guidance):
         super().__init__(taps, head, num_classes, loss_weight, init_cfg)
         if isinstance(alphas, (int, float)):
             alphas = [alphas] * len(taps)
+        if not isinstance(alphas, (list, tuple)):
+            raise UsageError(
+                f'guidance.alphas={alphas!r}; allowed are a number from 0 and '
+                'a list of them'
+            )
         if len(alphas) != len(taps):
             raise UsageError(
                 f'guidance.alphas: {len(alphas)} weights for {len(taps)} '
                 f'taps ({", ".join(tap.name for tap in taps)})'
             )
-        if any(
-            not isinstance(alpha, (int, float)) or alpha < 0
-            for alpha in alphas
-        ):
+        if not all(map(is_weight, alphas)):
             raise UsageError(
                 f'guidance.alphas={list(alphas)}; allowed are numbers from 0'
             )

@@ -1,11 +1,13 @@
 """Checkpoints that replace good ones only when they are complete."""
 
+import inspect
 import os
 from typing import Any
 
 from mmengine.dist import get_world_size, is_main_process
 from mmengine.hooks import CheckpointHook
 
+from mmauxq.errors import TrainingError, UsageError
 from mmauxq.files import write_atomically
 from mmauxq.registry import HOOKS
 
@@ -27,8 +29,29 @@ class SafeCheckpointHook(CheckpointHook):
     Args: as of MMEngine's ``CheckpointHook``.
     """
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        known = set(inspect.signature(CheckpointHook).parameters) - {'kwargs'}
+        unknown = sorted(set(kwargs) - known)
+        if unknown:  # MMEngine hands them on, and fails as it saves
+            raise UsageError(
+                f'checkpoint hook: it takes no {unknown}; it takes '
+                f'{sorted(known)}'
+            )
+        super().__init__(*args, **kwargs)
+
     def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:
-        """Add the gradients of an unfinished accumulation."""
+        """Refuse what is not finite; add gradients that wait for a step.
+
+        Raises:
+            TrainingError: If a parameter or buffer is NaN or infinite: a bad
+                checkpoint must not take the place of a good one.
+        """
+        for name, value in checkpoint['state_dict'].items():
+            if value.is_floating_point() and not value.isfinite().all():
+                raise TrainingError(
+                    f'step {runner.iter + 1}: {name} holds NaN or infinity, '
+                    'so no checkpoint is written; those before are unchanged'
+                )
         if 'optimizer' not in checkpoint or get_world_size() > 1:
             return
         waiting = {
@@ -90,6 +113,13 @@ class SafeCheckpointHook(CheckpointHook):
             )
 
     def _save_best_checkpoint(self, runner: Any, metrics: dict) -> None:
+        names = self.key_indicators if self.save_best else []
+        missing = [k for k in names if k != 'auto' and k not in metrics]
+        if missing:
+            raise UsageError(
+                f'default_hooks.checkpoint.save_best={missing[0]!r}; allowed '
+                f'is what val_evaluator gives: {sorted(metrics)}'
+            )
         backend = self.file_backend
         later = self.file_backend = _RemoveLater(backend)
         try:

@@ -7,7 +7,8 @@ import torch
 from mmengine import dist
 from torch import Tensor, nn
 
-from mmauxq.errors import UsageError
+from mmauxq import ops
+from mmauxq.errors import TrainingError, UsageError
 
 FLOAT_BITS = 32
 """The width that means "leave it in floating point"."""
@@ -52,6 +53,10 @@ class Quantizer(nn.Module):
     Subclasses implement :meth:`quantize`, and :meth:`calibrate` if they have
     something to learn from data.
 
+    Attributes:
+        scale: Name of the learned scale, a parameter that is always positive;
+            ``None`` if there is none.
+
     Args:
         bits: Width in bits, 1 to 8; 32 leaves the tensor as it is.
         role: ``'weight'`` (axis 0 holds the output channels) or
@@ -66,6 +71,7 @@ class Quantizer(nn.Module):
     """
 
     needs_calibration = True
+    scale: str | None = None
     lowest_bits = 1
     roles: tuple[str, ...] = ('weight', 'activation')
     calibrated: Tensor
@@ -107,6 +113,12 @@ class Quantizer(nn.Module):
     def calibrate(self, x: Tensor) -> None:
         """Set the learned state from ``x``, equally on all ranks."""
 
+    @torch.no_grad()
+    def keep_positive(self) -> None:
+        """Set a learned scale that is not positive to the least one."""
+        if self.scale is not None:
+            getattr(self, self.scale).clamp_(min=ops.LEAST_SCALE)
+
     def _get_ready(self, x: Tensor) -> None:
         if not bool(self.calibrated):
             if not self.calibrating:
@@ -116,6 +128,11 @@ class Quantizer(nn.Module):
                 )
             with torch.no_grad():
                 self.calibrate(x.detach().float())
+            if not all(bool(p.isfinite().all()) for p in self.parameters()):
+                raise TrainingError(
+                    f'{type(self).__name__}: the first batch gives it NaN or '
+                    'infinity, from which no scale can be found'
+                )
             self.calibrated.fill_(1)
         self._ready = True
         self._restore()

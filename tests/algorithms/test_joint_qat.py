@@ -318,7 +318,10 @@ def test_an_average_of_the_weights_follows_the_scales():
             ),
             'LSQ.*bits=1',
         ),
-        (dict(quantizers=dict(weight={})), 'quantizers has the keys'),
+        (
+            dict(quantizers=dict(weight=dict(bits=2))),
+            'quantizers has the keys',
+        ),
         (
             dict(
                 quantizers=dict(QUANTIZERS, weight=dict(type='ReLU', bits=2))
@@ -455,6 +458,19 @@ def test_the_cost_of_each_guidance_is_printed():
         'IntermediateClassifiers',
     ]
     assert '+100.0%' in said[1]  # F in float
+
+
+@pytest.mark.parametrize(
+    'guidance, message',
+    [
+        ([AUX, 7], 'model.guidance.1=7; allowed is a dict'),
+        (7, 'model.guidance=7; allowed are a dict, a list of dicts'),
+        ([dict(AUX, taps=3)], 'guidance.taps=3'),
+    ],
+)
+def test_what_is_no_list_of_guidances(guidance, message):
+    with pytest.raises(UsageError, match=message):
+        joint_qat(guidance=guidance)
 
 
 def test_two_auxiliary_modules_are_refused():

@@ -497,12 +497,18 @@ def _build_architecture(
 def _check_sections(
     architecture: Any, quantizers: Any, policy: Any, guidance: Any
 ) -> None:
-    sections = dict(policy=policy, guidance=guidance)
-    for name, value in sections.items():
-        if value is not None and not isinstance(value, dict):
-            raise UsageError(
-                f'model.{name}={value!r}; allowed are a dict and None'
-            )
+    if policy is not None and not isinstance(policy, dict):
+        raise UsageError(
+            f'model.policy={policy!r}; allowed are a dict and None'
+        )
+    parts = guidance if isinstance(guidance, (list, tuple)) else [guidance]
+    if guidance is not None and not (
+        parts and all(isinstance(part, dict) for part in parts)
+    ):
+        raise UsageError(
+            f'model.guidance={guidance!r}; allowed are a dict, a list of '
+            'dicts, and None'
+        )
     if not isinstance(architecture, (dict, nn.Module)):
         raise UsageError(
             f'model.architecture={architecture!r}; allowed is the config of '

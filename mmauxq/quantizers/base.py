@@ -128,7 +128,8 @@ class Quantizer(nn.Module):
                 )
             with torch.no_grad():
                 self.calibrate(x.detach().float())
-            if not all(bool(p.isfinite().all()) for p in self.parameters()):
+                finite = [bool(p.isfinite().all()) for p in self.parameters()]
+            if not all(finite):
                 raise TrainingError(
                     f'{type(self).__name__}: the first batch gives it NaN or '
                     'infinity, from which no scale can be found'

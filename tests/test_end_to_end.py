@@ -144,7 +144,7 @@ def test_a_teacher_that_guesses_is_refused_before_training(tmp_path, capfd):
         capfd, ROOT / 'configs/kd_r20_w2a2_digits.py', '--work-dir', tmp_path
     )
     assert 'CIFARResNet, as F in float, has top-1' in line
-    assert 'allowed is from guidance.least_accuracy=20' in line
+    assert 'allowed is from guidance.least_accuracy=19' in line
     assert not list(tmp_path.glob('*.pth'))
 
 

@@ -35,7 +35,7 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def on_two_ranks(work, *args, patience=120):
+def on_two_ranks(work, *args, patience=300):
     """What ``work(rank, *args)`` returns on two forked gloo ranks."""
     context = multiprocessing.get_context('fork')
     queue, port = context.Queue(), _free_port()

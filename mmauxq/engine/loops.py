@@ -11,12 +11,13 @@ from mmengine.dist import all_gather_object
 from mmengine.runner import EpochBasedTrainLoop
 from torch.utils.data import BatchSampler, DataLoader, Sampler
 
-from mmauxq.errors import UsageError
+from mmauxq.errors import TrainingError, UsageError
 from mmauxq.registry import LOOPS
 
 from .seeds import seed_step
 
 VALIDATED = 'mmauxq/validated'
+END = object()
 
 
 class _Exact:
@@ -101,9 +102,8 @@ class EpochLoop(_Exact, EpochBasedTrainLoop):
         with starting_at(self.dataloader, start) as batches:
             for index in itertools.count(start):
                 self._seed()
-                try:
-                    batch = next(batches)
-                except StopIteration:
+                batch = next_batch(batches)
+                if batch is END:
                     break
                 self.run_iter(index, batch)
         self.runner.call_hook('after_train_epoch')
@@ -188,9 +188,8 @@ class IterLoop(_Exact, EpochBasedTrainLoop):
             with starting_at(self.dataloader, start) as batches:
                 while True:
                     self._seed()
-                    try:
-                        batch = next(batches)
-                    except StopIteration:
+                    batch = next_batch(batches)
+                    if batch is END:
                         break
                     yield batch
             start = 0
@@ -210,6 +209,25 @@ class IterLoop(_Exact, EpochBasedTrainLoop):
             )
         ):
             self._validate()
+
+
+def next_batch(batches: Iterator[Any]) -> Any:
+    """The next batch, or ``END``.
+
+    Raises:
+        TrainingError: If a loader process died.
+    """
+    try:
+        return next(batches, END)
+    except RuntimeError as error:
+        # torch's words; what a data set raises comes with its own type
+        if 'DataLoader worker' not in str(error):
+            raise
+        raise TrainingError(
+            'a process of the data loader died '
+            f'({" ".join(str(error).split())}); it may have run out of '
+            'memory: fewer num_workers need less'
+        ) from error
 
 
 @contextmanager

@@ -69,7 +69,11 @@ RULES = [
     (r'(train|val|test)_dataloader\.(dataset|sampler)', SECTION),
     (r'data_preprocessor', _or_none(SECTION)),
     (r'default_hooks', _or_none(SECTION)),
-    (r'default_hooks\.\w+', _or_none(SECTION)),
+    # None takes out one of MMEngine's own
+    (r'default_hooks\.(runtime_info|timer|sampler_seed|logger|'
+     r'param_scheduler|checkpoint)', _or_none(SECTION)),
+    (r'default_hooks\.(?!(runtime_info|timer|sampler_seed|logger|'
+     r'param_scheduler|checkpoint)$)\w+', SECTION),
     (r'custom_hooks\.\d+', SECTION),
     (r'custom_hooks', _or_none(LIST)),
     (r'(train|val|test)_dataloader\.dataset\.pipeline', LIST),

@@ -18,6 +18,7 @@ from .seeds import seed_step
 
 VALIDATED = 'mmauxq/validated'
 END = object()
+LEAST_HISTORY = 2000
 
 
 class _Exact:
@@ -44,6 +45,19 @@ class _Exact:
 
     def _seed(self, what: str = 'train') -> None:
         seed_step(self.runner.seed, self._iter, what)
+
+    def _bound_histories(self) -> None:
+        """Let the log keep an epoch of each number, and not all of them.
+
+        MMEngine keeps the last million: memory, checkpoints and the time to
+        copy them would grow with every step.
+        """
+        if self._iter % 1000:
+            return
+        longest = max(len(self.dataloader), LEAST_HISTORY)
+        for name, buffer in self.runner.message_hub.log_scalars.items():
+            if name.startswith('train/'):
+                buffer.max_length = min(buffer.max_length, longest)
 
     def _validate(self) -> None:
         """Validate, and note for which step it was done.
@@ -105,6 +119,7 @@ class EpochLoop(_Exact, EpochBasedTrainLoop):
                 batch = next_batch(batches)
                 if batch is END:
                     break
+                self._bound_histories()
                 self.run_iter(index, batch)
         self.runner.call_hook('after_train_epoch')
         self._epoch += 1
@@ -169,6 +184,7 @@ class IterLoop(_Exact, EpochBasedTrainLoop):
         while self._iter < self._max_iters and not self.stop_training:
             self.runner.model.train()
             batch = next(batches)
+            self._bound_histories()
             self.run_iter(self._iter, batch)
             self._validate_if_due()
         self.runner.call_hook('after_train_epoch')

@@ -8,6 +8,7 @@ from mmauxq.errors import UsageError
 from mmauxq.registry import MODELS
 
 from .base import FLOAT_BITS, Quantizer, extreme_over_ranks, mean_over_ranks
+from .grid import Grid
 
 
 @MODELS.register_module()
@@ -59,6 +60,12 @@ class LSQ(Quantizer):
             )
         self.qmin = -(2 ** (self.bits - 1)) if signed else 0
         self.qmax = 2 ** (self.bits - signed) - 1
+
+    def grid(self) -> Grid:
+        """Codes qmin to qmax, in steps."""
+        return Grid(
+            ops.lower_bound(self.step.detach()), None, self.qmin, self.qmax
+        )
 
     def calibrate(self, x: Tensor) -> None:
         """Set sign and step from a batch of activations, or the weights."""

@@ -106,25 +106,29 @@ class Graph:
             if not any(node is k for k in keep):
                 node.input[:] = [new if n == old else n for n in node.input]
 
-    def finish(self, opset: int) -> Any:
-        """The model, without what nothing needs.
-
-        Raises:
-            onnx.checker.ValidationError: If it is no valid model.
-        """
+    def prune(self) -> None:
+        """Drop nodes whose values nothing takes."""
         needed = set(self.outputs)
         kept = []
         for node in reversed(self.nodes):
             if needed.intersection(node.output):
                 kept.append(node)
                 needed.update(node.input)
+        self.nodes = kept[::-1]
+        self.tensors = {n: t for n, t in self.tensors.items() if n in needed}
+
+    def finish(self, opset: int) -> Any:
+        """The model, without what nothing needs.
+
+        Raises:
+            onnx.checker.ValidationError: If it is no valid model.
+        """
+        self.prune()
         model = self.model
         del model.graph.node[:], model.graph.initializer[:]
         del model.graph.value_info[:], model.opset_import[:]
-        model.graph.node.extend(reversed(kept))
-        model.graph.initializer.extend(
-            t for name, t in self.tensors.items() if name in needed
-        )
+        model.graph.node.extend(self.nodes)
+        model.graph.initializer.extend(self.tensors.values())
         for node in model.graph.node:
             del node.metadata_props[:]
             node.doc_string = ''

@@ -12,6 +12,7 @@ from mmauxq.errors import UsageError
 from mmauxq.quantizers import Quantizer, named_quantizers
 
 from .graph import Graph, attributes
+from .requantize import exact_line
 from .trace import DOMAIN
 
 OPSETS = {'int2': 25, 'int4': 21, 'int8': 21}
@@ -32,6 +33,9 @@ class Lowered:
         codes: Activation quantizer -> (value with its codes, code of zero).
         float_outputs: Quantized layers whose product is not followed by a
             quantizer, so that no integer kernel can write its result.
+        exact_channels: Output channels whose whole bias changes no code.
+        rounded_channels: Those for which there is none: a code next to a
+            rounding threshold may differ by one.
     """
 
     model: Any
@@ -41,6 +45,8 @@ class Lowered:
     kept: dict[str, str] = field(default_factory=dict)
     codes: dict[str, tuple[str, int]] = field(default_factory=dict)
     float_outputs: list[str] = field(default_factory=list)
+    exact_channels: int = 0
+    rounded_channels: int = 0
 
 
 @torch.no_grad()
@@ -111,6 +117,7 @@ def lower(
         name = names[id(node)]
         if quantizers[name].role == 'activation':
             _lower_activation(graph, node, name, quantizers, kernels, result)
+    graph.prune()  # activation functions that became limits of codes
     for node in placeholders:
         name = names[id(node)]
         if quantizers[name].role == 'weight':
@@ -168,8 +175,9 @@ def _lower_activation(
     elif kernels:
         source, low, high = _absorb_clips(graph, source, scale, low, high)
     full = (low + zero, high + zero) == type_range
-    if not full and not kernels:
-        # Rounding is monotone: to clip before it is to clip after it.
+    if not kernels:
+        # Rounding is monotone: to clip before it is to clip after it. This
+        # also keeps runtimes from rounding the bias for an integer kernel.
         for op, bound in (('Max', low), ('Min', high)):
             limit = f'{name}.{op.lower()}'
             graph.constant(limit, (spread * bound).astype(np.float32))
@@ -292,8 +300,9 @@ def _lower_weight(
             'more than they have)'
         )
     if kernels:
-        factor = max(127 // int(max(abs(low), abs(high), 1)), 1)
-        codes, scale = codes * factor, scale / factor
+        codes, scale, bias = _whole_biases(
+            graph, product, name, codes, scale, bias, result
+        )
     if len(scale) == 1:
         scale = scale.reshape(())
     scale = scale.astype(np.float32)
@@ -309,11 +318,8 @@ def _lower_weight(
     graph.insert([dequantize], product)
     result.containers[name] = kind
     product.input[1] = f'{name}.value'
-    _add_bias(graph, product, name, bias, scale, kernels)
-    if not any(
-        n.op_type == 'QuantizeLinear'
-        for n in graph.consumers(product.output[0])
-    ):
+    _add_bias(graph, product, name, bias, scale)
+    if _followed_by(graph, product) is None:
         result.float_outputs.append(name.rpartition('.')[0])
 
 
@@ -364,46 +370,123 @@ def _fold_batch_norm(
     return turned, scale, bias
 
 
+def _followed_by(graph: Graph, product: Any) -> Any:
+    """The ``QuantizeLinear`` that alone takes a product, or ``None``."""
+    after = graph.only_consumer(product.output[0])
+    if after is None or after.op_type != 'QuantizeLinear':
+        return None
+    return after
+
+
+@dataclass
+class _Whole:
+    """A bias in whole units of the accumulator."""
+
+    codes: np.ndarray
+    unit: np.ndarray
+
+
+def _whole_biases(
+    graph: Graph,
+    product: Any,
+    name: str,
+    codes: np.ndarray,
+    scale: np.ndarray,
+    bias: np.ndarray | None,
+    result: Lowered,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | _Whole | None]:
+    """Weights and bias as an integer kernel takes them."""
+    source = graph.producer(product.input[0])
+    after = _followed_by(graph, product)
+    if (
+        bias is None
+        or product.op_type != 'Conv'
+        or after is None
+        or source is None
+        or source.op_type != 'DequantizeLinear'
+    ):
+        return codes, scale, bias
+    step = graph.array(source.input[1]).astype(np.float64)
+    out_step = graph.array(after.input[1]).astype(np.float64)
+    if step.ndim or out_step.ndim:
+        return codes, scale, bias
+    limits = _clip_of(graph, source)
+    low, high = _clip_of_next(graph, after)
+    zero = int(graph.array(source.input[2]))
+    small, large = limits[0] - zero, limits[1] - zero
+    whole = np.zeros(len(codes))
+    codes, scale = codes.copy(), scale.copy()
+    for c, row in enumerate(codes):
+        most = max(int(np.abs(row).max()), 1)
+        factor = max(127 // most, 1)
+        unit = step * scale[c]
+        positive, negative = row[row > 0].sum(), row[row < 0].sum()
+        reach = (
+            int(positive * small + negative * large),
+            int(positive * large + negative * small),
+        )
+        if small > 0 or large < 0:  # padding adds zeros
+            reach = (min(reach[0], 0), max(reach[1], 0))
+        line = None
+        if high - low <= 16:
+            line = exact_line(
+                unit / out_step, bias[c] / out_step, low, high, reach, factor
+            )
+        if line is not None:
+            alpha, whole[c], factor = line
+            scale[c] = alpha * out_step / step
+            result.exact_channels += 1
+        else:
+            whole[c] = np.rint(bias[c] / unit * factor)
+            scale[c] /= factor
+            result.rounded_channels += 1
+        codes[c] *= factor
+    if np.abs(whole).max(initial=0) > 2**30:
+        raise UsageError(
+            f'{name}: its bias is {np.abs(whole).max():.1e} units of the '
+            'accumulator, beyond 32 bits; use the plain form'
+        )
+    return codes, scale, _Whole(whole, step * scale)
+
+
+def _clip_of(graph: Graph, dequantize: Any) -> tuple[int, int]:
+    clip = graph.producer(dequantize.input[0])
+    if clip is not None and clip.op_type == 'Clip':
+        return int(graph.array(clip.input[1])), int(graph.array(clip.input[2]))
+    return (0, 255)
+
+
+def _clip_of_next(graph: Graph, quantize: Any) -> tuple[int, int]:
+    zero = int(graph.array(quantize.input[2]))
+    clip = graph.only_consumer(quantize.output[0])
+    low, high = 0, 255
+    if clip is not None and clip.op_type == 'Clip':
+        low, high = (int(graph.array(n)) for n in clip.input[1:3])
+    return low - zero, high - zero
+
+
 def _add_bias(
     graph: Graph,
     product: Any,
     name: str,
-    bias: np.ndarray | None,
+    bias: np.ndarray | _Whole | None,
     scale: np.ndarray,
-    kernels: bool,
 ) -> None:
     if bias is None:
         return
     entry = f'{name}.bias'
-    graph.constant(entry, bias.astype(np.float32))
-    source = graph.producer(product.input[0])
-    if (
-        kernels
-        and source is not None
-        and source.op_type == 'DequantizeLinear'
-    ):
-        step = graph.array(source.input[1])
-        unit = step.astype(np.float64) * scale
-        rounded = np.rint(bias / unit) if step.ndim == 0 else None
-        if rounded is not None and np.abs(rounded).max() < 2**30:
-            graph.constant(f'{entry}.codes', rounded, 'int32')
-            unit = np.broadcast_to(unit, scale.shape).astype(np.float32)
-            graph.constant(f'{entry}.scale', unit)
-            graph.constant(
-                f'{entry}.zero', np.zeros(unit.shape, np.int32), 'int32'
-            )
-            entry = f'{entry}.value'
-            graph.insert(
-                [
-                    graph.node(
-                        'DequantizeLinear',
-                        [f'{name}.bias.{p}' for p in ('codes', 'scale', 'zero')],
-                        entry,
-                        **({'axis': 0} if unit.ndim else {}),
-                    )
-                ],
-                product,
-            )
+    if isinstance(bias, _Whole):
+        parts = [f'{entry}.{p}' for p in ('codes', 'scale', 'zero')]
+        unit = bias.unit.astype(np.float32)
+        graph.constant(parts[0], bias.codes, 'int32')
+        graph.constant(parts[1], unit)
+        graph.constant(parts[2], np.zeros(unit.shape), 'int32')
+        entry = f'{entry}.value'
+        graph.insert(
+            [graph.node('DequantizeLinear', parts, entry, axis=0)], product
+        )
+    else:
+        graph.constant(entry, bias.astype(np.float32))
     product.input[:] = [*product.input[:2], entry]
 
 

@@ -77,6 +77,7 @@ def lower(
     kernels: bool = False,
     narrowest: str = 'int2',
     ranges: Mapping[str, tuple[float, float]] | None = None,
+    fold: bool = True,
 ) -> Lowered:
     """Replace the placeholders of a traced graph.
 
@@ -99,6 +100,7 @@ def lower(
             weights.
         ranges: Value of the graph -> its least and greatest value on sample
             images; these are quantized to 8 bits as well (the residual sum).
+        fold: Whether to fold batch norms where that is exact.
 
     Raises:
         UsageError: If a layer cannot be expressed.
@@ -123,7 +125,7 @@ def lower(
         if quantizers[name].role == 'weight':
             _lower_weight(
                 graph, node, name, quantizers[name], operands[name],
-                narrowest, kernels, result,
+                narrowest, kernels, fold, result,
             )  # fmt: skip
     result.opset = max(
         [21, *(OPSETS[kind] for kind in result.containers.values())]
@@ -256,6 +258,7 @@ def _lower_weight(
     operand: Tensor,
     narrowest: str,
     kernels: bool,
+    fold: bool,
     result: Lowered,
 ) -> None:
     grid = quantizer.grid()
@@ -281,12 +284,10 @@ def _lower_weight(
     if product.op_type == 'Conv':
         scale = np.broadcast_to(scale, (channels,)).copy()
         codes, scale, bias = _fold_batch_norm(
-            graph, product, name, codes, scale, grid, narrowest, result
+            graph, product, name, codes, scale, grid, narrowest, fold, result
         )
     elif product.op_type == 'Gemm' and len(product.input) > 2:
         bias = graph.array(product.input[2])
-    elif product.op_type == 'MatMul' and kernels and len(scale) == 1:
-        pass
     low, high = min(codes.min(), grid.qmin), max(codes.max(), grid.qmax)
     order = list(RANGES)[list(RANGES).index(narrowest) :]
     kind = next(
@@ -331,13 +332,14 @@ def _fold_batch_norm(
     scale: np.ndarray,
     grid: Any,
     narrowest: str,
+    fold: bool,
     result: Lowered,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     bias = None
     if len(conv.input) > 2 and conv.input[2]:
         bias = graph.array(conv.input[2]).astype(np.float64)
     norm = graph.only_consumer(conv.output[0])
-    if norm is None or norm.op_type != 'BatchNormalization':
+    if norm is None or norm.op_type != 'BatchNormalization' or not fold:
         return codes, scale, bias
     gamma, beta, mean, var = (
         graph.array(n).astype(np.float64) for n in norm.input[1:]

@@ -27,6 +27,7 @@ class Lowered:
     Args:
         model: An ``onnx.ModelProto``.
         opset: Its opset.
+        weights: ``'typed'`` or ``'int8'``, as it came out.
         containers: Weight quantizer -> type that holds its codes.
         folded: Names of batch norms folded into weights and biases.
         kept: Batch norm -> why it is still there.
@@ -40,6 +41,7 @@ class Lowered:
 
     model: Any
     opset: int
+    weights: str = ''
     containers: dict[str, str] = field(default_factory=dict)
     folded: list[str] = field(default_factory=list)
     kept: dict[str, str] = field(default_factory=dict)
@@ -189,9 +191,7 @@ def _lower_activation(
     graph.constant(f'{name}.zero', np.full(scale.shape, zero), kind)
     codes = f'{name}.codes'
     scales = [f'{name}.scale', f'{name}.zero']
-    new.append(
-        graph.node('QuantizeLinear', [source, *scales], codes, **axis)
-    )
+    new.append(graph.node('QuantizeLinear', [source, *scales], codes, **axis))
     if not full and kernels:
         graph.constant(f'{name}.low', np.array(low + zero), kind)
         graph.constant(f'{name}.high', np.array(high + zero), kind)
@@ -204,9 +204,7 @@ def _lower_activation(
         )
         codes = f'{name}.clipped'
     value = f'{name}.value'
-    new.append(
-        graph.node('DequantizeLinear', [codes, *scales], value, **axis)
-    )
+    new.append(graph.node('DequantizeLinear', [codes, *scales], value, **axis))
     if offset is not None:
         new.append(
             graph.node('Add', [value, f'{name}.offset'], f'{name}.unshifted')
@@ -501,7 +499,9 @@ def residual_values(traced: Any) -> list[str]:
     graph = Graph(traced)
     found: dict[str, None] = {}
     for node in graph.nodes:
-        if node.op_type != 'Add' or any(n in graph.tensors for n in node.input):
+        if node.op_type != 'Add' or any(
+            n in graph.tensors for n in node.input
+        ):
             continue
         if any(_from_product(graph, n) for n in node.input):
             output = node.output[0]

@@ -4,8 +4,8 @@ An integer kernel adds its bias to the accumulator, in whole units. The bias of
 a folded batch norm is no whole number of them, and at 2 bits the unit is so
 large that rounding it turns 1 in 1,000 codes, layer after layer. But only
 finitely many accumulators exist, and between two of them the line
-``scale * n + bias`` may move freely: there is nearly always a line with a whole
-bias that crosses the rounding thresholds between the same accumulators.
+``scale * n + bias`` may move freely: there is nearly always a line with a
+whole bias that crosses the rounding thresholds between the same accumulators.
 """
 
 import numpy as np

@@ -120,9 +120,7 @@ class Quantizer(nn.Module):
         value = self(x).double()
         if grid.offset is not None:
             value = value - self._spread(grid.offset, x).double()
-        return (
-            (value / self._spread(grid.scale, x).double()).round().int()
-        )
+        return (value / self._spread(grid.scale, x).double()).round().int()
 
     def weight_of(self, codes: Tensor) -> Tensor:
         """A tensor that the quantizer maps to these codes, to the bit."""

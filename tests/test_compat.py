@@ -4,11 +4,13 @@ import io
 import os
 import pickle
 import warnings
+from importlib.metadata import version
 
 import numpy as np
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer
+from packaging.version import Version
 
 from mmauxq import compat
 from mmauxq.errors import UsageError
@@ -374,7 +376,9 @@ def test_neighbours_are_silent_and_warn_without_compat(run_python):
     code = 'import mmcv.cnn.bricks.transformer, pkg_resources'
     loud = run_python('-c', code)
     assert 'Fail to import' in loud.stderr, 'shorten silence_neighbours'
-    assert 'pkg_resources is dep' in loud.stderr, 'shorten silence_neighbours'
+    # as a warning that is shown by default only since setuptools 80.9
+    if Version(version('setuptools')) >= Version('80.9'):
+        assert 'pkg_resources is dep' in loud.stderr, 'shorten it'
     quiet = run_python(
         '-c',
         f'from mmauxq import compat; compat.silence_neighbours(); {code}',

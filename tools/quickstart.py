@@ -9,11 +9,13 @@ saves one figure.
 
 import argparse
 import copy
+import io
 import json
 import logging
 import sys
 import time
 import warnings
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +95,11 @@ def train(
     return trials
 
 
+def quiet() -> redirect_stdout:
+    """Keeps what MMEngine prints beside its log off the screen."""
+    return redirect_stdout(io.StringIO())
+
+
 def evaluate_slim(trial: Trial) -> tuple[float, Path, Runner]:
     """Top-1 of F alone, built without guidance, from the slim checkpoint."""
     slim = trial.work_dir / 'slim.pth'
@@ -103,8 +110,10 @@ def evaluate_slim(trial: Trial) -> tuple[float, Path, Runner]:
     config.load_from = str(slim)
     config.work_dir = str(trial.work_dir / 'test')
     config.experiment_name = f'test_{time.time_ns()}'
-    runner = Runner.from_cfg(config)
-    return runner.test()['accuracy/top1'], slim, runner
+    with quiet():
+        runner = Runner.from_cfg(config)
+        top1 = runner.test()['accuracy/top1']
+    return top1, slim, runner
 
 
 def some_batch(runner: Runner) -> dict:
@@ -123,8 +132,9 @@ def gradients(trial: Trial) -> dict[str, dict[str, float]]:
     config.load_from = str(trial.work_dir / f'epoch_{middle}.pth')
     config.work_dir = str(trial.work_dir / 'gradients')
     config.experiment_name = f'gradients_{time.time_ns()}'
-    runner = Runner.from_cfg(config)
-    runner.load_or_resume()
+    with quiet():
+        runner = Runner.from_cfg(config)
+        runner.load_or_resume()
     runner.model.train()
     norms = block_gradient_norms(runner.model, **some_batch(runner))
     return {
@@ -157,8 +167,9 @@ def main() -> int:
     parser.add_argument(
         '--epochs',
         type=int,
-        default=20,
-        help='of each network that starts at 2 bits; default: 20',
+        default=8,
+        help='of each network that starts at 2 bits; default: 8, at which the '
+        'module is ahead from scratch (at 20, plain has caught up)',
     )
     args = parser.parse_args()
     if args.epochs < 2:
@@ -271,8 +282,9 @@ def main() -> int:
     )
     if len(runs) == 1:
         console.print(
-            'One seed: a difference of a point or two is noise; the '
-            'README has five seeds with their spread.'
+            'One seed: a difference of a point or two is noise. Over five '
+            'seeds the module is far ahead from scratch at 8 epochs, about '
+            'level at 20, and makes no difference from a float start (README).'
         )
     console.print(
         f'Figure: {figure}\nSlim checkpoint: {slim}\n'

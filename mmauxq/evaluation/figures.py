@@ -1,5 +1,6 @@
 """Figures of a comparison."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ matplotlib.use('Agg')  # no screen is needed
 
 from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
 
 # Okabe and Ito's colours, told apart by all common forms of sight
 COLOURS = ('#000000', '#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00')
@@ -23,7 +25,9 @@ def plot_accuracy(axes: Axes, curves: Mapping[str, np.ndarray]) -> None:
         axes: To draw on.
         curves: Label -> (seeds, epochs), percent.
     """
-    for colour, (label, runs) in zip(COLOURS, curves.items(), strict=False):
+    for colour, (label, runs) in zip(
+        itertools.cycle(COLOURS), curves.items(), strict=False
+    ):
         runs = np.atleast_2d(runs)
         epochs = np.arange(1, runs.shape[1] + 1)
         style = '--' if 'scratch' in label else '-'
@@ -113,8 +117,56 @@ def plot_overview(
         plot_levels(
             figure.add_subplot(grid[row, 2]), value, name, COLOURS[row + 1]
         )
+    figure.suptitle(title, fontsize=11)
+    _save(figure, path)
+
+
+def plot_comparison(folder: Path, records: Sequence[Mapping]) -> None:
+    """Accuracy over epochs, and final accuracy against the time of a step.
+
+    Args:
+        folder: ``accuracy.png`` and ``cost.png`` are written there.
+        records: Of :func:`mmauxq.evaluation.comparison.collect`.
+    """
+    arms: dict[str, list[Mapping]] = {}
+    for record in records:
+        arms.setdefault(record['arm'], []).append(record)
+    figure, axes = plt.subplots(figsize=(6, 4), layout='constrained')
+    plot_accuracy(
+        axes,
+        {
+            name: np.array([run['accuracy'] for run in runs])
+            for name, runs in arms.items()
+        },
+    )
+    _save(figure, folder / 'accuracy.png')
+    figure, axes = plt.subplots(figsize=(6, 4), layout='constrained')
+    for colour, (name, runs) in zip(
+        itertools.cycle(COLOURS), arms.items(), strict=False
+    ):
+        finals = np.array([run['final'] for run in runs])
+        step = 1e3 * np.median([run['step_seconds'] for run in runs])
+        axes.errorbar(
+            step,
+            finals.mean(),
+            finals.std(ddof=1) if len(finals) > 1 else 0,
+            fmt='o',
+            capsize=3,
+            color=colour,
+        )
+        axes.annotate(
+            name,
+            (step, finals.mean()),
+            xytext=(6, 4),
+            textcoords='offset points',
+            fontsize=8,
+        )
+    axes.set(xlabel='training step (ms)', ylabel='final top-1 (%)')
+    _save(figure, folder / 'cost.png')
+
+
+def _save(figure: Figure, path: Path) -> None:
     for axes in figure.axes:
         axes.spines[['top', 'right']].set_visible(False)
-    figure.suptitle(title, fontsize=11)
     figure.savefig(path, dpi=150)
     plt.close(figure)

@@ -1,10 +1,13 @@
 """One training run of a comparison, and what it leaves behind."""
 
+import copy
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
@@ -18,8 +21,10 @@ class Trial:
 
     Args:
         accuracy: Top-1 of F on the validation set after each epoch, percent.
-        seconds: Wall time of training and validation.
+        seconds: Wall time of training and validation, of this process: a
+            resumed run does not count what came before.
         step_seconds: Median wall time of a training step.
+        peak_memory: Most bytes allocated on the GPU, 0 without one.
         work_dir: Where checkpoints and logs are.
         config: As it was run.
     """
@@ -27,8 +32,14 @@ class Trial:
     accuracy: list[float]
     seconds: float
     step_seconds: float
+    peak_memory: int
     work_dir: Path
     config: Config
+
+    @property
+    def best(self) -> float:
+        """The best accuracy of all epochs."""
+        return max(self.accuracy)
 
     @property
     def last_checkpoint(self) -> Path:
@@ -61,6 +72,7 @@ def run_trial(
     work_dir: Path,
     seed: int,
     report: Callable[[int, int], None] = lambda done, of: None,
+    resume: bool = False,
 ) -> Trial:
     """Train ``config`` in this process.
 
@@ -69,12 +81,19 @@ def run_trial(
         work_dir: For checkpoints and logs.
         seed: Of everything random.
         report: Called after each step with the steps done and their number.
+        resume: Go on from the last checkpoint in ``work_dir``, if there is
+            one.
     """
-    config = config.copy()
+    config = copy.deepcopy(config)
     config.work_dir = str(work_dir)
     config.randomness = dict(seed=seed)
     config.experiment_name = f'{Path(work_dir).name}_{time.time_ns()}'
+    last = Path(work_dir) / 'last_checkpoint'
+    if resume and last.is_file():
+        config.resume, config.load_from = True, last.read_text().strip()
     progress = _Progress(report)
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     runner = Runner.from_cfg(config)
     runner.register_hook(progress)
     begin = time.perf_counter()
@@ -84,7 +103,12 @@ def run_trial(
     return Trial(
         accuracy=[float(value) for value in history],
         seconds=seconds,
-        step_seconds=sorted(progress.steps)[len(progress.steps) // 2],
+        step_seconds=statistics.median(progress.steps or [0.0]),
+        peak_memory=(
+            torch.cuda.max_memory_allocated()
+            if torch.cuda.is_available()
+            else 0
+        ),
         work_dir=Path(work_dir),
         config=config,
     )

@@ -96,7 +96,7 @@ class AuxAdaptorAggregator(Guidance):
     tapped block along a path without quantizers.
 
     Source: Zhuang et al., Training Quantized Neural Networks with a
-    Full-precision Auxiliary Module, CVPR 2020.
+    Full-precision Auxiliary Module, CVPR 2020, arXiv:1903.11236.
 
     Args:
         taps: What is read from F, the stem's output first.

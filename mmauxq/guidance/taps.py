@@ -116,7 +116,8 @@ class TapRecorder:
         self.names = list(names)
         self.stem = stem
         self.overwritten = set(overwritten)
-        self._modules = [model.get_submodule(name) for name in self.names]
+        # by name, each time: conversion and SyncBN replace modules
+        self._model = model
         self._outputs: dict[str, Tensor] = {}
         self._versions: dict[str, int] = {}
         self._handles: list[RemovableHandle] = []
@@ -125,7 +126,8 @@ class TapRecorder:
     def __enter__(self) -> 'TapRecorder':
         self._outputs, self._versions = {}, {}
         self._grad = torch.is_grad_enabled()
-        for name, module in zip(self.names, self._modules, strict=True):
+        for name in self.names:
+            module = self._model.get_submodule(name)
             if self.stem:
                 self._handles.append(
                     module.register_forward_pre_hook(self._keep_input)

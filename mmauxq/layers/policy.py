@@ -53,16 +53,26 @@ class Policy:
             or the last layer that runs if the head has none.
         layers: Shell pattern of layer names -> bits, or
             ``dict(weight=..., activation=...)``; the last match wins, also
-            over ``first`` and ``last``.
+            over ``first`` and ``last``. On the command line, where a key
+            cannot have dots, a list of pairs: ``"[(backbone.layer1.*,8)]"``.
     """
 
     first: int = FLOAT_BITS
     last: int = FLOAT_BITS
-    layers: dict = field(default_factory=dict)
+    layers: dict | Sequence = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_bits(self.first, 1, 'policy.first')
         check_bits(self.last, 1, 'policy.last')
+        if not isinstance(self.layers, dict):
+            try:
+                pairs = [(str(name), bits) for name, bits in self.layers]
+            except (TypeError, ValueError):
+                raise UsageError(
+                    f'policy.layers={self.layers!r}; allowed are a dict or a '
+                    'list of pairs: pattern of layer names, bits'
+                ) from None
+            self.layers = dict(pairs)
         for pattern, bits in self.layers.items():
             where = f'policy.layers[{pattern!r}]'
             if isinstance(bits, dict):

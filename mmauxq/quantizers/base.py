@@ -33,6 +33,15 @@ def check_bits(bits: object, lowest: int, where: str) -> int:
     return bits
 
 
+def flag(value: bool) -> Tensor:
+    """A yes or no for a buffer.
+
+    Not of type bool: MMEngine's SyncBuffersHook averages buffers over ranks,
+    which neither gloo nor NCCL can do with bool.
+    """
+    return torch.tensor(value, dtype=torch.uint8)
+
+
 class Quantizer(nn.Module):
     """Maps a tensor to at most ``2**bits`` values, with a gradient.
 
@@ -81,9 +90,7 @@ class Quantizer(nn.Module):
         self.num_channels = num_channels
         self.channel_axis = channel_axis
         self.calibrating = False
-        self.register_buffer(
-            'calibrated', torch.tensor(not self.needs_calibration)
-        )
+        self.register_buffer('calibrated', flag(not self.needs_calibration))
         # The buffer lives on the device; asking it would stall every step.
         self._ready = not self.needs_calibration
 
@@ -142,7 +149,7 @@ class Quantizer(nn.Module):
                 )
             with torch.no_grad():
                 self.calibrate(x.detach().float())
-            self.calibrated.fill_(True)
+            self.calibrated.fill_(1)
         self._ready = True
         self._restore()
 

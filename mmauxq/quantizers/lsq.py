@@ -7,7 +7,13 @@ from mmauxq import ops
 from mmauxq.errors import UsageError
 from mmauxq.registry import MODELS
 
-from .base import FLOAT_BITS, Quantizer, extreme_over_ranks, mean_over_ranks
+from .base import (
+    FLOAT_BITS,
+    Quantizer,
+    extreme_over_ranks,
+    flag,
+    mean_over_ranks,
+)
 from .grid import Grid
 
 
@@ -48,7 +54,7 @@ class LSQ(Quantizer):
         self.step = nn.Parameter(
             torch.ones(num_channels or 1), self.bits != FLOAT_BITS
         )
-        self.register_buffer('signed', torch.tensor(role == 'weight'))
+        self.register_buffer('signed', flag(role == 'weight'))
         if self.bits != FLOAT_BITS:
             self._restore()
 

@@ -35,7 +35,7 @@ def test_it_loads_back_to_the_bit(tmp_path, weight, bits):
 
 
 def test_its_size_is_the_sum_of_bits(tmp_path):
-    network = trained(architecture=classifier(base_channels=64))
+    network = trained(architecture=classifier(base_channels=128))
     size = save_packed(network, tmp_path / 'p.safetensors')
     assert 1 <= size / deployed_bytes(network) < 1.03
 

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -98,6 +100,22 @@ def test_the_algorithm_copies_what_a_residual_sum_overwrites():
     kept = model.recorder.outputs()['backbone.layer2.0.bn2']
     assert torch.equal(kept, seen[0])
     assert kept.min() < 0  # before the addition and the ReLU
+
+
+@pytest.mark.parametrize('part', ['conv2', 'bn2'])
+def test_a_tap_follows_a_module_that_is_replaced(part):
+    """By quantization, and by the conversion to synchronised batch norm."""
+    model = joint_qat(
+        guidance=dict(
+            type='mmauxq.AuxAdaptorAggregator',
+            taps=f'backbone.layer*.0.{part}',
+        )
+    )
+    block = model.architecture.backbone.layer3[0]
+    setattr(block, part, copy.deepcopy(getattr(block, part)))
+    losses = model.loss(*batch())
+    losses['guidance.loss_aux'].backward()
+    assert block.conv1.weight.grad.abs().sum() > 0
 
 
 class Checkpointed(nn.Module):

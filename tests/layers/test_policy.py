@@ -150,3 +150,15 @@ def test_bad_keys(bits):
 )
 def test_float_means_both_operands(weight, activation, is_float):
     assert LayerBits(weight, activation, '').is_float is is_float
+
+
+def test_patterns_as_pairs():
+    """As the command line gives them."""
+    policy = Policy(layers=[('a.*', 8), ['b', 4]])
+    assert policy.layers == {'a.*': 8, 'b': 4}
+
+
+@pytest.mark.parametrize('layers', ['a=8', 7, [1, 2], [('a',)]])
+def test_patterns_of_another_form(layers):
+    with pytest.raises(UsageError, match='policy.layers=.*list of pairs'):
+        Policy(layers=layers)

@@ -1,0 +1,154 @@
+import json
+import sys
+
+import pytest
+from scipy import stats
+
+from mmauxq.errors import UsageError
+from mmauxq.evaluation import comparison
+from mmauxq.evaluation.figures import plot_comparison
+from tests.conftest import ROOT
+
+QAT = ROOT / 'configs/qat_r20_w2a2_digits.py'
+AUX = ROOT / 'configs/aux_r20_w2a2_digits.py'
+
+
+def records():
+    finals = dict(plain=[90.0, 91.0, 92.0], aux=[91.0, 93.0, 92.5])
+    return [
+        dict(
+            arm=arm,
+            seed=seed,
+            final=final,
+            best=final + 1,
+            accuracy=[50.0, final],
+            step_seconds=0.01 * (1 + (arm == 'aux')),
+        )
+        for arm, values in finals.items()
+        for seed, final in enumerate(values)
+    ]
+
+
+def write(out, items):
+    for item in items:
+        folder = out / 'runs' / item['arm'] / str(item['seed'])
+        folder.mkdir(parents=True)
+        (folder / 'result.json').write_text(json.dumps(item))
+
+
+def test_arms_are_configs_with_overrides():
+    arms = comparison.read_arms(
+        [
+            f'plain={QAT}',
+            f'narrow={AUX},model.guidance.width_ratio=0.25',
+        ],
+        {'model.policy.first': 8},
+    )
+    assert list(arms) == ['plain', 'narrow']
+    assert arms['narrow'].model.guidance.width_ratio == 0.25
+    assert all(arm.model.policy.first == 8 for arm in arms.values())
+
+
+@pytest.mark.parametrize(
+    'arms, message',
+    [
+        (['plain'], "arm 'plain'; allowed is NAME=CONFIG"),
+        ([f'a/b={QAT}'], 'allowed is NAME=CONFIG'),
+        ([f'a={QAT}', f'a={AUX}'], "arm 'a' is given twice"),
+        (['a=nowhere.py'], 'config nowhere.py does not exist'),
+        ([f'a={QAT},b'], "arm 'a': 'b'; allowed is KEY=VALUE"),
+        (
+            [f'a={QAT}', f'b={AUX},optim_wrapper.optimizer.lr=1'],
+            "arms 'a' and 'b' differ in optim_wrapper",
+        ),
+        (
+            [f'a={QAT}', f'b={AUX},train_cfg.max_epochs=99'],
+            "arms 'a' and 'b' differ in train_cfg",
+        ),
+    ],
+)
+def test_unfair_or_unknown_arms_are_refused(arms, message):
+    with pytest.raises(UsageError, match=message):
+        comparison.read_arms(arms)
+
+
+def test_a_folder_keeps_what_is_finished(tmp_path):
+    arms = comparison.read_arms([f'plain={QAT}'])
+    runs = comparison.plan(tmp_path, arms, [0, 1])
+    runs[0].result.write_text('{}')
+    more = comparison.read_arms([f'plain={QAT}', f'aux={AUX}'])
+    again = comparison.plan(tmp_path, more, [0, 1])
+    assert [(r.arm, r.seed) for r in again if r.result.is_file()] == [
+        ('plain', 0)
+    ]
+    assert len(again) == 4
+    # nothing left to train for a finished run
+    assert list(comparison.train(again[:1], 1)) == []
+
+
+def test_a_folder_of_another_comparison_is_refused(tmp_path):
+    comparison.plan(tmp_path, comparison.read_arms([f'plain={QAT}']), [0])
+    other = comparison.read_arms([f'plain={AUX}'])
+    with pytest.raises(UsageError, match="holds an arm 'plain' with another"):
+        comparison.plan(tmp_path, other, [0])
+
+
+def test_the_table(tmp_path):
+    write(tmp_path, records())
+    found = comparison.collect(tmp_path)
+    assert len((tmp_path / 'results.jsonl').read_text().splitlines()) == 6
+    text = comparison.table(found, 'plain')
+    low, high = stats.ttest_rel(
+        [91, 93, 92.5], [90, 91, 92]
+    ).confidence_interval()
+    expected = f'+1.17 +- {(high - low) / 2:.2f}, 3 of 3 above'
+    assert f'| aux | 3 | 92.17 ± 1.04 | 93.17 ± 1.04 | {expected} |' in text
+    assert '| plain | 3 | 91.00 ± 1.00 | 92.00 ± 1.00 |  | 10.0 ms |' in text
+
+
+def test_the_table_from_the_lines_alone(tmp_path):
+    """As it is done for what the docs show."""
+    write(tmp_path / 'a', records())
+    comparison.collect(tmp_path / 'a')
+    (tmp_path / 'a/results.jsonl').rename(tmp_path / 'results.jsonl')
+    shown = comparison.table(comparison.collect(tmp_path), 'aux')
+    expected = comparison.table(records(), 'aux')
+    assert sorted(shown.splitlines()) == sorted(expected.splitlines())
+
+
+def test_arms_keep_the_order_in_which_they_were_asked_for(tmp_path):
+    arms = comparison.read_arms([f'plain={QAT}', f'aux={AUX}'])
+    for run in comparison.plan(tmp_path, arms, [1, 0]):
+        run.result.write_text(json.dumps(dict(arm=run.arm, seed=run.seed)))
+    assert [(r['arm'], r['seed']) for r in comparison.collect(tmp_path)] == [
+        ('plain', 0),
+        ('plain', 1),
+        ('aux', 0),
+        ('aux', 1),
+    ]
+
+
+def test_only_shared_seeds_are_compared():
+    some = [r for r in records() if (r['arm'], r['seed']) != ('aux', 0)]
+    assert '2 of 2 above' in comparison.table(some, 'plain')
+
+
+def test_nothing_to_show(tmp_path):
+    with pytest.raises(UsageError, match='no finished run'):
+        comparison.collect(tmp_path)
+    with pytest.raises(UsageError, match='no such arm; there are plain, aux'):
+        comparison.table(records(), 'kd')
+
+
+def test_figures(tmp_path):
+    plot_comparison(tmp_path, records())
+    assert {p.name for p in tmp_path.iterdir()} == {'accuracy.png', 'cost.png'}
+
+
+def test_a_run_that_fails_stops_the_comparison(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, 'executable', '/bin/false')
+    runs = comparison.plan(
+        tmp_path, comparison.read_arms([f'plain={QAT}']), [0]
+    )
+    with pytest.raises(UsageError, match="arm 'plain', seed 0 failed"):
+        list(comparison.train(runs, 1))

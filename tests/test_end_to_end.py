@@ -1,0 +1,133 @@
+"""The digits recipe through the real commands."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from mmauxq import compat
+from mmauxq.engine.launch import train
+from tests.conftest import ROOT
+
+RECIPE = ROOT / 'configs/aux_r20_w2a2_digits.py'
+ONE_EPOCH = ('train_cfg.max_epochs=1', 'param_scheduler.T_max=1')
+
+
+def command(*words, **kwargs):
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.endswith('WEIGHTS_ONLY_LOAD')
+    }
+    environment.update(OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT))
+    return dict(args=[str(w) for w in words], env=environment, **kwargs)
+
+
+def run(*words):
+    return subprocess.run(
+        **command(*words), capture_output=True, text=True, timeout=300
+    )
+
+
+def top1(text):
+    """The last validation accuracy that a log names."""
+    return float(text.rpartition('accuracy/top1: ')[2].split()[0])
+
+
+@pytest.mark.skipif(
+    torch.cuda.is_available(), reason='for machines without a GPU'
+)
+def test_two_processes_train_and_the_slim_network_is_what_they_logged(
+    tmp_path,
+):
+    """``tools/dist_train.sh configs/aux_r20_w2a2_digits.py 2``, as it is."""
+    done = run(
+        'bash', ROOT / 'tools/dist_train.sh', RECIPE, 2,
+        '--work-dir', tmp_path, '--cfg-options', *ONE_EPOCH,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    logged = top1(done.stdout + done.stderr)
+    for name in ('slim.pth', 'epoch_1.pth'):
+        tested = run(
+            sys.executable, ROOT / 'tools/test.py', RECIPE, tmp_path / name,
+            '--work-dir', tmp_path / 'test',
+        )  # fmt: skip
+        assert tested.returncode == 0, tested.stderr[-3000:]
+        metrics = json.loads(tested.stdout.splitlines()[-1])
+        assert metrics['accuracy/top1'] == pytest.approx(logged, abs=1e-4)
+    state = compat.load_checkpoint(tmp_path / 'slim.pth')['state_dict']
+    assert not any('guidance' in name for name in state)
+    flags = [v for k, v in state.items() if k.endswith('calibrated')]
+    assert len(flags) == 40 and all(flags)
+
+
+def test_a_killed_run_is_resumed(tmp_path):
+    words = (
+        sys.executable, ROOT / 'tools/train.py', RECIPE,
+        '--work-dir', tmp_path, '--cfg-options', 'train_cfg.max_epochs=3',
+        'param_scheduler.T_max=3',
+    )  # fmt: skip
+    process = subprocess.Popen(
+        **command(*words),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    pointer, limit = tmp_path / 'last_checkpoint', time.time() + 120
+    while not pointer.exists() and time.time() < limit:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert pointer.exists() and not (tmp_path / 'slim.pth').exists()
+    kept = compat.load_checkpoint(pointer.read_text())
+    epoch = kept['meta']['epoch']
+    done = run(*words, '--resume')
+    assert done.returncode == 0, done.stderr[-3000:]
+    log = done.stdout + done.stderr
+    assert f'resumed epoch: {epoch}' in log
+    # calibrated already: nothing to warn of, nothing done again
+    assert 'WITHOUT A FLOAT CHECKPOINT' not in log
+    last = compat.load_checkpoint(tmp_path / 'epoch_3.pth')
+    assert last['meta']['epoch'] == 3
+    assert last['meta']['iter'] == 3 * kept['meta']['iter'] // epoch
+    assert (tmp_path / 'slim.pth').exists()
+
+
+@pytest.mark.parametrize(
+    'option, message',
+    [
+        (
+            'model.guidance.taps=backbone.layer9.*',
+            "taps: 'backbone.layer9.*' matches nothing",
+        ),
+        (
+            'model.policy.layers="[(backbone.nothing,8)]"',
+            "policy.layers 'backbone.nothing' matches nothing",
+        ),
+        ('model.policy.layers=7', 'policy.layers=7; allowed are'),
+        (
+            'model.quantizers.weight.bits=11',
+            'quantizers.weight: bits=11; allowed are 1 to 8',
+        ),
+        ('model.guidance.width_ratio=2', 'guidance.width_ratio=2; allowed'),
+        ('model.guidance.loss_wieght=2', 'loss_wieght'),
+        ('model.input_shape=(3,8,8)', 'a forward pass on (1, 3, 8, 8) fails'),
+        ('model.float_checkpoint=nowhere.pth', 'nowhere.pth'),
+        ('model.architecture.head=None', 'no head'),
+    ],
+)
+def test_wrong_settings_end_in_one_line(tmp_path, capfd, option, message):
+    # MMEngine keeps its singletons under the name of the experiment
+    name = f'experiment_name=wrong_{time.time_ns()}'
+    words = [str(RECIPE), '--work-dir', str(tmp_path)]
+    words += ['--cfg-options', option, name]
+    assert train(words) == 2
+    lines = capfd.readouterr().err.strip().splitlines()
+    errors = [line for line in lines if line.startswith('error: ')]
+    assert len(errors) == 1 and message in errors[0], errors
+    assert 'Traceback' not in '\n'.join(lines)
+    assert not list(tmp_path.glob('*.pth'))

@@ -1,0 +1,92 @@
+"""The real command: killed, continued, and shown again."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.conftest import ROOT
+
+COMMAND = [
+    sys.executable,
+    str(ROOT / 'tools/compare.py'),
+    '--seeds', '0',
+    '--float', str(ROOT / 'configs/float_r20_digits.py'),
+    '--arms',
+    f'plain={ROOT / "configs/qat_r20_w2a2_digits.py"}',
+    f'aux={ROOT / "configs/aux_r20_w2a2_digits.py"}',
+    '--cfg-options', 'train_cfg.max_epochs=1', 'param_scheduler.T_max=1',
+]  # fmt: skip
+
+
+def environment():
+    found = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.endswith('WEIGHTS_ONLY_LOAD')
+    }
+    return {**found, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)}
+
+
+@pytest.mark.slow
+def test_killed_and_continued(tmp_path):
+    out = tmp_path / 'out'
+    words = [*COMMAND, '--out', str(out)]
+    process = subprocess.Popen(
+        words, env=environment(), stderr=subprocess.DEVNULL
+    )
+    first = out / 'float/runs/float/0/result.json'
+    limit = time.time() + 180
+    while not first.exists() and time.time() < limit:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    process.wait(60)
+    before = first.read_text()
+    done = subprocess.run(
+        words, env=environment(), capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert first.read_text() == before  # not trained again
+    records = [
+        json.loads(line)
+        for line in (out / 'results.jsonl').read_text().splitlines()
+    ]
+    assert {(r['arm'], r['seed']) for r in records} == {
+        ('plain', 0),
+        ('aux', 0),
+    }
+    assert all(r['start'].endswith('0/last.pth') for r in records)
+    again = subprocess.run(
+        [sys.executable, COMMAND[1], '--table', str(out)],
+        env=environment(), capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert again.returncode == 0, again.stderr
+    # the reference is the first arm of the folder there
+    assert again.stdout.count('|') == done.stdout.count('|')
+
+
+@pytest.mark.parametrize(
+    'words, message',
+    [
+        ([], '--arms and --out, or --table, are needed'),
+        (['--arms', 'a=b.py', '--out', 'x'], 'config b.py does not exist'),
+        (['--table', '.'], 'no finished run'),
+        (
+            ['--arms', 'a=b.py', '--out', 'x', '--jobs', '0'],
+            '--jobs 0: allowed',
+        ),
+    ],
+)
+def test_wrong_use_is_one_line(tmp_path, words, message):
+    done = subprocess.run(
+        [sys.executable, COMMAND[1], *words],
+        env=environment(), cwd=tmp_path, capture_output=True, text=True,
+        timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 2
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1 and message in lines[0], done.stderr

@@ -1,0 +1,118 @@
+"""Compare arms fairly: arms x seeds on one budget, resumable.
+
+    tools/compare.py --out DIR --seeds 0 1 2 --jobs 2 \\
+        --float configs/float_r20_digits.py \\
+        --arms plain=configs/qat_r20_w2a2_digits.py \\
+               aux=configs/aux_r20_w2a2_digits.py \\
+               narrow=configs/aux_r20_w2a2_digits.py,\\
+model.guidance.width_ratio=0.25
+
+Trains the float network once for each seed, starts every arm from it, and
+writes results.jsonl, table.md and figures into DIR. Run it again to go on
+after a kill, or with more seeds or arms. --table DIR only writes table and
+figures anew.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from mmengine.config import DictAction
+from rich.console import Console
+from rich.progress import Progress
+
+import mmauxq  # noqa: F401  (its configs become known)
+from mmauxq.errors import UsageError
+from mmauxq.evaluation import comparison
+from mmauxq.evaluation.figures import plot_comparison
+
+FLOAT = 'float'
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument('--arms', nargs='+', default=[], metavar='NAME=CONFIG')
+    parser.add_argument('--out', type=Path, help='folder of the comparison')
+    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
+    parser.add_argument('--jobs', type=int, default=1, help='runs at a time')
+    parser.add_argument(
+        '--float',
+        dest='start',
+        metavar='CONFIG|CHECKPOINT',
+        help='float recipe (trained for each seed) or checkpoint to start '
+        'from; without it, from scratch',
+    )
+    parser.add_argument('--reference', help='arm to compare with (the first)')
+    parser.add_argument('--table', type=Path, metavar='DIR')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, help='for all arms'
+    )
+    args = parser.parse_args(argv)
+    if args.table is None and (not args.arms or args.out is None):
+        raise UsageError('--arms and --out, or --table, are needed')
+    if args.jobs < 1:
+        raise UsageError(f'--jobs {args.jobs}: allowed are numbers from 1')
+    return args
+
+
+def watch(runs: list, jobs: int, start: str | None, what: str) -> None:
+    """Train with a bar for everything and one for each run under way."""
+    with Progress(console=Console(stderr=True)) as bars:
+        total = bars.add_task(what, total=len(runs))
+        tasks: dict = {}
+        for active in comparison.train(runs, jobs, start):
+            done = [run for run in runs if run.result.is_file()]
+            bars.update(total, completed=len(done))
+            for run in active:
+                if run not in tasks:
+                    tasks[run] = bars.add_task(f'  {run.arm} {run.seed}')
+                step, of = run.progress
+                bars.update(tasks[run], completed=step, total=of or None)
+            for run in set(tasks) - set(active):
+                bars.remove_task(tasks.pop(run))
+        for task in tasks.values():
+            bars.remove_task(task)
+        bars.update(total, completed=len(runs))
+
+
+def train(args: argparse.Namespace) -> None:
+    """The float networks, then the arms."""
+    configs = comparison.read_arms(args.arms, args.cfg_options)
+    runs = comparison.plan(args.out, configs, args.seeds)
+    start = args.start
+    if start is not None and start.endswith('.py'):
+        floats = comparison.plan(
+            args.out / FLOAT,
+            comparison.read_arms([f'{FLOAT}={start}']),
+            args.seeds,
+        )
+        watch(floats, args.jobs, None, 'float networks')
+        start = str(args.out / FLOAT / 'runs' / FLOAT / '{seed}/last.pth')
+    watch(runs, args.jobs, start, 'arms x seeds')
+
+
+def main(argv: list[str] | None = None) -> int:
+    try:
+        args = parse_args(argv)
+        if args.table is None:
+            train(args)
+        out = args.table or args.out
+        records = comparison.collect(out)
+        reference = args.reference or records[0]['arm']
+        if args.arms and not args.reference:
+            reference = args.arms[0].partition('=')[0]
+        text = comparison.table(records, reference)
+        (out / 'table.md').write_text(text)
+        plot_comparison(out, records)
+        print(text)
+        return 0
+    except UsageError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+
+
+if __name__ == '__main__':
+    sys.exit(main())

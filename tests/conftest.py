@@ -11,6 +11,16 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def process_environment(path=ROOT, more=None):
+    """Environment of a fresh process that imports what lies at ``path``."""
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1', **(more or {})}
+    for name in list(environment):  # set by mmauxq.compat in this process
+        if name.endswith('WEIGHTS_ONLY_LOAD'):
+            del environment[name]
+    environment['PYTHONPATH'] = str(path) if path else ''
+    return environment
+
+
 @pytest.fixture(scope='session')
 def root() -> Path:
     """The repository."""
@@ -31,11 +41,7 @@ def run_python(tmp_path):
     """
 
     def run(*args, cwd=tmp_path, env=None, python=sys.executable, path=ROOT):
-        environment = {**os.environ, 'OMP_NUM_THREADS': '1', **(env or {})}
-        for name in list(environment):  # set by mmauxq.compat in this process
-            if name.endswith('WEIGHTS_ONLY_LOAD'):
-                del environment[name]
-        environment['PYTHONPATH'] = str(path) if path else ''
+        environment = process_environment(path, env)
         return subprocess.run(
             [str(python), *map(str, args)],
             cwd=cwd,

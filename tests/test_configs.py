@@ -23,11 +23,15 @@ def test_the_promised_recipes_are_there():
     names = {path.stem for path in CONFIGS}
     promised = {
         f'{guidance}_{network}_{bits}'
-        for guidance in ('aux', 'qat')
+        for guidance in ('aux', 'dsn', 'qat')
         for network in ('r18', 'r34', 'r50')
         for bits in ('w4a4', 'w3a3', 'w2a2')
     }
-    promised |= {f'{g}_mbv2_w4a4' for g in ('aux', 'qat')}
+    promised |= {
+        f'{guidance}_{network}_w4a4'
+        for guidance in ('aux', 'qat')
+        for network in NETWORKS[3:]
+    }
     promised |= {
         f'{g}_r20_{bits}_fmnist'
         for g in ('aux', 'qat')
@@ -70,7 +74,7 @@ def test_the_schedule_of_the_literature(bits, decay):
     assert config.train_dataloader.batch_size == 32  # times 8 GPUs
 
 
-@pytest.mark.parametrize('guidance', ['aux', 'qat'])
+@pytest.mark.parametrize('guidance', ['aux', 'dsn', 'qat'])
 @pytest.mark.parametrize('bits', WIDTHS)
 def test_every_fragment_can_be_inherited(tmp_path, guidance, bits):
     """The three lines of the contract, outside of this repository."""
@@ -84,12 +88,22 @@ def test_every_fragment_can_be_inherited(tmp_path, guidance, bits):
     config = read(recipe)
     assert config.model.architecture.backbone.depth == 18
     assert config.model.quantizers.weight.bits == WIDTHS[bits]
-    assert ('guidance' in config.model) == (guidance == 'aux')
+    assert ('guidance' in config.model) == (guidance != 'qat')
     # mmpretrain's own schedule is kept
     assert config.optim_wrapper.optimizer.lr == 0.1
 
 
-NETWORKS = ['r18', 'r34', 'r50', 'mbv2']
+NETWORKS = [
+    'r18',
+    'r34',
+    'r50',
+    'mbv2',
+    'regnetx400mf',
+    'effnetb0',
+    'convnextt',
+    'deits',
+    'swint',
+]
 
 
 @pytest.mark.parametrize('network', NETWORKS)
@@ -108,6 +122,8 @@ def test_imagenet_recipes_train_on_generated_images(network, tmp_path):
         dataset=dict(type='mmauxq.GeneratedImages', length=4, distinct=4),
     )
     config.train_cfg.max_epochs = 1
+    if isinstance(config.param_scheduler, list):
+        config.param_scheduler = None  # a warm-up longer than two steps
     for key in ('val_dataloader', 'val_cfg', 'val_evaluator'):
         config[key] = None
     del config.default_hooks['checkpoint']

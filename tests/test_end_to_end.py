@@ -1,7 +1,6 @@
 """The digits recipe through the real commands."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,20 +11,16 @@ import torch
 
 from mmauxq import compat
 from mmauxq.engine.launch import train
-from tests.conftest import ROOT
+from tests.conftest import ROOT, process_environment
 
 RECIPE = ROOT / 'configs/aux_r20_w2a2_digits.py'
 ONE_EPOCH = ('train_cfg.max_epochs=1', 'param_scheduler.T_max=1')
 
 
 def command(*words, **kwargs):
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.endswith('WEIGHTS_ONLY_LOAD')
-    }
-    environment.update(OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT))
-    return dict(args=[str(w) for w in words], env=environment, **kwargs)
+    return dict(
+        args=[str(w) for w in words], env=process_environment(), **kwargs
+    )
 
 
 def run(*words):

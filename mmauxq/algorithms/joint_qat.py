@@ -8,14 +8,15 @@ from typing import Any
 from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from mmengine.runner import CheckpointLoader
+from mmpretrain.models import ClsHead, ImageClassifier
 from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
 from mmrazor.models.algorithms import BaseAlgorithm
 from mmrazor.models.utils import add_prefix
 from torch import Tensor, nn
 
 from mmauxq.errors import UsageError
-from mmauxq.guidance import Guidance, TapRecorder, resolve_taps
-from mmauxq.layers import Policy, convert
+from mmauxq.guidance import Guidance, Tap, TapRecorder
+from mmauxq.layers import LayerBits, Policy, convert, restore
 from mmauxq.quantizers import FLOAT_BITS, calibrating, named_quantizers
 from mmauxq.quantizers.base import check_bits
 from mmauxq.registry import MODELS
@@ -76,28 +77,44 @@ class JointQAT(BaseAlgorithm):
         self._float_start = False
         self._started = False
 
+        self.taps: list[Tap] = []
         shape = _check_shape(input_shape) or dry_run.input_shape(architecture)
-        inputs = dry_run.sample(architecture, shape)
-        order, multiply_adds, num_classes = dry_run.run(architecture, inputs)
-        if not order:
+        inputs, found = dry_run.first_pass(architecture, shape)
+        if not found.products:
             raise UsageError(
                 'architecture: it has no convolution or linear layer that runs'
             )
-        self._log_cost('F', architecture, multiply_adds, shape)
+        self.cost = dry_run.Cost(
+            shape,
+            found.num_classes,
+            dry_run.count_parameters(architecture),
+            found.multiply_adds,
+        )
+        self._log_cost('F', self.cost.parameters, self.cost.multiply_adds)
         if guidance is not None:
-            self._build_guidance(guidance, inputs, num_classes, multiply_adds)
-        self.bits = _assign_bits(order, quantizers, policy)
+            self._build_guidance(guidance, inputs)
+        self.bits = _assign_bits(found, quantizers, policy)
         convert(
             architecture,
             self.bits,
             quantizers['weight'],
             quantizers['activation'],
+            {p.name: p.readers for p in found.products.values()},
         )
+        self._check_conversion(inputs)
         self._log_bits()
 
-    def _build_guidance(
-        self, cfg: dict, inputs: Tensor, num_classes: int, multiply_adds: int
-    ) -> None:
+    def _check_conversion(self, inputs: Tensor) -> None:
+        """See that every quantizer is reached; no layer is missed unsaid."""
+        idle = dry_run.idle_layers(self.architecture, inputs)
+        if idle:
+            restore(self.architecture, idle)
+        for name in idle:
+            self.bits[name] = LayerBits(
+                FLOAT_BITS, FLOAT_BITS, 'its product was not found'
+            )
+
+    def _build_guidance(self, cfg: dict, inputs: Tensor) -> None:
         cfg = dict(cfg)
         cls = MODELS.get(cfg.get('type', ''))
         if cls is None:
@@ -106,56 +123,58 @@ class JointQAT(BaseAlgorithm):
                 'registered; there is '
                 'mmauxq.AuxAdaptorAggregator'
             )
-        names = resolve_taps(self.architecture, cfg.pop('taps', 'auto'))
-        taps, overwritten = dry_run.probe_taps(
-            self.architecture, names, cls.uses_stem, inputs
+        found = dry_run.find_taps(
+            self.architecture, cfg.pop('taps', 'auto'), cls.uses_stem, inputs
         )
+        self.taps = found.taps
         self.recorder = TapRecorder(
-            self.architecture, names, cls.uses_stem, overwritten
+            self.architecture,
+            found.names,
+            found.stem,
+            found.overwritten,
+            found.parts,
         )
         self.guidance = MODELS.build(
             cfg,
             default_args=dict(
-                taps=taps, head=self.architecture.head, num_classes=num_classes
+                taps=found.taps,
+                head=self.architecture.head,
+                num_classes=self.cost.num_classes,
             ),
         )
-        extra = dry_run.guidance_multiply_adds(
-            self.guidance, taps, inputs.device
+        self.cost.guidance_parameters = dry_run.count_parameters(self.guidance)
+        self.cost.guidance_multiply_adds = dry_run.guidance_multiply_adds(
+            self.guidance, found.taps, inputs.device
         )
         self._log_cost(
             cls.__name__,
-            self.guidance,
-            extra,
-            tuple(inputs.shape[1:]),
-            self.architecture,
-            multiply_adds,
+            self.cost.guidance_parameters,
+            self.cost.guidance_multiply_adds,
+            True,
         )
         print_log(
-            f'JointQAT: taps {", ".join(tap.name for tap in taps)}',
+            f'JointQAT: taps {", ".join(tap.name for tap in found.taps)}',
             logger='current',
         )
 
     def _log_cost(
         self,
         name: str,
-        module: nn.Module,
+        parameters: int,
         multiply_adds: int,
-        shape: Sequence[int],
-        base: nn.Module | None = None,
-        base_multiply_adds: int = 0,
+        relative: bool = False,
     ) -> None:
-        parameters = dry_run.count_parameters(module)
-        relative = ['', '']
-        if base is not None:
-            relative = [
-                f' (+{parameters / dry_run.count_parameters(base):.1%})',
-                f' (+{multiply_adds / base_multiply_adds:.1%})',
+        more = ['', '']
+        if relative:
+            more = [
+                f' (+{parameters / self.cost.parameters:.1%})',
+                f' (+{multiply_adds / self.cost.multiply_adds:.1%})',
             ]
-        note = '' if base is None else ', in training only'
+        note = ', in training only' if relative else ''
         print_log(
             f'JointQAT: {name} has {parameters / 1e6:.3f} M parameters'
-            f'{relative[0]}, {multiply_adds / 1e9:.4f} G multiply-adds'
-            f'{relative[1]} at {tuple(shape)}{note}',
+            f'{more[0]}, {multiply_adds / 1e9:.4f} G multiply-adds'
+            f'{more[1]} at {tuple(self.cost.shape)}{note}',
             logger='current',
         )
 
@@ -179,6 +198,14 @@ class JointQAT(BaseAlgorithm):
             f'{len(kept)} float: {", ".join(kept) or "none"}',
             logger='current',
         )
+
+    def train(self, mode: bool = True) -> 'JointQAT':
+        """As of any module; scales are trained in frozen stages, too."""
+        super().train(mode)
+        # mmpretrain freezes all parameters of a stage whenever it is called
+        for _, quantizer in named_quantizers(self.architecture):
+            quantizer.requires_grad_(True)
+        return self
 
     def init_weights(self) -> None:
         """Initialise, then load ``float_checkpoint`` if there is one."""
@@ -213,7 +240,7 @@ class JointQAT(BaseAlgorithm):
             if self.guidance is not None:
                 stack.enter_context(self.recorder)
             losses = add_prefix(
-                self.architecture(inputs, data_samples, mode='loss'), 'student'
+                self._student_loss(inputs, data_samples), 'student'
             )
         if self.guidance is not None:
             losses.update(
@@ -223,6 +250,27 @@ class JointQAT(BaseAlgorithm):
                 )
             )
         return losses
+
+    def _student_loss(
+        self, inputs: Tensor, data_samples: list | None
+    ) -> dict[str, Tensor]:
+        architecture = self.architecture
+        if type(architecture).loss is not ImageClassifier.loss:
+            return architecture(inputs, data_samples, mode='loss')
+        features = architecture.extract_feat(inputs)
+        try:
+            return architecture.head.loss(features, data_samples)
+        except NotImplementedError:
+            # Heads with a second output for a teacher (LeViT,
+            # EfficientFormer) decline to train without one. The average
+            # that they predict with learns the targets, as in DeiTClsHead.
+            head = architecture.head
+            training, head.training = head.training, False
+            try:
+                score = head(features)
+            finally:
+                head.training = training
+            return ClsHead._get_loss(head, score, data_samples)
 
     def _start(self, stack: ExitStack) -> None:
         """Before the first training step: calibrate, or say what is odd."""
@@ -316,7 +364,7 @@ def _check_shape(shape: Sequence[int] | None) -> tuple[int, ...] | None:
 
 
 def _assign_bits(
-    order: list[str], quantizers: dict, policy: dict | None
+    found: dry_run.Pass, quantizers: dict, policy: dict | None
 ) -> dict:
     if set(quantizers) - {'_scope_'} != {'weight', 'activation'}:
         raise UsageError(
@@ -336,7 +384,12 @@ def _assign_bits(
             f'policy has no {sorted(unknown)}; allowed are '
             "'first', 'last' and 'layers'"
         )
-    return Policy(**policy).assign(order, *widths)
+    bits = Policy(**policy).assign(list(found.products), *widths)
+    reasons = {p.name: p.reason for p in found.products.values() if p.reason}
+    reasons |= {name: 'does not run in evaluation' for name in found.unused}
+    for name, reason in reasons.items():
+        bits[name] = LayerBits(FLOAT_BITS, FLOAT_BITS, reason)
+    return bits
 
 
 def _as_list(value: Any) -> list:

@@ -468,7 +468,13 @@ def _fit_check(path: str):
                     f'checkpoint {path} is of another architecture: '
                     f'{detail[0].strip()}'
                 ) from error
-            missing = [k for k in missing if 'num_batches_tracked' not in k]
+            # Some backbones drop, as they load, what they compute anew.
+            state |= {f'architecture.{k}': v for k, v in state.items()}
+            missing = [
+                k
+                for k in missing
+                if 'num_batches_tracked' not in k and k not in state
+            ]
             if missing:
                 raise UsageError(
                     f'checkpoint {path} is of another architecture: '

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from mmauxq.algorithms import JointQAT
-from mmauxq.guidance import TapRecorder, find_blocks
+from mmauxq.algorithms import JointQAT, dry_run
+from mmauxq.guidance import TapRecorder
 
 
 def block_gradient_norms(
@@ -23,8 +23,14 @@ def block_gradient_norms(
         ``'joint'`` (both losses) -> name of a block -> Euclidean norm of the
         gradient at its output.
     """
-    blocks = find_blocks(model.architecture)
-    with TapRecorder(model.architecture, blocks) as recorder:
+    network = model.architecture
+    with dry_run.floating(network):
+        found = dry_run.find_taps(
+            network, 'auto', False, dry_run.sample(network, model.cost.shape)
+        )
+    with TapRecorder(
+        network, found.names, False, found.overwritten, found.parts
+    ) as recorder:
         losses = model(inputs, data_samples, mode='loss')
     outputs = recorder.outputs()
     terms = {

@@ -24,7 +24,7 @@ def deployed_bytes(model: nn.Module) -> int:
         if isinstance(module, QuantizedLayer) and isinstance(
             module.weight_quantizer, Quantizer
         ):
-            quantized[id(module.weight)] = module.weight_quantizer.bits
+            quantized[id(module.product_weight)] = module.weight_quantizer.bits
     for parameter in model.parameters():
         bits = quantized.get(id(parameter), 8 * parameter.element_size())
         total += math.ceil(parameter.numel() * bits / 8)

@@ -2,13 +2,16 @@
 
 from .aux_adaptor_aggregator import AuxAdaptorAggregator
 from .base import Guidance
-from .taps import Tap, TapRecorder, find_blocks, resolve_taps
+from .intermediate_classifiers import IntermediateClassifiers
+from .taps import Tap, TapRecorder, find_blocks, find_layers, resolve_taps
 
 __all__ = [
     'AuxAdaptorAggregator',
     'Guidance',
+    'IntermediateClassifiers',
     'Tap',
     'TapRecorder',
     'find_blocks',
+    'find_layers',
     'resolve_taps',
 ]

@@ -1,78 +1,18 @@
 """The full-precision auxiliary module H."""
 
-import copy
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
-import torch.nn.functional as F
-from mmengine.model import BaseModule
-from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
 from torch import Tensor, nn
 
 from mmauxq.errors import UsageError
 from mmauxq.registry import MODELS
 
+from .adaptor import Adaptor, channels
 from .base import Guidance
+from .classifier import own_classifier, pool
 from .taps import Tap
-
-
-def conv_bn(
-    in_channels: int, out_channels: int, stride: int = 1, groups: int = 1
-) -> nn.Sequential:
-    """1x1 convolution + batch norm, full precision."""
-    return nn.Sequential(
-        nn.Conv2d(
-            in_channels,
-            out_channels,
-            1,
-            stride=stride,
-            groups=groups,
-            bias=False,
-        ),
-        nn.BatchNorm2d(out_channels),
-    )
-
-
-class Adaptor(BaseModule):
-    """One step of the aggregator: ``g_p = ReLU(phi(O_p) + project(g))``.
-
-    The first one, on the stem's output, is ``g_0 = phi(O_0)``.
-
-    Args:
-        tap: The block output O_p, (C, H, W).
-        previous: Shape of g_{p-1}, (C', H', W'); ``None`` for the first.
-        width: Channels of g_p.
-        groups: Groups of the convolution phi.
-    """
-
-    def __init__(
-        self,
-        tap: Tap,
-        previous: tuple[int, ...] | None,
-        width: int,
-        groups: int,
-    ) -> None:
-        super().__init__()
-        channels, height, _ = tap.shape
-        self.phi = conv_bn(channels, width, groups=groups)
-        self.project: nn.Module | None = None
-        if previous is not None:
-            # blocks round an odd size up (padding) or down (pooling)
-            stride = max(round(previous[1] / height), 1)
-            self.project = nn.Identity()
-            if stride > 1 or previous[0] != width:
-                self.project = conv_bn(previous[0], width, stride)
-
-    def forward(self, output: Tensor, g: Tensor | None) -> Tensor:
-        """O_p (N, C, H, W) and g_{p-1} to g_p (N, width, H, W)."""
-        adapted = self.phi(output)
-        if g is None or self.project is None:
-            return adapted
-        g = self.project(g)
-        if g.shape[-2:] != adapted.shape[-2:]:
-            g = F.adaptive_avg_pool2d(g, adapted.shape[-2:])
-        return F.relu(adapted + g)
-
 
 INIT = (
     dict(type='Kaiming', layer='Conv2d', mode='fan_out', nonlinearity='relu'),
@@ -92,7 +32,9 @@ class AuxAdaptorAggregator(Guidance):
 
     phi_p is a 1x1 convolution and a batch norm, ``project`` is the identity
     where the shape stays and a strided 1x1 convolution and a batch norm where
-    it changes; all in full precision. The gradient of its loss reaches every
+    it changes; all in full precision. For tokens (N, L, C) both are a linear
+    layer and a layer norm, and g is pooled where their number changes; class
+    tokens are carried along. The gradient of its loss reaches every
     tapped block along a path without quantizers.
 
     Source: Zhuang et al., Training Quantized Neural Networks with a
@@ -114,8 +56,8 @@ class AuxAdaptorAggregator(Guidance):
             ResNet.
 
     Raises:
-        UsageError: If an argument is out of its range, or a tap is no feature
-            map.
+        UsageError: If an argument is out of its range, or a tap is neither a
+            feature map nor tokens.
     """
 
     uses_stem = True
@@ -154,53 +96,42 @@ class AuxAdaptorAggregator(Guidance):
                 f'guidance.groups={groups!r}; allowed are integers from 1'
             )
         self.dtype = dtype
-        self.names = [tap.name for tap in taps]
-        self.shapes = [tap.shape for tap in taps]
-        self.adaptors = nn.ModuleList()
-        previous: tuple[int, ...] | None = None
+        groups_of: dict[str, list[Tap]] = {}
         for tap in taps:
-            if len(tap.shape) != 3:
+            if len(tap.shape) not in (2, 3):
                 raise UsageError(
                     f'taps: {tap.name} gives shape {tap.shape} '
                     'per sample; AuxAdaptorAggregator takes '
-                    'feature maps (C, H, W)'
+                    'feature maps (C, H, W) and tokens (L, C)'
                 )
-            width = max(round(tap.shape[0] * width_ratio), 1)
-            if tap.shape[0] % groups or width % groups:
-                raise UsageError(
-                    f'guidance.groups={groups} does not divide the '
-                    f'{tap.shape[0]} channels of {tap.name} and the {width} '
-                    'of its adaptor'
-                )
-            self.adaptors.append(Adaptor(tap, previous, width, groups))
-            previous = (width, *tap.shape[1:])
-        self.head = MMPRETRAIN_MODELS.build(
-            dict(
-                type='LinearClsHead',
-                num_classes=num_classes,
-                in_channels=width,
-                _scope_='mmpretrain',
-            )
-        )
-        # same kind of loss as F's, but not the same module: it may have state
-        self.head.loss_module = copy.deepcopy(head.loss_module)
+            groups_of.setdefault(tap.module, []).append(tap)
+        self.names = [tap.name for tap in taps]
+        self.shapes = [tap.shape for tap in taps]
+        self.parts = [[tap.name for tap in g] for g in groups_of.values()]
+        self.adaptors = nn.ModuleList()
+        previous: Tap | None = None
+        for group in groups_of.values():
+            adaptor = Adaptor(group, previous, width_ratio, groups)
+            self.adaptors.append(adaptor)
+            previous = adaptor.result
+        self.layout = previous.layout
+        self.head = own_classifier(head, channels(previous), num_classes)
 
     def forward(self, outputs: dict[str, Tensor]) -> Tensor:
         """Logits of the auxiliary classifier, (N, K)."""
         first = next(iter(outputs.values()))
         with (
             torch.autocast(first.device.type, enabled=False)
-            if (self.dtype)
-            else torch.autocast(
-                first.device.type,
-                enabled=torch.is_autocast_enabled(first.device.type),
-            )
+            if self.dtype
+            else nullcontext()
         ):
             g = None
-            for name, adaptor in zip(self.names, self.adaptors, strict=True):
-                output = outputs[name]
-                g = adaptor(output.float() if self.dtype else output, g)
-            return self.head((F.adaptive_avg_pool2d(g, 1).flatten(1),))
+            for names, adaptor in zip(self.parts, self.adaptors, strict=True):
+                parts = [outputs[name] for name in names]
+                if self.dtype:
+                    parts = [part.float() for part in parts]
+                g = adaptor(parts, g)
+            return self.head((pool(g, self.layout),))
 
     def loss(self, outputs: dict[str, Tensor], data_samples: list) -> dict:
         """``loss_aux``, weighted. See :meth:`Guidance.loss`."""

@@ -2,12 +2,21 @@
 
 from .convert import build_quantizer, convert, is_quantizable, restore
 from .policy import LayerBits, Policy
-from .quantized import QuantizedLayer, quantize_layer, restore_layer
+from .products import Product, ProductTrace
+from .quantized import (
+    QuantizedLayer,
+    WeightReader,
+    quantize_layer,
+    restore_layer,
+)
 
 __all__ = [
     'LayerBits',
     'Policy',
+    'Product',
+    'ProductTrace',
     'QuantizedLayer',
+    'WeightReader',
     'build_quantizer',
     'convert',
     'is_quantizable',

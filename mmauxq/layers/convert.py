@@ -1,7 +1,7 @@
 """From a float network to a quantized one, and back."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import nn
 
@@ -14,8 +14,11 @@ from .quantized import (
     CONVOLUTIONS,
     QUANTIZABLE,
     QuantizedLayer,
+    WeightReader,
     quantize_layer,
+    quantize_reader,
     restore_layer,
+    restore_reader,
 )
 
 
@@ -75,6 +78,8 @@ def build_quantizer(
 
 
 def _num_channels(layer: nn.Module, role: str) -> int:
+    if isinstance(layer, nn.MultiheadAttention):
+        return layer.embed_dim * (3 if role == 'weight' else 1)
     if isinstance(layer, CONVOLUTIONS):
         return layer.out_channels if role == 'weight' else layer.in_channels
     return layer.out_features if role == 'weight' else layer.in_features
@@ -91,6 +96,7 @@ def convert(
     bits: dict[str, LayerBits],
     weight: dict,
     activation: dict,
+    readers: dict[str, list[str]] | None = None,
 ) -> nn.Module:
     """Quantize the named layers of ``model`` in their place.
 
@@ -102,6 +108,8 @@ def convert(
         bits: Name of a layer -> its bits; layers not named stay float.
         weight: Config of the weight quantizer.
         activation: Config of the input quantizer.
+        readers: Name of a layer -> names of the modules above it that
+            multiply by its weight in their own forward.
 
     Returns:
         ``model``; the quantized layer if ``model`` is itself one layer.
@@ -119,17 +127,59 @@ def convert(
                 activation, 'activation', layer, layer_bits.activation
             ),
         )
-    return _replace(model, lambda child: new.get(id(child)))
+    model = _replace(model, lambda child: new.get(id(child)))
+    return _read_quantized(model, bits, readers or {})
 
 
-def restore(model: nn.Module) -> nn.Module:
-    """Undo :func:`convert`: the float network, with the trained weights."""
+def _read_quantized(
+    model: nn.Module,
+    bits: dict[str, LayerBits],
+    readers: dict[str, list[str]],
+) -> nn.Module:
+    layers_of: dict[str, list[str]] = {}
+    for name, modules in readers.items():
+        if name in bits and not bits[name].is_float:
+            for module in modules:
+                layers_of.setdefault(module, []).append(name)
+    # the innermost first, so that names above stay what they were
+    for reader in sorted(layers_of, key=lambda name: -name.count('.')):
+        old = model.get_submodule(reader)
+        prefix = f'{reader}.' if reader else ''
+        new = quantize_reader(
+            old, [name.removeprefix(prefix) for name in layers_of[reader]]
+        )
+        model = _replace(
+            model,
+            lambda child, old=old, new=new: new if child is old else None,
+        )
+    return model
+
+
+def restore(model: nn.Module, names: Sequence[str] | None = None) -> nn.Module:
+    """Undo :func:`convert`: the float network, with the trained weights.
+
+    Args:
+        model: Changed in place.
+        names: Only these layers; all if ``None``.
+    """
     memo: dict[int, nn.Module] = {}
+    chosen = None
+    if names is not None:
+        chosen = {id(model.get_submodule(name)) for name in names}
 
     def float_layer(child: nn.Module) -> nn.Module | None:
-        if not isinstance(child, QuantizedLayer):
+        if not isinstance(child, (QuantizedLayer, WeightReader)) or (
+            chosen is not None and id(child) not in chosen
+        ):
             return None
-        return memo.setdefault(id(child), restore_layer(child))
+        if id(child) not in memo:
+            undo = (
+                restore_layer
+                if isinstance(child, QuantizedLayer)
+                else restore_reader
+            )
+            memo[id(child)] = undo(child)
+        return memo[id(child)]
 
     return _replace(model, float_layer)
 
@@ -137,11 +187,22 @@ def restore(model: nn.Module) -> nn.Module:
 def _replace(
     model: nn.Module, choose: Callable[[nn.Module], nn.Module | None]
 ) -> nn.Module:
-    for parent in list(model.modules()):
+    seen = set()
+    parents = [model]
+    while parents:
+        parent = parents.pop()
+        if id(parent) in seen:
+            continue
+        seen.add(id(parent))
         for name, child in list(parent._modules.items()):
-            replacement = None if child is None else choose(child)
+            if child is None:
+                continue
+            replacement = choose(child)
             if replacement is not None:
                 setattr(parent, name, replacement)
+                child = replacement
+            # a replacement may have children to replace in turn
+            parents.append(child)
     # a model that is one layer has no parent to change
     replacement = choose(model)
     return model if replacement is None else replacement

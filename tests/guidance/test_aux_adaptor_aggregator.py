@@ -7,6 +7,7 @@ from mmpretrain.structures import DataSample
 from mmauxq.algorithms import dry_run
 from mmauxq.errors import UsageError
 from mmauxq.guidance import AuxAdaptorAggregator, Tap
+from mmauxq.guidance.adaptor import resize_tokens
 from tests.networks import AUX, batch, classifier, joint_qat
 
 TAPS = [
@@ -184,9 +185,49 @@ def test_bad_settings(settings, message):
         joint_qat(guidance=dict(AUX, **settings))
 
 
-def test_taps_must_be_feature_maps():
+def test_taps_must_be_feature_maps_or_tokens():
     with pytest.raises(UsageError, match='takes feature maps'):
-        AuxAdaptorAggregator([Tap('stem', (10, 4))], head(), 10)
+        AuxAdaptorAggregator([Tap('stem', (10,))], head(), 10)
+
+
+MIXED = [
+    Tap('stem', (4, 8, 8)),
+    Tap('a', (8, 8, 6), 'channels_last'),
+    Tap('b', (65, 6), 'tokens'),
+    Tap('c', (17, 10), 'tokens'),
+    Tap('d:0', (6, 4, 4)),
+    Tap('d:1', (17, 10), 'tokens'),
+    Tap('e', (7, 10), 'tokens'),
+]
+
+
+def test_g_is_carried_across_all_layouts():
+    torch.manual_seed(0)
+    module = AuxAdaptorAggregator(MIXED, head(), 10)
+    seen = outputs(2, MIXED)
+    logits = module(seen)
+    assert logits.shape == (2, 10)
+    logits.square().sum().backward()
+    assert all(x.grad.abs().sum() > 0 for x in seen.values())
+    assert all(p.grad is not None for p in module.parameters())
+
+
+def test_tokens_are_pooled_as_the_image_that_they_are():
+    image = torch.randn(2, 3, 8, 8)
+    token = torch.randn(2, 1, 3)
+    tokens = torch.cat([token, image.flatten(2).transpose(1, 2)], 1)
+    pooled = resize_tokens(tokens, 17)
+    expected = F.avg_pool2d(image, 2).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(pooled[:, 1:], expected)
+    assert torch.equal(pooled[:, :1], token)
+    torch.testing.assert_close(resize_tokens(tokens, 16), expected)
+
+
+def test_groups_are_for_maps():
+    with pytest.raises(UsageError, match='gives tokens'):
+        AuxAdaptorAggregator(
+            [Tap('a', (4, 8), 'tokens')], head(), 10, groups=2
+        )
 
 
 def test_the_guidance_learns():

@@ -237,14 +237,16 @@ def test_per_channel(layer, role, channels, axis):
 
 
 @pytest.mark.parametrize(
-    'layer, x',
+    'layer, shape',
     [
-        (nn.Conv2d(4, 6, 3, groups=2), torch.randn(2, 4, 5, 5)),
-        (nn.Linear(4, 6), torch.randn(2, 3, 4)),
+        (nn.Conv2d(4, 6, 3, groups=2), (2, 4, 5, 5)),
+        (nn.Linear(4, 6), (2, 30, 4)),
     ],
     ids=['grouped conv', 'linear'],
 )
-def test_per_channel_layers_run(layer, x):
+def test_per_channel_layers_run(layer, shape):
+    x = torch.randn(shape)
+    layer.reset_parameters()  # anew, after the seed
     cfg = dict(CFG, per_channel=True)
     bits = {'0': LayerBits(2, 2, '')}
     model = convert(nn.Sequential(layer), bits, cfg, cfg)

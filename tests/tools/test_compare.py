@@ -1,7 +1,6 @@
 """The real command: killed, continued, and shown again."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -9,7 +8,7 @@ import time
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, process_environment
 
 COMMAND = [
     sys.executable,
@@ -23,31 +22,26 @@ COMMAND = [
 ]  # fmt: skip
 
 
-def environment():
-    found = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.endswith('WEIGHTS_ONLY_LOAD')
-    }
-    return {**found, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)}
-
-
 @pytest.mark.slow
 def test_killed_and_continued(tmp_path):
     out = tmp_path / 'out'
     words = [*COMMAND, '--out', str(out)]
     process = subprocess.Popen(
-        words, env=environment(), stderr=subprocess.DEVNULL
+        words, env=process_environment(), stderr=subprocess.DEVNULL
     )
     first = out / 'float/runs/float/0/result.json'
-    limit = time.time() + 180
+    limit = time.time() + 400
     while not first.exists() and time.time() < limit:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     process.wait(60)
     before = first.read_text()
     done = subprocess.run(
-        words, env=environment(), capture_output=True, text=True, timeout=300
+        words,
+        env=process_environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert first.read_text() == before  # not trained again
@@ -62,7 +56,7 @@ def test_killed_and_continued(tmp_path):
     assert all(r['start'].endswith('0/last.pth') for r in records)
     again = subprocess.run(
         [sys.executable, COMMAND[1], '--table', str(out)],
-        env=environment(), capture_output=True, text=True, timeout=60,
+        env=process_environment(), capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert again.returncode == 0, again.stderr
     # the reference is the first arm of the folder there
@@ -84,8 +78,8 @@ def test_killed_and_continued(tmp_path):
 def test_wrong_use_is_one_line(tmp_path, words, message):
     done = subprocess.run(
         [sys.executable, COMMAND[1], *words],
-        env=environment(), cwd=tmp_path, capture_output=True, text=True,
-        timeout=120,
+        env=process_environment(), cwd=tmp_path, capture_output=True,
+        text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 2
     lines = done.stderr.strip().splitlines()

@@ -1,0 +1,4 @@
+# F at W8A8 with a classifier on each tapped output
+_base_ = ['./qat_w8a8.py', './guidance/dsn.py']
+
+quantization = dict(guidance=_base_.dsn_guidance)

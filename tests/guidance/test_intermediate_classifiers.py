@@ -1,0 +1,90 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from mmpretrain.models.heads import LinearClsHead
+from mmpretrain.structures import DataSample
+
+from mmauxq.errors import UsageError
+from mmauxq.guidance import IntermediateClassifiers, Tap
+from tests.networks import batch, joint_qat
+
+DSN = dict(type='mmauxq.IntermediateClassifiers')
+TAPS = [
+    Tap('a', (4, 8, 8)),
+    Tap('b', (6, 5), 'tokens'),
+    Tap('c', (3, 3, 7), 'channels_last'),
+]
+
+
+def head(**loss):
+    return LinearClsHead(10, 8, loss=dict(type='CrossEntropyLoss', **loss))
+
+
+def outputs():
+    torch.manual_seed(1)
+    return {t.name: torch.randn(3, *t.shape) for t in TAPS}
+
+
+def test_each_loss_is_that_of_a_classifier_on_the_pooled_output():
+    module = IntermediateClassifiers(
+        TAPS, head(), 10, loss_weight=0.5, alphas=[1.0, 2.0, 4.0]
+    )
+    given = outputs()
+    pooled = dict(
+        a=given['a'].mean((2, 3)),
+        b=given['b'].mean(1),
+        c=given['c'].mean((1, 2)),
+    )
+    samples = [DataSample().set_gt_label(i) for i in range(3)]
+    losses = module.loss(given, samples)
+    for i, (name, features) in enumerate(pooled.items()):
+        logits = module.classifiers[i].fc(features)
+        expected = 0.5 * 2.0**i * F.cross_entropy(logits, torch.arange(3))
+        torch.testing.assert_close(losses[f'loss_{name}'], expected)
+
+
+def test_in_the_seat_of_the_auxiliary_module():
+    model = joint_qat(guidance=DSN)
+    losses = model.loss(*batch())
+    assert set(losses) == {
+        'student.loss',
+        *(f'guidance.loss_layer{i}.0' for i in (1, 2, 3)),
+    }
+    sum(losses.values()).backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_it_guides_the_first_block_alone():
+    """With one weight, only what comes before that tap learns from it."""
+    model = joint_qat(guidance=dict(DSN, alphas=[1.0, 0.0, 0.0]))
+    losses = model.loss(*batch())
+    sum(v for k, v in losses.items() if 'guidance' in k).backward()
+    backbone = model.architecture.backbone
+    assert backbone.layer1[0].conv1.weight.grad.abs().sum() > 0
+    assert not backbone.layer2[0].conv1.weight.grad.abs().sum()
+
+
+def test_the_network_that_ships_is_the_same_as_without():
+    guided = joint_qat(guidance=DSN)
+    guided.loss(*batch())
+    plain = joint_qat(guidance=None)
+    plain.load_state_dict(guided.state_dict())
+    inputs, _ = batch(seed=3)
+    assert torch.equal(
+        guided.eval()(inputs, mode='tensor'),
+        plain.eval()(inputs, mode='tensor'),
+    )
+
+
+@pytest.mark.parametrize(
+    'alphas, message',
+    [
+        ([1.0] * 4, '4 weights for 3 taps'),
+        ([1.0], '1 weights for 3 taps'),
+        ([1.0, -1.0, 0.0], 'allowed are numbers from 0'),
+        (-1.0, 'allowed are numbers from 0'),
+    ],
+)
+def test_wrong_weights(alphas, message):
+    with pytest.raises(UsageError, match=message):
+        joint_qat(guidance=dict(DSN, alphas=alphas))

@@ -1,6 +1,7 @@
 """Whether an artefact computes what the PyTorch network computes."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -8,34 +9,40 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmauxq.evaluation import operand_values
 from mmauxq.quantizers import Quantizer, named_quantizers
 
+from .lower import Lowered
 from .runtime import session, with_outputs
 from .trace import INPUT, OUTPUT, logits_of
 
 # A value is at a rounding tie if it is so near, in steps, to a threshold.
-TIE = 1e-3
+TIE = 1e-4
+# Difference of logits, as a part of the largest, that float sums in another
+# order may make.
+LOGITS = 1e-5
 
 
 @dataclass
 class Agreement:
     """An artefact against PyTorch, on the same images.
 
-    An image is touched when a value so near to a rounding threshold that
-    float32 sums in another order cross it became the other code. What follows
-    in that image differs then, too, so that its later codes are not compared.
+    Codes are compared layer by layer: PyTorch computes each layer from the
+    codes that the artefact had before it. So every code of every image is
+    compared, and a difference is that of one layer alone.
 
     Args:
         images: Number of images.
-        max_difference: Of logits, over images that no tie touched.
-        max_difference_all: Over all images.
+        max_difference: Of logits, from the same codes; from the same images
+            if codes are not compared.
         largest_logit: In size.
-        top1_agreement: Part of the images with the same class.
-        top1_differing_untouched: Images with another class and no tie.
-        codes: Integer codes compared.
-        ties: Codes that differ at a tie.
-        unexplained: Codes that differ elsewhere.
+        same_class: Images to which both give the same class.
+        unexplained_classes: Images with another class and the same codes.
+        codes: Integer codes of activations compared.
+        ties: Codes that differ by one, where the value is within
+            :data:`TIE` of a rounding threshold: float sums in another order.
+        rounded: Codes that differ by one after a layer whose biases had to
+            be rounded, within the reach of that rounding.
+        unexplained: Codes that differ otherwise.
         images_touched: Images in which a code differs.
         top1: Part of the labels met, by the artefact.
         top1_torch: Part of the labels met, by PyTorch.
@@ -43,12 +50,12 @@ class Agreement:
 
     images: int = 0
     max_difference: float = 0.0
-    max_difference_all: float = 0.0
     largest_logit: float = 0.0
-    top1_agreement: float = 0.0
-    top1_differing_untouched: int = 0
+    same_class: int = 0
+    unexplained_classes: int = 0
     codes: int = 0
     ties: int = 0
+    rounded: int = 0
     unexplained: int = 0
     images_touched: int = 0
     top1: float | None = None
@@ -56,80 +63,22 @@ class Agreement:
 
     @property
     def holds(self) -> bool:
-        """Whether every difference is explained by a tie."""
-        return not (self.unexplained or self.top1_differing_untouched)
+        """Whether float rounding explains every difference."""
+        return (
+            not (self.unexplained or self.unexplained_classes)
+            and self.max_difference <= LOGITS * self.largest_logit
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """For a JSON report."""
         return {**asdict(self), 'holds': self.holds}
 
 
-def _inputs(
-    architecture: nn.Module, images: Tensor
-) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
-    """Inputs and outputs of the activation quantizers, and the logits."""
-    raw: dict[str, Tensor] = {}
-    handles = [
-        quantizer.register_forward_pre_hook(
-            lambda _, args, name=name: raw.update({name: args[0].clone()})
-        )
-        for name, quantizer in named_quantizers(architecture)
-        if quantizer.role == 'activation'
-    ]
-    try:
-        with torch.no_grad():
-            logits = logits_of(architecture, images)
-        values = operand_values(architecture, images)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return raw, values, logits
-
-
-def _steps(quantizer: Quantizer, x: Tensor) -> Tensor:
-    grid = quantizer.grid()
-    value = x.double()
-    if grid.offset is not None:
-        value = value - quantizer._spread(grid.offset, x)
-    return value / quantizer._spread(grid.scale, x)
-
-
-def _compare_codes(
-    architecture: nn.Module,
-    images: Tensor,
-    names: Mapping[str, tuple[str, int]],
-    found: Mapping[str, np.ndarray],
-    result: Agreement,
-) -> tuple[np.ndarray, np.ndarray]:
-    quantizers = dict(named_quantizers(architecture))
-    raw, values, logits = _inputs(architecture, images)
-    clean = np.ones(len(images), bool)
-    for name in values:
-        if name not in names or name not in raw:
-            continue
-        quantizer = quantizers[name]
-        value, zero = names[name]
-        want = _steps(quantizer, values[name]).round().numpy()
-        have = found[value].astype(np.int32) - zero
-        rest = tuple(range(1, want.ndim))
-        result.codes += int(want[clean].size)
-        differs = (want != have) & clean.reshape(-1, *[1] * len(rest))
-        if not differs.any():
-            continue
-        steps = _steps(quantizer, raw[name]).numpy()
-        near = np.abs(steps - np.floor(steps) - 0.5) < TIE
-        near &= np.abs(want - have) == 1
-        result.ties += int((differs & near).sum())
-        result.unexplained += int((differs & ~near).sum())
-        clean &= ~differs.any(rest)
-    return clean, logits.numpy()
-
-
 def compare(
     architecture: nn.Module,
     model: Any,
-    batches: Iterator[tuple[Tensor, Tensor]],
-    codes: Mapping[str, tuple[str, int]] | None = None,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    lowered: Lowered | None = None,
 ) -> Agreement:
     """Run ``model`` and PyTorch on the same images.
 
@@ -137,48 +86,158 @@ def compare(
         architecture: In evaluation mode, on the CPU.
         model: An ONNX model.
         batches: (images, labels); a label below 0 is unknown.
-        codes: Activation quantizer -> (value of the model, code of zero), as
-            in :class:`mmauxq.export.lower.Lowered`. Without it codes are not
-            compared.
+        lowered: Says where the codes are. Without it only logits and classes
+            are compared.
     """
-    names = dict(codes or {})
+    names = lowered.codes if lowered else {}
     plain = session(model)
     outputs = [value for value, _ in names.values()]
     watched = session(with_outputs(model, outputs)) if names else None
     result = Agreement()
-    same = right = right_torch = known = 0
+    right = right_torch = known = 0
     for images, labels in batches:
         feed = {INPUT: images.numpy()}
         logits = plain.run([OUTPUT], feed)[0]
-        clean = np.ones(len(images), bool)
-        if watched is not None:
-            found = dict(zip(outputs, watched.run(outputs, feed), strict=True))
-            clean, want = _compare_codes(
-                architecture, images, names, found, result
-            )
-        else:
-            with torch.no_grad():
-                want = logits_of(architecture, images).numpy()
-        difference = np.abs(logits - want).max(1)
+        with torch.no_grad():
+            want = logits_of(architecture, images).numpy()
+            same_codes = want
+            touched = np.zeros(len(images), bool)
+            if watched is not None and lowered is not None:
+                found = watched.run([OUTPUT, *outputs], feed)
+                # the same kernels ran, whether watched or not
+                result.unexplained += int((found[0] != logits).any(1).sum())
+                codes = {
+                    name: array.astype(np.int32) - names[name][1]
+                    for name, array in zip(names, found[1:], strict=True)
+                }
+                with _following(
+                    architecture, codes, lowered.reach, result, touched
+                ):
+                    same_codes = logits_of(architecture, images).numpy()
         result.images += len(images)
-        result.images_touched += int((~clean).sum())
+        result.images_touched += int(touched.sum())
         result.max_difference = max(
-            result.max_difference, float(difference[clean].max(initial=0))
-        )
-        result.max_difference_all = max(
-            result.max_difference_all, float(difference.max())
+            result.max_difference, float(np.abs(logits - same_codes).max())
         )
         result.largest_logit = max(
             result.largest_logit, float(np.abs(want).max())
         )
         agrees = logits.argmax(1) == want.argmax(1)
-        same += int(agrees.sum())
-        result.top1_differing_untouched += int((~agrees & clean).sum())
+        result.same_class += int(agrees.sum())
+        if watched is not None:
+            result.unexplained_classes += int((~agrees & ~touched).sum())
         target = labels.numpy()
         known += int((target >= 0).sum())
         right += int((logits.argmax(1) == target).sum())
         right_torch += int((want.argmax(1) == target).sum())
-    result.top1_agreement = same / max(result.images, 1)
     if known:
         result.top1, result.top1_torch = right / known, right_torch / known
     return result
+
+
+@contextmanager
+def _following(
+    architecture: nn.Module,
+    codes: Mapping[str, np.ndarray],
+    reach: Mapping[str, float],
+    result: Agreement,
+    touched: np.ndarray,
+) -> Iterator[None]:
+    """While active, quantizers give the codes of the artefact.
+
+    What they would have given is compared first. ``touched`` marks the images
+    in which a code differs.
+    """
+
+    def follow(name: str, quantizer: Quantizer, x: Tensor, y: Tensor):
+        grid = quantizer.grid()
+        offset = 0.0 if grid.offset is None else quantizer._spread(
+            grid.offset, x
+        )  # fmt: skip
+        scale = quantizer._spread(grid.scale, x)
+        have = torch.from_numpy(codes[name])
+        want = ((y.double() - offset) / scale).round()
+        differs = want != have
+        result.codes += have.numel()
+        if not differs.any():
+            return None
+        touched[differs.flatten(1).any(1).numpy()] = True
+        steps = ((x.double() - offset) / scale)[differs]
+        distance = (steps - steps.floor() - 0.5).abs()
+        by_one = (want - have)[differs].abs() == 1
+        tie = by_one & (distance <= TIE)
+        rounded = by_one & ~tie & (distance <= reach.get(name, 0.0) + TIE)
+        result.ties += int(tie.sum())
+        result.rounded += int(rounded.sum())
+        result.unexplained += int((~tie & ~rounded).sum())
+        return torch.where(differs, quantizer.weight_of(have), y)
+
+    handles = [
+        quantizer.register_forward_hook(
+            lambda module, args, output, name=name: follow(
+                name, module, args[0], output
+            )
+        )
+        for name, quantizer in named_quantizers(architecture)
+        if name in codes
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def differing_weights(
+    architecture: nn.Module, model: Any, operands: Mapping[str, Tensor]
+) -> list[str]:
+    """Weight quantizers whose codes in the file are not those of PyTorch.
+
+    Codes of a channel may be spread by one whole number, and turned in sign by
+    a folded batch norm; a channel that a batch norm multiplies by 0 is 0.
+
+    Args:
+        architecture: As exported.
+        model: An ONNX model.
+        operands: Weight quantizer -> its input.
+    """
+    from onnx import numpy_helper
+
+    stored = {
+        tensor.name: numpy_helper.to_array(tensor).astype(np.int64)
+        for tensor in model.graph.initializer
+        if tensor.name.endswith('.codes')
+    }
+    differing = []
+    for name, quantizer in named_quantizers(architecture):
+        if name not in operands:
+            continue
+        want = quantizer.codes(operands[name]).numpy().astype(np.int64)
+        have = stored[f'{name}.codes']
+        if have.shape != want.shape:
+            have = have.T
+        if not all(
+            _is_multiple(a.ravel(), b.ravel())
+            for a, b in zip(have, want, strict=True)
+        ):
+            differing.append(name)
+    return differing
+
+
+def _is_multiple(have: np.ndarray, want: np.ndarray) -> bool:
+    if not have.any():
+        return True
+    at = int(np.abs(want).argmax())
+    return bool((have * want[at] == want * have[at]).all())
+
+
+def classes_of(
+    architecture: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]
+) -> tuple[Tensor, float | None]:
+    """Logits of all images, and the part of the labels that they meet."""
+    with torch.no_grad():
+        logits = torch.cat([logits_of(architecture, x) for x, _ in batches])
+    labels = torch.cat([labels for _, labels in batches])
+    known = int((labels >= 0).sum())
+    right = int((logits.argmax(1) == labels).sum())
+    return logits, right / known if known else None

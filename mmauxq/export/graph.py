@@ -1,12 +1,14 @@
 """A small editor for ONNX graphs."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+PRODUCTS = ('Conv', 'Gemm', 'MatMul')
 NARROW = {
     'int2': TensorProto.INT2,
     'int4': TensorProto.INT4,
@@ -99,7 +101,7 @@ class Graph:
         self.nodes = [n for n in self.nodes if n is not node]
 
     def redirect(
-        self, old: str, new: str, keep: tuple[NodeProto, ...] = ()
+        self, old: str, new: str, keep: Sequence[NodeProto] = ()
     ) -> None:
         """Let all takers of ``old`` take ``new``, but for those kept."""
         for node in self.nodes:

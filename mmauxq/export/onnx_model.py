@@ -12,7 +12,8 @@ from mmauxq.quantizers import named_quantizers
 
 from . import runtime
 from .graph import Graph
-from .lower import Lowered, lower, residual_values, weight_operands
+from .lower import Lowered, lower, weight_operands
+from .residual import residual_values
 from .trace import trace
 
 
@@ -46,7 +47,7 @@ def to_onnx(
     kernels = weights == 'int8'
     ranges = None
     if residual == 'int8':
-        names = residual_values(copy.deepcopy(traced))
+        names = residual_values(Graph(copy.deepcopy(traced)))
         plain = lower(
             copy.deepcopy(traced), quantizers, operands,
             narrowest='int8', fold=False,

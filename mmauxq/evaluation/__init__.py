@@ -3,7 +3,6 @@
 from .cost import LayerCost, layer_costs
 from .gradients import block_gradient_norms
 from .levels import LevelCount, count_levels, operand_values
-from .onnx_levels import audit_onnx
 from .size import deployed_bytes
 from .statistics import PairedDifference, paired_difference
 from .trial import Trial, run_trial
@@ -13,7 +12,6 @@ __all__ = [
     'LevelCount',
     'PairedDifference',
     'Trial',
-    'audit_onnx',
     'block_gradient_norms',
     'count_levels',
     'deployed_bytes',

@@ -66,7 +66,8 @@ def export_command(argv: list[str] | None = None) -> int:
 
     def command(args: argparse.Namespace, started: Callable) -> None:
         compat.enable()
-        from .export import check_folder, export
+        from .export import export
+        from .folder import check_folder
 
         check_folder(args.out)
         network = _load(args)
@@ -100,8 +101,9 @@ def audit_command(argv: list[str] | None = None) -> int:
 
     def command(args: argparse.Namespace, started: Callable) -> None:
         compat.enable()
-        from mmauxq.evaluation import audit_onnx, count_levels
+        from mmauxq.evaluation import count_levels
 
+        from .audit import audit_onnx
         from .network import first_images
 
         if args.onnx and not Path(args.onnx).is_file():

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -59,18 +60,21 @@ class Network:
             )
             yield data['inputs'].float(), labels
 
-    def images(
-        self, count: int, split: str = 'val'
-    ) -> list[tuple[Tensor, Tensor]]:
-        """The first ``count`` images, in batches of at most 250."""
+    def images(self, count: int) -> list[tuple[Tensor, Tensor]]:
+        """The first validation images, in batches of at most 250."""
         found, total = [], 0
-        for images, labels in self.batches(split):
+        for images, labels in self.batches():
             images, labels = images[: count - total], labels[: count - total]
             found += zip(images.split(250), labels.split(250), strict=True)
             total += len(images)
             if total >= count:
                 break
         return found
+
+    def training_batches(self, count: int) -> Iterator[Tensor]:
+        """The first ``count`` batches of training images."""
+        for images, _ in islice(self.batches('train'), count):
+            yield images
 
     def classes(self) -> list[str]:
         """Names of the classes, as far as the checkpoint tells."""
@@ -98,7 +102,7 @@ def load_network(cfg: Config, checkpoint: str) -> Network:
         )
     content = compat.load_checkpoint(checkpoint)
     state = normalise(content, str(checkpoint))
-    algorithm = _build(cfg, None).cpu().eval()
+    algorithm = build(cfg, None).cpu().eval()
     check_architecture(algorithm.architecture, state, str(checkpoint))
     calibrated = [
         f'{name}.calibrated'
@@ -128,7 +132,8 @@ def load_network(cfg: Config, checkpoint: str) -> Network:
     return Network(algorithm.eval(), cfg, meta or {})
 
 
-def _build(cfg: Config, guidance: Any) -> Any:
+def build(cfg: Config, guidance: Any) -> Any:
+    """The algorithm of a config, with this guidance or ``None``."""
     model = copy.deepcopy(cfg.model)
     model.guidance, model.float_checkpoint = guidance, None
     if cfg.get('data_preprocessor') is not None:
@@ -141,7 +146,7 @@ def guidance_cost(cfg: Config, image: Tensor) -> dict[str, Any]:
     guidance = cfg.model.get('guidance')
     if guidance is None:
         return dict(type=None, parameters=0, multiply_adds=0)
-    algorithm = _build(cfg, guidance).cpu().eval()
+    algorithm = build(cfg, guidance).cpu().eval()
     with torch.no_grad():
         with algorithm.recorder:
             # calibration is of no concern here: the float network will do
@@ -162,7 +167,7 @@ def first_images(network: Network, count: int) -> list[tuple[Tensor, Tensor]]:
     """Validation images, or generated ones if ``count`` is 0."""
     if count:
         return network.images(count)
-    shape = network.cfg.model.get('input_shape') or (3, 224, 224)
+    shape = network.algorithm.cost.shape
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(16, *shape, generator=generator)
     return [(images, torch.full((16,), -1))]

@@ -17,72 +17,104 @@ def _bits(value: int) -> str:
 
 def as_markdown(report: dict[str, Any]) -> str:
     """``report.json`` as a page."""
-    onnx, sizes = report['onnx'], report['sizes']
-    agreement = report['agreement']['model.onnx']
-    guidance = report['guidance']
+    text = ['# Export report', '', _about(report), '']
+    text += _agreement(report)
+    text += _sizes(report)
+    text += _onnx(report)
+    text += _cost(report)
+    return '\n'.join(text) + '\n'
+
+
+def _about(report: dict[str, Any]) -> str:
     about = report['runtime']
-    text = [
-        '# Export report',
-        '',
+    return (
         f'MMAuxQ {report["mmauxq_version"]}, torch {about["torch"]}, onnx '
-        f'{about["onnx"]}, onnxruntime {about["onnxruntime"]} '
-        f'({", ".join(about["cpu"])}).',
-        '',
+        f'{about["onnx"]}, onnxruntime {about["onnxruntime"]}; '
+        f'{about["cpu"]} ({", ".join(about["cpu_features"])}).'
+    )
+
+
+def _agreement(report: dict[str, Any]) -> list[str]:
+    agreement = report['agreement']['model.onnx']
+    images = 'of the validation set' if report['real_images'] else 'generated'
+    text = [
         '## Agreement with the PyTorch network',
         '',
-        _row('', 'model.onnx'),
-        _row('---', '---'),
+        f'On {agreement["images"]} images, {images}. `slim.pth` and '
+        '`packed.safetensors` were loaded again and give the logits of the '
+        'PyTorch network to the bit. `model.onnx` ran in ONNX Runtime:',
+        '',
+        _row('', 'PyTorch, slim.pth, packed.safetensors', 'model.onnx'),
+        _row('---', '---:', '---:'),
         _row(
-            'images',
-            f'{agreement["images"]} '
-            + (
-                'of the validation set'
-                if report['real_images']
-                else 'generated'
-            ),
+            'top-1',
+            _percent(agreement['top1_torch']),
+            _percent(agreement['top1']),
         ),
-        _row('same class', _percent(agreement['top1_agreement'])),
-        _row('top-1', _percent(agreement['top1'])),
-        _row('top-1 of PyTorch', _percent(agreement['top1_torch'])),
+        _row('same class', agreement['images'], agreement['same_class']),
         _row(
             'largest difference of logits',
-            f'{agreement["max_difference"]:.2e} (largest logit '
+            0,
+            f'{agreement["max_difference"]:.1e} (largest logit '
             f'{agreement["largest_logit"]:.1f})',
         ),
-        _row('integer codes compared', f'{agreement["codes"]:,}'),
-        _row('of them different at a rounding tie', agreement['ties']),
-        _row('different elsewhere', agreement['unexplained']),
-        _row('images with a tie', agreement['images_touched']),
-        '',
-        '`packed.safetensors` and `slim.pth` give the logits of the PyTorch '
-        'network to the bit.',
-        '',
     ]
+    if report['onnx']['residual'] == 'float':
+        text += [
+            _row('weight codes that differ', 0, 0),
+            _row('activation codes compared', '', f'{agreement["codes"]:,}'),
+            _row('differ at a rounding tie', 0, agreement['ties']),
+            _row('differ by a rounded bias', 0, agreement['rounded']),
+            _row('differ otherwise', 0, agreement['unexplained']),
+            _row('images in which one differs', 0,
+                 agreement['images_touched']),
+            '',
+            'Each layer is compared from the same codes before it.',
+        ]  # fmt: skip
+    else:
+        text += ['', 'Residual sums in 8 bits are another network than the '
+                 'one that was trained: its codes are not compared, its '
+                 'accuracy is measured.']  # fmt: skip
     if 'batch_norm' in report:
         norm = report['batch_norm']
         text += [
-            f'Batch norms re-estimated from {norm["batches"]} batches: top-1 '
-            f'{_percent(norm["top1_before"])} before, '
-            f'{_percent(norm["top1_after"])} after.',
             '',
+            f'Batch norms were re-estimated from {norm["batches"]} batches: '
+            f'top-1 {_percent(norm["top1_before"])} before, '
+            f'{_percent(norm["top1_after"])} after.',
         ]
-    text += [
+    return [*text, '']
+
+
+def _sizes(report: dict[str, Any]) -> list[str]:
+    sizes = report['sizes']
+    rows = [
+        ('float network', 'float'),
+        ('network at the bits of each weight', 'sum_of_bits'),
+        *(
+            (f'`{name}`', name)
+            for name in ('packed.safetensors', 'model.onnx', 'slim.pth')
+        ),
+    ]
+    return [
         '## Bytes',
         '',
         _row('', 'bytes'),
         _row('---', '---:'),
-        _row('float network', f'{sizes["float"]:,}'),
-        _row('sum of bits', f'{sizes["sum_of_bits"]:,}'),
-        *(
-            _row(f'`{name}`', f'{sizes[name]:,}')
-            for name in ('packed.safetensors', 'model.onnx', 'slim.pth')
-        ),
+        *(_row(text, f'{sizes[name]:,}') for text, name in rows),
         '',
+    ]
+
+
+def _onnx(report: dict[str, Any]) -> list[str]:
+    onnx = report['onnx']
+    kinds = ', '.join(sorted(set(onnx['containers'].values())))
+    counts = sorted(onnx['operators'].items())
+    text = [
         '## model.onnx',
         '',
-        f'Opset {onnx["opset"]}, weights as '
-        f'{", ".join(sorted(set(onnx["containers"].values())))} '
-        f'(`{onnx["weights"]}`), residual sums `{onnx["residual"]}`. '
+        f'Opset {onnx["opset"]}, weights as {kinds} (`--weights '
+        f'{onnx["weights"]}`), residual sums `{onnx["residual"]}`. '
         f'{onnx["batch_norms_folded"]} batch norms folded, '
         f'{len(onnx["batch_norms_kept"])} kept'
         + (
@@ -92,7 +124,7 @@ def as_markdown(report: dict[str, Any]) -> str:
         ),
         '',
         'Operators that the runtime runs: '
-        + ', '.join(f'{n} {k}' for k, n in sorted(onnx['operators'].items()))
+        + ', '.join(f'{n} {k}' for k, n in counts)
         + '.',
         '',
     ]
@@ -102,15 +134,27 @@ def as_markdown(report: dict[str, Any]) -> str:
             '`--weights int8` is the form for integer kernels.',
             '',
         ]
-    elif onnx['float_outputs']:
-        text += [
-            f'{len(onnx["float_outputs"])} quantized layers write a float '
-            'result (a residual sum, or the end of the network) and run in '
-            'float: ' + ', '.join(onnx['float_outputs']) + '. '
-            '`--residual int8` quantizes those sums.',
-            '',
-        ]
-    text += [f'Note: {note}\n' for note in onnx['notes']]
+    else:
+        text += [_kernels(onnx), '']
+    return text + [f'Note: {note}\n' for note in onnx['notes']]
+
+
+def _kernels(onnx: dict[str, Any]) -> str:
+    text = (
+        f'{len(onnx["integer_layers"])} of {len(onnx["containers"])} '
+        f'quantized layers run in integer kernels. {onnx["exact_channels"]} '
+        'output channels have a whole bias that changes no code.'
+    )
+    for layer, channels in onnx['rounded_channels'].items():
+        text += f'\n* `{layer}`: the bias of {channels} channels is rounded.'
+    for layer, reason in onnx['float_layers'].items():
+        text += f'\n* `{layer}` runs in float: {reason}.'
+    return text
+
+
+def _cost(report: dict[str, Any]) -> list[str]:
+    guidance = report['guidance']
+    text: list[str] = []
     text += [
         '## Cost',
         '',
@@ -130,8 +174,8 @@ def as_markdown(report: dict[str, Any]) -> str:
         ]
     text += [
         _row('layer', 'W', 'A', 'weight range', 'levels', 'input range',
-             'levels', 'multiply-adds', 'bit-operations'),
-        _row('---', *['---:'] * 8),
+             'levels', 'multiply-adds', 'bit-operations', 'runs as'),
+        _row('---', *['---:'] * 8, '---'),
     ]  # fmt: skip
     for layer in report['layers']:
         cells = []
@@ -149,6 +193,7 @@ def as_markdown(report: dict[str, Any]) -> str:
                 *cells,
                 f'{layer["multiply_adds"]:,}',
                 f'{layer["bit_operations"]:,}',
+                layer['operator'],
             )
         )
-    return '\n'.join(text) + '\n'
+    return text

@@ -1,9 +1,8 @@
 """ONNX Runtime: sessions, integer kernels, latency."""
 
-import statistics
+import platform
 import tempfile
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,49 +98,26 @@ def value_ranges(
     return ranges
 
 
-def operators(model: Any) -> dict[str, int]:
-    """Operator -> count, in the graph that the runtime made of a model."""
+def operators(model: Any) -> tuple[dict[str, int], dict[str, str]]:
+    """What the runtime makes of a model.
+
+    Returns:
+        Operator -> count in the graph that really runs; quantized layer ->
+        the integer operator that runs it, for those that have one.
+    """
     import onnx
 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / 'optimised.onnx'
         session(model, optimised=file)
-        return count_ops(onnx.load(str(file)))
-
-
-def latencies(
-    models: Mapping[str, Any],
-    shape: Sequence[int],
-    batch: int,
-    threads: int,
-    rounds: int = 15,
-) -> dict[str, tuple[float, float, float]]:
-    """Seconds of a batch: median and quartiles, models taking turns.
-
-    Args:
-        models: Name -> model or file.
-        shape: (C, H, W).
-        batch: Images at once.
-        threads: Of the runtime.
-        rounds: Timed runs of each model, after two that are not.
-    """
-    running = {name: session(m, threads) for name, m in models.items()}
-    images = np.random.default_rng(0).standard_normal((batch, *shape))
-    feed = {INPUT: images.astype(np.float32)}
-    times: dict[str, list[float]] = {name: [] for name in models}
-    for turn in range(rounds + 2):
-        for name, one in running.items():
-            begin = time.perf_counter()
-            one.run([OUTPUT], feed)
-            if turn >= 2:
-                times[name].append(time.perf_counter() - begin)
-    return {
-        name: (
-            statistics.median(values),
-            *np.percentile(values, [25, 75]).tolist(),
-        )
-        for name, values in times.items()
-    }
+        optimised = onnx.load(str(file))
+    kernels = {}
+    for node in optimised.graph.node:
+        for name in node.input if node.op_type in INTEGER_OPS else ():
+            layer, found, _ = name.partition('.weight_quantizer.codes')
+            if found:
+                kernels[layer] = node.op_type
+    return count_ops(optimised), kernels
 
 
 def cpu_features() -> list[str]:
@@ -153,3 +129,13 @@ def cpu_features() -> list[str]:
     except OSError:
         return []
     return [name for name in wanted if name in words]
+
+
+def cpu_name() -> str:
+    """As the system gives it."""
+    try:
+        lines = Path('/proc/cpuinfo').read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [x.split(':')[1].strip() for x in lines if 'model name' in x]
+    return names[0] if names else platform.processor()

@@ -25,7 +25,7 @@ def trained(weight='LSQ', bits=2, **settings):
 def test_it_loads_back_to_the_bit(tmp_path, weight, bits):
     network = trained(weight, bits)
     file = tmp_path / 'packed.safetensors'
-    assert save_packed(network, file) == file.stat().st_size
+    assert save_packed(network, file, IMAGE) == file.stat().st_size
     again = trained(weight, bits, seed=5)
     load_packed(file, again)
     inputs = batch(seed=3)[0]

@@ -6,8 +6,10 @@ import os
 import numpy as np
 
 from mmauxq.errors import UsageError
+from mmauxq.evaluation import LevelCount
 
-from .levels import LevelCount
+from .runtime import session, with_outputs
+from .trace import INPUT
 
 
 def audit_onnx(
@@ -29,9 +31,6 @@ def audit_onnx(
     """
     import onnx
     from onnx import numpy_helper
-
-    from mmauxq.export.runtime import session, with_outputs
-    from mmauxq.export.trace import INPUT
 
     try:
         model = onnx.load(str(file))

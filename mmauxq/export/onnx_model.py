@@ -46,8 +46,8 @@ def to_onnx(
         traced = trace(architecture, images.shape[1:])
     kernels = weights == 'int8'
     ranges = None
-    if residual == 'int8':
-        names = residual_values(Graph(copy.deepcopy(traced)))
+    names = residual_values(Graph(copy.deepcopy(traced)))
+    if residual == 'int8' and names:
         plain = lower(
             copy.deepcopy(traced), quantizers, operands,
             narrowest='int8', fold=False,

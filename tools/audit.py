@@ -3,7 +3,7 @@
 import sys
 
 import mmauxq  # noqa: F401  (makes mmauxq:: bases known to the config)
-from mmauxq.export.command import audit_command
+from mmauxq.export.audit_command import audit_command
 
 if __name__ == '__main__':
     sys.exit(audit_command())

@@ -95,11 +95,7 @@ def load_network(cfg: Config, checkpoint: str) -> Network:
     from mmengine.registry import init_default_scope
 
     init_default_scope(cfg.get('default_scope', 'mmpretrain'))
-    if cfg.model.get('type') != 'mmauxq.JointQAT':
-        raise UsageError(
-            f'model.type={cfg.model.get("type")!r}; exported are networks '
-            "trained with 'mmauxq.JointQAT'"
-        )
+    check_config(cfg)
     content = compat.load_checkpoint(checkpoint)
     state = normalise(content, str(checkpoint))
     algorithm = build(cfg, None).cpu().eval()
@@ -130,6 +126,19 @@ def load_network(cfg: Config, checkpoint: str) -> Network:
     algorithm.architecture.load_state_dict(state, strict=False)
     meta = content.get('meta') if isinstance(content, dict) else None
     return Network(algorithm.eval(), cfg, meta or {})
+
+
+def check_config(cfg: Config) -> None:
+    """See that there is something to export.
+
+    Raises:
+        UsageError: If the config trains no quantized network.
+    """
+    if cfg.model.get('type') != 'mmauxq.JointQAT':
+        raise UsageError(
+            f'model.type={cfg.model.get("type")!r}; exported are networks '
+            "trained with 'mmauxq.JointQAT'"
+        )
 
 
 def build(cfg: Config, guidance: Any) -> Any:

@@ -1,3 +1,4 @@
+import copy
 import json
 
 import numpy as np
@@ -182,7 +183,7 @@ def test_a_failure_leaves_the_folder_as_it_was(
     [
         ('other', 'holds notes.txt; allowed are a new folder, an empty one'),
         ('file', 'is a file; allowed is a folder'),
-        ('under a file', 'cannot be written: Not a directory'),
+        ('under a file', 'cannot be written: File exists'),
     ],
 )
 def test_a_folder_that_cannot_be_used(
@@ -269,7 +270,7 @@ def test_codes_that_no_type_holds(small_config, tmp_path, fails):
     """DoReFa's 8-bit weights have the codes -255 to 255."""
     from mmauxq.export.latency import calibrated_network
 
-    cfg = small_config.copy()
+    cfg = copy.deepcopy(small_config)
     cfg.model.quantizers.weight = dict(type='mmauxq.DoReFaWeight', bits=8)
     state = calibrated_network(cfg).algorithm.state_dict()
     torch.save(dict(state_dict=state), tmp_path / 'dorefa.pth')

@@ -37,12 +37,17 @@ def latency_command(argv: list[str] | None = None) -> int:
         '--openvino', action='store_true', help='OpenVINO, too'
     )
 
+    parser.add_argument(
+        '--save', metavar='FILE', help='keep the network as a checkpoint'
+    )
+
     def command(args: argparse.Namespace, started: Callable) -> None:
         for key in ('batch', 'threads', 'rounds'):
             values = getattr(args, key)
             if 0 in (values if isinstance(values, list) else [values]):
                 raise UsageError(f'--{key} 0; allowed are 1, 2, ...')
         compat.enable()
+        import torch
         from mmengine.registry import init_default_scope
 
         from . import latency, runtime
@@ -56,6 +61,10 @@ def latency_command(argv: list[str] | None = None) -> int:
             network = latency.calibrated_network(cfg)
         else:
             network = load(args)
+        if args.save:
+            torch.save(
+                dict(state_dict=network.algorithm.state_dict()), args.save
+            )
         models = latency.forms_of(network)
         if args.openvino:  # before anything is timed
             latency.openvino_runner(models['float'], 1)

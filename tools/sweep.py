@@ -56,8 +56,9 @@ def run(args: argparse.Namespace) -> int:
     from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
     from mmauxq.evaluation import sweep
+    from mmauxq.evaluation.mmpretrain_configs import classifier_configs
 
-    configs = sweep.classifier_configs(args.configs)
+    configs = classifier_configs(args.configs)
     limits = dict(timeout=args.timeout, memory=args.memory, jobs=args.jobs)
     out = Path(args.out)
     out.parent.mkdir(parents=True, exist_ok=True)

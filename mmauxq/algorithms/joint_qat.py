@@ -15,7 +15,7 @@ from mmrazor.models.utils import add_prefix
 from torch import Tensor, nn
 
 from mmauxq.errors import UsageError
-from mmauxq.guidance import Guidance, Tap, TapRecorder
+from mmauxq.guidance import Guidance, Tap, TapRecorder, find_taps
 from mmauxq.layers import LayerBits, Policy, convert, restore
 from mmauxq.quantizers import FLOAT_BITS, calibrating, named_quantizers
 from mmauxq.quantizers.base import check_bits
@@ -102,6 +102,7 @@ class JointQAT(BaseAlgorithm):
             {p.name: p.readers for p in found.products.values()},
         )
         self._check_conversion(inputs)
+        self._register_state_dict_hook(_keep_all)
         self._log_bits()
 
     def _check_conversion(self, inputs: Tensor) -> None:
@@ -123,7 +124,7 @@ class JointQAT(BaseAlgorithm):
                 'registered; there is '
                 'mmauxq.AuxAdaptorAggregator'
             )
-        found = dry_run.find_taps(
+        found = find_taps(
             self.architecture, cfg.pop('taps', 'auto'), cls.uses_stem, inputs
         )
         self.taps = found.taps
@@ -326,6 +327,24 @@ class JointQAT(BaseAlgorithm):
         )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._float_start = True
+
+
+def _keep_all(model: JointQAT, state: dict, prefix: str, _: Any) -> None:
+    """State-dict hook: put back what a module of the architecture left out.
+
+    MMPretrain's LoRA keeps only the low-rank weights, because the others can
+    be had from the float checkpoint; the scales of the quantizers cannot.
+    """
+    for path, module in model.named_modules():
+        inner = f'{prefix}{path}.' if path else prefix
+        own = dict(module._parameters) | {
+            name: buffer
+            for name, buffer in module._buffers.items()
+            if name not in module._non_persistent_buffers_set
+        }
+        for name, tensor in own.items():
+            if tensor is not None:
+                state.setdefault(inner + name, tensor.detach())
 
 
 def _build_architecture(

@@ -9,10 +9,12 @@ except :class:`~mmauxq.errors.UsageError`.
 """
 
 import argparse
+import atexit
 import json
 import os
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -222,6 +224,24 @@ def _guard(
     finally:
         _leave_process_group()
     return 0
+
+
+def leave(status: int) -> NoReturn:
+    """End the process with ``status``, as the last act of a command.
+
+    A rank of a distributed job ends at once. It has left the process group,
+    but threads of Gloo may live on, and one that asks for Python's lock while
+    the interpreter shuts down aborts the process ("terminate called without
+    an active exception"): seen once, after a complete evaluation.
+    """
+    if 'RANK' not in os.environ:
+        sys.exit(status)
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
+    atexit._run_exitfuncs()  # loggers and visualizers write what they hold
+    _flush_logs()
+    os._exit(status)
 
 
 def _parse(parser: argparse.ArgumentParser, argv: list[str]):

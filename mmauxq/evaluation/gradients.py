@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from mmauxq.algorithms import JointQAT, dry_run
-from mmauxq.guidance import TapRecorder
+from mmauxq.guidance import TapRecorder, find_taps
 
 
 def block_gradient_norms(
@@ -25,7 +25,7 @@ def block_gradient_norms(
     """
     network = model.architecture
     with dry_run.floating(network):
-        found = dry_run.find_taps(
+        found = find_taps(
             network, 'auto', False, dry_run.sample(network, model.cost.shape)
         )
     with TapRecorder(

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mmengine.model import BaseModule
+from mmengine.runner.checkpoint import get_state_dict
 from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 from torch import nn
@@ -439,3 +440,52 @@ def test_scales_are_trained_in_a_frozen_backbone():
     losses['guidance.loss_aux'].backward()
     for name, quantizer in named_quantizers(model.architecture):
         assert quantizer.step.grad is not None, name
+
+
+@pytest.mark.filterwarnings('ignore:In MMCV:UserWarning')
+@pytest.mark.parametrize('state_dict', [get_state_dict, nn.Module.state_dict])
+def test_a_checkpoint_holds_what_the_backbone_would_leave_out(state_dict):
+    """MMPretrain's LoRA saves its low-rank weights only."""
+
+    def lora(seed):
+        torch.manual_seed(seed)
+        model = JointQAT(
+            architecture=dict(
+                type='ImageClassifier',
+                backbone=dict(
+                    type='LoRAModel',
+                    module=dict(
+                        type='VisionTransformer',
+                        arch='deit-tiny',
+                        img_size=32,
+                        patch_size=16,
+                    ),
+                    alpha=16,
+                    rank=2,
+                    targets=[dict(type='qkv')],
+                ),
+                neck=None,
+                head=dict(
+                    type='VisionTransformerClsHead',
+                    num_classes=4,
+                    in_channels=192,
+                ),
+            ),
+            quantizers=QUANTIZERS,
+            guidance=AUX,
+        )
+        model.init_weights()
+        return model
+
+    model, again = lora(0), lora(1)
+    inputs = torch.randn(2, 3, 32, 32)
+    samples = [DataSample().set_gt_label(i) for i in range(2)]
+    model(inputs, samples, mode='loss')
+    state = state_dict(model)
+    everything = [name for name, _ in model.named_parameters()]
+    assert not set(everything) - set(state)
+    again.load_state_dict(state)
+    model.eval(), again.eval()
+    assert torch.equal(
+        model(inputs, mode='tensor'), again(inputs, mode='tensor')
+    )

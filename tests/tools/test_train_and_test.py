@@ -1,6 +1,9 @@
 """The commands on good input, in processes of their own."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -144,3 +147,35 @@ def test_slurm_command(tool, project):
         assert word in done.stdout
     done = tool('slurm_train.sh', 'part', 'job', 'c.py', 'x', PATH=path)
     assert done.returncode == 2
+
+
+@pytest.mark.parametrize('rank, finalised', [(None, True), ('1', False)])
+def test_leave(root, rank, finalised):
+    """A rank ends at once, after what writes on exit has written."""
+    program = (
+        'import atexit, threading, time\n'
+        'from mmauxq.engine.launch import leave\n'
+        'class Late:\n'
+        '    def __del__(self): print("late", flush=True)\n'
+        'late = Late()\n'
+        'atexit.register(print, "written")\n'
+        'def work():\n'
+        '    time.sleep(0.2)\n'
+        '    print("worked")\n'
+        'threading.Thread(target=work).start()\n'
+        'leave(3)\n'
+    )
+    environment = {**os.environ, 'PYTHONPATH': str(root)}
+    environment.pop('RANK', None)
+    if rank is not None:
+        environment['RANK'] = rank
+    done = subprocess.run(
+        [sys.executable, '-c', program],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 3, done.stderr
+    assert (
+        done.stdout.split() == ['worked', 'written', 'late'][: 2 + finalised]
+    )

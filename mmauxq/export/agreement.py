@@ -79,6 +79,7 @@ def compare(
     model: Any,
     batches: Iterable[tuple[Tensor, Tensor]],
     lowered: Lowered | None = None,
+    logits: Tensor | None = None,
 ) -> Agreement:
     """Run ``model`` and PyTorch on the same images.
 
@@ -88,27 +89,31 @@ def compare(
         batches: (images, labels); a label below 0 is unknown.
         lowered: Says where the codes are. Without it only logits and classes
             are compared.
+        logits: Of ``architecture`` for all images, if they are known.
     """
     names = lowered.codes if lowered else {}
-    plain = session(model)
     outputs = [value for value, _ in names.values()]
-    watched = session(with_outputs(model, outputs)) if names else None
+    running = session(with_outputs(model, outputs) if names else model)
     result = Agreement()
     right = right_torch = known = 0
     for images, labels in batches:
         feed = {INPUT: images.numpy()}
-        logits = plain.run([OUTPUT], feed)[0]
+        have, *found = running.run([OUTPUT, *outputs], feed)
+        if names and not result.images:
+            # the same kernels run, whether watched or not
+            alone = session(model).run([OUTPUT], feed)[0]
+            result.unexplained += int((alone != have).any(1).sum())
         with torch.no_grad():
-            want = logits_of(architecture, images).numpy()
+            if logits is None:
+                want = logits_of(architecture, images).numpy()
+            else:
+                want = logits[result.images :][: len(images)].numpy()
             same_codes = want
             touched = np.zeros(len(images), bool)
-            if watched is not None and lowered is not None:
-                found = watched.run([OUTPUT, *outputs], feed)
-                # the same kernels ran, whether watched or not
-                result.unexplained += int((found[0] != logits).any(1).sum())
+            if lowered is not None:
                 codes = {
                     name: array.astype(np.int32) - names[name][1]
-                    for name, array in zip(names, found[1:], strict=True)
+                    for name, array in zip(names, found, strict=True)
                 }
                 with _following(
                     architecture, codes, lowered.reach, result, touched
@@ -117,18 +122,18 @@ def compare(
         result.images += len(images)
         result.images_touched += int(touched.sum())
         result.max_difference = max(
-            result.max_difference, float(np.abs(logits - same_codes).max())
+            result.max_difference, float(np.abs(have - same_codes).max())
         )
         result.largest_logit = max(
             result.largest_logit, float(np.abs(want).max())
         )
-        agrees = logits.argmax(1) == want.argmax(1)
+        agrees = have.argmax(1) == want.argmax(1)
         result.same_class += int(agrees.sum())
-        if watched is not None:
+        if lowered is not None:
             result.unexplained_classes += int((~agrees & ~touched).sum())
         target = labels.numpy()
         known += int((target >= 0).sum())
-        right += int((logits.argmax(1) == target).sum())
+        right += int((have.argmax(1) == target).sum())
         right_torch += int((want.argmax(1) == target).sum())
     if known:
         result.top1, result.top1_torch = right / known, right_torch / known

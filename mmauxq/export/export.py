@@ -29,10 +29,12 @@ from .onnx_model import to_onnx
 from .packed import load_packed, save_packed
 from .report import as_markdown
 from .slim import save_slim
-from .trace import trace
+from .trace import logits_of, trace
 
 Say = Callable[[str], None]
 Batches = list[tuple[Tensor, Tensor]]
+# Images that everything but the agreement is done with.
+SAMPLE = 250
 
 
 def export(
@@ -69,7 +71,7 @@ def export(
         )
     out = check_folder(out)
     batches = first_images(network, images)
-    sample = torch.cat([b for b, _ in batches[:2]])[:250]
+    sample = torch.cat([b for b, _ in batches[:2]])[:SAMPLE]
     report: dict[str, Any] = dict(mmauxq_version=__version__)
     report.update(describe(network), real_images=bool(images))
     with complete_or_absent(out) as part:
@@ -78,9 +80,7 @@ def export(
                 network, batch_norm, batches, say
             )
         logits, top1 = classes_of(network.architecture, batches)
-        sizes = _write_checkpoints(
-            network, checkpoint, part, batches, logits, say
-        )
+        sizes = _write_checkpoints(network, checkpoint, part, sample, say)
         audit = count_levels(network.architecture, sample)
         wide = [count.name for count in audit if not count.holds]
         if wide:
@@ -97,8 +97,10 @@ def export(
             f'bytes; {len(kernels)} of {len(lowered.containers)} quantized '
             'products run in integer kernels'
         )
-        agreement = _check(network, sample, lowered, residual, batches, say)
-        same = dict(bit_equal=True, top1=top1, images=len(logits))
+        agreement = _check(
+            network, sample, lowered, residual, batches, logits, say
+        )
+        same = dict(bit_equal_on=len(sample), top1=top1)
         report.update(
             layer_table(network, sample[:1], audit, kernels),
             guidance=guidance_cost(network.cfg, sample[:1]),
@@ -154,12 +156,12 @@ def _write_checkpoints(
     network: Network,
     checkpoint: str | os.PathLike,
     part: Path,
-    batches: Batches,
-    logits: Tensor,
+    sample: Tensor,
     say: Say,
 ) -> dict[str, int]:
     """slim.pth and packed.safetensors, each loaded and run again."""
     architecture = network.architecture
+    logits = logits_of(architecture, sample)
     sizes = dict(
         float=deployed_bytes(restore(copy.deepcopy(architecture))),
         sum_of_bits=deployed_bytes(architecture),
@@ -170,7 +172,7 @@ def _write_checkpoints(
         for parameter in again.parameters():
             parameter.zero_()
         load(part / name, again)
-        if not torch.equal(classes_of(again, batches)[0], logits):
+        if not torch.equal(logits_of(again, sample), logits):
             raise UsageError(f'{name}: does not give the same network back')
 
     def load_slim(file: Path, again: torch.nn.Module) -> None:
@@ -182,7 +184,7 @@ def _write_checkpoints(
     check('slim.pth', load_slim)
     say(f'slim.pth: {sizes["slim.pth"]:,} bytes, loads back to the bit')
     sizes['packed.safetensors'] = save_packed(
-        architecture, part / 'packed.safetensors', batches[0][0][:1],
+        architecture, part / 'packed.safetensors', sample[:1],
         describe(network),
     )  # fmt: skip
     check('packed.safetensors', load_packed)
@@ -224,6 +226,7 @@ def _check(
     lowered: Lowered,
     residual: str,
     batches: Batches,
+    logits: Tensor,
     say: Say,
 ) -> Agreement:
     architecture = network.architecture
@@ -235,7 +238,7 @@ def _check(
     # a quantized residual is another network; its codes differ by design
     agreement = compare(
         architecture, lowered.model, batches,
-        lowered if residual == 'float' else None,
+        lowered if residual == 'float' else None, logits,
     )  # fmt: skip
     if residual == 'float' and not agreement.holds:
         raise UsageError(

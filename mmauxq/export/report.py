@@ -36,13 +36,15 @@ def _about(report: dict[str, Any]) -> str:
 
 def _agreement(report: dict[str, Any]) -> list[str]:
     agreement = report['agreement']['model.onnx']
+    same = report['agreement']['slim.pth']
     images = 'of the validation set' if report['real_images'] else 'generated'
     text = [
         '## Agreement with the PyTorch network',
         '',
         f'On {agreement["images"]} images, {images}. `slim.pth` and '
         '`packed.safetensors` were loaded again and give the logits of the '
-        'PyTorch network to the bit. `model.onnx` ran in ONNX Runtime:',
+        f'PyTorch network to the bit, on {same["bit_equal_on"]} of them. '
+        '`model.onnx` ran in ONNX Runtime on all:',
         '',
         _row('', 'PyTorch, slim.pth, packed.safetensors', 'model.onnx'),
         _row('---', '---:', '---:'),

@@ -18,7 +18,9 @@ def describe(network: Network) -> dict[str, Any]:
 
     def numbers(name: str) -> list[float] | None:
         value = getattr(pre, name, None)
-        return None if value is None else value.flatten().tolist()
+        if value is None:
+            return None
+        return [float(f'{x:.7g}') for x in value.flatten().tolist()]
 
     swaps = getattr(pre, 'to_rgb', False) or getattr(
         pre, 'channel_conversion', False

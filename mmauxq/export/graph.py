@@ -9,12 +9,11 @@ import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 PRODUCTS = ('Conv', 'Gemm', 'MatMul')
+# INT2 came with onnx 1.20
 NARROW = {
-    'int2': TensorProto.INT2,
-    'int4': TensorProto.INT4,
-    'int8': TensorProto.INT8,
-    'uint8': TensorProto.UINT8,
-    'int32': TensorProto.INT32,
+    kind: getattr(TensorProto, kind.upper())
+    for kind in ('int2', 'int4', 'int8', 'uint8', 'int32')
+    if hasattr(TensorProto, kind.upper())
 }
 
 

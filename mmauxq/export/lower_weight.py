@@ -9,7 +9,7 @@ from mmauxq.errors import UsageError
 from mmauxq.quantizers import Quantizer
 from mmauxq.quantizers.grid import Grid
 
-from .graph import PRODUCTS, Graph, attributes
+from .graph import NARROW, PRODUCTS, Graph, attributes
 from .lower_activation import array, clip_values
 from .whole_bias import MOST_LEVELS, WholeBias, whole_bias
 
@@ -112,6 +112,7 @@ def _narrowest_type(
 ) -> str:
     low, high = min(codes.min(), grid.qmin), max(codes.max(), grid.qmax)
     kinds = list(RANGES)[list(RANGES).index(narrowest) :]
+    kinds = [kind for kind in kinds if kind in NARROW]
     for kind in kinds:
         if RANGES[kind][0] <= low and high <= RANGES[kind][1]:
             return kind

@@ -6,9 +6,9 @@ ResNet-20 takes more room than its 2-bit weights:
 * ``uint8``, ``float32``, ...: everything of the state dict that has this type,
   one after another; quantized weights are in ``uint8``, packed;
 * ``layout``: JSON, compressed with zlib: ``tensors`` nests the names as the
-  modules are nested; a leaf is ``[type, shape]`` or, for a quantized weight,
-  ``[type, shape, bits, lowest code, stride]``. ``meta`` is what was said
-  about the network.
+  modules are nested; a leaf is ``[stored type, shape, type]`` or, for a
+  quantized weight, ``[stored type, shape, type, bits, lowest code, stride]``.
+  ``meta`` is what was said about the network.
 """
 
 import json
@@ -82,7 +82,7 @@ def save_packed(
     tree: dict[str, Any] = {}
     for name, tensor in state.items():
         tensor = tensor.detach().cpu().contiguous()
-        leaf: list[Any] = [_type_name(tensor), list(tensor.shape)]
+        leaf: list[Any] = [list(tensor.shape), _type_name(tensor)]
         if name in weights:
             weight, quantizer = weights[name]
             seen = operands.get(names[id(quantizer)])
@@ -96,7 +96,10 @@ def save_packed(
             grid = quantizer.grid()
             leaf += [quantizer.bits, grid.qmin, grid.stride]
             tensor = torch.from_numpy(_packed(name, weight, quantizer))
+        if _fits_32_bits(tensor):  # the batch counts of batch norms
+            tensor = tensor.int()
         parts.setdefault(_type_name(tensor), []).append(tensor.reshape(-1))
+        leaf.insert(0, _type_name(tensor))
         _place(tree, name.split('.'), leaf)
     layout = json.dumps(
         dict(tensors=tree, meta=dict(meta or {})), separators=(',', ':')
@@ -129,6 +132,12 @@ def _packed(name: str, weight: Tensor, quantizer: Quantizer) -> np.ndarray:
 
 def _type_name(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix('torch.')
+
+
+def _fits_32_bits(tensor: Tensor) -> bool:
+    return tensor.dtype == torch.int64 and torch.equal(
+        tensor.int().long(), tensor
+    )
 
 
 def _place(tree: dict[str, Any], path: list[str], leaf: list[Any]) -> None:
@@ -221,17 +230,17 @@ def read_packed(
     layout = json.loads(zlib.decompress(parts.pop('layout').numpy().tobytes()))
     state, codes = {}, {}
     at = dict.fromkeys(parts, 0)
-    for name, (kind, shape, *how) in _leaves(layout['tensors']):
-        count, source = math.prod(shape), kind
+    for name, (stored, shape, kind, *how) in _leaves(layout['tensors']):
+        count = math.prod(shape)
         if how:
             bits, lowest, stride = how
-            count, source = math.ceil(count * bits / 8), 'uint8'
-        flat = parts[source][at[source] : at[source] + count]
-        at[source] += count
+            count = math.ceil(count * bits / 8)
+        flat = parts[stored][at[stored] : at[stored] + count]
+        at[stored] += count
         if how:
             index = unpack(flat.numpy(), bits, math.prod(shape))
             code = torch.from_numpy(index).int() * stride + lowest
             codes[name] = code.reshape(shape), bits
         else:
-            state[name] = flat.reshape(shape).clone()
+            state[name] = flat.reshape(shape).to(getattr(torch, kind))
     return state, codes, layout['meta']

@@ -219,24 +219,23 @@ def differing_weights(
             continue
         want = quantizer.codes(operands[name]).numpy().astype(np.int64)
         have = stored[f'{name}.codes']
-        if have.shape != want.shape:
-            have = have.T
-        if not all(
-            _is_multiple(a.ravel(), b.ravel())
-            for a, b in zip(have, want, strict=True)
-        ):
+        # a linear layer may be stored as its transpose
+        if not any(_is_spread(turned, want) for turned in (have, have.T)):
             differing.append(name)
     return differing
 
 
-def _is_multiple(have: np.ndarray, want: np.ndarray) -> bool:
-    if not have.any():
-        return True
-    at = int(np.abs(want).argmax())
-    return bool((have * want[at] == want * have[at]).all())
+def _is_spread(have: np.ndarray, want: np.ndarray) -> bool:
+    """Whether each row is a multiple of what it should be, or 0."""
+    if have.shape != want.shape:
+        return False
+    have, want = have.reshape(len(have), -1), want.reshape(len(want), -1)
+    at = np.abs(want).argmax(1)[:, None]
+    one = np.take_along_axis(want, at, 1), np.take_along_axis(have, at, 1)
+    return bool((have * one[0] == want * one[1]).all())
 
 
-def classes_of(
+def logits_and_top1(
     architecture: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]
 ) -> tuple[Tensor, float | None]:
     """Logits of all images, and the part of the labels that they meet."""

@@ -19,7 +19,7 @@ from mmauxq.layers import restore
 from mmauxq.version import __version__
 
 from . import runtime
-from .agreement import Agreement, classes_of, compare, differing_weights
+from .agreement import Agreement, compare, differing_weights, logits_and_top1
 from .description import add_metadata, describe, runtime_facts
 from .folder import check_folder, complete_or_absent
 from .layer_table import layer_table
@@ -79,7 +79,7 @@ def export(
             report['batch_norm'] = _reestimate(
                 network, batch_norm, batches, say
             )
-        logits, top1 = classes_of(network.architecture, batches)
+        logits, top1 = logits_and_top1(network.architecture, batches)
         sizes = _write_checkpoints(network, checkpoint, part, sample, say)
         audit = count_levels(network.architecture, sample)
         wide = [count.name for count in audit if not count.holds]
@@ -135,11 +135,11 @@ def export(
 def _reestimate(
     network: Network, batch_norm: int, batches: Batches, say: Say
 ) -> dict[str, Any]:
-    _, before = classes_of(network.architecture, batches)
+    _, before = logits_and_top1(network.architecture, batches)
     used = reestimate_batch_norm(
         network.architecture, network.training_batches(batch_norm)
     )
-    _, after = classes_of(network.architecture, batches)
+    _, after = logits_and_top1(network.architecture, batches)
     say(
         f'batch norm: {used} batches, top-1 {_percent(before)} before, '
         f'{_percent(after)} after'

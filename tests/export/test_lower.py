@@ -8,7 +8,8 @@ from torch import nn
 
 from mmauxq.errors import UsageError
 from mmauxq.export import runtime
-from mmauxq.export.agreement import compare
+from mmauxq.export.agreement import compare, differing_weights
+from mmauxq.export.lower import weight_operands
 from mmauxq.export.onnx_model import to_onnx
 from mmauxq.export.trace import trace
 from mmauxq.layers import quantize_layer
@@ -60,6 +61,8 @@ def exported(network, graph, weights):
     labels = torch.full((16,), -1)
     result = compare(network, lowered.model, [(images(), labels)], lowered)
     assert result.holds and result.codes > 0 and result.ties < 10
+    operands = weight_operands(network, images())
+    assert differing_weights(network, lowered.model, operands) == []
     return lowered, runtime.operators(lowered.model)[1]
 
 

@@ -7,6 +7,7 @@ stress/resume.py.
 
 import os
 import signal
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -110,10 +111,13 @@ def fork_train(
         out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(out, 1)
         os.dup2(out, 2)
+        sys.stdout, sys.stderr = os.fdopen(1, 'w'), os.fdopen(2, 'w')
         warnings.resetwarnings()  # pytest makes them errors
         prepare()
         status = train([str(word) for word in words])
     finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(status)
 
 

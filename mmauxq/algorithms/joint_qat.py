@@ -501,15 +501,14 @@ def _check_sections(
         raise UsageError(
             f'model.policy={policy!r}; allowed are a dict and None'
         )
-    several = list(guidance) if isinstance(guidance, (list, tuple)) else []
-    if not several and not isinstance(guidance, (dict, type(None))):
+    parts = guidance if isinstance(guidance, (list, tuple)) else [guidance]
+    if guidance is not None and not (
+        parts and all(isinstance(part, dict) for part in parts)
+    ):
         raise UsageError(
             f'model.guidance={guidance!r}; allowed are a dict, a list of '
             'dicts, and None'
         )
-    for i, cfg in enumerate(several):
-        if not isinstance(cfg, dict):
-            raise UsageError(f'model.guidance.{i}={cfg!r}; allowed is a dict')
     if not isinstance(architecture, (dict, nn.Module)):
         raise UsageError(
             f'model.architecture={architecture!r}; allowed is the config of '

@@ -15,7 +15,12 @@ def check_model(cfg: Config, path: str) -> None:
     if not isinstance(model, dict):
         raise UsageError(f'{path} has no `model`')
     network = model.get('architecture', model)
-    if not isinstance(network, dict) or 'type' not in network:
+    if not isinstance(network, dict):
+        raise UsageError(
+            f'{path}: model.architecture={network!r}; allowed is the config '
+            'of a classifier'
+        )
+    if 'type' not in network:
         raise UsageError(f'{path} has no classifier: `model` has no `type`')
     if 'type' not in model:
         raise UsageError(f'{path}: `model` has no `type`')

@@ -58,7 +58,7 @@ RANK_PATIENCE = 10
 
 def train(argv: list[str] | None = None) -> int:
     """Train as a config says; returns the exit status."""
-    parser = _parser('Train a classifier as CONFIG says.')
+    parser = make_parser('Train a classifier as CONFIG says.')
     parser.add_argument(
         '--resume',
         nargs='?',
@@ -98,7 +98,7 @@ def train(argv: list[str] | None = None) -> int:
         if cfg.model.get('type') == 'mmauxq.JointQAT' and _rank() == 0:
             _write_slim(Path(cfg.work_dir))
 
-    return _guard(parser, argv, command)
+    return guard(parser, argv, command)
 
 
 def _write_slim(work_dir: Path) -> None:
@@ -115,7 +115,7 @@ def _write_slim(work_dir: Path) -> None:
 
 def test(argv: list[str] | None = None) -> int:
     """Evaluate the low-precision network alone; returns the exit status."""
-    parser = _parser(
+    parser = make_parser(
         'Evaluate the network of CONFIG, without its guidance, with the '
         'weights of CHECKPOINT (a training checkpoint or a slim one).'
     )
@@ -146,7 +146,7 @@ def test(argv: list[str] | None = None) -> int:
             _flush_logs()
             print(line, flush=True)
 
-    return _guard(parser, argv, command)
+    return guard(parser, argv, command)
 
 
 def load_config(args: argparse.Namespace) -> Config:
@@ -189,7 +189,7 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f'{message} (see {self.prog} --help)')
 
 
-def _parser(description: str) -> argparse.ArgumentParser:
+def make_parser(description: str) -> argparse.ArgumentParser:
     parser = _Parser(description=description)
     parser.add_argument('config', help='config file')
     parser.add_argument(
@@ -225,7 +225,7 @@ def _parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _guard(
+def guard(
     parser: argparse.ArgumentParser,
     argv: list[str] | None,
     command: Callable[[argparse.Namespace, Callable], None],

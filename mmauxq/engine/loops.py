@@ -11,12 +11,14 @@ from mmengine.dist import all_gather_object
 from mmengine.runner import EpochBasedTrainLoop
 from torch.utils.data import BatchSampler, DataLoader, Sampler
 
-from mmauxq.errors import UsageError
+from mmauxq.errors import TrainingError, UsageError
 from mmauxq.registry import LOOPS
 
 from .seeds import seed_step
 
 VALIDATED = 'mmauxq/validated'
+END = object()
+LEAST_HISTORY = 2000
 
 
 class _Exact:
@@ -43,6 +45,19 @@ class _Exact:
 
     def _seed(self, what: str = 'train') -> None:
         seed_step(self.runner.seed, self._iter, what)
+
+    def _bound_histories(self) -> None:
+        """Let the log keep an epoch of each number, and not all of them.
+
+        MMEngine keeps the last million: memory, checkpoints and the time to
+        copy them would grow with every step.
+        """
+        if self._iter % 1000:
+            return
+        longest = max(len(self.dataloader), LEAST_HISTORY)
+        for name, buffer in self.runner.message_hub.log_scalars.items():
+            if name.startswith('train/'):
+                buffer.max_length = min(buffer.max_length, longest)
 
     def _validate(self) -> None:
         """Validate, and note for which step it was done.
@@ -101,10 +116,10 @@ class EpochLoop(_Exact, EpochBasedTrainLoop):
         with starting_at(self.dataloader, start) as batches:
             for index in itertools.count(start):
                 self._seed()
-                try:
-                    batch = next(batches)
-                except StopIteration:
+                batch = next_batch(batches)
+                if batch is END:
                     break
+                self._bound_histories()
                 self.run_iter(index, batch)
         self.runner.call_hook('after_train_epoch')
         self._epoch += 1
@@ -169,6 +184,7 @@ class IterLoop(_Exact, EpochBasedTrainLoop):
         while self._iter < self._max_iters and not self.stop_training:
             self.runner.model.train()
             batch = next(batches)
+            self._bound_histories()
             self.run_iter(self._iter, batch)
             self._validate_if_due()
         self.runner.call_hook('after_train_epoch')
@@ -188,9 +204,8 @@ class IterLoop(_Exact, EpochBasedTrainLoop):
             with starting_at(self.dataloader, start) as batches:
                 while True:
                     self._seed()
-                    try:
-                        batch = next(batches)
-                    except StopIteration:
+                    batch = next_batch(batches)
+                    if batch is END:
                         break
                     yield batch
             start = 0
@@ -210,6 +225,25 @@ class IterLoop(_Exact, EpochBasedTrainLoop):
             )
         ):
             self._validate()
+
+
+def next_batch(batches: Iterator[Any]) -> Any:
+    """The next batch, or ``END``.
+
+    Raises:
+        TrainingError: If a loader process died.
+    """
+    try:
+        return next(batches, END)
+    except RuntimeError as error:
+        # torch's words; what a data set raises comes with its own type
+        if 'DataLoader worker' not in str(error):
+            raise
+        raise TrainingError(
+            'a process of the data loader died '
+            f'({" ".join(str(error).split())}); it may have run out of '
+            'memory: fewer num_workers need less'
+        ) from error
 
 
 @contextmanager

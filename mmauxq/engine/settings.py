@@ -69,7 +69,11 @@ RULES = [
     (r'(train|val|test)_dataloader\.(dataset|sampler)', SECTION),
     (r'data_preprocessor', _or_none(SECTION)),
     (r'default_hooks', _or_none(SECTION)),
-    (r'default_hooks\.\w+', _or_none(SECTION)),
+    # None takes out one of MMEngine's own
+    (r'default_hooks\.(runtime_info|timer|sampler_seed|logger|'
+     r'param_scheduler|checkpoint)', _or_none(SECTION)),
+    (r'default_hooks\.(?!(runtime_info|timer|sampler_seed|logger|'
+     r'param_scheduler|checkpoint)$)\w+', SECTION),
     (r'custom_hooks\.\d+', SECTION),
     (r'custom_hooks', _or_none(LIST)),
     (r'(train|val|test)_dataloader\.dataset\.pipeline', LIST),
@@ -145,9 +149,14 @@ RULES = [
 NEEDED = {
     'train_dataloader': ('batch_size', 'dataset'),
     'optim_wrapper': ('optimizer',),
-    'optim_wrapper.optimizer': ('type',),
-    'train_dataloader.dataset': ('type',),
 }
+TYPED = re.compile(
+    r'\w+_dataloader\.(dataset|sampler|dataset\.pipeline\.\d+)|'
+    r'optim_wrapper\.optimizer|param_scheduler(\.\d+)?|'
+    r'(val|test)_evaluator(\.\d+)?|default_hooks\.\w+|custom_hooks\.\d+|'
+    r'model\.architecture\.(backbone|neck|head|head\.loss)'
+)
+"""What is built from its ``type``."""
 _COMPILED = [(re.compile(pattern), *rule) for pattern, rule in RULES]
 
 
@@ -161,15 +170,26 @@ def check_settings(cfg: Config) -> None:
         for pattern, good, allowed in _COMPILED:
             if pattern.fullmatch(path) and not good(value):
                 raise UsageError(f'{path}={_shown(value)}; allowed: {allowed}')
+        if (
+            isinstance(value, dict)
+            and TYPED.fullmatch(path)
+            # evaluators of several metrics, schedulers of several optimizers
+            and not {'type', 'metrics'} & set(value)
+            and not (value and path == 'param_scheduler')
+        ):
+            raise UsageError(
+                f'{path}={_shown(dict(value))} has no `type`; needed: the '
+                'name of a class'
+            )
     for section, keys in NEEDED.items():
         part: Any = cfg
         for name in section.split('.'):
-            part = part[name] if name in part else {}
+            part = part[name]
         missing = [key for key in keys if part.get(key) is None]
         # a batch sampler has the size, an object of its own everything
         if missing == ['batch_size'] and part.get('batch_sampler'):
             continue
-        if part and missing:
+        if missing:
             raise UsageError(
                 f'{section} has no `{missing[0]}`; needed: {", ".join(keys)}'
             )

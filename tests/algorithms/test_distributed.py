@@ -35,7 +35,7 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def on_two_ranks(work, *args, patience=120):
+def on_two_ranks(work, *args, patience=300):
     """What ``work(rank, *args)`` returns on two forked gloo ranks."""
     context = multiprocessing.get_context('fork')
     queue, port = context.Queue(), _free_port()
@@ -137,7 +137,7 @@ def test_two_halves_are_one_whole():
     Batch norm uses its stored statistics, since on the CPU there is no
     SyncBN. What remains is the order of sums in float32, which moves a value
     to the next level now and then: losses within 1e-4, weights within 1e-3
-    where updates are above 5e-3.
+    where updates are above 3e-3.
     """
     settings = dict(
         architecture=classifier(norm_eval=True),
@@ -163,7 +163,7 @@ def test_two_halves_are_one_whole():
             name
         )
         if name.endswith('conv1.weight'):
-            assert abs(value - start[name]).max() > 5e-3, name
+            assert abs(value - start[name]).max() > 3e-3, name
 
 
 def _uneven(rank, folder, round_up):

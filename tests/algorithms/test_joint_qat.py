@@ -322,6 +322,7 @@ def test_an_average_of_the_weights_follows_the_scales():
             dict(quantizers=dict(weight=dict(bits=2))),
             'quantizers has the keys',
         ),
+        (dict(quantizers=dict(weight={})), 'weight={} has no `bits`'),
         (
             dict(
                 quantizers=dict(QUANTIZERS, weight=dict(type='ReLU', bits=2))
@@ -463,7 +464,7 @@ def test_the_cost_of_each_guidance_is_printed():
 @pytest.mark.parametrize(
     'guidance, message',
     [
-        ([AUX, 7], 'model.guidance.1=7; allowed is a dict'),
+        ([AUX, 7], 'allowed are a dict, a list of dicts, and None'),
         (7, 'model.guidance=7; allowed are a dict, a list of dicts'),
         ([dict(AUX, taps=3)], 'guidance.taps=3'),
     ],

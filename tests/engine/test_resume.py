@@ -145,6 +145,37 @@ def test_the_comparison_sees_what_mmengine_loses(tmp_path):
     assert killing.differences(last(whole), last(killed))
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA GPU')
+def test_float16_with_a_loss_scaler_is_bit_equal(tmp_path, run_python):
+    """In a process of its own: CUDA cannot be used before a fork."""
+    config = write_config(
+        tmp_path, 'aux', 'randomness = dict(seed=5, deterministic=True)\n'
+    )
+    whole, killed, log = (tmp_path / n for n in ('whole', 'killed', 'log'))
+    done = run_python(
+        '-c',
+        'import mmauxq.algorithms\n'
+        'from pathlib import Path\n'
+        'from tests import killing\n'
+        f'log = Path({str(log)!r})\n'
+        f'words = [{str(config)!r}, "--amp", "--work-dir"]\n'
+        f'run = killing.run_train\n'
+        f'print(run([*words, {str(whole)!r}], log))\n'
+        f'words = [*words, {str(killed)!r}, "--resume"]\n'
+        'print(run(words, log, killing.at_step(6)), run(words, log))\n',
+        env=dict(CUBLAS_WORKSPACE_CONFIG=':4096:8'),
+        cwd=ROOT,
+    )
+    text = log.read_text() if log.exists() else ''
+    assert done.stdout.split() == ['0', '-9', '0'], text[-3000:]
+    first = killing.content(last(whole))
+    assert any('loss_scaler' in name for name in first)
+    # what the GPU says of its memory is no part of the promise
+    differing = killing.differences(last(whole), last(killed))
+    assert [n for n in differing if 'memory' not in n] == []
+
+
 # --- which checkpoint ------------------------------------------------------
 
 

@@ -97,9 +97,9 @@ def test_loss_alone(tmp_path):
     model = joint_qat()
     losses = model.guidance.losses
 
-    def spoiled(*given):
+    def spoiled(*args):
         # a constant: its gradient is 0
-        return {k: v + float('inf') for k, v in losses(*given).items()}
+        return {k: v + float('inf') for k, v in losses(*args).items()}
 
     model.guidance.losses = spoiled
     with pytest.raises(TrainingError, match='step 1: .* in guidance.loss_aux'):

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from mmauxq.errors import UsageError
+from mmauxq import files
+from mmauxq.errors import TrainingError, UsageError
 from mmauxq.export import save_slim
 from tests.networks import batch, joint_qat
 
@@ -52,14 +53,14 @@ def test_nothing_is_left_half_written(trained, tmp_path, monkeypatch):
     slim = tmp_path / 'slim.pth'
     slim.write_bytes(b'the old one')
 
-    def broken(content, path):
-        path.write_bytes(b'half')
-        raise OSError('disk full')
+    def broken(file):
+        raise OSError(28, 'disk full')
 
-    monkeypatch.setattr(torch, 'save', broken)
-    with pytest.raises(OSError, match='disk full'):
+    monkeypatch.setattr(files.os, 'fsync', broken)
+    with pytest.raises(TrainingError, match='slim.pth cannot be .*disk full'):
         save_slim(file, slim)
     assert slim.read_bytes() == b'the old one'
+    assert not list(tmp_path.glob('*.part'))
 
 
 def test_a_float_checkpoint_is_refused(tmp_path):

@@ -108,7 +108,11 @@ def _inspect_zip(path: Path) -> None:
 
 
 def _inspect_legacy(file: BinaryIO, size: int) -> None:
-    if _Claims(file).load() != MAGIC:
+    try:
+        first = _Claims(file).load()
+    except BadFile as error:  # it was no checkpoint in the first place
+        raise BadFile() from error
+    if first != MAGIC:
         raise BadFile()
     _Claims(file).load()  # protocol
     _Claims(file).load()  # byte order and the like
@@ -116,7 +120,7 @@ def _inspect_legacy(file: BinaryIO, size: int) -> None:
     claims.load()
     total = sum(claims.storages.values())
     if total > size - file.tell():
-        raise BadFile(f'storages that claim {total} bytes in a file of {size}')
+        raise BadFile()  # cut, or a claim
 
 
 class _Thing:

@@ -526,11 +526,6 @@ def _check_sections(
                 f'model.quantizers.{role}={cfg!r}; allowed is a dict with '
                 "'type' and 'bits'"
             )
-        if role in quantizers and 'bits' not in cfg:
-            raise UsageError(
-                f'model.quantizers.{role}={dict(cfg)} has no `bits`; allowed '
-                f'are 1 to 8, and {FLOAT_BITS} for floating point'
-            )
 
 
 def _check_taps(taps: Any) -> None:
@@ -566,6 +561,13 @@ def _assign_bits(
             f'quantizers has the keys {sorted(quantizers)}; '
             "allowed and needed are 'weight' and 'activation'"
         )
+    for role in ('weight', 'activation'):
+        if 'bits' not in quantizers[role]:
+            raise UsageError(
+                f'model.quantizers.{role}={dict(quantizers[role])} has no '
+                f'`bits`; allowed are 1 to 8, and {FLOAT_BITS} for floating '
+                'point'
+            )
     widths = [
         check_bits(quantizers[role]['bits'], 1, f'quantizers.{role}')
         for role in ('weight', 'activation')

@@ -302,6 +302,8 @@ def _parse(parser: argparse.ArgumentParser, argv: list[str]):
 def _is_expected(error: Exception) -> bool:
     from mmengine.config.utils import ConfigParsingError
 
+    if isinstance(error, RuntimeError) and _is_distributed():
+        return False  # as a rule, another rank died
     return isinstance(error, (*EXPECTED, ConfigParsingError))
 
 
@@ -329,6 +331,15 @@ def _rank() -> int:
 def _flush_logs() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
+
+
+def _is_distributed() -> bool:
+    torch = sys.modules.get('torch')
+    return (
+        torch is not None
+        and torch.distributed.is_available()
+        and torch.distributed.is_initialized()
+    )
 
 
 def _leave_process_group() -> None:

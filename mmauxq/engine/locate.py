@@ -21,7 +21,7 @@ def locate(error: BaseException, cfg: dict) -> str:
             path: part
             for value in values
             for path, part in parts
-            if value is part or _same(value, part)
+            if value is part or _same(value, part, path)
         }
         # a function that is given many parts, such as Runner.__init__,
         # tells nothing; nor do equal parts
@@ -59,11 +59,14 @@ def _values_of_frames(error: BaseException) -> Iterator[list[dict]]:
         ]
 
 
-def _same(value: dict, part: dict) -> bool:
+def _same(value: dict, part: dict, path: str) -> bool:
     """Equal, or of one type and with what was there and more.
 
-    MMEngine hands parts down to others (data preprocessor, scope).
+    MMEngine hands parts down to others (data preprocessor, scope), and
+    mmpretrain gives a data preprocessor its type.
     """
+    if path == 'data_preprocessor':
+        part = {'type': value.get('type'), **part}
     try:
         if value.keys() == part.keys():
             return bool(value == part)

@@ -148,6 +148,8 @@ RULES = [
 ]  # fmt: skip
 NEEDED = {
     'train_dataloader': ('batch_size', 'dataset'),
+    'val_dataloader': ('batch_size', 'dataset'),
+    'test_dataloader': ('batch_size', 'dataset'),
     'optim_wrapper': ('optimizer',),
 }
 TYPED = re.compile(
@@ -182,9 +184,9 @@ def check_settings(cfg: Config) -> None:
                 'name of a class'
             )
     for section, keys in NEEDED.items():
-        part: Any = cfg
-        for name in section.split('.'):
-            part = part[name]
+        part = cfg.get(section)
+        if part is None:
+            continue
         missing = [key for key in keys if part.get(key) is None]
         # a batch sampler has the size, an object of its own everything
         if missing == ['batch_size'] and part.get('batch_sampler'):

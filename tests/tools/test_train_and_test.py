@@ -119,9 +119,12 @@ def test_rank_that_dies_in_training_ends_the_job_within_a_minute(
         )
     done = tool(
         'dist_train.sh', 'config.py', 2, '--work-dir', 'run',
-        '--cfg-options', 'train_dataloader.batch_size=1',
+        '--cfg-options', 'train_dataloader.batch_size=2',
+        'find_unused_parameters=True',
     )  # fmt: skip
-    assert time.time() - float((project / 'died').read_text()) < 60
+    ended = time.time()
+    assert (project / 'died').exists(), done.stderr[-2000:]
+    assert ended - float((project / 'died').read_text()) < 60
     assert done.returncode == 1
     assert 'error: rank 1 was killed by signal 9' in done.stderr
 

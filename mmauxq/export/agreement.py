@@ -227,7 +227,7 @@ def differing_weights(
 
 def _is_spread(have: np.ndarray, want: np.ndarray) -> bool:
     """Whether each row is a multiple of what it should be, or 0."""
-    if have.shape != want.shape:
+    if have.shape != want.shape or have[want == 0].any():
         return False
     have, want = have.reshape(len(have), -1), want.reshape(len(want), -1)
     at = np.abs(want).argmax(1)[:, None]

@@ -1,10 +1,11 @@
 """Tensors in, tensors out: the arithmetic of the quantizers.
 
 What is written here is the definition; a faster form of an op must agree with
-it in value and in gradient. Nothing here holds state, and nothing but torch is
-imported.
+it in value and in gradient. Nothing here holds state, and nothing but torch
+and Triton is imported.
 """
 
+from .dispatch import use_form
 from .dorefa import dorefa_activation, dorefa_weight
 from .lsq import learned_step_quantize
 from .pact import pact
@@ -17,4 +18,5 @@ __all__ = [
     'lower_bound',
     'pact',
     'straight_through',
+    'use_form',
 ]

@@ -159,9 +159,9 @@ def learned_step_quantize(
 def _check(
     x: Tensor, step: Tensor, offset: Tensor | None, qmin: int, qmax: int
 ) -> None:
-    if not qmin <= 0 < qmax:
+    if not (qmin <= 0 <= qmax and qmin < qmax):
         raise ValueError(
-            f'qmin={qmin}, qmax={qmax}; needed are qmin <= 0 < qmax'
+            f'qmin={qmin}, qmax={qmax}; needed are qmin <= 0 <= qmax, not equal'
         )
     for name, tensor in (('x', x), ('step', step), ('offset', offset)):
         if tensor is None:

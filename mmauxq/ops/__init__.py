@@ -10,8 +10,12 @@ from .dorefa import dorefa_activation, dorefa_weight
 from .lsq import learned_step_quantize
 from .pact import pact
 from .straight_through import lower_bound, straight_through
+from .weights import TogetherQuantizer, WeightRange, can_quantize_together
 
 __all__ = [
+    'TogetherQuantizer',
+    'WeightRange',
+    'can_quantize_together',
     'dorefa_activation',
     'dorefa_weight',
     'learned_step_quantize',

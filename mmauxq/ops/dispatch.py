@@ -5,7 +5,7 @@ import importlib.util
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -91,3 +91,8 @@ def multiprocessors(device: torch.device) -> int:
     if device.type != 'cuda':
         return 1
     return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def on_device(x: Tensor) -> AbstractContextManager:
+    """Launch on the device of ``x``, whichever is the current one."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()

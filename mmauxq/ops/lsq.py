@@ -161,7 +161,8 @@ def _check(
 ) -> None:
     if not (qmin <= 0 <= qmax and qmin < qmax):
         raise ValueError(
-            f'qmin={qmin}, qmax={qmax}; needed are qmin <= 0 <= qmax, not equal'
+            f'qmin={qmin}, qmax={qmax}; needed are qmin <= 0 <= qmax, '
+            'not equal'
         )
     for name, tensor in (('x', x), ('step', step), ('offset', offset)):
         if tensor is None:

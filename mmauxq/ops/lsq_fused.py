@@ -7,8 +7,6 @@ summed in two stages, in an order that never changes. The operator
 what :mod:`.lsq` defines.
 """
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 from torch import Tensor
 
@@ -17,6 +15,7 @@ from .dispatch import (
     fall_back,
     is_dense,
     multiprocessors,
+    on_device,
     runs_triton,
 )
 from .lsq import lsq_backward, lsq_forward
@@ -108,7 +107,7 @@ def run_forward(
 
     y = torch.empty_like(x)
     programs, arguments = _tiles(x, step, repeat=False)
-    with _on(x):
+    with on_device(x):
         forward_kernel[(programs,)](
             x,
             step.contiguous(),
@@ -145,7 +144,7 @@ def run_backward(
         dtype=torch.float32,
         device=x.device,
     )
-    with _on(x):
+    with on_device(x):
         backward_kernel[(programs,)](
             grad,
             x,
@@ -165,11 +164,6 @@ def run_backward(
         part.sum(0).reshape(step.shape).to(step.dtype) for part in partial
     ]
     return grad_x, grads[0], None if offset is None else grads[1]
-
-
-def _on(x: Tensor) -> AbstractContextManager:
-    """Launch on the device of ``x``, whichever is the current one."""
-    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
 @torch.library.custom_op('mmauxq::learned_step_quantize', mutates_args=())

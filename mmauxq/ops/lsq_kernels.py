@@ -17,7 +17,13 @@ ROUND = tl.constexpr(12582912.0)
 
 
 @triton.jit
-def quotient(x, step, inverse, QMIN: tl.constexpr, QMAX: tl.constexpr):
+def clip(v, low, high):
+    """``v`` in [low, high]; NaN stays."""
+    return tl.where(v < low, low, tl.where(v > high, high, v))
+
+
+@triton.jit
+def quotient(x, step, inverse, qmin, qmax):
     """``x / step`` to the last bit where it matters, clipped a little wider
     than the codes.
 
@@ -25,18 +31,8 @@ def quotient(x, step, inverse, QMIN: tl.constexpr, QMAX: tl.constexpr):
     gives the correctly rounded quotient (Markstein, 1990) for three operations
     instead of a division's dozen. Comparisons let NaN pass.
     """
-    v = x * inverse
-    v = tl.where(
-        v < QMIN - 1, QMIN - 1.0, tl.where(v > QMAX + 1, QMAX + 1.0, v)
-    )
+    v = clip(x * inverse, qmin - 1.0, qmax + 1.0)
     return tl.fma(tl.fma(-v, step, x), inverse, v)
-
-
-@triton.jit
-def clip(v, QMIN: tl.constexpr, QMAX: tl.constexpr):
-    """``v`` in [QMIN, QMAX]; NaN stays."""
-    low, high = QMIN * 1.0, QMAX * 1.0
-    return tl.where(v < low, low, tl.where(v > high, high, v))
 
 
 @triton.jit
@@ -87,7 +83,7 @@ def forward_kernel(
     if OFFSET:
         x = x - offset
     v = quotient(x, step, tl.div_rn(1.0, step), QMIN, QMAX)
-    value = ((clip(v, QMIN, QMAX) + ROUND) - ROUND) * step
+    value = ((clip(v, QMIN * 1.0, QMAX * 1.0) + ROUND) - ROUND) * step
     if OFFSET:
         value = value + offset
     tl.store(y_ptr + places, value.to(y_ptr.dtype.element_ty), mask=mask)
@@ -167,7 +163,7 @@ def backward_kernel(
             mask=mask,
         )
         grad = grad.to(tl.float32)
-        clipped = clip(v, QMIN, QMAX)
+        clipped = clip(v, QMIN * 1.0, QMAX * 1.0)
         rounded = (clipped + ROUND) - ROUND
         in_step += grad * tl.where(inside, rounded - v, clipped)
         if OFFSET:

@@ -9,6 +9,7 @@ from .quantized import (
     quantize_layer,
     restore_layer,
 )
+from .weights_at_once import WeightsAtOnce
 
 __all__ = [
     'LayerBits',
@@ -17,6 +18,7 @@ __all__ = [
     'ProductTrace',
     'QuantizedLayer',
     'WeightReader',
+    'WeightsAtOnce',
     'build_quantizer',
     'convert',
     'is_quantizable',

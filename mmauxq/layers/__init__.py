@@ -1,6 +1,7 @@
 """Quantized convolution and linear layers, and the way there and back."""
 
 from .convert import build_quantizer, convert, is_quantizable, restore
+from .memory import LessMemory
 from .policy import LayerBits, Policy
 from .products import Product, ProductTrace
 from .quantized import (
@@ -13,6 +14,7 @@ from .weights_at_once import WeightsAtOnce
 
 __all__ = [
     'LayerBits',
+    'LessMemory',
     'Policy',
     'Product',
     'ProductTrace',

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from .dispatch import runs_triton, wants_kernel
 
@@ -139,6 +140,18 @@ def learned_step_quantize(
         TypeError: If ``x``, ``step`` or ``offset`` is not floating point.
         ValueError: If a shape, a device or the range does not fit.
     """
+    if has_torch_function_unary(x):  # a mode that looks on, such as
+        # mmauxq.layers.LessMemory
+        return handle_torch_function(
+            learned_step_quantize,
+            (x,),
+            x,
+            step,
+            qmin,
+            qmax,
+            offset=offset,
+            grad_scale=grad_scale,
+        )
     _check(x, step, offset, qmin, qmax)
     forms = (lsq_forward, lsq_backward)
     if wants_kernel(x):

@@ -15,7 +15,7 @@ from mmrazor.models.utils import add_prefix
 from torch import Tensor, nn
 
 from mmauxq.errors import UsageError
-from mmauxq.guidance import Guidance, Tap, TapRecorder
+from mmauxq.guidance import Guidance, Tap, TapRecorder, find_taps
 from mmauxq.layers import LayerBits, Policy, convert, restore
 from mmauxq.quantizers import FLOAT_BITS, calibrating, named_quantizers
 from mmauxq.quantizers.base import check_bits
@@ -23,7 +23,6 @@ from mmauxq.registry import MODELS
 
 from . import dry_run
 from .checkpoint import check_architecture, normalise
-from .tap_search import find_taps
 
 LOW_BITS = 4
 

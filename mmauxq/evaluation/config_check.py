@@ -34,7 +34,7 @@ from .mmpretrain_configs import (
     recipe,
 )
 
-SMALL = 64
+SMALL, USUAL, LARGE = 64, 224, 512
 STEPS = 2
 LEARNING_RATE = 1e-3
 
@@ -48,7 +48,7 @@ class Row:
         backbone: Its registered type.
         verdict: ``'pass'``, ``'fail'`` or ``'mmpretrain'``: the float network
             itself cannot be built or run here.
-        reason: Why it is no pass, in one line.
+        reason: Why it is no pass, or what was changed to try it.
         parameters: Of F, in millions.
         quantized: Number of layers whose operands are quantized.
         kept: Name of a layer that stays float -> why.
@@ -75,6 +75,11 @@ class Row:
     signed: tuple[int, int] = (0, 0)
     moved: tuple[int, int] = (0, 0)
     seconds: float = 0.0
+
+    def note(self, text: str) -> None:
+        """Add to the reason, once."""
+        if text not in self.reason:
+            self.reason = '; '.join(filter(None, [self.reason, text]))
 
 
 def count_only(config: str) -> Row:
@@ -106,6 +111,7 @@ def try_config(config: str, build_only: bool = False) -> Row:
         torch.manual_seed(0)
         cfg = recipe(config)
         row.backbone = cfg.model.architecture.backbone.type
+        _limit_size(cfg, row)
         if build_only:
             with NoRandomFill():
                 _build_small(cfg, row)
@@ -126,15 +132,25 @@ class _Failed(Exception):
     """A check that did not hold; the message says which."""
 
 
+def _limit_size(cfg: Config, row: Row) -> None:
+    """Try what is made for very large images with usual ones."""
+    backbone = cfg.model.architecture.backbone
+    size = backbone.get('img_size')
+    if isinstance(size, int) and size > LARGE:
+        backbone.img_size = USUAL
+        row.note(f'tried at {USUAL} pixels instead of {size}')
+
+
 def _build_small(cfg: Config, row: Row) -> None:
     """Build with small images where the network takes them: it is faster."""
-    if 'img_size' not in cfg.model.architecture.backbone:
-        try:
-            _build(cfg, row, SMALL)
-            return
-        except Exception:  # whatever it raises, the full size will tell
-            pass
-    _build(cfg, row)
+    small = copy.deepcopy(cfg)
+    size = small.model.architecture.backbone.get('img_size')
+    if isinstance(size, int) and size > USUAL:
+        small.model.architecture.backbone.img_size = USUAL
+    try:
+        _build(small, row, None if size else SMALL)
+    except Exception:  # whatever it raises, the full size will tell
+        _build(cfg, row)
 
 
 def _build(
@@ -143,7 +159,7 @@ def _build(
     """The algorithm, and what it was built with."""
     network = float_network(cfg)
     if not cfg.model.architecture.get('head'):
-        row.reason = 'shipped without a head; tried with a linear one'
+        row.note('shipped without a head; tried with a linear one')
     row.parameters = dry_run.count_parameters(network) / 1e6
     settings = cfg.model.to_dict()
     settings['architecture'] = network

@@ -4,8 +4,7 @@ import torch
 from torch import Tensor
 
 from mmauxq.algorithms import JointQAT, dry_run
-from mmauxq.algorithms.tap_search import find_taps
-from mmauxq.guidance import TapRecorder
+from mmauxq.guidance import TapRecorder, find_taps
 
 
 def block_gradient_norms(

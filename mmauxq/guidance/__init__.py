@@ -2,8 +2,9 @@
 
 from .aux_adaptor_aggregator import AuxAdaptorAggregator
 from .base import Guidance
+from .find_taps import find_taps
 from .intermediate_classifiers import IntermediateClassifiers
-from .taps import Tap, TapRecorder, find_blocks, find_layers, resolve_taps
+from .taps import Tap, TapRecorder
 
 __all__ = [
     'AuxAdaptorAggregator',
@@ -11,7 +12,5 @@ __all__ = [
     'IntermediateClassifiers',
     'Tap',
     'TapRecorder',
-    'find_blocks',
-    'find_layers',
-    'resolve_taps',
+    'find_taps',
 ]

@@ -1,3 +1,6 @@
+import pytest
+from mmengine.config import Config
+
 from mmauxq.evaluation import config_check
 from mmauxq.evaluation.config_check import try_config
 
@@ -22,3 +25,23 @@ def test_the_network_of_mmpretrain_may_be_at_fault(monkeypatch):
     monkeypatch.setattr(config_check, 'float_network', build)
     row = try_config(LENET)
     assert (row.verdict, row.reason) == ('mmpretrain', 'no such checkpoint')
+
+
+@pytest.mark.parametrize('size, tried', [(1024, 224), (384, 384)])
+def test_very_large_images_are_not_tried(size, tried):
+    cfg = Config(
+        dict(model=dict(architecture=dict(backbone=dict(img_size=size))))
+    )
+    row = config_check.Row('x.py')
+    for _ in range(2):
+        config_check._limit_size(cfg, row)
+    assert cfg.model.architecture.backbone.img_size == tried
+    note = 'tried at 224 pixels instead of 1024'
+    assert row.reason == (note if size == 1024 else '')
+
+
+def test_builds_with_small_images():
+    row = try_config('resnet/resnet18_8xb32_in1k.py', build_only=True)
+    assert (row.verdict, row.reason) == ('pass', '')
+    assert (row.quantized, row.taps) == (19, 9)
+    assert row.moved == (0, 0)

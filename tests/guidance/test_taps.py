@@ -8,7 +8,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from mmauxq.errors import UsageError
-from mmauxq.guidance import TapRecorder, find_blocks, resolve_taps
+from mmauxq.guidance import TapRecorder
+from mmauxq.guidance.taps import find_blocks, resolve_taps
 from tests.networks import batch, classifier, joint_qat
 
 

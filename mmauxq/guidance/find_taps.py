@@ -10,9 +10,17 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmauxq.errors import UsageError
-from mmauxq.guidance import Tap, find_blocks, find_layers, resolve_taps
-from mmauxq.guidance.taps import STEM, flat_tensors, layout_of
 from mmauxq.layers import is_quantizable
+
+from .taps import (
+    STEM,
+    Tap,
+    find_blocks,
+    find_layers,
+    flat_tensors,
+    layout_of,
+    resolve_taps,
+)
 
 
 @dataclass

@@ -36,6 +36,7 @@ EXPECTED = (
     TypeError,
     ValueError,
 )
+COMPILE_MODES = ('default', 'reduce-overhead', 'max-autotune')
 # How long another rank leaves the word to rank 0 (seconds).
 RANK_PATIENCE = 10
 
@@ -54,6 +55,15 @@ def train(argv: list[str] | None = None) -> int:
     parser.add_argument(
         '--amp', action='store_true', help='automatic mixed precision'
     )
+    parser.add_argument(
+        '--compile',
+        nargs='?',
+        const='default',
+        choices=COMPILE_MODES,
+        metavar='MODE',
+        help='torch.compile the training step: default, reduce-overhead '
+        '(CUDA graphs) or max-autotune',
+    )
 
     def command(args: argparse.Namespace, started: Callable) -> None:
         cfg = load_config(args)
@@ -62,6 +72,8 @@ def train(argv: list[str] | None = None) -> int:
         _set_work_dir(cfg, args)
         if args.amp:
             _set_amp(cfg)
+        if args.compile:
+            _set_compile(cfg, args)
         _set_resume(cfg, args.resume)
         runner = _runner(cfg, args, started)
         runner.train()
@@ -362,6 +374,15 @@ def _set_amp(cfg: Config) -> None:
             cfg.optim_wrapper.pop(key, None)
 
 
+def _set_compile(cfg: Config, args: argparse.Namespace) -> None:
+    if cfg.model.get('type') != 'mmauxq.JointQAT':
+        raise UsageError(
+            f'--compile: {args.config} trains a {cfg.model.get("type")}; '
+            'allowed are recipes of mmauxq.JointQAT'
+        )
+    cfg.model.compile = dict(mode=args.compile)
+
+
 def _set_resume(cfg: Config, resume: str | None) -> None:
     if resume is None:
         if cfg.get('load_from') and '://' not in cfg.load_from:
@@ -411,6 +432,9 @@ def _runner(cfg: Config, args: argparse.Namespace, started: Callable):
     else:
         runner = Runner.from_cfg(cfg)
     runner.register_hook(_start_mark(started), 'VERY_HIGH')
+    from mmauxq.engine.hooks import TeacherCheckHook
+
+    runner.register_hook(TeacherCheckHook())
     return runner
 
 

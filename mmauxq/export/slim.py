@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 
 from mmauxq import compat
-from mmauxq.algorithms.checkpoint import normalise
 from mmauxq.errors import UsageError
+from mmauxq.layers.checkpoint import normalise
 from mmauxq.version import __version__
 
 

@@ -10,7 +10,17 @@ from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
 
 from mmauxq.quantizers import named_quantizers
-from tests.networks import batch, joint_qat
+from tests.networks import AUX, batch, joint_qat
+
+# of all guidances, what has parameters, buffers, and no gradient
+GUIDANCE = [
+    AUX,
+    dict(
+        type='mmauxq.KnowledgeDistillation',
+        features=dict(type='mmrazor.ATLoss', loss_weight=100.0),
+        connector=dict(type='mmrazor.ConvModuleConnector'),
+    ),
+]
 
 
 def _free_port() -> int:
@@ -27,7 +37,8 @@ def _train(rank: int, port: int, queue) -> None:
         rank=rank,
         world_size=2,
     )
-    model = joint_qat(seed=rank)  # DDP makes the weights equal
+    # DDP makes the weights equal
+    model = joint_qat(seed=rank, guidance=GUIDANCE)
     wrapped = MMDistributedDataParallel(model, broadcast_buffers=False)
     optim = OptimWrapper(torch.optim.SGD(model.parameters(), 0.05))
     inputs, samples = batch(16)
@@ -41,7 +52,8 @@ def _train(rank: int, port: int, queue) -> None:
             scales = {n: q.step.detach() for n, q in named_quantizers(model)}
     state = {
         name: value.detach().numpy()
-        for name, value in model.named_parameters()
+        for name, value in model.state_dict().items()
+        if name in dict(model.named_parameters()) or '.teacher.' in name
     }
     queue.put((rank, {n: s.numpy() for n, s in scales.items()}, state))
     dist.barrier()

@@ -1,7 +1,5 @@
 """The weights of a network, quantized together."""
 
-import os
-
 import pytest
 import torch
 from torch import nn
@@ -12,8 +10,6 @@ from mmauxq.ops import use_form
 from mmauxq.quantizers import calibrating, named_quantizers
 
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
-if DEVICE == 'cpu':
-    os.environ.setdefault('TRITON_INTERPRET', '1')
 
 
 class Standardised(nn.Conv2d):

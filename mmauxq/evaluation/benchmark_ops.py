@@ -25,8 +25,8 @@ SMALL = [((2, 8, 7, 9), 'float32', True), ((2, 5, 6), 'bfloat16', False)]
 Op = Callable[[Tensor, Tensor], Tensor]
 
 
-def contenders(x: Tensor, device: str) -> Iterator[tuple[str, Op, bool]]:
-    """(name, op of x and step, whether the step is learned)."""
+def contenders(x: Tensor, device: str) -> Iterator[tuple[str, Op | str, bool]]:
+    """(name, op of x and step or what is wrong, whether it learns a step)."""
     scale = 1 / math.sqrt(x[0].numel() * QMAX)
     zero = torch.zeros(1, device=device)
 
@@ -58,29 +58,46 @@ def contenders(x: Tensor, device: str) -> Iterator[tuple[str, Op, bool]]:
         )
 
     yield 'torch, learned step', torch_learned, True
-    for name, build in (('mmrazor', _mmrazor), ('brevitas', _brevitas)):
+    for name, make in (('mmrazor', _mmrazor), ('brevitas', _brevitas)):
         try:
-            module = build().to(device)
-        except Exception as error:  # any peer may be absent or broken
-            yield f'{name}: {type(error).__name__}: {error}', None, True
-            continue
-        yield name, lambda x, step, module=module: module(x), True
+            yield name, make().to(device), True
+        except Exception as error:  # a peer may be absent, or broken
+            yield name, f'{type(error).__name__}: {error}', True
+
+
+class _Peer(nn.Module):
+    """A quantizer of another package, with a step of its own."""
+
+    def __init__(self, quantizer: nn.Module) -> None:
+        super().__init__()
+        self.quantizer = quantizer
+
+    def forward(self, x: Tensor, step: Tensor) -> Tensor:
+        return self.quantizer(x)
 
 
 def _mmrazor() -> nn.Module:
-    from mmrazor.models.fake_quants import LSQFakeQuantize
+    from mmrazor.models.fake_quants.lsq import LearnableFakeQuantize
     from torch.ao.quantization.observer import MinMaxObserver
 
-    module = LSQFakeQuantize(MinMaxObserver, quant_min=0, quant_max=QMAX)
-    module.enable_param_learning()
-    return module
+    quantizer = LearnableFakeQuantize(
+        MinMaxObserver, quant_min=0, quant_max=QMAX, scale=0.25
+    )
+    quantizer.enable_param_learning()
+    return _Peer(quantizer)
 
 
 def _brevitas() -> nn.Module:
     from brevitas.nn import QuantIdentity
-    from brevitas.quant import Uint8ActPerTensorFloat
+    from brevitas.quant import Uint8ActPerTensorFloatMaxInit
 
-    return QuantIdentity(act_quant=Uint8ActPerTensorFloat, bit_width=4)
+    return _Peer(
+        QuantIdentity(
+            act_quant=Uint8ActPerTensorFloatMaxInit,
+            bit_width=4,
+            max_val=0.25 * QMAX,
+        )
+    )
 
 
 def activations(device: str, repeats: int, tiny: bool) -> Iterator[dict]:
@@ -106,8 +123,8 @@ def activations(device: str, repeats: int, tiny: bool) -> Iterator[dict]:
         del y
         for name, op, learned in contenders(x, device):
             row = dict(base, name=name, learned=learned)
-            if op is None:
-                yield dict(row, error=name)
+            if isinstance(op, str):
+                yield dict(row, error=op)
                 continue
             try:
                 row.update(_one(op, x, grad, repeats, inner, bandwidth))
@@ -121,12 +138,15 @@ def _one(
 ) -> dict:
     x = x.detach().requires_grad_()
     step = torch.full((1,), 0.25, device=x.device, requires_grad=True)
+    inputs = [x, step]
+    if isinstance(op, nn.Module):
+        inputs = [x, *(p for p in op.parameters() if p.requires_grad)]
     y = op(x, step)
     upstream = grad.to(y.dtype)
     forward = timed(lambda: op(x, step), repeats, inner=inner)
     backward = timed(
         lambda: torch.autograd.grad(
-            y, [x, step], upstream, retain_graph=True, allow_unused=True
+            y, inputs, upstream, retain_graph=True, allow_unused=True
         ),
         repeats,
         inner=inner,

@@ -168,9 +168,16 @@ class TogetherQuantizer:
         from .weight_kernels import backward_kernel, sum_kernel
 
         device = weights[0].device
-        addresses = torch.tensor(
-            [g.data_ptr() for g in grads], pin_memory=device.type == 'cuda'
-        ).to(device, non_blocking=True)
+        flat = _is_capturing()
+        if flat:
+            # a graph cannot be told new addresses from the host
+            where = torch.empty(self.size, dtype=grads[0].dtype, device=device)
+            torch._foreach_copy_(self.views(where, weights), list(grads))
+        else:
+            where = torch.tensor(
+                [g.data_ptr() for g in grads],
+                pin_memory=device.type == 'cuda',
+            ).to(device, non_blocking=True)
         grad_weights = torch.empty(
             self.size, dtype=torch.float32, device=device
         )
@@ -178,7 +185,7 @@ class TogetherQuantizer:
         table = self.table
         with on_device(partial):
             backward_kernel[(self.rows,)](
-                addresses,
+                where,
                 table['tensor'],
                 table['inside'],
                 table['weight'],
@@ -191,6 +198,7 @@ class TogetherQuantizer:
                 grad_weights,
                 partial,
                 LEAST_SCALE,
+                FLAT=flat,
                 TYPE=_triton_type(grads[0].dtype),
                 BLOCK=BLOCK,
                 num_warps=4,
@@ -239,6 +247,12 @@ class _QuantizeTogether(torch.autograd.Function):
             *together.views(flat, weights),
             *(p.view(s.shape) for p, s in zip(parts, steps, strict=True)),
         )
+
+
+def _is_capturing() -> bool:
+    return torch.cuda.is_available() and (
+        torch.cuda.is_current_stream_capturing()
+    )
 
 
 def _triton_type(dtype: torch.dtype):

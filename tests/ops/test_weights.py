@@ -67,8 +67,11 @@ def poisoned():
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.mark.parametrize('capturing', [False, True])
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float16])
-def test_equals_one_op_for_each(dtype, poisoned):
+def test_equals_one_op_for_each(dtype, capturing, poisoned, monkeypatch):
+    """Also in the form that a CUDA graph can hold."""
+    monkeypatch.setattr('mmauxq.ops.weights._is_capturing', lambda: capturing)
     weights, steps = network()
     together = TogetherQuantizer(RANGES)
     found = together(weights, steps, dtype)
@@ -129,3 +132,32 @@ def test_what_can_be_taken():
     assert not can_quantize_together(w[:, :3], step)
     assert not can_quantize_together(w.bfloat16(), step)
     assert not can_quantize_together(w[:0], step)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(DEVICE == 'cpu', reason='needs a CUDA GPU')
+def test_in_a_cuda_graph():
+    from mmauxq.evaluation.timing import graphed
+
+    weights, steps = network()
+    together = TogetherQuantizer(RANGES)
+    upstream = [torch.randn_like(w) for w in weights]
+    found = [torch.empty_like(t) for t in (*weights, *steps)]
+
+    def step():
+        y = together(weights, steps)
+        grads = torch.autograd.grad(y, [*weights, *steps], upstream)
+        torch._foreach_copy_(found, grads)
+
+    replay = graphed(step)
+    with torch.no_grad():
+        for tensor in (*weights, *upstream):
+            tensor.normal_()
+    replay()
+    expected = torch.autograd.grad(
+        one_by_one(weights, steps, torch.float32),
+        [*weights, *steps],
+        upstream,
+    )
+    for ours, theirs in zip(found, expected, strict=True):
+        assert_close(ours, theirs, rtol=1e-4, atol=1e-4)

@@ -274,7 +274,11 @@ class LessMemory(TorchFunctionMode):
         named = {name: self._handle(a) for name, a in again_kwargs.items()}
         output = func(*args, **kwargs)
         recipe = _Recipe(again, handles, named, output)
-        if func is learned_step_quantize and recipe.products:
+        if (
+            func is learned_step_quantize
+            and recipe.products
+            and is_dense(args[0])
+        ):
             # the chain ends here: the next product begins with codes
             recipe = _Recipe(_codes(*args, **kwargs).value, [], {}, output)
         recipe.products += func in PRODUCTS

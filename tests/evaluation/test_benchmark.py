@@ -99,6 +99,7 @@ def command(root):
     return module.main
 
 
+@pytest.mark.slow
 def test_command(command, tmp_path, monkeypatch, root, capsys):
     """One that runs, one that fails; the second run has nothing to do."""
     for name, value in process_environment(root).items():

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
+from mmengine.dist import get_world_size
 from mmengine.logging import print_log
 from mmengine.model import BaseModel, ModuleList
 from mmengine.runner import CheckpointLoader
@@ -35,6 +36,8 @@ from mmauxq.registry import MODELS
 from . import dry_run
 
 LOW_BITS = 4
+WEIGHT_GROUPS = 4
+"""In how many parts ranks exchange the gradients of quantized weights."""
 PLAIN_LOSSES = (ClsHead.loss, MultiLabelClsHead.loss)
 """``head.loss`` that is ``head._get_loss(head(features), data_samples)``."""
 
@@ -330,7 +333,10 @@ class JointQAT(BaseAlgorithm):
                 self._start(stack)
             elif step == self._step:
                 if self._weights_at_once is None:
-                    self._weights_at_once = WeightsAtOnce(self.architecture)
+                    self._weights_at_once = WeightsAtOnce(
+                        self.architecture,
+                        WEIGHT_GROUPS if get_world_size() > 1 else 1,
+                    )
                 stack.enter_context(self._weights_at_once.active())
             if self.memory is not None:
                 stack.enter_context(LessMemory(self.memory))

@@ -22,14 +22,14 @@ class WeightsAtOnce:
     part, with LSQ or LSQ+ quantizers, float32 weights, and on a GPU; the
     others go on as ever.
 
-    All gradients of the weights appear together, at the end of the backward
-    pass.
-
     Args:
         model: Whose quantized layers are meant; calibrated.
+        groups: In how many launches. The gradients of a group appear
+            together, when the backward pass is through all of its layers: with
+            several groups, ranks exchange the first ones meanwhile.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, groups: int = 1) -> None:
         layers = {
             id(layer.weight_quantizer): layer
             for layer in model.modules()
@@ -55,7 +55,11 @@ class WeightsAtOnce:
             ):
                 self.pairs.append((layer.weight, quantizer))
                 ranges.append(WeightRange(how.qmin, how.qmax, how.grad_scale))
-        self.together = TogetherQuantizer(ranges)
+        self.groups: list[tuple[slice, TogetherQuantizer]] = []
+        size = max(1, -(-len(ranges) // groups))
+        for start in range(0, len(ranges), size):
+            part = slice(start, start + size)
+            self.groups.append((part, TogetherQuantizer(ranges[part])))
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -65,7 +69,12 @@ class WeightsAtOnce:
             return
         weights = [weight for weight, _ in self.pairs]
         steps = [q.learned_step(w).step for w, q in self.pairs]  # type: ignore[union-attr]
-        given = self.together(weights, steps, _product_dtype(weights[0]))
+        dtype = _product_dtype(weights[0])
+        given = [
+            result
+            for part, together in self.groups
+            for result in together(weights[part], steps[part], dtype)
+        ]
         try:
             for (weight, quantizer), result in zip(
                 self.pairs, given, strict=True

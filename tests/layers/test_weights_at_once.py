@@ -44,15 +44,17 @@ def network(per_channel, weight='mmauxq.LSQ'):
 
 @pytest.mark.parametrize('per_channel', [False, True])
 @pytest.mark.parametrize('weight', ['mmauxq.LSQ', 'mmauxq.LSQPlus'])
-def test_equals_the_layers_one_by_one(weight, per_channel):
+@pytest.mark.parametrize('groups', [1, 2])
+def test_equals_the_layers_one_by_one(weight, per_channel, groups):
     model, x = network(per_channel, weight)
     expected = model(x)
     expected.square().sum().backward()
     grads = {n: p.grad for n, p in model.named_parameters()}
     model.zero_grad()
     with use_form('kernel'):
-        at_once = WeightsAtOnce(model)
+        at_once = WeightsAtOnce(model, groups)
     assert len(at_once.pairs) == 3  # without the standardised one
+    assert len(at_once.groups) == groups
     with at_once.active():
         found = model(x)
     assert torch.equal(found, expected)

@@ -63,30 +63,34 @@ def can_run(x: Tensor, step: Tensor, offset: Tensor | None) -> bool:
 
 
 def _tiles(x: Tensor, step: Tensor, repeat: bool) -> tuple[int, dict]:
-    """How many programs, and the arguments that describe the tiles."""
+    """How many programs, and the arguments that describe the tiles.
+
+    Args:
+        x: What is quantized.
+        step: Its step or steps.
+        repeat: Whether a program works on several tiles, so that there are
+            about as many programs as run at a time.
+    """
     axis = channel_axis(step, x)
-    channels = 1 if axis is None else x.shape[axis]
-    inner = 1 if axis is None else x.stride(axis)
-    rows = x.numel() // channels
-    if axis is None:
-        tile = (FLAT_ROWS, 1)
-    elif inner == 1:
-        width = min(_power_of_two(channels), TILE_CHANNELS)
-        tile = (FLAT_ROWS // width, width)
-    else:
-        tile = (min(_power_of_two(rows), FLAT_ROWS), 1)
-    blocks = -(-rows // tile[0])
-    columns = -(-channels // tile[1])
-    arguments = dict(
-        rows=rows,
-        channels=channels,
-        inner=inner,
-        PER_CHANNEL=axis is not None,
-        # one tile beyond the last element must still be a number
-        WIDE=x.numel() + FLAT_ROWS * TILE_CHANNELS >= 2**31,
-        ROWS=tile[0],
-        CHANNELS=tile[1],
-    )
+    # one tile beyond the last element must still be a number
+    wide = x.numel() + FLAT_ROWS * TILE_CHANNELS >= 2**31
+    arguments = dict(rows=x.numel(), WIDE=wide, ROWS=FLAT_ROWS)
+    columns = 1
+    if axis is not None:
+        channels, inner = x.shape[axis], x.stride(axis)
+        width = 1
+        if inner == 1:
+            width = min(_power_of_two(channels), TILE_CHANNELS)
+        rows = x.numel() // channels
+        columns = -(-channels // width)
+        arguments.update(
+            rows=rows,
+            channels=channels,
+            inner=inner,
+            ROWS=min(_power_of_two(rows), FLAT_ROWS // width),
+            CHANNELS=width,
+        )
+    blocks = -(-arguments['rows'] // arguments['ROWS'])
     if not repeat:
         return blocks * columns, arguments
     at_once = BLOCKS_PER_MULTIPROCESSOR * multiprocessors(x.device)
@@ -103,12 +107,13 @@ def run_forward(
     x: Tensor, step: Tensor, offset: Tensor | None, qmin: int, qmax: int
 ) -> Tensor:
     """As :func:`.lsq.lsq_forward`, in one launch."""
-    from .lsq_kernels import forward_kernel
+    from .lsq_kernels import forward_channels, forward_flat
 
     y = torch.empty_like(x)
     programs, arguments = _tiles(x, step, repeat=False)
+    kernel = forward_flat if step.numel() == 1 else forward_channels
     with on_device(x):
-        forward_kernel[(programs,)](
+        kernel[(programs,)](
             x,
             step.contiguous(),
             step if offset is None else offset.contiguous(),
@@ -133,7 +138,7 @@ def run_backward(
     grad_scale: float,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """As :func:`.lsq.lsq_backward`, in a launch and a small sum."""
-    from .lsq_kernels import backward_kernel
+    from .lsq_kernels import backward_channels, backward_flat
 
     if grad.stride() != x.stride() or grad.dtype != x.dtype:
         grad = torch.empty_like(x).copy_(grad)
@@ -144,8 +149,9 @@ def run_backward(
         dtype=torch.float32,
         device=x.device,
     )
+    kernel = backward_flat if step.numel() == 1 else backward_channels
     with on_device(x):
-        backward_kernel[(programs,)](
+        kernel[(programs,)](
             grad,
             x,
             step.contiguous(),

@@ -146,10 +146,14 @@ NETWORKS = [
 ]
 
 
-@pytest.mark.parametrize('network', NETWORKS)
-def test_imagenet_recipes_train_on_generated_images(network, tmp_path):
+@pytest.mark.parametrize(
+    'network, terms',
+    [(f'aux_{network}', ['loss_aux']) for network in NETWORKS]
+    + [('auxkd_r18', ['0.loss_aux', '1.loss_logits'])],
+)
+def test_imagenet_recipes_train_on_generated_images(network, terms, tmp_path):
     """Two steps through the runner, at the recipe's shape and classes."""
-    config = read(ROOT / f'configs/aux_{network}_w4a4.py')
+    config = read(ROOT / f'configs/{network}_w4a4.py')
     config.work_dir = str(tmp_path)
     config.experiment_name = f'generated_{network}'
     config.randomness = dict(seed=0)
@@ -180,8 +184,10 @@ def test_imagenet_recipes_train_on_generated_images(network, tmp_path):
     runner.train()
     assert runner.iter == 2
     assert torch.isfinite(weight).all() and not torch.equal(weight, before)
-    history = runner.message_hub.get_scalar('train/guidance.loss_aux').data[0]
-    assert len(history) == 2 and all(value > 0 for value in history)
+    for term in terms:
+        scalar = runner.message_hub.get_scalar(f'train/guidance.{term}')
+        history = scalar.data[0]
+        assert len(history) == 2 and all(value > 0 for value in history)
 
 
 def test_generated_images_are_the_same_every_time():

@@ -97,6 +97,7 @@ class JointQAT(BaseAlgorithm):
         data_preprocessor: dict | nn.Module | None = None,
         init_cfg: dict | None = None,
     ) -> None:
+        _check_sections(architecture, quantizers, policy, guidance)
         architecture = _build_architecture(architecture, data_preprocessor)
         # In-place activations are looked after where they matter, at the
         # taps; mmrazor would switch all of them off.
@@ -183,17 +184,19 @@ class JointQAT(BaseAlgorithm):
 
     def _build_guidance(self, cfg: dict, inputs: Tensor) -> Guidance:
         cfg = dict(cfg)
-        cls = MODELS.get(cfg.get('type', ''))
-        if cls is None:
+        kind = cfg.get('type')
+        cls = MODELS.get(kind) if isinstance(kind, str) else kind
+        if not (isinstance(cls, type) and issubclass(cls, Guidance)):
             raise UsageError(
-                f'guidance.type={cfg.get("type")!r} is not registered; there '
-                'are mmauxq.AuxAdaptorAggregator, '
+                f'guidance.type={kind!r} is no guidance; there are '
+                'mmauxq.AuxAdaptorAggregator, '
                 'mmauxq.IntermediateClassifiers and '
                 'mmauxq.KnowledgeDistillation'
             )
         taps = cfg.pop('taps', cls.default_taps(cfg))
         found = Taps([], [], False)
         if taps is not None:
+            _check_taps(taps)
             found = find_taps(self.architecture, taps, cls.uses_stem, inputs)
         self.recorders.append(found.recorder(self.architecture))
         given = dict(
@@ -543,11 +546,63 @@ def _build_architecture(
     return architecture
 
 
+def _check_sections(
+    architecture: Any, quantizers: Any, policy: Any, guidance: Any
+) -> None:
+    if policy is not None and not isinstance(policy, dict):
+        raise UsageError(
+            f'model.policy={policy!r}; allowed are a dict and None'
+        )
+    parts = guidance if isinstance(guidance, (list, tuple)) else [guidance]
+    if guidance is not None and not (
+        parts and all(isinstance(part, dict) for part in parts)
+    ):
+        raise UsageError(
+            f'model.guidance={guidance!r}; allowed are a dict, a list of '
+            'dicts, and None'
+        )
+    if not isinstance(architecture, (dict, nn.Module)):
+        raise UsageError(
+            f'model.architecture={architecture!r}; allowed is the config of '
+            'a classifier'
+        )
+    if not isinstance(quantizers, dict):
+        raise UsageError(
+            f'model.quantizers={quantizers!r}; allowed is a dict with the '
+            "keys 'weight' and 'activation'"
+        )
+    for role in ('weight', 'activation'):
+        cfg = quantizers.get(role, {})
+        if not isinstance(cfg, dict):
+            raise UsageError(
+                f'model.quantizers.{role}={cfg!r}; allowed is a dict with '
+                "'type' and 'bits'"
+            )
+        if role in quantizers and 'bits' not in cfg:
+            raise UsageError(
+                f'model.quantizers.{role}={dict(cfg)} has no `bits`; allowed '
+                f'are 1 to 8, and {FLOAT_BITS} for floating point'
+            )
+
+
+def _check_taps(taps: Any) -> None:
+    names = [taps] if isinstance(taps, str) else taps
+    if (
+        not isinstance(names, (list, tuple))
+        or not names
+        or not all(isinstance(name, str) for name in names)
+    ):
+        raise UsageError(
+            f"guidance.taps={taps!r}; allowed are 'auto', 'stage_ends', a "
+            'pattern of module names, and a list of patterns'
+        )
+
+
 def _check_shape(shape: Sequence[int] | None) -> tuple[int, ...] | None:
     if shape is None:
         return None
     shape = tuple(shape) if isinstance(shape, (list, tuple)) else (shape,)
-    if len(shape) != 3 or not all(isinstance(n, int) and n > 0 for n in shape):
+    if len(shape) != 3 or not all(type(n) is int and n > 0 for n in shape):
         raise UsageError(
             f'input_shape={shape}; allowed are three positive '
             'integers (C, H, W)'
@@ -564,9 +619,7 @@ def _assign_bits(
             "allowed and needed are 'weight' and 'activation'"
         )
     widths = [
-        check_bits(
-            quantizers[role].get('bits', FLOAT_BITS), 1, f'quantizers.{role}'
-        )
+        check_bits(quantizers[role]['bits'], 1, f'quantizers.{role}')
         for role in ('weight', 'activation')
     ]
     policy = {k: v for k, v in (policy or {}).items() if k != '_scope_'}

@@ -15,7 +15,9 @@ from mmengine.runner import Runner
 from torch import nn
 
 from mmauxq.algorithms import JointQAT
+from mmauxq.engine.guards import add_guards, make_exact
 from mmauxq.engine.hooks import TeacherCheckHook
+from mmauxq.engine.resume import set_start
 from mmauxq.errors import UsageError
 from mmauxq.registry import MODELS
 
@@ -103,9 +105,10 @@ def run_trial(
     config.work_dir = str(work_dir)
     config.randomness = dict(seed=seed)
     config.experiment_name = f'{Path(work_dir).name}_{time.time_ns()}'
-    last = Path(work_dir) / 'last_checkpoint'
-    if resume and last.is_file():
-        config.resume, config.load_from = True, last.read_text().strip()
+    make_exact(config)
+    add_guards(config)
+    if resume and (Path(work_dir) / 'last_checkpoint').is_file():
+        set_start(config, 'auto')
     progress = _Progress(report)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()

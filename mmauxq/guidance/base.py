@@ -1,5 +1,6 @@
 """What every form of guidance has in common."""
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -17,6 +18,15 @@ LOGITS = 'logits'
 
 AUX_LOGITS = 'aux_logits'
 """Key of the logits of the auxiliary module, if there is one."""
+
+
+def is_weight(value: object) -> bool:
+    """Whether ``value`` is a finite number from 0."""
+    return (
+        isinstance(value, (int, float))
+        and not isinstance(value, bool)
+        and 0 <= value < math.inf
+    )
 
 
 class Guidance(BaseModule):
@@ -66,11 +76,7 @@ class Guidance(BaseModule):
         init_cfg: dict | list | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        if (
-            isinstance(loss_weight, bool)
-            or not isinstance(loss_weight, (int, float))
-            or not 0 <= loss_weight
-        ):
+        if not is_weight(loss_weight):
             raise UsageError(
                 f'guidance.loss_weight={loss_weight!r}; allowed '
                 'are numbers from 0'
@@ -184,12 +190,17 @@ def check_weights(
     """
     if isinstance(weights, (int, float)):
         weights = [weights] * len(taps)
+    if not isinstance(weights, (list, tuple)):
+        raise UsageError(
+            f'{where}={weights!r}; allowed are a number from 0 and a list of '
+            'them'
+        )
     if len(weights) != len(taps):
         raise UsageError(
             f'{where}: {len(weights)} weights for {len(taps)} taps '
             f'({", ".join(tap.name for tap in taps)})'
         )
-    if any(not isinstance(w, (int, float)) or w < 0 for w in weights):
+    if not all(map(is_weight, weights)):
         raise UsageError(
             f'{where}={list(weights)}; allowed are numbers from 0'
         )

@@ -77,7 +77,8 @@ class KnowledgeDistillation(Guidance):
         guides_aux: Config of the distance of the auxiliary module's logits
             from the teacher's; ``None`` for no such term.
         least_accuracy: Top-1 in percent on the validation data below which
-            training is refused; by default twice that of guessing.
+            training is refused; by default a tenth of the way from guessing
+            to 100.
         loss_weight: Factor on all losses but the teacher's own.
         dtype: See :class:`Guidance`; of the connectors.
 
@@ -118,31 +119,33 @@ class KnowledgeDistillation(Guidance):
                 'guidance: KnowledgeDistillation compares nothing; set '
                 '`logits`, `features` or `guides_aux`'
             )
-        if taps and features is None:
+        if taps and not features:
             raise UsageError(
                 'guidance.taps: KnowledgeDistillation compares features only '
                 'if `features` is a distance'
             )
-        self.least_accuracy = (
-            200 / num_classes if least_accuracy is None else least_accuracy
-        )
+        if least_accuracy is None:
+            guessing = 100 / num_classes
+            least_accuracy = guessing + (100 - guessing) / 10
+        self.least_accuracy = least_accuracy
         self.train_teacher = train_teacher
         model = self._network(network, teacher, checkpoint, image, num_classes)
         found = _teacher_taps(model, taps, teacher_taps, image)
         self._hold(Teacher(model, found, data_preprocessor, train_teacher))
         self.names = [tap.name for tap in taps]
         self.betas = check_weights(betas, taps, 'guidance.betas')
-        self.logits = logits and build_distance(
-            logits, 'guidance.logits', num_classes
-        )
-        self.guides_aux = guides_aux and build_distance(
-            guides_aux, 'guidance.guides_aux', num_classes
-        )
+        self.logits = self.guides_aux = self.features = None
+        if logits:
+            self.logits = build_distance(
+                logits, 'guidance.logits', num_classes
+            )
         if guides_aux:
             self.needs.append(AUX_LOGITS)
-        self.features = features and build_distance(
-            features, 'guidance.features'
-        )
+            self.guides_aux = build_distance(
+                guides_aux, 'guidance.guides_aux', num_classes
+            )
+        if features:
+            self.features = build_distance(features, 'guidance.features')
         if connector and any(tap.layout != MAP for tap in taps):
             raise UsageError(
                 'guidance.connector: connectors take feature maps (C, H, W); '
@@ -200,7 +203,6 @@ class KnowledgeDistillation(Guidance):
             state = check_architecture(model, normalise(state, source), source)
             model.load_state_dict(state, strict=False)
             self.title += f' from {checkpoint}'
-            model._is_init = True  # its weights stay
         return model
 
     def _hold(self, teacher: Teacher) -> None:

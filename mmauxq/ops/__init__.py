@@ -9,10 +9,11 @@ from .dispatch import use_form
 from .dorefa import dorefa_activation, dorefa_weight
 from .lsq import learned_step_quantize
 from .pact import pact
-from .straight_through import lower_bound, straight_through
+from .straight_through import LEAST_SCALE, lower_bound, straight_through
 from .weights import TogetherQuantizer, WeightRange, can_quantize_together
 
 __all__ = [
+    'LEAST_SCALE',
     'TogetherQuantizer',
     'WeightRange',
     'can_quantize_together',

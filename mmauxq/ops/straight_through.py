@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 LEAST_SCALE = 1e-6
-"""No learned scale counts as less."""
+"""No scale that divides is smaller."""
 
 
 class _StraightThrough(torch.autograd.Function):

@@ -9,7 +9,9 @@ from mmengine import dist
 from torch import Tensor, nn
 
 from mmauxq import ops
-from mmauxq.errors import UsageError
+from mmauxq.errors import TrainingError, UsageError
+
+from .grid import Grid
 
 FLOAT_BITS = 32
 """The width that means "leave it in floating point"."""
@@ -73,6 +75,10 @@ class Quantizer(nn.Module):
     Subclasses implement :meth:`learned_step` or :meth:`quantize`, and
     :meth:`calibrate` if they have something to learn from data.
 
+    Attributes:
+        scale: Name of the learned scale, a parameter that is always positive;
+            ``None`` if there is none.
+
     Args:
         bits: Width in bits, 1 to 8; 32 leaves the tensor as it is.
         role: ``'weight'`` (axis 0 holds the output channels) or
@@ -91,6 +97,7 @@ class Quantizer(nn.Module):
     """
 
     needs_calibration = True
+    scale: str | None = None
     lowest_bits = 1
     roles: tuple[str, ...] = ('weight', 'activation')
     calibrated: Tensor
@@ -146,8 +153,45 @@ class Quantizer(nn.Module):
         """How ``x`` is quantized, if :meth:`quantize` is that op."""
         return None
 
+    def grid(self) -> Grid:
+        """The integer form, for a calibrated quantizer of less than 32 bits.
+
+        Raises:
+            UsageError: If there is none.
+        """
+        raise UsageError(
+            f'{type(self).__name__}: has no integer form at {self.bits} bits'
+        )
+
+    @torch.no_grad()
+    def codes(self, x: Tensor) -> Tensor:
+        """The integer codes (int32) of what the quantizer gives for ``x``.
+
+        They are read off the quantized values, so that there is one rounding
+        rule for training, evaluation and export.
+        """
+        grid = self.grid()
+        value = self(x).double()
+        if grid.offset is not None:
+            value = value - self._spread(grid.offset, x).double()
+        return (value / self._spread(grid.scale, x).double()).round().int()
+
+    def weight_of(self, codes: Tensor) -> Tensor:
+        """A tensor that the quantizer maps to these codes, to the bit."""
+        grid = self.grid()
+        value = codes * self._spread(grid.scale, codes)
+        if grid.offset is not None:
+            value = value + self._spread(grid.offset, codes)
+        return value
+
     def calibrate(self, x: Tensor) -> None:
         """Set the learned state from ``x``, equally on all ranks."""
+
+    @torch.no_grad()
+    def keep_positive(self) -> None:
+        """Set a learned scale that is not positive to the least one."""
+        if self.scale is not None:
+            getattr(self, self.scale).clamp_(min=ops.LEAST_SCALE)
 
     def _get_ready(self, x: Tensor) -> None:
         if not bool(self.calibrated):
@@ -158,6 +202,12 @@ class Quantizer(nn.Module):
                 )
             with torch.no_grad():
                 self.calibrate(x.detach().float())
+                finite = [bool(p.isfinite().all()) for p in self.parameters()]
+            if not all(finite):
+                raise TrainingError(
+                    f'{type(self).__name__}: the first batch gives it NaN or '
+                    'infinity, from which no scale can be found'
+                )
             self.calibrated.fill_(1)
         self._ready = True
         self._restore()

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from mmauxq import ops
 from mmauxq.errors import UsageError
 from mmauxq.registry import MODELS
 
@@ -14,6 +15,7 @@ from .base import (
     flag,
     mean_over_ranks,
 )
+from .grid import Grid
 
 
 @MODELS.register_module()
@@ -41,6 +43,7 @@ class LSQ(Quantizer):
     """
 
     signed: Tensor
+    scale = 'step'
 
     def __init__(
         self,
@@ -66,13 +69,19 @@ class LSQ(Quantizer):
         self.qmin = -(2 ** (self.bits - 1)) if signed else 0
         self.qmax = 2 ** (self.bits - signed) - 1
 
+    def grid(self) -> Grid:
+        """Codes qmin to qmax, in steps."""
+        return Grid(
+            ops.lower_bound(self.step.detach()), None, self.qmin, self.qmax
+        )
+
     def calibrate(self, x: Tensor) -> None:
         """Set sign and step from a batch of activations, or the weights."""
         if self.role == 'activation':
             self.signed.copy_(extreme_over_ranks(x.min(), 'min') < 0)
             self._restore()
         mean = mean_over_ranks(self._per_scale(x).abs().mean(1))
-        self.step.copy_((2 * mean / self.qmax**0.5).clamp_min(1e-6))
+        self.step.copy_((2 * mean / self.qmax**0.5).clamp_min(ops.LEAST_SCALE))
 
     def learned_step(self, x: Tensor) -> LearnedStep:
         """Step and codes, with the gradient scale of LSQ."""

@@ -14,6 +14,7 @@ from .base import (
     extreme_over_ranks,
     mean_over_ranks,
 )
+from .grid import Grid
 
 
 @MODELS.register_module()
@@ -41,6 +42,8 @@ class LSQPlus(Quantizer):
         offset: Value of code 0, same shape; activations only.
     """
 
+    scale = 'step'
+
     def __init__(
         self,
         bits: int,
@@ -67,6 +70,13 @@ class LSQPlus(Quantizer):
             self.qmin = -(2 ** (self.bits - 1))
             self.qmax = 2 ** (self.bits - 1) - 1
 
+    def grid(self) -> Grid:
+        """Codes qmin to qmax in steps, above the offset."""
+        offset = None if self.offset is None else self.offset.detach()
+        return Grid(
+            ops.lower_bound(self.step.detach()), offset, self.qmin, self.qmax
+        )
+
     def calibrate(self, x: Tensor) -> None:
         """Set step and offset from a batch, or the step from the weights."""
         rows = self._per_scale(x)
@@ -76,7 +86,9 @@ class LSQPlus(Quantizer):
                 (mean - 3 * std).abs(), (mean + 3 * std).abs()
             )
             self.step.copy_(
-                (mean_over_ranks(reach) / 2 ** (self.bits - 1)).clamp_min(1e-6)
+                (mean_over_ranks(reach) / 2 ** (self.bits - 1)).clamp_min(
+                    ops.LEAST_SCALE
+                )
             )
             return
         low = extreme_over_ranks(rows.amin(1), 'min')
@@ -97,7 +109,7 @@ class LSQPlus(Quantizer):
         self.offset.copy_(offset)
 
     def _range(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        return ((high - low) / self.qmax).clamp_min(1e-6), low
+        return ((high - low) / self.qmax).clamp_min(ops.LEAST_SCALE), low
 
     def learned_step(self, x: Tensor) -> LearnedStep:
         """Step and codes, with the gradient scale of LSQ."""

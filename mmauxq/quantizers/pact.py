@@ -8,6 +8,7 @@ from mmauxq import ops
 from mmauxq.registry import MODELS
 
 from .base import FLOAT_BITS, Quantizer, extreme_over_ranks, mean_over_ranks
+from .grid import Grid
 
 
 @MODELS.register_module()
@@ -33,6 +34,7 @@ class PACTActivation(Quantizer):
     """
 
     roles = ('activation',)
+    scale = 'alpha'
 
     def __init__(
         self,
@@ -46,13 +48,18 @@ class PACTActivation(Quantizer):
             torch.ones(num_channels or 1), self.bits != FLOAT_BITS
         )
 
+    def grid(self) -> Grid:
+        """Codes 0 to n in steps of ``alpha / n``."""
+        n = 2**self.bits - 1
+        return Grid(ops.lower_bound(self.alpha.detach()) / n, None, 0, n)
+
     def calibrate(self, x: Tensor) -> None:
         """Set ``alpha`` from a batch of activations."""
         rows = self._per_scale(x)
         mean = mean_over_ranks(rows.abs().mean(1))
         high = extreme_over_ranks(rows.amax(1), 'max')
         alpha = (2 * mean * (2**self.bits - 1) ** 0.5).minimum(high)
-        self.alpha.copy_(alpha.clamp_min(1e-6))
+        self.alpha.copy_(alpha.clamp_min(ops.LEAST_SCALE))
         negative = mean_over_ranks((x < 0).float().mean()).item()
         if negative > 0:
             print_log(

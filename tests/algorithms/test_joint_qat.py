@@ -318,7 +318,7 @@ def test_an_average_of_the_weights_follows_the_scales():
             ),
             'LSQ.*bits=1',
         ),
-        (dict(quantizers=dict(weight={})), 'quantizers has the keys'),
+        (dict(quantizers=dict(weight={})), 'weight={} has no `bits`'),
         (
             dict(
                 quantizers=dict(QUANTIZERS, weight=dict(type='ReLU', bits=2))

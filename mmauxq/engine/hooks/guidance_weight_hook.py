@@ -42,7 +42,21 @@ class GuidanceWeightHook(Hook):
         shape: str = 'cosine',
         index: int | None = None,
     ) -> None:
-        if shape not in SHAPES:
+        for name, value in (
+            ('end_weight', end_weight),
+            ('begin', begin),
+            ('end', end),
+        ):
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, (int, float))
+                or not math.isfinite(value)
+            ):
+                raise UsageError(
+                    f'GuidanceWeightHook: {name}={value!r}; allowed are '
+                    'finite numbers'
+                )
+        if not isinstance(shape, str) or shape not in SHAPES:
             raise UsageError(
                 f'GuidanceWeightHook: shape={shape!r}; allowed '
                 f'are {list(SHAPES)}'

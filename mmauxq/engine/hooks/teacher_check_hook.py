@@ -66,7 +66,7 @@ class TeacherCheckHook(Hook):
         self._say(f'{guidance.title}: {found}')
         if accuracy < guidance.least_accuracy and not guidance.untrained:
             raise UsageError(
-                f'guidance.teacher: {guidance.title} {found}; allowed is '
+                f'guidance.teacher: {guidance.title}, {found}; allowed is '
                 f'from guidance.least_accuracy={guidance.least_accuracy:g}. '
                 'Are its checkpoint and its data_preprocessor the right ones?'
             )

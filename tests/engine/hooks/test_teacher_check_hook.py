@@ -70,7 +70,7 @@ def test_only_some_batches(network, tmp_path):
 def test_a_teacher_that_guesses_is_refused(
     network, tmp_path, right, least, refused
 ):
-    """By default, below twice the accuracy of guessing: 20% of 10 classes."""
+    """By default below 19%: of 10 classes, 10% + 90% / 10."""
     model = taught(network, tmp_path, least_accuracy=least)
     loader = batches(network, right)
     if not refused:

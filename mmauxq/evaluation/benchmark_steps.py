@@ -174,7 +174,7 @@ def measure(
 
     cuda = torch.cuda.is_available()
     device = 'cuda' if cuda else 'cpu'
-    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.set_flags(_benchmark=True)
     with _context(form):
         torch.manual_seed(0)
         model, loss_of = build(network, what, form, size, turn)

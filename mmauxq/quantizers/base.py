@@ -78,6 +78,8 @@ class Quantizer(nn.Module):
     Attributes:
         scale: Name of the learned scale, a parameter that is always positive;
             ``None`` if there is none.
+        given: A tensor and what :meth:`forward` returns for it, when that was
+            computed together with the results of other quantizers.
 
     Args:
         bits: Width in bits, 1 to 8; 32 leaves the tensor as it is.
@@ -86,10 +88,6 @@ class Quantizer(nn.Module):
         num_channels: One scale for each of so many channels; ``None`` for
             one scale in all.
         channel_axis: Axis of the channels, used with ``num_channels``.
-
-    Attributes:
-        given: A tensor and what :meth:`forward` returns for it, when that was
-            computed together with the results of other quantizers.
 
     Raises:
         UsageError: If an argument is out of its range, and in

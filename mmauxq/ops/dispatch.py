@@ -74,7 +74,9 @@ def runs_triton(x: Tensor) -> bool:
 
 def is_dense(x: Tensor) -> bool:
     """Whether the elements of ``x`` fill a stretch of memory, in any order."""
-    if x.is_contiguous():
+    if x.is_contiguous() or (
+        x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    ):
         return True
     expected = 1
     for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):

@@ -42,24 +42,29 @@ def channel_axis(step: Tensor, x: Tensor) -> int | None:
 
 def can_run(x: Tensor, step: Tensor, offset: Tensor | None) -> bool:
     """Whether there is a kernel for these; says once in a log if not."""
-    shape = sum(size != 1 for size in step.shape)
     if x.numel() == 0:
         return False  # nothing to launch
-    for reason, bad in (
-        (f'dtype {x.dtype}', x.dtype not in KERNEL_DTYPES),
-        (f'step of dtype {step.dtype}', step.dtype not in KERNEL_DTYPES),
-        ('a step along several axes', shape > 1),
-        (
-            'step and offset of different shapes',
-            offset is not None
-            and (offset.shape != step.shape or offset.dtype != step.dtype),
-        ),
-        ('a layout with gaps', not is_dense(x)),
+    obstacle = _obstacle(x, step, offset)
+    if obstacle:
+        fall_back(obstacle)
+    return not obstacle
+
+
+def _obstacle(x: Tensor, step: Tensor, offset: Tensor | None) -> str:
+    for tensor in (x, step):
+        if tensor.dtype not in KERNEL_DTYPES:
+            return f'dtype {tensor.dtype}'
+    if step.device != x.device:
+        return f'step on {step.device}, x on {x.device}'
+    if sum(size != 1 for size in step.shape) > 1:
+        return 'a step along several axes'
+    if offset is not None and (
+        offset.shape != step.shape
+        or offset.dtype != step.dtype
+        or offset.device != step.device
     ):
-        if bad:
-            fall_back(reason)
-            return False
-    return True
+        return 'step and offset that are not alike'
+    return '' if is_dense(x) else 'a layout with gaps'
 
 
 def _tiles(x: Tensor, step: Tensor, repeat: bool) -> tuple[int, dict]:

@@ -103,7 +103,7 @@ def export(
         same = dict(bit_equal_on=len(sample), top1=top1)
         report.update(
             layer_table(network, sample[:1], audit, kernels),
-            guidance=guidance_cost(network.cfg, sample[:1]),
+            guidance=guidance_cost(network.cfg),
             sizes=sizes,
             onnx=dict(
                 weights=lowered.weights,

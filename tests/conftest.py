@@ -8,6 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+# Kernels run on the GPU where there is one, else in Triton's interpreter.
+# Read when Triton is imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault('TRITON_INTERPRET', '1')
+
 ROOT = Path(__file__).resolve().parents[1]
 
 

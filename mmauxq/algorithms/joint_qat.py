@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
+from mmengine.dist import get_world_size
 from mmengine.logging import print_log
 from mmengine.model import BaseModel, ModuleList
 from mmengine.runner import CheckpointLoader
@@ -19,7 +20,14 @@ from mmauxq.errors import UsageError
 from mmauxq.guidance import Guidance, Tap, TapRecorder, Taps, find_taps
 from mmauxq.guidance.base import LOGITS
 from mmauxq.guidance.taps import IMAGE
-from mmauxq.layers import LayerBits, Policy, convert, restore
+from mmauxq.layers import (
+    LayerBits,
+    LessMemory,
+    Policy,
+    WeightsAtOnce,
+    convert,
+    restore,
+)
 from mmauxq.layers.checkpoint import check_architecture, normalise
 from mmauxq.quantizers import FLOAT_BITS, calibrating, named_quantizers
 from mmauxq.quantizers.base import check_bits
@@ -28,6 +36,8 @@ from mmauxq.registry import MODELS
 from . import dry_run
 
 LOW_BITS = 4
+WEIGHT_GROUPS = 4
+"""In how many parts ranks exchange the gradients of quantized weights."""
 PLAIN_LOSSES = (ClsHead.loss, MultiLabelClsHead.loss)
 """``head.loss`` that is ``head._get_loss(head(features), data_samples)``."""
 
@@ -61,6 +71,12 @@ class JointQAT(BaseAlgorithm):
             computes from tensors alone: F and its guidance, without the
             losses; ``True`` for its defaults, ``None`` for eager steps. The
             first step of a process, which calibrates, is eager in any case.
+        memory: ``'codes'`` or ``'recompute'`` keeps less for the backward
+            pass of an eager step and computes it again, with the same
+            gradients to the bit; see :class:`mmauxq.layers.LessMemory`.
+        channels_last: Whether feature maps lie in memory with their channels
+            last, which the convolutions of a GPU prefer; ``None`` for where
+            there is a GPU.
         data_preprocessor: Handed down to the architecture.
 
     Raises:
@@ -76,6 +92,8 @@ class JointQAT(BaseAlgorithm):
         float_checkpoint: str | None = None,
         input_shape: Sequence[int] | None = None,
         compile: dict | bool | None = None,
+        memory: str | None = None,
+        channels_last: bool | None = None,
         data_preprocessor: dict | nn.Module | None = None,
         init_cfg: dict | None = None,
     ) -> None:
@@ -123,6 +141,20 @@ class JointQAT(BaseAlgorithm):
         self._check_conversion(inputs)
         self._register_state_dict_hook(_keep_all)
         self._log_bits()
+        self.memory = memory
+        if memory is not None:
+            LessMemory(memory)  # says what is allowed
+            if compile:
+                raise UsageError(
+                    f'memory={memory!r} is for eager steps; set '
+                    'model.compile=None (no --compile) or model.memory=None'
+                )
+        if channels_last is None:
+            channels_last = torch.cuda.is_available()
+        self.channels_last = bool(channels_last)
+        if self.channels_last:
+            self.to(memory_format=torch.channels_last)
+        self._weights_at_once: WeightsAtOnce | None = None
         self._compiled_step = self._step
         if compile:
             self._compile({} if compile is True else dict(compile))
@@ -297,14 +329,26 @@ class JointQAT(BaseAlgorithm):
             ``guidance.0.*``, ``guidance.1.*``, ...
         """
         step = self._compiled_step if self._started else self._step
+        if self.channels_last and inputs.dim() == 4:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
         with ExitStack() as stack:
             if not self._started:
                 self._start(stack)
+            elif step == self._step:
+                if self._weights_at_once is None:
+                    self._weights_at_once = WeightsAtOnce(
+                        self.architecture,
+                        WEIGHT_GROUPS if get_world_size() > 1 else 1,
+                    )
+                stack.enter_context(self._weights_at_once.active())
+            if self.memory is not None:
+                stack.enter_context(LessMemory(self.memory))
             for recorder in self.recorders:
                 stack.enter_context(recorder)
             for guidance in self.guidances:
                 for recorder in guidance.recorders:
                     stack.enter_context(recorder)
+            stack.callback(self._release_taps)
             if self._is_plain:
                 logits, found = step(inputs)
                 student = self.architecture.head._get_loss(
@@ -329,6 +373,14 @@ class JointQAT(BaseAlgorithm):
                 )
             )
         return losses
+
+    def _release_taps(self) -> None:
+        """From here on the backward pass alone decides what lives."""
+        for recorder in self.recorders:
+            recorder.release()
+        for guidance in self.guidances:
+            for recorder in guidance.recorders:
+                recorder.release()
 
     @property
     def _is_plain(self) -> bool:

@@ -299,6 +299,10 @@ class TapRecorder:
             return {name: tensors[kept[0]]}
         return {f'{name}:{i}': tensors[i] for i in kept}
 
+    def release(self) -> None:
+        """Let go of what was kept."""
+        self._outputs, self._versions = {}, {}
+
     def changed(self) -> list[str]:
         """Names whose tensor was overwritten after it was read."""
         return [

@@ -1,6 +1,7 @@
 """Quantized convolution and linear layers, and the way there and back."""
 
 from .convert import build_quantizer, convert, is_quantizable, restore
+from .memory import LessMemory
 from .policy import LayerBits, Policy
 from .products import Product, ProductTrace
 from .quantized import (
@@ -9,14 +10,17 @@ from .quantized import (
     quantize_layer,
     restore_layer,
 )
+from .weights_at_once import WeightsAtOnce
 
 __all__ = [
     'LayerBits',
+    'LessMemory',
     'Policy',
     'Product',
     'ProductTrace',
     'QuantizedLayer',
     'WeightReader',
+    'WeightsAtOnce',
     'build_quantizer',
     'convert',
     'is_quantizable',

@@ -57,6 +57,14 @@ class _QuantizedLinear(QuantizedLayer):
         )
 
 
+def multiplies_by_its_weight(module: nn.Module) -> bool:
+    """Whether it is a quantized layer whose product is by ``weight`` itself.
+
+    Others pad, standardise or split it before.
+    """
+    return isinstance(module, (_QuantizedConv, _QuantizedLinear))
+
+
 class _QuantizeProducts(TorchFunctionMode):
     """Quantizes the operands of every convolution and linear product."""
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from mmengine import dist
@@ -43,6 +44,25 @@ def flag(value: bool) -> Tensor:
     return torch.tensor(value, dtype=torch.uint8)
 
 
+@dataclass
+class LearnedStep:
+    """What :func:`mmauxq.ops.learned_step_quantize` needs beside its input.
+
+    Args:
+        step: Distance of the levels, shape (1,) or (channels,).
+        offset: Value of code 0, same shape; ``None`` for 0.
+        qmin: Lowest code.
+        qmax: Highest code.
+        grad_scale: Factor on the gradients of step and offset.
+    """
+
+    step: Tensor
+    offset: Tensor | None
+    qmin: int
+    qmax: int
+    grad_scale: float
+
+
 class Quantizer(nn.Module):
     """Maps a tensor to at most ``2**bits`` values, with a gradient.
 
@@ -52,12 +72,14 @@ class Quantizer(nn.Module):
     ``calibrated`` travels with the state dict: a resumed or evaluated
     quantizer is never calibrated again.
 
-    Subclasses implement :meth:`quantize`, and :meth:`calibrate` if they have
-    something to learn from data.
+    Subclasses implement :meth:`learned_step` or :meth:`quantize`, and
+    :meth:`calibrate` if they have something to learn from data.
 
     Attributes:
         scale: Name of the learned scale, a parameter that is always positive;
             ``None`` if there is none.
+        given: A tensor and what :meth:`forward` returns for it, when that was
+            computed together with the results of other quantizers.
 
     Args:
         bits: Width in bits, 1 to 8; 32 leaves the tensor as it is.
@@ -96,6 +118,7 @@ class Quantizer(nn.Module):
         self.num_channels = num_channels
         self.channel_axis = channel_axis
         self.calibrating = False
+        self.given: tuple[Tensor, Tensor] | None = None
         self.register_buffer('calibrated', flag(not self.needs_calibration))
         # The buffer lives on the device; asking it would stall every step.
         self._ready = not self.needs_calibration
@@ -104,13 +127,29 @@ class Quantizer(nn.Module):
         """The quantized tensor, in the shape and dtype of ``x``."""
         if self.bits == FLOAT_BITS:
             return x
+        if self.given is not None and x is self.given[0]:
+            return self.given[1]
         if not self._ready:
             self._get_ready(x)
         return self.quantize(x)
 
     def quantize(self, x: Tensor) -> Tensor:
         """The op itself; see the class for what is known of ``x``."""
-        raise NotImplementedError
+        how = self.learned_step(x)
+        if how is None:
+            raise NotImplementedError
+        return ops.learned_step_quantize(
+            x,
+            self._spread(ops.lower_bound(how.step), x),
+            how.qmin,
+            how.qmax,
+            None if how.offset is None else self._spread(how.offset, x),
+            how.grad_scale,
+        )
+
+    def learned_step(self, x: Tensor) -> LearnedStep | None:
+        """How ``x`` is quantized, if :meth:`quantize` is that op."""
+        return None
 
     def grid(self) -> Grid:
         """The integer form, for a calibrated quantizer of less than 32 bits.

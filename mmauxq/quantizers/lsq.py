@@ -9,6 +9,7 @@ from mmauxq.registry import MODELS
 
 from .base import (
     FLOAT_BITS,
+    LearnedStep,
     Quantizer,
     extreme_over_ranks,
     flag,
@@ -82,12 +83,12 @@ class LSQ(Quantizer):
         mean = mean_over_ranks(self._per_scale(x).abs().mean(1))
         self.step.copy_((2 * mean / self.qmax**0.5).clamp_min(ops.LEAST_SCALE))
 
-    def quantize(self, x: Tensor) -> Tensor:
-        """``x`` to multiples of the step."""
-        return ops.learned_step_quantize(
-            x,
-            self._spread(ops.lower_bound(self.step), x),
+    def learned_step(self, x: Tensor) -> LearnedStep:
+        """Step and codes, with the gradient scale of LSQ."""
+        return LearnedStep(
+            self.step,
+            None,
             self.qmin,
             self.qmax,
-            grad_scale=(self._values_per_scale(x) * self.qmax) ** -0.5,
+            (self._values_per_scale(x) * self.qmax) ** -0.5,
         )

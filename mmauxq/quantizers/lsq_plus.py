@@ -7,7 +7,13 @@ from mmauxq import ops
 from mmauxq.errors import UsageError
 from mmauxq.registry import MODELS
 
-from .base import FLOAT_BITS, Quantizer, extreme_over_ranks, mean_over_ranks
+from .base import (
+    FLOAT_BITS,
+    LearnedStep,
+    Quantizer,
+    extreme_over_ranks,
+    mean_over_ranks,
+)
 from .grid import Grid
 
 
@@ -105,14 +111,12 @@ class LSQPlus(Quantizer):
     def _range(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         return ((high - low) / self.qmax).clamp_min(ops.LEAST_SCALE), low
 
-    def quantize(self, x: Tensor) -> Tensor:
-        """``x`` to the offset plus multiples of the step."""
-        offset = None if self.offset is None else self._spread(self.offset, x)
-        return ops.learned_step_quantize(
-            x,
-            self._spread(ops.lower_bound(self.step), x),
+    def learned_step(self, x: Tensor) -> LearnedStep:
+        """Step and codes, with the gradient scale of LSQ."""
+        return LearnedStep(
+            self.step,
+            self.offset,
             self.qmin,
             self.qmax,
-            offset,
-            grad_scale=(self._values_per_scale(x) * self.qmax) ** -0.5,
+            (self._values_per_scale(x) * self.qmax) ** -0.5,
         )

@@ -1,0 +1,221 @@
+"""How fast the quantizers are, beside a copy of the same bytes."""
+
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from mmauxq import ops
+
+from .timing import graphed, timed
+
+QMAX = 15
+LARGE = [
+    ((256, 256, 56, 56), 'bfloat16', True),
+    ((256, 256, 56, 56), 'bfloat16', False),
+    ((256, 256, 56, 56), 'float16', True),
+    ((256, 128, 56, 56), 'float32', True),
+    ((255, 257, 55, 57), 'bfloat16', True),
+    ((256, 197, 1536), 'bfloat16', False),
+    ((32, 64, 56, 56), 'bfloat16', True),
+]
+SMALL = [((2, 8, 7, 9), 'float32', True), ((2, 5, 6), 'bfloat16', False)]
+
+Op = Callable[[Tensor, Tensor], Tensor]
+
+
+def contenders(x: Tensor, device: str) -> Iterator[tuple[str, Op | str, bool]]:
+    """(name, op of x and step or what is wrong, whether it learns a step)."""
+    scale = 1 / math.sqrt(x[0].numel() * QMAX)
+    zero = torch.zeros(1, device=device)
+
+    def ours(form: str) -> Op:
+        def run(x: Tensor, step: Tensor) -> Tensor:
+            with ops.use_form(form):
+                return ops.learned_step_quantize(
+                    x, step, 0, QMAX, grad_scale=scale
+                )
+
+        return run
+
+    if device == 'cuda':
+        yield 'mmauxq', ours('kernel'), True
+        yield 'mmauxq, compiled', torch.compile(ours('auto')), True
+    yield 'mmauxq, reference', ours('reference'), True
+
+    def torch_fixed(x: Tensor, step: Tensor) -> Tensor:
+        zero_point = torch.zeros(1, dtype=torch.int32, device=device)
+        return torch.fake_quantize_per_tensor_affine(
+            x, step.detach(), zero_point, 0, QMAX
+        )
+
+    yield 'torch, fixed step', torch_fixed, False
+
+    def torch_learned(x: Tensor, step: Tensor) -> Tensor:
+        return torch._fake_quantize_learnable_per_tensor_affine(
+            x, step, zero, 0, QMAX, scale
+        )
+
+    yield 'torch, learned step', torch_learned, True
+    for name, make in (('mmrazor', _mmrazor), ('brevitas', _brevitas)):
+        try:
+            yield name, make().to(device), True
+        except Exception as error:  # a peer may be absent, or broken
+            yield name, f'{type(error).__name__}: {error}', True
+
+
+class _Peer(nn.Module):
+    """A quantizer of another package, with a step of its own."""
+
+    def __init__(self, quantizer: nn.Module) -> None:
+        super().__init__()
+        self.quantizer = quantizer
+
+    def forward(self, x: Tensor, step: Tensor) -> Tensor:
+        return self.quantizer(x)
+
+
+def _mmrazor() -> nn.Module:
+    from mmrazor.models.fake_quants.lsq import LearnableFakeQuantize
+    from torch.ao.quantization.observer import MinMaxObserver
+
+    quantizer = LearnableFakeQuantize(
+        MinMaxObserver, quant_min=0, quant_max=QMAX, scale=0.25
+    )
+    quantizer.enable_param_learning()
+    return _Peer(quantizer)
+
+
+def _brevitas() -> nn.Module:
+    from brevitas.nn import QuantIdentity
+    from brevitas.quant import Uint8ActPerTensorFloatMaxInit
+
+    return _Peer(
+        QuantIdentity(
+            act_quant=Uint8ActPerTensorFloatMaxInit,
+            bit_width=4,
+            max_val=0.25 * QMAX,
+        )
+    )
+
+
+def activations(device: str, repeats: int, tiny: bool) -> Iterator[dict]:
+    """Rows of the table of activation quantizers."""
+    for shape, dtype, channels_last in SMALL if tiny else LARGE:
+        x = torch.randn(shape, device=device).mul_(1.5).relu_()
+        x = x.to(getattr(torch, dtype))
+        if channels_last and x.dim() == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        grad = torch.randn_like(x)
+        size, inner = x.nbytes, 1 if tiny else 5
+        y = torch.empty_like(x)
+        copy = timed(lambda y=y, x=x: y.copy_(x), repeats, inner=inner)
+        bandwidth = 2 * size / copy.ms
+        layout = 'channels last' if channels_last else 'contiguous'
+        base = dict(shape=list(shape), dtype=dtype, layout=layout)
+        yield dict(
+            base,
+            name='copy',
+            **copy.record('forward_'),
+            gb_per_s=round(bandwidth / 1e6, 1),
+        )
+        del y
+        for name, op, learned in contenders(x, device):
+            row = dict(base, name=name, learned=learned)
+            if isinstance(op, str):
+                yield dict(row, error=op)
+                continue
+            try:
+                row.update(_one(op, x, grad, repeats, inner, bandwidth))
+            except Exception as error:  # the others go on
+                row['error'] = f'{type(error).__name__}: {error}'[:300]
+            yield row
+
+
+def _one(
+    op: Op, x: Tensor, grad: Tensor, repeats: int, inner: int, bandwidth: float
+) -> dict:
+    x = x.detach().requires_grad_()
+    step = torch.full((1,), 0.25, device=x.device, requires_grad=True)
+    inputs = [x, step]
+    if isinstance(op, nn.Module):
+        inputs = [x, *(p for p in op.parameters() if p.requires_grad)]
+    y = op(x, step)
+    upstream = grad.to(y.dtype)
+    forward = timed(lambda: op(x, step), repeats, inner=inner)
+    backward = timed(
+        lambda: torch.autograd.grad(
+            y, inputs, upstream, retain_graph=True, allow_unused=True
+        ),
+        repeats,
+        inner=inner,
+    )
+    return dict(
+        **forward.record('forward_'),
+        **backward.record('backward_'),
+        # read and write; read two and write one
+        forward_of_copy=round(2 * x.nbytes / forward.ms / bandwidth, 4),
+        backward_of_copy=round(3 * x.nbytes / backward.ms / bandwidth, 4),
+    )
+
+
+def weights(
+    layers: list[tuple[Tensor, Tensor]],
+    dtype: torch.dtype,
+    device: str,
+    repeats: int,
+) -> Iterator[dict]:
+    """Rows of the table of a network's weights.
+
+    Args:
+        layers: (weight, step) of each, float32, on the device.
+        dtype: Of the results.
+        device: ``'cuda'`` or ``'cpu'``.
+        repeats: Number of measurements.
+    """
+    ranges = [
+        ops.WeightRange(-8, 7, 1 / math.sqrt(w[0].numel() * 7))
+        for w, _ in layers
+    ]
+    tensors = [w for w, _ in layers] + [s for _, s in layers]
+    half = len(layers)
+
+    def one_by_one(form: str) -> Callable[[], list[Tensor]]:
+        def run() -> list[Tensor]:
+            with ops.use_form(form):
+                return [
+                    ops.learned_step_quantize(
+                        w,
+                        ops.lower_bound(s).reshape(-1, *[1] * (w.dim() - 1)),
+                        r.qmin,
+                        r.qmax,
+                        grad_scale=r.grad_scale,
+                    ).to(dtype)
+                    for (w, s), r in zip(layers, ranges, strict=True)
+                ]
+
+        return run
+
+    together = ops.TogetherQuantizer(ranges)
+    forms = {'reference, one by one': one_by_one('reference')}
+    if device == 'cuda':
+        forms = {
+            'all at once': lambda: together(
+                tensors[:half], tensors[half:], dtype
+            ),
+            'kernels, one by one': one_by_one('kernel'),
+            **forms,
+        }
+    size = sum(w.numel() for w, _ in layers)
+    for name, run in forms.items():
+        grads = [torch.randn_like(y) for y in run()]
+
+        def both(run=run, grads=grads):
+            return torch.autograd.grad(run(), tensors, grads)
+
+        row = dict(name=name, weights=len(layers), values=size)
+        row.update(timed(both, repeats).record('eager_'))
+        if device == 'cuda':
+            row.update(timed(graphed(both), repeats).record('gpu_'))
+        yield row

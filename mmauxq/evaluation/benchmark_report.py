@@ -1,0 +1,194 @@
+"""What the benchmark found, as tables and a figure."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from .figures import COLOURS, plt
+
+
+def markdown(rows: Sequence[dict]) -> str:
+    """All tables.
+
+    Args:
+        rows: As they are in ``results.jsonl``; of an arm measured twice, the
+            last counts.
+    """
+    good = [row for row in rows if 'error' not in row]
+    parts = []
+    if good:
+        machines = sorted({f'{r["device"]}, torch {r["torch"]}' for r in good})
+        parts.append(f'Measured on {"; ".join(machines)}. Medians; in brackets'
+                     ' the 10th and the 90th percentile.')  # fmt: skip
+    kinds = {
+        'Activation quantizers': ('ops/activations', _activations),
+        'All weights of a network, forward and backward': (
+            'ops/weights',
+            _weights,
+        ),
+        'Training steps': ('step', _steps),
+        'An iteration of tools/train.py': ('runner', _runner),
+    }
+    for title, (prefix, table) in kinds.items():
+        mine = [r for r in rows if r['arm'].startswith(prefix)]
+        good = [r for r in mine if 'error' not in r]
+        if good:
+            parts.append(f'## {title}\n\n{table(good)}')
+    errors = sorted(
+        {
+            f'- `{row["arm"]}` {row.get("name", "")}: {row["error"]}'
+            for row in rows
+            if 'error' in row
+        }
+    )
+    if errors:
+        parts.append('## What failed\n\n' + '\n'.join(errors))
+    return '\n\n'.join(parts) + '\n'
+
+
+def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rule = ['---'] * len(head)
+    return '\n'.join(
+        f'| {" | ".join(line)} |' for line in (head, rule, *lines)
+    )
+
+
+def _time(row: dict, prefix: str = '') -> str:
+    if f'{prefix}ms' not in row:
+        return ''
+    text = f'{row[f"{prefix}ms"]:.3g}'
+    if f'{prefix}low' in row:
+        low, high = row[f'{prefix}low'], row[f'{prefix}high']
+        text += f' ({low:.3g}-{high:.3g})'
+    return text
+
+
+def _percent(value: float | None) -> str:
+    return '' if value is None else f'{value:.0%}'
+
+
+def _activations(rows: Sequence[dict]) -> str:
+    lines = [
+        [
+            ' x '.join(map(str, row['shape'])),
+            f'{row["dtype"]}, {row["layout"]}',
+            row['name'],
+            _time(row, 'forward_'),
+            _percent(row.get('forward_of_copy')),
+            _time(row, 'backward_'),
+            _percent(row.get('backward_of_copy')),
+        ]
+        for row in rows
+    ]
+    return _table(
+        ['shape', 'layout', 'op', 'forward ms', 'of a copy', 'backward ms',
+         'of a copy'], lines,
+    )  # fmt: skip
+
+
+def _weights(rows: Sequence[dict]) -> str:
+    lines = [
+        [
+            row['arm'].split('/')[-1],
+            row['name'],
+            str(row['weights']),
+            _time(row, 'gpu_'),
+            _time(row, 'eager_'),
+        ]
+        for row in rows
+    ]
+    return _table(['network', 'form', 'weights', 'GPU ms', 'eager ms'], lines)
+
+
+def _steps(rows: Sequence[dict]) -> str:
+    latest = {row['arm']: row for row in rows}
+    lines = []
+    for row in latest.values():
+
+        def ratio(key: str, form: str, row: dict = row) -> str:
+            base = latest.get(
+                f'step/{row["network"]}/float/{form}/{row["batch"]}', {}
+            ).get(key)
+            mine = row.get(key)
+            return f'{mine / base:.2f}' if base and mine else ''
+
+        memory = row.get('peak_gib')
+        lines.append(
+            [
+                f'{row["network"]}, batch {row["batch"]}',
+                row['what'],
+                row['form'],
+                _time(row),
+                ratio('ms', 'compiled'),
+                ratio('ms', 'eager'),
+                '' if memory is None else f'{memory:.2f}',
+                ratio('peak_gib', 'eager'),
+            ]
+        )
+    return _table(
+        ['network', 'what', 'form', 'ms', 'of float compiled',
+         'of float eager', 'peak GiB', 'of float eager'], lines,
+    )  # fmt: skip
+
+
+def _runner(rows: Sequence[dict]) -> str:
+    lines = [
+        [
+            f'{row["network"]}, batch {row["batch"]}',
+            row['what'],
+            row['form'],
+            _time(row),
+            f'{row["data_ms"]:.2f}',
+        ]
+        for row in rows
+    ]
+    return _table(['network', 'what', 'form', 'ms', 'data ms'], lines)
+
+
+def figure(rows: Sequence[dict], path: Path) -> bool:
+    """Time and memory of the steps as bars; False if there are none."""
+    latest = {
+        row['arm']: row
+        for row in rows
+        if row['arm'].startswith('step/') and 'error' not in row
+    }
+    if not latest:
+        return False
+    networks = list(
+        dict.fromkeys((r['network'], r['batch']) for r in latest.values())
+    )
+    drawing, axes = plt.subplots(
+        len(networks), 2, squeeze=False, layout='constrained',
+        figsize=(9, 1 + 0.25 * len(latest) + 0.6 * len(networks)),
+    )  # fmt: skip
+    for (network, batch), (left, right) in zip(networks, axes, strict=True):
+        mine = [
+            row
+            for row in latest.values()
+            if (row['network'], row['batch']) == (network, batch)
+        ]
+        labels = [f'{row["what"]}, {row["form"]}' for row in mine]
+        colours = [
+            COLOURS[0] if row['what'] == 'float' else COLOURS[1]
+            for row in mine
+        ]
+        spread = [
+            [row['ms'] - row['low'] for row in mine],
+            [row['high'] - row['ms'] for row in mine],
+        ]
+        left.barh(labels, [row['ms'] for row in mine], xerr=spread,
+                  color=colours)  # fmt: skip
+        left.set(xlabel='ms', title=f'{network}, batch {batch}')
+        right.barh(labels, [row['peak_gib'] or 0 for row in mine],
+                   color=colours)  # fmt: skip
+        right.set(xlabel='peak GiB', yticks=[])
+        for axis in (left, right):
+            axis.invert_yaxis()
+    drawing.savefig(path, dpi=150)
+    plt.close(drawing)
+    return True
+
+
+def write(rows: Sequence[dict], out: Path) -> None:
+    """``table.md`` and ``steps.png`` in ``out``."""
+    (out / 'table.md').write_text(markdown(rows))
+    figure(rows, out / 'steps.png')

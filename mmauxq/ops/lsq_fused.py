@@ -1,0 +1,257 @@
+"""The learned step by kernels, and as one operator of torch.
+
+Each direction is one pass over memory; the gradients of step and offset are
+summed in two stages, in an order that never changes. The operator
+``mmauxq::learned_step_quantize`` and its backward are single nodes for
+``torch.compile`` and ``torch.export``; where there is no kernel, they compute
+what :mod:`.lsq` defines.
+"""
+
+import torch
+from torch import Tensor
+
+from .dispatch import (
+    KERNEL_DTYPES,
+    fall_back,
+    is_dense,
+    multiprocessors,
+    on_device,
+    runs_triton,
+)
+from .lsq import lsq_backward, lsq_forward
+
+FLAT_ROWS = 4096
+"""Elements of a tile; 32 for each thread of 8 warps."""
+TILE_CHANNELS = 128
+BLOCKS_PER_MULTIPROCESSOR = 8
+
+
+def channel_axis(step: Tensor, x: Tensor) -> int | None:
+    """The axis of ``x`` along which ``step`` varies; ``None`` if it does not.
+
+    Raises:
+        NotImplementedError: If it varies along several.
+    """
+    axes = [i for i, size in enumerate(step.shape) if size != 1]
+    if not axes:
+        return None
+    if len(axes) > 1:
+        raise NotImplementedError('a step along several axes')
+    return axes[0] + x.dim() - step.dim()
+
+
+def can_run(x: Tensor, step: Tensor, offset: Tensor | None) -> bool:
+    """Whether there is a kernel for these; says once in a log if not."""
+    if x.numel() == 0:
+        return False  # nothing to launch
+    obstacle = _obstacle(x, step, offset)
+    if obstacle:
+        fall_back(obstacle)
+    return not obstacle
+
+
+def _obstacle(x: Tensor, step: Tensor, offset: Tensor | None) -> str:
+    for tensor in (x, step):
+        if tensor.dtype not in KERNEL_DTYPES:
+            return f'dtype {tensor.dtype}'
+    if step.device != x.device:
+        return f'step on {step.device}, x on {x.device}'
+    if sum(size != 1 for size in step.shape) > 1:
+        return 'a step along several axes'
+    if offset is not None and (
+        offset.shape != step.shape
+        or offset.dtype != step.dtype
+        or offset.device != step.device
+    ):
+        return 'step and offset that are not alike'
+    return '' if is_dense(x) else 'a layout with gaps'
+
+
+def _tiles(x: Tensor, step: Tensor, repeat: bool) -> tuple[int, dict]:
+    """How many programs, and the arguments that describe the tiles.
+
+    Args:
+        x: What is quantized.
+        step: Its step or steps.
+        repeat: Whether a program works on several tiles, so that there are
+            about as many programs as run at a time.
+    """
+    axis = channel_axis(step, x)
+    # one tile beyond the last element must still be a number
+    wide = x.numel() + FLAT_ROWS * TILE_CHANNELS >= 2**31
+    arguments = dict(rows=x.numel(), WIDE=wide, ROWS=FLAT_ROWS)
+    columns = 1
+    if axis is not None:
+        channels, inner = x.shape[axis], x.stride(axis)
+        width = 1
+        if inner == 1:
+            width = min(_power_of_two(channels), TILE_CHANNELS)
+        rows = x.numel() // channels
+        columns = -(-channels // width)
+        arguments.update(
+            rows=rows,
+            channels=channels,
+            inner=inner,
+            ROWS=min(_power_of_two(rows), FLAT_ROWS // width),
+            CHANNELS=width,
+        )
+    blocks = -(-arguments['rows'] // arguments['ROWS'])
+    if not repeat:
+        return blocks * columns, arguments
+    at_once = BLOCKS_PER_MULTIPROCESSOR * multiprocessors(x.device)
+    repeats = -(-blocks // max(1, min(blocks, at_once // columns)))
+    splits = -(-blocks // repeats)
+    return splits * columns, dict(arguments, repeats=repeats, splits=splits)
+
+
+def _power_of_two(n: int) -> int:
+    return 1 << (n - 1).bit_length()
+
+
+def run_forward(
+    x: Tensor, step: Tensor, offset: Tensor | None, qmin: int, qmax: int
+) -> Tensor:
+    """As :func:`.lsq.lsq_forward`, in one launch."""
+    from .lsq_kernels import forward_channels, forward_flat
+
+    y = torch.empty_like(x)
+    programs, arguments = _tiles(x, step, repeat=False)
+    kernel = forward_flat if step.numel() == 1 else forward_channels
+    with on_device(x):
+        kernel[(programs,)](
+            x,
+            step.contiguous(),
+            step if offset is None else offset.contiguous(),
+            y,
+            QMIN=qmin,
+            QMAX=qmax,
+            OFFSET=offset is not None,
+            num_warps=8,
+            enable_fp_fusion=False,
+            **arguments,
+        )
+    return y
+
+
+def run_backward(
+    grad: Tensor,
+    x: Tensor,
+    step: Tensor,
+    offset: Tensor | None,
+    qmin: int,
+    qmax: int,
+    grad_scale: float,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """As :func:`.lsq.lsq_backward`, in a launch and a small sum."""
+    from .lsq_kernels import backward_channels, backward_flat
+
+    if grad.stride() != x.stride() or grad.dtype != x.dtype:
+        grad = torch.empty_like(x).copy_(grad)
+    grad_x = torch.empty_like(x)
+    programs, arguments = _tiles(x, step, repeat=True)
+    partial = torch.empty(
+        (1 if offset is None else 2, arguments['splits'], step.numel()),
+        dtype=torch.float32,
+        device=x.device,
+    )
+    kernel = backward_flat if step.numel() == 1 else backward_channels
+    with on_device(x):
+        kernel[(programs,)](
+            grad,
+            x,
+            step.contiguous(),
+            step if offset is None else offset.contiguous(),
+            grad_x,
+            partial,
+            scale=grad_scale,
+            QMIN=qmin,
+            QMAX=qmax,
+            OFFSET=offset is not None,
+            num_warps=8,
+            enable_fp_fusion=False,
+            **arguments,
+        )
+    grads = [
+        part.sum(0).reshape(step.shape).to(step.dtype) for part in partial
+    ]
+    return grad_x, grads[0], None if offset is None else grads[1]
+
+
+@torch.library.custom_op('mmauxq::learned_step_quantize', mutates_args=())
+def quantize(
+    x: Tensor,
+    step: Tensor,
+    offset: Tensor | None,
+    qmin: int,
+    qmax: int,
+    grad_scale: float,
+) -> Tensor:
+    """As :func:`mmauxq.ops.learned_step_quantize`."""
+    if runs_triton(x) and can_run(x, step, offset):
+        return run_forward(x, step, offset, qmin, qmax)
+    return _like(lsq_forward(x, step, offset, qmin, qmax), x)
+
+
+@quantize.register_fake
+def _(x, step, offset, qmin, qmax, grad_scale):
+    return torch.empty_like(x)
+
+
+@torch.library.custom_op(
+    'mmauxq::learned_step_quantize_backward', mutates_args=()
+)
+def quantize_backward(
+    grad: Tensor,
+    x: Tensor,
+    step: Tensor,
+    offset: Tensor | None,
+    qmin: int,
+    qmax: int,
+    grad_scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of ``x``, ``step`` and ``offset`` (of 0 elements if ``None``).
+
+    Args:
+        grad: Of the shape of ``x``.
+        x: What was quantized; the rest as there.
+    """
+    run = lsq_backward
+    if runs_triton(x) and can_run(x, step, offset):
+        run = run_backward
+    found = run(grad, x, step, offset, qmin, qmax, grad_scale)
+    grad_x, grad_step = _like(found[0], x), found[1].to(step.dtype)
+    if found[2] is None:
+        return grad_x, grad_step, step.new_empty(0)
+    return grad_x, grad_step, found[2].to(step.dtype)
+
+
+@quantize_backward.register_fake
+def _(grad, x, step, offset, qmin, qmax, grad_scale):
+    return (
+        torch.empty_like(x),
+        step.new_empty(step.shape),
+        step.new_empty(0 if offset is None else offset.shape),
+    )
+
+
+def _like(value: Tensor, x: Tensor) -> Tensor:
+    """``value`` in the layout and dtype of ``x``, in memory of its own."""
+    return torch.empty_like(x).copy_(value)
+
+
+def _save(ctx, inputs, output) -> None:
+    x, step, offset, *ctx.range = inputs
+    ctx.save_for_backward(x, step, offset)
+
+
+def _backward(ctx, grad):
+    x, step, offset = ctx.saved_tensors
+    grads = quantize_backward(grad, x, step, offset, *ctx.range)
+    needed = [
+        g if needs else None
+        for g, needs in zip(grads, ctx.needs_input_grad, strict=False)
+    ]
+    return *needed, None, None, None
+
+
+quantize.register_autograd(_backward, setup_context=_save)

@@ -1,0 +1,50 @@
+"""Quantized tensors kept as codes."""
+
+import pytest
+import torch
+
+from mmauxq.ops import learned_step_quantize, use_form
+from mmauxq.ops.codes import Codes
+
+DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
+
+
+@pytest.mark.parametrize(
+    'form, dtype',
+    [
+        ('reference', torch.float32),
+        ('reference', torch.bfloat16),
+        ('kernel', torch.float32),
+        ('kernel', torch.float16),
+    ],
+)
+@pytest.mark.parametrize('with_offset', [False, True])
+@pytest.mark.parametrize(
+    'qmin, qmax, size', [(0, 15, 1), (-8, 7, 1), (0, 255, 2), (0, 3, 1)]
+)
+def test_gives_the_tensor_back_to_the_bit(
+    qmin, qmax, size, with_offset, form, dtype
+):
+    """Bytes of the kernel are those of the reference."""
+    x = (torch.randn(3, 5, 7, 3) * 2).to(DEVICE, dtype)
+    x = x.contiguous(memory_format=torch.channels_last)
+    for shape in ((), (1, 5, 1, 1)):
+        step = torch.rand(shape).to(DEVICE) + 0.1
+        offset = torch.randn(shape).to(DEVICE) if with_offset else None
+        with use_form('reference'):
+            plain = Codes(x, step, qmin, qmax, offset)
+            expected = learned_step_quantize(x, step, qmin, qmax, offset)
+        with use_form(form):
+            codes = Codes(x, step, qmin, qmax, offset)
+            value = codes.value()
+        assert torch.equal(codes.data, plain.data)
+        assert torch.equal(value, expected)
+        assert (value.dtype, value.stride()) == (dtype, x.stride())
+        assert codes.data.nbytes == (x.numel() * size + 1) // 2
+
+
+def test_refuses_what_does_not_fit():
+    with pytest.raises(ValueError, match='512 codes; at most 256'):
+        Codes(torch.ones(2), torch.ones(1), -256, 255)
+    with pytest.raises(ValueError, match='gaps in memory'):
+        Codes(torch.ones(4, 4)[:, ::2], torch.ones(1), 0, 15)

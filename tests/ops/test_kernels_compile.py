@@ -1,0 +1,112 @@
+"""The kernels compile for a GPU, also on a machine that has none.
+
+The interpreter accepts what the compiler does not, such as a name that
+changes its shape in a branch; and the width of an access is visible only here.
+"""
+
+import importlib.util
+import os
+import re
+
+import pytest
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec('triton') is None, reason='needs Triton'
+)
+
+PROGRAM = """
+import json, sys
+import triton, triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from mmauxq.ops import codes_kernels, lsq_kernels, weight_kernels
+
+TARGET = GPUTarget('cuda', 90, 32)
+TYPES = dict(
+    x_ptr='*bf16', y_ptr='*bf16', grad_x_ptr='*bf16', code_ptr='*u8',
+    rows='i32', channels='i32', inner='i32', repeats='i32', splits='i32',
+    size='i32', scale='fp32', least='fp32', first_ptr='*i64',
+    count_ptr='*i64', tensor_ptr='*i64', inside_ptr='*i64', length_ptr='*i64',
+    weight_ptr='*i64', out_ptr='*i64',
+)
+
+
+def compiled(kernel, aligned=(), types=None, **constants):
+    names = kernel.arg_names
+    types = {**TYPES, **(types or {})}
+    signature = {
+        n: 'constexpr' if n in constants else types.get(n, '*fp32')
+        for n in names
+    }
+    aligned = {*aligned, *(n for n in names if n.endswith('ptr'))}
+    source = ASTSource(
+        fn=kernel,
+        signature=signature,
+        constexprs={(names.index(n),): v for n, v in constants.items()},
+        attrs={
+            (names.index(n),): [['tt.divisibility', 16]]
+            for n in aligned & set(names) - set(constants)
+        },
+    )
+    options = dict(num_warps=8, enable_fp_fusion=False)
+    return triton.compile(source, target=TARGET, options=options).asm['ptx']
+
+
+codes = dict(QMIN=-8, QMAX=7)
+flat = dict(codes, ROWS=4096, OFFSET=True, WIDE=False)
+tiles = dict(codes, ROWS=32, CHANNELS=128, OFFSET=True, WIDE=True, inner=1)
+grads = dict(grad_ptr='*bf16')
+found = {}
+k = lsq_kernels
+found['forward_flat'] = compiled(k.forward_flat, **flat)
+found['backward_flat'] = compiled(k.backward_flat, types=grads, **flat)
+wide = ['channels']
+found['forward_channels'] = compiled(k.forward_channels, wide, **tiles)
+found['backward_channels'] = compiled(
+    k.backward_channels, wide, grads, **tiles
+)
+addresses = dict(step_ptr='*i64')
+w = weight_kernels
+found['weights'] = compiled(w.forward_kernel, types=addresses, BLOCK=1024)
+found['weights_backward'] = compiled(
+    w.backward_kernel, types=dict(addresses, grad_ptr='*i64'), BLOCK=1024,
+    FLAT=False, TYPE=tl.bfloat16,
+)
+found['weights_captured'] = compiled(
+    w.backward_kernel, types=dict(addresses, **grads), BLOCK=1024, FLAT=True,
+    TYPE=tl.bfloat16,
+)
+found['sum'] = compiled(w.sum_kernel, types=dict(out_ptr='*fp32'), BLOCK=1024)
+c = codes_kernels
+packed = dict(OFFSET=True, WIDE=False, EACH=2, BLOCK=2048)
+found['pack'] = compiled(c.pack_kernel, **codes, **packed)
+found['unpack'] = compiled(c.unpack_kernel, QMIN=-8, **packed)
+json.dump(found, open(sys.argv[1], 'w'))
+"""
+
+
+def test_kernels_compile_for_a_gpu(run_python, tmp_path):
+    import json
+
+    (tmp_path / 'program.py').write_text(PROGRAM)
+    done = run_python(
+        'program.py',
+        'ptx.json',
+        env=dict(
+            os.environ,
+            TRITON_INTERPRET='0',
+            TRITON_CACHE_DIR=str(tmp_path / 'cache'),
+        ),
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    ptx = json.loads((tmp_path / 'ptx.json').read_text())
+    assert len(ptx) == 10
+    wide_load = re.compile(r'ld\.global\.v4\.b32')
+    wide_store = re.compile(r'st\.global\.v4\.b32')
+    # no matter that the size may be odd
+    for name in ('forward_flat', 'backward_flat', 'forward_channels',
+                 'backward_channels'):  # fmt: skip
+        assert wide_load.search(ptx[name]), name
+        assert wide_store.search(ptx[name]), name
+    for name in ('forward_flat', 'backward_flat'):
+        assert 'fma.rn.f32' in ptx[name]  # of the quotient, and no others

@@ -1,0 +1,163 @@
+"""All weights in one launch against one op for each."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from mmauxq.ops import (
+    TogetherQuantizer,
+    WeightRange,
+    can_quantize_together,
+    learned_step_quantize,
+    lower_bound,
+    use_form,
+)
+
+DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
+# shape, one step per channel, channels-last: rows longer than a block, rows
+# of one element, one row
+WEIGHTS = [
+    ((5, 3, 3, 3), False, True),
+    ((4, 130, 3, 3), True, True),
+    ((7, 2, 1, 1), True, False),
+    ((1, 1, 3, 3), True, False),
+    ((6, 1, 3, 3), False, False),
+    ((9, 40), True, False),
+    ((3, 2, 5), False, False),
+]
+RANGES = [
+    WeightRange(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1, 0.1 * bits)
+    for bits in (4, 2, 8, 3, 4, 4, 2)
+]
+
+
+def network():
+    weights, steps = [], []
+    for shape, per_channel, channels_last in WEIGHTS:
+        w = torch.randn(shape).to(DEVICE)
+        if channels_last:
+            w = w.contiguous(memory_format=torch.channels_last)
+        s = torch.rand(shape[0] if per_channel else 1).to(DEVICE) + 0.2
+        weights.append(w.requires_grad_())
+        steps.append(s.requires_grad_())
+    steps[1].data[1] = -0.3  # thrown there by an update
+    return weights, steps
+
+
+def one_by_one(weights, steps, dtype):
+    with use_form('reference'):
+        return [
+            learned_step_quantize(
+                w,
+                lower_bound(s).reshape(-1, *[1] * (w.dim() - 1)),
+                r.qmin,
+                r.qmax,
+                grad_scale=r.grad_scale,
+            ).to(dtype)
+            for w, s, r in zip(weights, steps, RANGES, strict=True)
+        ]
+
+
+@pytest.fixture
+def poisoned():
+    """Memory that is not written holds NaN."""
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize('capturing', [False, True])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16])
+def test_equals_one_op_for_each(dtype, capturing, poisoned, monkeypatch):
+    """Also in the form that a CUDA graph can hold."""
+    monkeypatch.setattr('mmauxq.ops.weights._is_capturing', lambda: capturing)
+    weights, steps = network()
+    together = TogetherQuantizer(RANGES)
+    found = together(weights, steps, dtype)
+    expected = one_by_one(weights, steps, dtype)
+    upstream = [torch.randn_like(y) for y in expected]
+    inputs = [*weights, *steps]
+    grads = torch.autograd.grad(found, inputs, upstream)
+    expected_grads = torch.autograd.grad(expected, inputs, upstream)
+    for ours, theirs, w in zip(found, expected, weights, strict=True):
+        assert torch.equal(ours, theirs)
+        assert (ours.stride(), ours.dtype) == (w.stride(), dtype)
+    half = len(weights)
+    for ours, theirs in zip(grads[:half], expected_grads[:half], strict=True):
+        assert torch.equal(ours, theirs)
+    for ours, theirs in zip(grads[half:], expected_grads[half:], strict=True):
+        assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_new_values_and_new_places_are_seen():
+    weights, steps = network()
+    together = TogetherQuantizer(RANGES)
+    together(weights, steps)
+    with torch.no_grad():
+        weights[2].mul_(0.5)  # the same memory
+        weights[4] = weights[4].detach().clone() + 1  # another
+    for ours, theirs in zip(
+        together(weights, steps),
+        one_by_one(weights, steps, torch.float32),
+        strict=True,
+    ):
+        assert torch.equal(ours, theirs)
+
+
+def test_results_begin_at_aligned_places():
+    weights, steps = network()
+    for y in TogetherQuantizer(RANGES)(weights, steps, torch.bfloat16):
+        assert y.storage_offset() % 64 == 0
+
+
+def test_results_that_nobody_used_and_gradients_of_other_layouts():
+    weights, steps = network()
+    found = TogetherQuantizer(RANGES)(weights, steps)
+    upstream = torch.randn(4, 3, 3, 130, device=DEVICE).permute(0, 3, 1, 2)
+    found[1].backward(upstream.contiguous())
+    assert not weights[0].grad.any() and not steps[0].grad.any()
+    expected = one_by_one(weights, steps, torch.float32)[1]
+    (grad,) = torch.autograd.grad(expected, weights[1], upstream)
+    assert torch.equal(weights[1].grad, grad)
+
+
+def test_what_can_be_taken():
+    step = torch.ones(1, device=DEVICE)
+    w = torch.randn(4, 6, device=DEVICE)
+    assert can_quantize_together(w, step)
+    assert can_quantize_together(w, torch.ones(4, device=DEVICE))
+    assert not can_quantize_together(w, torch.ones(6, device=DEVICE))
+    assert not can_quantize_together(w.t(), step)
+    assert not can_quantize_together(w[:, :3], step)
+    assert not can_quantize_together(w.bfloat16(), step)
+    assert not can_quantize_together(w[:0], step)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(DEVICE == 'cpu', reason='needs a CUDA GPU')
+def test_in_a_cuda_graph():
+    from mmauxq.evaluation.timing import graphed
+
+    weights, steps = network()
+    together = TogetherQuantizer(RANGES)
+    upstream = [torch.randn_like(w) for w in weights]
+    found = [torch.empty_like(t) for t in (*weights, *steps)]
+
+    def step():
+        y = together(weights, steps)
+        grads = torch.autograd.grad(y, [*weights, *steps], upstream)
+        torch._foreach_copy_(found, grads)
+
+    replay = graphed(step)
+    with torch.no_grad():
+        for tensor in (*weights, *upstream):
+            tensor.normal_()
+    replay()
+    expected = torch.autograd.grad(
+        one_by_one(weights, steps, torch.float32),
+        [*weights, *steps],
+        upstream,
+    )
+    for ours, theirs in zip(found, expected, strict=True):
+        assert_close(ours, theirs, rtol=1e-4, atol=1e-4)

@@ -10,6 +10,7 @@ Tested with torch 2.11, mmengine 0.10.7 (onedl-mmengine 0.10.12), mmpretrain
 
 import ast
 import importlib
+import importlib.util
 import os
 import pickle
 import traceback
@@ -17,7 +18,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from .checkpoint_file import BadFile, inspect
 from .errors import UsageError
+from .files import write_atomically
 
 __all__ = [
     'default_optim_constructor',
@@ -28,6 +31,7 @@ __all__ = [
     'needs_pkg_resources',
     'register_config_scope',
     'silence_neighbours',
+    'write_files_atomically',
 ]
 
 
@@ -36,6 +40,7 @@ def enable() -> None:
     register_config_scope()
     silence_neighbours()
     enable_safe_checkpoints()
+    write_files_atomically()
     enable_mmrazor()
     default_optim_constructor()
 
@@ -111,6 +116,7 @@ def enable_mmrazor() -> None:
     try:
         _alias_torch_ao()
         importlib.import_module('mmrazor.models')
+        _mend_soft_cross_entropy()
     except (ImportError, AttributeError) as error:
         import torch
 
@@ -151,6 +157,21 @@ def _alias_torch_ao() -> None:
             setattr(
                 BackendPatternConfig, f'_set{attribute}', setter(attribute)
             )
+
+
+def _mend_soft_cross_entropy() -> None:
+    """Let mmrazor's ``KDSoftCELoss`` compute.
+
+    Why: it imports a function of mmcls, the former name of mmpretrain, and
+    without it fails at its first call.
+
+    Until: mmrazor > 1.0.0 imports mmpretrain.
+    """
+    from mmpretrain.models.losses.cross_entropy_loss import soft_cross_entropy
+    from mmrazor.models.losses import kd_soft_ce_loss
+
+    if importlib.util.find_spec('mmcls') is None:
+        kd_soft_ce_loss.soft_cross_entropy = soft_cross_entropy
 
 
 def _cause_behind_placeholder(error: BaseException) -> str:
@@ -341,7 +362,14 @@ def load_checkpoint(path, map_location='cpu') -> Any:
     if not file.is_file():
         raise UsageError(f'checkpoint {file} is not a file')
     try:
+        inspect(file)
         return torch.load(file, map_location=map_location, weights_only=True)
+    except BadFile as error:
+        if error.reason is None:
+            raise UsageError(
+                f'checkpoint {file} is truncated or not a checkpoint'
+            ) from error
+        raise UsageError(_refused(file, error.reason)) from error
     except PermissionError as error:
         raise UsageError(f'checkpoint {file} may not be read') from error
     except pickle.UnpicklingError as error:
@@ -350,11 +378,7 @@ def load_checkpoint(path, map_location='cpu') -> Any:
             raise UsageError(
                 f'checkpoint {file} is truncated or not a checkpoint'
             ) from error
-        raise UsageError(
-            f'checkpoint {file} is refused because it holds {reason}; '
-            'allowed are tensors, plain Python types and what MMEngine '
-            'stores'
-        ) from error
+        raise UsageError(_refused(file, reason)) from error
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
@@ -368,6 +392,13 @@ def load_checkpoint(path, map_location='cpu') -> Any:
         ) from error
 
 
+def _refused(file: Path, reason: str) -> str:
+    return (
+        f'checkpoint {file} is refused because it holds {reason}; allowed '
+        'are tensors, plain Python types and what MMEngine stores'
+    )
+
+
 def _refusal(error: pickle.UnpicklingError) -> str | None:
     """What the safe loader found and did not allow; None if just damaged."""
     text = str(error)
@@ -379,6 +410,30 @@ def _refusal(error: pickle.UnpicklingError) -> str | None:
     if 'unrecognized function' in text or 'allowlisted' in text:
         return 'a call of an object that is no class of a checkpoint'
     return None
+
+
+def write_files_atomically() -> None:
+    """Make MMEngine write files complete or not at all.
+
+    Why: its local backend opens the file and writes, so that a killed run or
+    a full disk leaves half a checkpoint under the name of a good one, often
+    of the one that it overwrites.
+
+    Until: MMEngine writes beside the file and renames (0.10.7 and onedl
+    0.10.12 do not).
+    """
+    from mmengine.fileio import LocalBackend, register_backend
+
+    class AtomicLocalBackend(LocalBackend):
+        """LocalBackend whose files are complete or absent."""
+
+        def put(self, obj, filepath) -> None:
+            write_atomically(filepath, bytes(obj))
+
+        def put_text(self, obj, filepath, encoding='utf-8') -> None:
+            write_atomically(filepath, obj.encode(encoding))
+
+    register_backend('local', AtomicLocalBackend, force=True, prefixes='')
 
 
 # --- weight decay ----------------------------------------------------------

@@ -5,7 +5,9 @@ config, checking the inputs, building the runner, loading a checkpoint - is
 the set-up: what goes wrong there is something the user can mend, so it ends
 as one line on stderr and exit status 2 (``--debug`` shows the traceback).
 From the first iteration on, errors keep their traceback and exit with 1,
-except :class:`~mmauxq.errors.UsageError`.
+except :class:`~mmauxq.errors.UsageError`. A
+:class:`~mmauxq.errors.TrainingError` is one line and exit status 1, whenever
+it happens.
 """
 
 import argparse
@@ -13,7 +15,6 @@ import atexit
 import json
 import os
 import sys
-import tempfile
 import threading
 import time
 import traceback
@@ -24,25 +25,40 @@ from typing import Any, NoReturn
 from mmengine.config import Config, DictAction
 
 from mmauxq import compat
-from mmauxq.errors import UsageError
+from mmauxq.errors import TrainingError, UsageError
 
-# What a wrong config raises in MMEngine's builders.
+from .checks import (
+    check_model,
+    check_samples,
+    check_training,
+    set_work_dir,
+    writable_file,
+)
+from .guards import add_guards, make_exact
+from .locate import locate
+from .resume import named_checkpoint, set_start
+from .settings import check_settings
+
+# What a wrong config raises in the builders of MMEngine and of torch.
 EXPECTED = (
+    ArithmeticError,
     AssertionError,
     AttributeError,
     ImportError,
-    KeyError,
+    LookupError,
     OSError,
+    RuntimeError,
     TypeError,
     ValueError,
 )
+COMPILE_MODES = ('default', 'reduce-overhead', 'max-autotune')
 # How long another rank leaves the word to rank 0 (seconds).
 RANK_PATIENCE = 10
 
 
 def train(argv: list[str] | None = None) -> int:
     """Train as a config says; returns the exit status."""
-    parser = _parser('Train a classifier as CONFIG says.')
+    parser = make_parser('Train a classifier as CONFIG says.')
     parser.add_argument(
         '--resume',
         nargs='?',
@@ -54,28 +70,42 @@ def train(argv: list[str] | None = None) -> int:
     parser.add_argument(
         '--amp', action='store_true', help='automatic mixed precision'
     )
+    parser.add_argument(
+        '--compile',
+        nargs='?',
+        const='default',
+        choices=COMPILE_MODES,
+        metavar='MODE',
+        help='torch.compile the training step: default, reduce-overhead '
+        '(CUDA graphs) or max-autotune',
+    )
 
     def command(args: argparse.Namespace, started: Callable) -> None:
-        cfg = load_config(args)
-        _check_model(cfg, args.config)
-        _check_training(cfg, args.config)
-        _set_work_dir(cfg, args)
+        cfg = args.loaded = load_config(args)
+        check_model(cfg, args.config)
+        check_training(cfg, args.config)
+        check_settings(cfg)
+        set_work_dir(cfg, args.config, args.work_dir)
         if args.amp:
             _set_amp(cfg)
-        _set_resume(cfg, args.resume)
+        if args.compile:
+            _set_compile(cfg, args)
+        set_start(cfg, args.resume)
+        make_exact(cfg)
+        add_guards(cfg)
         runner = _runner(cfg, args, started)
         runner.train()
         if cfg.model.get('type') == 'mmauxq.JointQAT' and _rank() == 0:
             _write_slim(Path(cfg.work_dir))
 
-    return _guard(parser, argv, command)
+    return guard(parser, argv, command)
 
 
 def _write_slim(work_dir: Path) -> None:
     """Leave what ships, the last network alone, beside the checkpoints."""
     from mmauxq.export import save_slim
 
-    last = _newest_checkpoint(work_dir)
+    last = named_checkpoint(work_dir)
     if last is None:
         print('No checkpoint was saved, so no slim.pth', file=sys.stderr)
         return
@@ -85,7 +115,7 @@ def _write_slim(work_dir: Path) -> None:
 
 def test(argv: list[str] | None = None) -> int:
     """Evaluate the low-precision network alone; returns the exit status."""
-    parser = _parser(
+    parser = make_parser(
         'Evaluate the network of CONFIG, without its guidance, with the '
         'weights of CHECKPOINT (a training checkpoint or a slim one).'
     )
@@ -95,14 +125,14 @@ def test(argv: list[str] | None = None) -> int:
     )
 
     def command(args: argparse.Namespace, started: Callable) -> None:
-        cfg = load_config(args)
-        _check_model(cfg, args.config)
+        cfg = args.loaded = load_config(args)
+        check_model(cfg, args.config)
         for key in ('test_dataloader', 'test_evaluator', 'test_cfg'):
             if cfg.get(key) is None:
                 raise UsageError(f'{args.config} has no `{key}`')
-        out = _writable_file(args.out) if args.out else None
+        out = writable_file(args.out) if args.out else None
         compat.load_checkpoint(args.checkpoint)  # before anything is built
-        _set_work_dir(cfg, args)
+        set_work_dir(cfg, args.config, args.work_dir)
         if cfg.model.get('type') == 'mmauxq.JointQAT':
             cfg.model.guidance = None
         cfg.resume, cfg.load_from = False, args.checkpoint
@@ -116,7 +146,7 @@ def test(argv: list[str] | None = None) -> int:
             _flush_logs()
             print(line, flush=True)
 
-    return _guard(parser, argv, command)
+    return guard(parser, argv, command)
 
 
 def load_config(args: argparse.Namespace) -> Config:
@@ -146,7 +176,7 @@ def one_line(error: BaseException, width: int = 600) -> str:
     text = ' '.join(text.split())
     if isinstance(error, KeyError) and ' ' not in text:
         text = f'missing key {text!r}'
-    elif not isinstance(error, (UsageError, KeyError)):
+    elif not isinstance(error, (UsageError, TrainingError, KeyError)):
         text = f'{type(error).__name__}: {text}'
     return text if len(text) <= width else text[: width - 3] + '...'
 
@@ -159,7 +189,7 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f'{message} (see {self.prog} --help)')
 
 
-def _parser(description: str) -> argparse.ArgumentParser:
+def make_parser(description: str) -> argparse.ArgumentParser:
     parser = _Parser(description=description)
     parser.add_argument('config', help='config file')
     parser.add_argument(
@@ -195,7 +225,7 @@ def _parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _guard(
+def guard(
     parser: argparse.ArgumentParser,
     argv: list[str] | None,
     command: Callable[[argparse.Namespace, Callable], None],
@@ -210,20 +240,31 @@ def _guard(
         nonlocal running
         running = True
 
+    args = None
     try:
-        command(_parse(parser, argv), started)
+        args = _parse(parser, argv)
+        command(args, started)
     except Exception as error:
         mendable = isinstance(error, UsageError) or (
             not running and _is_expected(error)
         )
-        if debug or not mendable:
+        known = mendable or isinstance(error, TrainingError)
+        if debug or not known:
             traceback.print_exc()
-        if mendable:
-            _complain(one_line(error))
+        if known:
+            _complain(_with_place(error, getattr(args, 'loaded', None)))
         return 2 if mendable else 1
     finally:
         _leave_process_group()
     return 0
+
+
+def _with_place(error: Exception, cfg: Config | None) -> str:
+    """The message, with the part of the config if another package wrote it."""
+    place = ''
+    if cfg is not None and not isinstance(error, (UsageError, TrainingError)):
+        place = locate(error, cfg._cfg_dict)
+    return f'{place}: {one_line(error)}' if place else one_line(error)
 
 
 def leave(status: int) -> NoReturn:
@@ -261,6 +302,8 @@ def _parse(parser: argparse.ArgumentParser, argv: list[str]):
 def _is_expected(error: Exception) -> bool:
     from mmengine.config.utils import ConfigParsingError
 
+    if isinstance(error, RuntimeError) and _is_distributed():
+        return False  # as a rule, another rank died
     return isinstance(error, (*EXPECTED, ConfigParsingError))
 
 
@@ -290,6 +333,15 @@ def _flush_logs() -> None:
     sys.stderr.flush()
 
 
+def _is_distributed() -> bool:
+    torch = sys.modules.get('torch')
+    return (
+        torch is not None
+        and torch.distributed.is_available()
+        and torch.distributed.is_initialized()
+    )
+
+
 def _leave_process_group() -> None:
     torch = sys.modules.get('torch')
     if torch is not None and torch.distributed.is_available():
@@ -297,57 +349,7 @@ def _leave_process_group() -> None:
             torch.distributed.destroy_process_group()
 
 
-# --- checks of the input ---------------------------------------------------
-
-
-def _check_model(cfg: Config, path: str) -> None:
-    model = cfg.get('model')
-    if not isinstance(model, dict):
-        raise UsageError(f'{path} has no `model`')
-    network = model.get('architecture', model)
-    if not isinstance(network, dict) or 'type' not in network:
-        raise UsageError(f'{path} has no classifier: `model` has no `type`')
-    if 'type' not in model:
-        raise UsageError(f'{path}: `model` has no `type`')
-    if 'backbone' in network and not network.get('head'):
-        raise UsageError(
-            f'{path} has no classifier: `model` has a backbone but no head'
-        )
-
-
-def _check_training(cfg: Config, path: str) -> None:
-    for key in ('train_dataloader', 'train_cfg', 'optim_wrapper'):
-        if cfg.get(key) is None:
-            raise UsageError(f'{path} has no `{key}`')
-
-
-def _set_work_dir(cfg: Config, args: argparse.Namespace) -> None:
-    """Decide on the work directory and see that it can be written."""
-    if args.work_dir is not None:
-        cfg.work_dir = args.work_dir
-    elif cfg.get('work_dir') is None:
-        cfg.work_dir = os.path.join('work_dirs', Path(args.config).stem)
-    try:
-        os.makedirs(cfg.work_dir, exist_ok=True)
-        with tempfile.TemporaryFile(dir=cfg.work_dir):
-            pass
-    except OSError as error:
-        raise UsageError(
-            f'work dir {cfg.work_dir} cannot be written: {error.strerror}'
-        ) from error
-
-
-def _writable_file(path: str) -> Path:
-    file = Path(path)
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open('a'):
-            pass
-    except OSError as error:
-        raise UsageError(
-            f'--out {path} cannot be written: {error.strerror}'
-        ) from error
-    return file
+# --- the runner ------------------------------------------------------------
 
 
 def _set_amp(cfg: Config) -> None:
@@ -362,40 +364,13 @@ def _set_amp(cfg: Config) -> None:
             cfg.optim_wrapper.pop(key, None)
 
 
-def _set_resume(cfg: Config, resume: str | None) -> None:
-    if resume is None:
-        if cfg.get('load_from') and '://' not in cfg.load_from:
-            compat.load_checkpoint(cfg.load_from)
-        return
-    if resume == 'auto':
-        found = _newest_checkpoint(Path(cfg.work_dir))
-        if found is None:
-            # A float start given by load_from stays: MMEngine's own
-            # auto-resume would drop it and train from scratch.
-            if _rank() == 0:
-                print(
-                    f'warning: no checkpoint to resume in {cfg.work_dir}, '
-                    'starting fresh',
-                    file=sys.stderr,
-                )
-            cfg.resume = False
-            return
-        resume = str(found)
-    compat.load_checkpoint(resume)  # before anything is built
-    cfg.resume, cfg.load_from = True, resume
-
-
-def _newest_checkpoint(work_dir: Path) -> Path | None:
-    """What MMEngine last saved completely, also in a moved work directory."""
-    pointer = work_dir / 'last_checkpoint'
-    if not pointer.is_file():
-        return None
-    named = Path(pointer.read_text().strip())
-    moved = work_dir / named.name
-    return moved if moved.is_file() and not named.is_file() else named
-
-
-# --- the runner ------------------------------------------------------------
+def _set_compile(cfg: Config, args: argparse.Namespace) -> None:
+    if cfg.model.get('type') != 'mmauxq.JointQAT':
+        raise UsageError(
+            f'--compile: {args.config} trains a {cfg.model.get("type")}; '
+            'allowed are recipes of mmauxq.JointQAT'
+        )
+    cfg.model.compile = dict(mode=args.compile)
 
 
 def _runner(cfg: Config, args: argparse.Namespace, started: Callable):
@@ -411,6 +386,9 @@ def _runner(cfg: Config, args: argparse.Namespace, started: Callable):
     else:
         runner = Runner.from_cfg(cfg)
     runner.register_hook(_start_mark(started), 'VERY_HIGH')
+    from mmauxq.engine.hooks import TeacherCheckHook
+
+    runner.register_hook(TeacherCheckHook())
     return runner
 
 
@@ -457,6 +435,7 @@ def _start_mark(started: Callable):
         """Tells when set-up is over."""
 
         def before_train(self, runner) -> None:
+            check_samples(runner)
             started()
 
         def before_test(self, runner) -> None:
@@ -488,6 +467,16 @@ def _fit_check(path: str):
                     f'checkpoint {path} is of another architecture: '
                     f'{detail[0].strip()}'
                 ) from error
+            wrong = [
+                f'{key} is {state[key].dtype} there and {value.dtype} here'
+                for key, value in model.state_dict().items()
+                if key in state
+                and state[key].is_floating_point() != value.is_floating_point()
+            ]
+            if wrong:
+                raise UsageError(
+                    f'checkpoint {path} is of another architecture: {wrong[0]}'
+                )
             # Some backbones drop, as they load, what they compute anew.
             state |= {f'architecture.{k}': v for k, v in state.items()}
             missing = [

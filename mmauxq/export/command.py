@@ -5,12 +5,13 @@ from collections.abc import Callable
 
 from mmauxq import compat
 from mmauxq.engine import launch
+from mmauxq.engine.checks import check_model
 
 
 def load(args: argparse.Namespace):
     """The network of ``args.config`` and ``args.checkpoint``."""
     cfg = launch.load_config(args)
-    launch._check_model(cfg, args.config)
+    check_model(cfg, args.config)
     compat.load_checkpoint(args.checkpoint)  # before anything is built
     compat.enable()
     from .network import load_network
@@ -27,7 +28,7 @@ def number(text: str) -> int:
 
 def export_command(argv: list[str] | None = None) -> int:
     """Export a trained network; returns the exit status."""
-    parser = launch._parser(
+    parser = launch.make_parser(
         'Write what ships of a trained network - slim.pth, '
         'packed.safetensors, model.onnx, report.json and report.md - and '
         'check that each computes what was trained.'
@@ -82,4 +83,4 @@ def export_command(argv: list[str] | None = None) -> int:
             lambda line: print(line, flush=True),
         )
 
-    return launch._guard(parser, argv, command)
+    return launch.guard(parser, argv, command)

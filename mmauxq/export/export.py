@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from mmauxq import compat
-from mmauxq.algorithms.checkpoint import normalise
 from mmauxq.engine.hooks import reestimate_batch_norm
 from mmauxq.errors import UsageError
 from mmauxq.evaluation import count_levels, deployed_bytes
 from mmauxq.layers import restore
+from mmauxq.layers.checkpoint import normalise
 from mmauxq.version import __version__
 
 from . import runtime
@@ -103,7 +103,7 @@ def export(
         same = dict(bit_equal_on=len(sample), top1=top1)
         report.update(
             layer_table(network, sample[:1], audit, kernels),
-            guidance=guidance_cost(network.cfg, sample[:1]),
+            guidance=guidance_cost(network.cfg),
             sizes=sizes,
             onnx=dict(
                 weights=lowered.weights,

@@ -8,6 +8,7 @@ from typing import Any
 
 from mmauxq import compat
 from mmauxq.engine import launch
+from mmauxq.engine.checks import check_model
 from mmauxq.errors import UsageError
 
 from .command import load, number
@@ -15,7 +16,7 @@ from .command import load, number
 
 def latency_command(argv: list[str] | None = None) -> int:
     """Print the speed of each exported form; returns the exit status."""
-    parser = launch._parser(
+    parser = launch.make_parser(
         'Measure each exported form of a network against its float export, '
         'forms taking turns. Without --checkpoint weights are random and '
         'scales come from generated images: speed does not depend on them.'
@@ -55,7 +56,7 @@ def latency_command(argv: list[str] | None = None) -> int:
 
         if args.checkpoint is None:
             cfg = launch.load_config(args)
-            launch._check_model(cfg, args.config)
+            check_model(cfg, args.config)
             init_default_scope(cfg.get('default_scope', 'mmpretrain'))
             check_config(cfg)
             network = latency.calibrated_network(cfg)
@@ -95,7 +96,7 @@ def latency_command(argv: list[str] | None = None) -> int:
                         kernels if kind == 'onnxruntime' else {},
                     )
 
-    return launch._guard(parser, argv, command)
+    return launch.guard(parser, argv, command)
 
 
 def _runners(

@@ -9,12 +9,10 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from mmauxq import compat
-from mmauxq.algorithms.checkpoint import check_architecture, normalise
-from mmauxq.algorithms.dry_run import count_parameters
 from mmauxq.errors import UsageError
+from mmauxq.layers.checkpoint import check_architecture, normalise
 from mmauxq.quantizers import named_quantizers
 from mmauxq.registry import MODELS
 
@@ -150,25 +148,25 @@ def build(cfg: Config, guidance: Any) -> Any:
     return MODELS.build(model)
 
 
-def guidance_cost(cfg: Config, image: Tensor) -> dict[str, Any]:
-    """What the guidance of a config costs while training, per image."""
+def guidance_cost(cfg: Config) -> dict[str, Any]:
+    """What the guidance of a config costs while training, for one image.
+
+    ``parameters`` and ``multiply_adds`` are ``None`` where it cannot be built
+    any more, such as a teacher whose checkpoint is gone.
+    """
     guidance = cfg.model.get('guidance')
     if guidance is None:
         return dict(type=None, parameters=0, multiply_adds=0)
-    algorithm = build(cfg, guidance).cpu().eval()
-    with torch.no_grad():
-        with algorithm.recorder:
-            # calibration is of no concern here: the float network will do
-            for _, quantizer in named_quantizers(algorithm.architecture):
-                quantizer.calibrating = True
-            algorithm.architecture(image, mode='tensor')
-            outputs = algorithm.recorder.outputs()
-        with FlopCounterMode(display=False) as counter:
-            algorithm.guidance(outputs)
+    parts = guidance if isinstance(guidance, (list, tuple)) else [guidance]
+    names = ' and '.join(part['type'] for part in parts)
+    try:
+        cost = build(cfg, guidance).cost
+    except (UsageError, OSError):
+        return dict(type=names, parameters=None, multiply_adds=None)
     return dict(
-        type=guidance['type'],
-        parameters=count_parameters(algorithm.guidance),
-        multiply_adds=counter.get_total_flops() // 2,
+        type=names,
+        parameters=cost.guidance_parameters,
+        multiply_adds=cost.guidance_multiply_adds,
     )
 
 

@@ -166,12 +166,15 @@ def _cost(report: dict[str, Any]) -> list[str]:
         '',
     ]
     if guidance['type']:
+        cost = 'an unknown number of parameters and multiply-adds'
+        if guidance['parameters'] is not None:
+            cost = (
+                f'{guidance["parameters"]:,} more parameters and '
+                f'{guidance["multiply_adds"]:,} more multiply-adds'
+            )
         text += [
-            f'In training, {guidance["type"]} cost '
-            f'{guidance["parameters"]:,} more parameters and '
-            f'{guidance["multiply_adds"]:,} more multiply-adds for each '
-            f'forward pass; {report["guidance_left"]} of its tensors are '
-            'left.',
+            f'In training, {guidance["type"]} cost {cost} for each forward '
+            f'pass; {report["guidance_left"]} of its tensors are left.',
             '',
         ]
     text += [

@@ -1,5 +1,6 @@
 """The checkpoint that holds F alone."""
 
+import io
 import os
 from pathlib import Path
 
@@ -7,8 +8,9 @@ import torch
 from torch import nn
 
 from mmauxq import compat
-from mmauxq.algorithms.checkpoint import normalise
 from mmauxq.errors import UsageError
+from mmauxq.files import write_atomically
+from mmauxq.layers.checkpoint import normalise
 from mmauxq.version import __version__
 
 
@@ -64,9 +66,7 @@ def save_slim(
         ),
         state_dict={key: value.cpu().clone() for key, value in state.items()},
     )
-    out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(out.name + '.part')
-    torch.save(slim, part)
-    os.replace(part, out)
-    return out.stat().st_size
+    content = io.BytesIO()
+    torch.save(slim, content)
+    write_atomically(out, content.getvalue())
+    return Path(out).stat().st_size

@@ -8,9 +8,10 @@ imported.
 from .dorefa import dorefa_activation, dorefa_weight
 from .lsq import learned_step_quantize
 from .pact import pact
-from .straight_through import lower_bound, straight_through
+from .straight_through import LEAST_SCALE, lower_bound, straight_through
 
 __all__ = [
+    'LEAST_SCALE',
     'dorefa_activation',
     'dorefa_weight',
     'learned_step_quantize',

@@ -3,6 +3,9 @@
 import torch
 from torch import Tensor
 
+LEAST_SCALE = 1e-6
+"""No scale that divides is smaller."""
+
 
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
@@ -39,7 +42,7 @@ def straight_through(x: Tensor, value: Tensor) -> Tensor:
     return _StraightThrough.apply(x, value.detach())
 
 
-def lower_bound(scale: Tensor, least: float = 1e-6) -> Tensor:
+def lower_bound(scale: Tensor, least: float = LEAST_SCALE) -> Tensor:
     """``max(scale, least)`` with the gradient of the identity.
 
     A learned scale that an update threw below ``least`` still works, and the

@@ -7,7 +7,8 @@ import torch
 from mmengine import dist
 from torch import Tensor, nn
 
-from mmauxq.errors import UsageError
+from mmauxq import ops
+from mmauxq.errors import TrainingError, UsageError
 
 from .grid import Grid
 
@@ -54,6 +55,10 @@ class Quantizer(nn.Module):
     Subclasses implement :meth:`quantize`, and :meth:`calibrate` if they have
     something to learn from data.
 
+    Attributes:
+        scale: Name of the learned scale, a parameter that is always positive;
+            ``None`` if there is none.
+
     Args:
         bits: Width in bits, 1 to 8; 32 leaves the tensor as it is.
         role: ``'weight'`` (axis 0 holds the output channels) or
@@ -68,6 +73,7 @@ class Quantizer(nn.Module):
     """
 
     needs_calibration = True
+    scale: str | None = None
     lowest_bits = 1
     roles: tuple[str, ...] = ('weight', 'activation')
     calibrated: Tensor
@@ -140,6 +146,12 @@ class Quantizer(nn.Module):
     def calibrate(self, x: Tensor) -> None:
         """Set the learned state from ``x``, equally on all ranks."""
 
+    @torch.no_grad()
+    def keep_positive(self) -> None:
+        """Set a learned scale that is not positive to the least one."""
+        if self.scale is not None:
+            getattr(self, self.scale).clamp_(min=ops.LEAST_SCALE)
+
     def _get_ready(self, x: Tensor) -> None:
         if not bool(self.calibrated):
             if not self.calibrating:
@@ -149,6 +161,12 @@ class Quantizer(nn.Module):
                 )
             with torch.no_grad():
                 self.calibrate(x.detach().float())
+                finite = [bool(p.isfinite().all()) for p in self.parameters()]
+            if not all(finite):
+                raise TrainingError(
+                    f'{type(self).__name__}: the first batch gives it NaN or '
+                    'infinity, from which no scale can be found'
+                )
             self.calibrated.fill_(1)
         self._ready = True
         self._restore()

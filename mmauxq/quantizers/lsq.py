@@ -42,6 +42,7 @@ class LSQ(Quantizer):
     """
 
     signed: Tensor
+    scale = 'step'
 
     def __init__(
         self,
@@ -79,7 +80,7 @@ class LSQ(Quantizer):
             self.signed.copy_(extreme_over_ranks(x.min(), 'min') < 0)
             self._restore()
         mean = mean_over_ranks(self._per_scale(x).abs().mean(1))
-        self.step.copy_((2 * mean / self.qmax**0.5).clamp_min(1e-6))
+        self.step.copy_((2 * mean / self.qmax**0.5).clamp_min(ops.LEAST_SCALE))
 
     def quantize(self, x: Tensor) -> Tensor:
         """``x`` to multiples of the step."""

@@ -36,6 +36,8 @@ class LSQPlus(Quantizer):
         offset: Value of code 0, same shape; activations only.
     """
 
+    scale = 'step'
+
     def __init__(
         self,
         bits: int,
@@ -78,7 +80,9 @@ class LSQPlus(Quantizer):
                 (mean - 3 * std).abs(), (mean + 3 * std).abs()
             )
             self.step.copy_(
-                (mean_over_ranks(reach) / 2 ** (self.bits - 1)).clamp_min(1e-6)
+                (mean_over_ranks(reach) / 2 ** (self.bits - 1)).clamp_min(
+                    ops.LEAST_SCALE
+                )
             )
             return
         low = extreme_over_ranks(rows.amin(1), 'min')
@@ -99,7 +103,7 @@ class LSQPlus(Quantizer):
         self.offset.copy_(offset)
 
     def _range(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        return ((high - low) / self.qmax).clamp_min(1e-6), low
+        return ((high - low) / self.qmax).clamp_min(ops.LEAST_SCALE), low
 
     def quantize(self, x: Tensor) -> Tensor:
         """``x`` to the offset plus multiples of the step."""

@@ -34,6 +34,7 @@ class PACTActivation(Quantizer):
     """
 
     roles = ('activation',)
+    scale = 'alpha'
 
     def __init__(
         self,
@@ -58,7 +59,7 @@ class PACTActivation(Quantizer):
         mean = mean_over_ranks(rows.abs().mean(1))
         high = extreme_over_ranks(rows.amax(1), 'max')
         alpha = (2 * mean * (2**self.bits - 1) ** 0.5).minimum(high)
-        self.alpha.copy_(alpha.clamp_min(1e-6))
+        self.alpha.copy_(alpha.clamp_min(ops.LEAST_SCALE))
         negative = mean_over_ranks((x < 0).float().mean()).item()
         if negative > 0:
             print_log(

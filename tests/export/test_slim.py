@@ -1,7 +1,10 @@
+import errno
+import os
+
 import pytest
 import torch
 
-from mmauxq.errors import UsageError
+from mmauxq.errors import TrainingError, UsageError
 from mmauxq.export import save_slim
 from tests.networks import batch, joint_qat
 
@@ -52,13 +55,15 @@ def test_nothing_is_left_half_written(trained, tmp_path, monkeypatch):
     slim = tmp_path / 'slim.pth'
     slim.write_bytes(b'the old one')
 
-    def broken(content, path):
-        path.write_bytes(b'half')
-        raise OSError('disk full')
+    def full(handle):
+        raise OSError(errno.ENOSPC, 'No space left on device')
 
-    monkeypatch.setattr(torch, 'save', broken)
-    with pytest.raises(OSError, match='disk full'):
+    monkeypatch.setattr(os, 'fsync', full)
+    with pytest.raises(TrainingError, match='No space left on device'):
         save_slim(file, slim)
+    assert [f.name for f in tmp_path.iterdir() if f.name != file.name] == [
+        'slim.pth'
+    ]
     assert slim.read_bytes() == b'the old one'
 
 

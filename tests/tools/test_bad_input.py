@@ -7,6 +7,7 @@ import torch
 
 from mmauxq.engine.launch import test as evaluate
 from mmauxq.engine.launch import train
+from tests.crafted import CRAFTED
 
 HEADLESS = "model = dict(type='ImageClassifier', backbone=dict(type='VGG'))"
 
@@ -122,10 +123,26 @@ def test_checkpoint(fails, project, kind, command):
     assert not (project / 'ran').exists()
 
 
-@pytest.mark.parametrize('state', [{'w': torch.zeros(1)}, 'shape'])
+@pytest.mark.parametrize('command', ['test', 'resume', 'load_from'])
+def test_crafted_checkpoints(fails, project, command):
+    words = {
+        'test': (evaluate, 'config.py', 'c.pth'),
+        'resume': (train, 'config.py', '--resume', 'c.pth'),
+        'load_from': (train, 'config.py', '--cfg-options', 'load_from=c.pth'),
+    }
+    for name, build in CRAFTED.items():
+        (project / 'c.pth').write_bytes(build())
+        assert 'checkpoint c.pth is ' in fails(*words[command]), name
+        assert not (project / 'ran').exists(), name
+        assert not list(project.glob('**/*.part')), name
+
+
+@pytest.mark.parametrize('state', [{'w': torch.zeros(1)}, 'shape', 'type'])
 def test_checkpoint_of_another_architecture(fails, project, state):
     if state == 'shape':
         state = {'head.fc.weight': torch.zeros(7, 8)}
+    if state == 'type':
+        state = {'head.fc.weight': torch.zeros(3, 8, dtype=torch.int64)}
     torch.save({'state_dict': state, 'meta': {}}, 'other.pth')
     line = fails(evaluate, 'config.py', 'other.pth', '--work-dir', 'run')
     assert 'other.pth is of another architecture' in line

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -96,6 +97,34 @@ def test_dead_rank_ends_the_job(tool, project):
         file.write('ToySet.__len__ = lambda s: os.kill(os.getpid(), 9) '
                    'if os.environ["RANK"] == "1" else 8\n')  # fmt: skip
     done = tool('dist_train.sh', 'config.py', 2, '--work-dir', 'run')
+    assert done.returncode == 1
+    assert 'error: rank 1 was killed by signal 9' in done.stderr
+
+
+def test_rank_that_dies_in_training_ends_the_job_within_a_minute(
+    tool, project
+):
+    if torch.cuda.is_available():
+        pytest.skip('for machines without a GPU')
+    with (project / 'toyset.py').open('a') as file:
+        file.write(
+            'import os, time\n'
+            'get = ToySet.__getitem__\n'
+            'def dying(self, i):\n'
+            '    if i == 7 and os.environ["RANK"] == "1":\n'
+            '        open("died", "w").write(str(time.time()))\n'
+            '        os.kill(os.getpid(), 9)\n'
+            '    return get(self, i)\n'
+            'ToySet.__getitem__ = dying\n'
+        )
+    done = tool(
+        'dist_train.sh', 'config.py', 2, '--work-dir', 'run',
+        '--cfg-options', 'train_dataloader.batch_size=2',
+        'find_unused_parameters=True',
+    )  # fmt: skip
+    ended = time.time()
+    assert (project / 'died').exists(), done.stderr[-2000:]
+    assert ended - float((project / 'died').read_text()) < 60
     assert done.returncode == 1
     assert 'error: rank 1 was killed by signal 9' in done.stderr
 

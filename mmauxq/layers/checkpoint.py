@@ -55,7 +55,7 @@ def check_architecture(
             another number of classes.
 
     Raises:
-        UsageError: If parameters are missing or differ in shape.
+        UsageError: If parameters are missing, or differ in shape or type.
     """
     state = dict(state)
     # Backbones rename or resize entries (position embeddings) as they load.
@@ -67,7 +67,7 @@ def check_architecture(
         for name, module in architecture.named_modules()
         if isinstance(module, Quantizer)
     )
-    missing, differing = [], []
+    missing, differing, wrong = [], [], []
     for key, value in architecture.state_dict().items():
         if quantizers and key.startswith(quantizers) and key not in seen:
             continue
@@ -77,6 +77,10 @@ def check_architecture(
             differing.append(
                 f'{key} is {tuple(seen[key].shape)} there and '
                 f'{tuple(value.shape)} here'
+            )
+        elif seen[key].is_floating_point() != value.is_floating_point():
+            wrong.append(
+                f'{key} is {seen[key].dtype} there and {value.dtype} here'
             )
     if other_head:
         left_out = [text for text in differing if text.startswith('head.')]
@@ -88,7 +92,7 @@ def check_architecture(
                 logger='current',
                 level=logging.WARNING,
             )
-    problems = [f'{key} is missing' for key in missing] + differing
+    problems = [f'{key} is missing' for key in missing] + differing + wrong
     if problems:
         raise UsageError(
             f'{source}: is not one of this architecture '

@@ -1,0 +1,87 @@
+"""Learned scales stay positive, and dead quantizers are reported."""
+
+from typing import Any
+
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from torch import Tensor, nn
+
+from mmauxq.quantizers import named_quantizers
+from mmauxq.registry import HOOKS
+
+from .running import bare_model
+
+DEAD = 'mmauxq/dead_quantizers'
+
+
+@HOOKS.register_module()
+class QuantizerWatchHook(Hook):
+    """Looks after the quantizers of a model while it trains.
+
+    After each step, scales that the update threw to zero or below are set to
+    the least that the quantizer works with. In each validation, quantizers
+    whose output is one value for the whole first batch are named in the log
+    and in the message hub (``mmauxq/dead_quantizers``): what they feed no
+    longer depends on the input.
+    """
+
+    # before an average (EMA) or a checkpoint sees the scales
+    priority = 'ABOVE_NORMAL'
+
+    def before_train(self, runner: Any) -> None:
+        """Find the quantizers."""
+        self.quantizers = [q for _, q in named_quantizers(bare_model(runner))]
+
+    def after_train_iter(
+        self,
+        runner: Any,
+        batch_idx: int,
+        data_batch: Any = None,
+        outputs: dict | None = None,
+    ) -> None:
+        """Keep the scales positive."""
+        for quantizer in self.quantizers:
+            quantizer.keep_positive()
+
+    def before_val_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None
+    ) -> None:
+        """Listen to the first batch."""
+        if batch_idx:
+            return
+        self._alive: dict[str, bool] = {}
+        self._handles = [
+            quantizer.register_forward_hook(
+                lambda module, args, output, name=name: self._hear(
+                    name, module, output
+                )
+            )
+            for name, quantizer in named_quantizers(bare_model(runner))
+        ]
+
+    def _hear(self, name: str, module: nn.Module, output: Tensor) -> None:
+        low, high = output.aminmax()
+        self._alive[name] = self._alive.get(name, False) or bool(low < high)
+
+    def after_val_iter(
+        self,
+        runner: Any,
+        batch_idx: int,
+        data_batch: Any = None,
+        outputs: Any = None,
+    ) -> None:
+        """Say which quantizers are dead."""
+        if batch_idx:
+            return
+        for handle in self._handles:
+            handle.remove()
+        dead = [name for name, alive in self._alive.items() if not alive]
+        runner.message_hub.update_info(DEAD, dead)
+        if dead:
+            print_log(
+                f'{len(dead)} of {len(self._alive)} quantizers are dead, '
+                f'they give one value only: {", ".join(dead[:10])}'
+                + (', ...' if dead[10:] else ''),
+                logger='current',
+                level=30,
+            )

@@ -1,0 +1,158 @@
+"""Checkpoints that replace good ones only when they are complete."""
+
+import inspect
+import os
+from typing import Any
+
+from mmengine.dist import get_world_size, is_main_process
+from mmengine.hooks import CheckpointHook
+
+from mmauxq.errors import TrainingError, UsageError
+from mmauxq.files import write_atomically
+from mmauxq.registry import HOOKS
+
+from .running import bare_model
+
+GRADIENTS = 'gradients'
+
+
+@HOOKS.register_module()
+class SafeCheckpointHook(CheckpointHook):
+    """MMEngine's hook, but at every moment a complete checkpoint is there.
+
+    * An old checkpoint, and the old best one, is deleted after the new one
+      is written, not before.
+    * ``last_checkpoint`` is complete or absent, and names a complete file.
+    * Gradients that wait for a step (``accumulative_counts``) are stored, if
+      there is one process; MMEngine loses them.
+
+    Args: as of MMEngine's ``CheckpointHook``.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        known = set(inspect.signature(CheckpointHook).parameters) - {'kwargs'}
+        unknown = sorted(set(kwargs) - known)
+        if unknown:  # MMEngine hands them on, and fails as it saves
+            raise UsageError(
+                f'checkpoint hook: it takes no {unknown}; it takes '
+                f'{sorted(known)}'
+            )
+        super().__init__(*args, **kwargs)
+
+    def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:
+        """Refuse what is not finite; add gradients that wait for a step.
+
+        Raises:
+            TrainingError: If a parameter or buffer is NaN or infinite: a bad
+                checkpoint must not take the place of a good one.
+        """
+        for name, value in checkpoint['state_dict'].items():
+            if value.is_floating_point() and not value.isfinite().all():
+                raise TrainingError(
+                    f'step {runner.iter + 1}: {name} holds NaN or infinity, '
+                    'so no checkpoint is written; those before are unchanged'
+                )
+        if 'optimizer' not in checkpoint or get_world_size() > 1:
+            return
+        waiting = {
+            name: parameter.grad.detach().cpu().clone()
+            for name, parameter in bare_model(runner).named_parameters()
+            if parameter.grad is not None
+        }
+        if waiting:
+            checkpoint[GRADIENTS] = waiting
+
+    def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:
+        """Put such gradients back."""
+        waiting = checkpoint.get(GRADIENTS, {})
+        if not runner._resume or get_world_size() > 1:
+            return
+        for name, parameter in bare_model(runner).named_parameters():
+            if name in waiting:
+                parameter.grad = waiting[name].to(parameter.device)
+
+    def _save_checkpoint_with_step(
+        self, runner: Any, step: int, meta: dict
+    ) -> None:
+        oldest = None
+        if self.max_keep_ckpts > 0 and (
+            not self.keep_ckpt_ids or self.keep_ckpt_ids[-1] != step
+        ):
+            if len(self.keep_ckpt_ids) == self.max_keep_ckpts:
+                oldest = self.keep_ckpt_ids.popleft()
+            self.keep_ckpt_ids.append(step)
+            runner.message_hub.update_info(
+                'keep_ckpt_ids', list(self.keep_ckpt_ids)
+            )
+        name = self.filename_tmpl.format(step)
+        self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
+        runner.message_hub.update_info('last_ckpt', self.last_ckpt)
+        runner.save_checkpoint(
+            self.out_dir,
+            name,
+            self.file_client_args,
+            save_optimizer=self.save_optimizer,
+            save_param_scheduler=self.save_param_scheduler,
+            meta=meta,
+            by_epoch=self.by_epoch,
+            backend_args=self.backend_args,
+            **self.args,
+        )
+        if not is_main_process():
+            return
+        write_atomically(
+            os.path.join(runner.work_dir, 'last_checkpoint'),
+            self.last_ckpt.encode(),
+        )
+        if oldest is not None:
+            _remove(
+                self.file_backend,
+                self.file_backend.join_path(
+                    self.out_dir, self.filename_tmpl.format(oldest)
+                ),
+            )
+
+    def _save_best_checkpoint(self, runner: Any, metrics: dict) -> None:
+        names = self.key_indicators if self.save_best else []
+        missing = [k for k in names if k != 'auto' and k not in metrics]
+        if missing:
+            raise UsageError(
+                f'default_hooks.checkpoint.save_best={missing[0]!r}; allowed '
+                f'is what val_evaluator gives: {sorted(metrics)}'
+            )
+        backend = self.file_backend
+        later = self.file_backend = _RemoveLater(backend)
+        try:
+            super()._save_best_checkpoint(runner, metrics)
+        finally:
+            self.file_backend = backend
+        best = {
+            getattr(self, 'best_ckpt_path', None),
+            *getattr(self, 'best_ckpt_path_dict', {}).values(),
+        }
+        for path in later.paths:
+            if path not in best:
+                _remove(backend, path)
+
+
+def _remove(backend: Any, path: str) -> None:
+    if backend.isfile(path):
+        backend.remove(path)
+    elif backend.isdir(path):  # checkpoints of deepspeed
+        backend.rmtree(path)
+
+
+class _RemoveLater:
+    """A file backend that only takes note of what is to be removed."""
+
+    def __init__(self, backend: Any) -> None:
+        self.backend = backend
+        self.paths: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.backend, name)
+
+    def remove(self, path: str) -> None:
+        self.paths.append(path)
+
+    rmtree = remove

@@ -1,0 +1,281 @@
+"""Training loops that a resumed run enters exactly where it was left."""
+
+import bisect
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from mmengine.dataset import InfiniteSampler
+from mmengine.dist import all_gather_object
+from mmengine.runner import EpochBasedTrainLoop
+from torch.utils.data import BatchSampler, DataLoader, Sampler
+
+from mmauxq.errors import TrainingError, UsageError
+from mmauxq.registry import LOOPS
+
+from .seeds import seed_step
+
+VALIDATED = 'mmauxq/validated'
+END = object()
+LEAST_HISTORY = 2000
+
+
+class _Exact:
+    """What the two loops share."""
+
+    runner: Any
+    dataloader: DataLoader
+    _iter: int
+
+    def _check_ranks(self) -> None:
+        """See that no rank would wait for a batch that another lacks.
+
+        Raises:
+            UsageError: If ranks have different numbers of batches.
+        """
+        lengths = all_gather_object(len(self.dataloader))
+        if len(set(lengths)) > 1:
+            raise UsageError(
+                'train_dataloader: the ranks have '
+                f'{" and ".join(map(str, lengths))} batches in an epoch; '
+                'allowed is one number for all (sampler.round_up=True, '
+                'drop_last=True)'
+            )
+
+    def _seed(self, what: str = 'train') -> None:
+        seed_step(self.runner.seed, self._iter, what)
+
+    def _bound_histories(self) -> None:
+        """Let the log keep an epoch of each number, and not all of them.
+
+        MMEngine keeps the last million: memory, checkpoints and the time to
+        copy them would grow with every step.
+        """
+        if self._iter % 1000:
+            return
+        longest = max(len(self.dataloader), LEAST_HISTORY)
+        for name, buffer in self.runner.message_hub.log_scalars.items():
+            if name.startswith('train/'):
+                buffer.max_length = min(buffer.max_length, longest)
+
+    def _validate(self) -> None:
+        """Validate, and note for which step it was done.
+
+        The note is stored with the best checkpoint, which is saved after
+        validation, but not with that of the epoch, saved before.
+        """
+        self._seed('val')
+        self.runner.message_hub.update_info(VALIDATED, self._iter)
+        self.runner.val_loop.run()
+
+    def _owes_validation(self) -> bool:
+        """Whether a run was killed between a checkpoint and validation."""
+        done = self.runner.message_hub.runtime_info.get(VALIDATED)
+        if done is None:  # a new run, or a checkpoint of another loop
+            self.runner.message_hub.update_info(VALIDATED, self._iter)
+            return False
+        return done < self._iter
+
+
+@LOOPS.register_module()
+class EpochLoop(_Exact, EpochBasedTrainLoop):
+    """MMEngine's loop over epochs, with an exact resume.
+
+    A run that was killed and resumed goes on with the batch, the random
+    numbers and, if it was killed in between, the validation that come next.
+    MMEngine begins the epoch anew, skips the validation, and draws random
+    numbers that no unbroken run draws.
+
+    Random numbers drawn in loader processes are MMEngine's: exact if the
+    processes start anew each epoch (``persistent_workers=False``) and the
+    checkpoint is one of the end of an epoch. The order of samples always is.
+
+    Args: as of MMEngine's ``EpochBasedTrainLoop``.
+    """
+
+    def run(self) -> Any:
+        """Train, from wherever the runner is."""
+        self._check_ranks()
+        self.runner.call_hook('before_train')
+        at_start_of_epoch = self._done_in_epoch() == 0
+        if self._owes_validation() and at_start_of_epoch:
+            self._validate_if_due()
+        while self._epoch < self._max_epochs and not self.stop_training:
+            self.run_epoch()
+            self._validate_if_due()
+        self.runner.call_hook('after_train')
+        return self.runner.model
+
+    def run_epoch(self) -> None:
+        """The rest of an epoch."""
+        self.runner.call_hook('before_train_epoch')
+        self.runner.model.train()
+        start = self._done_in_epoch()
+        self._seed('epoch')
+        with starting_at(self.dataloader, start) as batches:
+            for index in itertools.count(start):
+                self._seed()
+                batch = next_batch(batches)
+                if batch is END:
+                    break
+                self._bound_histories()
+                self.run_iter(index, batch)
+        self.runner.call_hook('after_train_epoch')
+        self._epoch += 1
+
+    def _done_in_epoch(self) -> int:
+        length = len(self.dataloader)
+        done = self._iter - self._epoch * length
+        # another length of epoch than that of the checkpoint: begin anew
+        return done if 0 <= done <= length else 0
+
+    def _validate_if_due(self) -> None:
+        self._decide_current_val_interval()
+        if (
+            self.runner.val_loop is not None
+            and self._epoch >= self.val_begin
+            and (
+                self._epoch % self.val_interval == 0
+                or self._epoch == self._max_epochs
+            )
+        ):
+            self._validate()
+
+
+@LOOPS.register_module()
+class IterLoop(_Exact, EpochBasedTrainLoop):
+    """A loop over iterations, as MMEngine's, with an exact resume.
+
+    See :class:`EpochLoop`. Batches before the first are not loaded again, and
+    nobody waits where a pass over the data ends.
+
+    Args:
+        runner: The runner.
+        dataloader: Or its config.
+        max_iters: Steps of the whole training.
+        val_begin: Step from which on there is validation.
+        val_interval: Steps between validations.
+        dynamic_intervals: As of MMEngine's ``IterBasedTrainLoop``.
+    """
+
+    def __init__(
+        self,
+        runner: Any,
+        dataloader: Any,
+        max_iters: int,
+        val_begin: int = 1,
+        val_interval: int = 1000,
+        dynamic_intervals: list[tuple[int, int]] | None = None,
+    ) -> None:
+        super().__init__(
+            runner, dataloader, 1, val_begin, val_interval, dynamic_intervals
+        )
+        self._max_iters = int(max_iters)
+
+    def run(self) -> Any:
+        """Train, from wherever the runner is."""
+        self._check_ranks()
+        self.runner.call_hook('before_train')
+        self.runner.call_hook('before_train_epoch')
+        if self._owes_validation():
+            self._validate_if_due()
+        batches = self._batches()
+        while self._iter < self._max_iters and not self.stop_training:
+            self.runner.model.train()
+            batch = next(batches)
+            self._bound_histories()
+            self.run_iter(self._iter, batch)
+            self._validate_if_due()
+        self.runner.call_hook('after_train_epoch')
+        self.runner.call_hook('after_train')
+        return self.runner.model
+
+    def _batches(self) -> Iterator[Any]:
+        """The batches from the next one on, for ever."""
+        passes, start = divmod(self._iter, len(self.dataloader))
+        sampler = self.dataloader.sampler
+        if isinstance(sampler, InfiniteSampler):
+            passes, start = 0, self._iter
+        for number in itertools.count(passes):
+            if hasattr(sampler, 'set_epoch'):
+                sampler.set_epoch(number)
+            self._seed('epoch')
+            with starting_at(self.dataloader, start) as batches:
+                while True:
+                    self._seed()
+                    batch = next_batch(batches)
+                    if batch is END:
+                        break
+                    yield batch
+            start = 0
+
+    def _decide_current_val_interval(self) -> None:
+        step = bisect.bisect(self.dynamic_milestones, self._iter + 1)
+        self.val_interval = self.dynamic_intervals[step - 1]
+
+    def _validate_if_due(self) -> None:
+        self._decide_current_val_interval()
+        if (
+            self.runner.val_loop is not None
+            and self._iter >= self.val_begin
+            and (
+                self._iter % self.val_interval == 0
+                or self._iter == self._max_iters
+            )
+        ):
+            self._validate()
+
+
+def next_batch(batches: Iterator[Any]) -> Any:
+    """The next batch, or ``END``.
+
+    Raises:
+        TrainingError: If a loader process died.
+    """
+    try:
+        return next(batches, END)
+    except RuntimeError as error:
+        # torch's words; what a data set raises comes with its own type
+        if 'DataLoader worker' not in str(error):
+            raise
+        raise TrainingError(
+            'a process of the data loader died '
+            f'({" ".join(str(error).split())}); it may have run out of '
+            'memory: fewer num_workers need less'
+        ) from error
+
+
+@contextmanager
+def starting_at(loader: DataLoader, start: int) -> Iterator[Iterator[Any]]:
+    """The batches of a loader without the first ``start``.
+
+    Where the loader's batches are plain cuts of its sampler, those left out
+    are not even loaded.
+    """
+    cutter = loader.batch_sampler
+    if not start or type(cutter) is not BatchSampler:
+        batches = iter(loader)
+        for _ in range(start):
+            next(batches, None)
+        yield batches
+        return
+    sampler = cutter.sampler
+    cutter.sampler = _Rest(sampler, start * cutter.batch_size)
+    try:
+        yield iter(loader)
+    finally:
+        cutter.sampler = sampler
+
+
+class _Rest(Sampler):
+    """What a sampler gives, without the first ``start`` indices."""
+
+    def __init__(self, sampler: Sampler, start: int) -> None:
+        self.sampler, self.start = sampler, start
+
+    def __iter__(self) -> Iterator[int]:
+        return itertools.islice(iter(self.sampler), self.start, None)
+
+    def __len__(self) -> int:
+        return len(self.sampler)  # of the epoch, which hooks ask for

@@ -1,0 +1,142 @@
+"""Which checkpoint a run goes on from, and that it does so exactly."""
+
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from torch import Tensor
+
+from mmauxq import compat
+from mmauxq.errors import UsageError
+from mmauxq.files import PART
+
+POINTER = 'last_checkpoint'
+
+
+def set_start(cfg: Config, resume: str | None) -> None:
+    """Decide where a run begins, and see that the checkpoint is good.
+
+    Args:
+        cfg: ``resume`` and ``load_from`` are set.
+        resume: A path, ``'auto'`` for the last good checkpoint in the work
+            directory, ``None`` for what the config says.
+
+    Raises:
+        UsageError: If the checkpoint that was named cannot be used.
+    """
+    if resume is None and cfg.get('resume'):
+        resume = cfg.get('load_from') or 'auto'
+    if resume is None:
+        if cfg.get('load_from') and '://' not in cfg.load_from:
+            compat.load_checkpoint(cfg.load_from)
+        return
+    if resume != 'auto':
+        _resume_from(cfg, resume, load_resumable(resume))
+        return
+    found = find_checkpoint(Path(cfg.work_dir))
+    if found is not None:
+        _resume_from(cfg, *found)
+        return
+    # A float start given by load_from stays: MMEngine's own auto-resume
+    # would drop it and train from scratch.
+    _warn(f'no checkpoint to resume in {cfg.work_dir}, starting fresh')
+    cfg.resume = False
+
+
+def _resume_from(cfg: Config, path: str, checkpoint: dict) -> None:
+    """Set ``cfg`` to go on from a checkpoint.
+
+    The seed is that of the checkpoint: with another one, MMEngine would go
+    on with other data.
+    """
+    cfg.resume, cfg.load_from = True, path
+    seed = checkpoint['meta'].get('seed')
+    if isinstance(seed, int):
+        cfg.randomness = dict(cfg.get('randomness') or {}, seed=seed)
+
+
+def find_checkpoint(work_dir: Path) -> tuple[str, dict] | None:
+    """The last good checkpoint of a run: its path and content.
+
+    That is the one which ``last_checkpoint`` names; should that be damaged,
+    the newest other one that can be read. Damaged and half-written files are
+    named on stderr. A work directory that was moved is no obstacle.
+    """
+    for part in sorted(work_dir.glob(f'*{PART}')):
+        _warn(f'{part} was not written to its end and is skipped')
+    for path in _candidates(work_dir):
+        try:
+            return str(path), load_resumable(path)
+        except UsageError as error:
+            _warn(f'{error}; skipped')
+    return None
+
+
+def named_checkpoint(work_dir: Path) -> Path | None:
+    """What ``last_checkpoint`` names, also in a moved work directory."""
+    pointer = work_dir / POINTER
+    if not pointer.is_file():
+        return None
+    named = Path(pointer.read_text(errors='replace').strip() or '?')
+    moved = work_dir / named.name
+    return moved if moved.is_file() and not named.is_file() else named
+
+
+def _candidates(work_dir: Path) -> list[Path]:
+    found = [
+        path
+        for path in work_dir.glob('*.pth')
+        if re.fullmatch(r'(epoch|iter)_\d+\.pth', path.name)
+    ]
+    found.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    named = named_checkpoint(work_dir)
+    if named is not None:
+        found = [named, *(p for p in found if p.name != named.name)]
+    return found
+
+
+def load_resumable(path: str | os.PathLike) -> dict[str, Any]:
+    """Read a checkpoint that a run can go on from.
+
+    Raises:
+        UsageError: If it cannot be read, or lacks what a training checkpoint
+            has.
+    """
+    checkpoint = compat.load_checkpoint(path)
+    missing = _what_is_missing(checkpoint)
+    if missing:
+        raise UsageError(
+            f'checkpoint {path} cannot be resumed, it has no {missing}; '
+            'allowed are training checkpoints (epoch_N.pth, iter_N.pth)'
+        )
+    return checkpoint
+
+
+def _what_is_missing(checkpoint: Any) -> str | None:
+    if not isinstance(checkpoint, dict):
+        return 'dict at its top'
+    for key in ('meta', 'state_dict', 'message_hub', 'optimizer'):
+        if not isinstance(checkpoint.get(key), dict):
+            return f'dict `{key}`'
+    for key in ('epoch', 'iter'):
+        value = checkpoint['meta'].get(key)
+        if not isinstance(value, int) or value < 0:
+            return f'number `meta.{key}`'
+    hub = checkpoint['message_hub']
+    for key in ('log_scalars', 'runtime_info', 'resumed_keys'):
+        if not isinstance(hub.get(key), dict):
+            return f'dict `message_hub.{key}`'
+    if not all(
+        isinstance(value, Tensor)
+        for value in checkpoint['state_dict'].values()
+    ):
+        return 'tensors alone in `state_dict`'
+    return None
+
+
+def _warn(message: str) -> None:
+    if int(os.environ.get('RANK', 0) or 0) == 0:
+        print(f'warning: {message}', file=sys.stderr, flush=True)

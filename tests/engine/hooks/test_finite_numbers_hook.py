@@ -1,0 +1,177 @@
+import pytest
+import torch
+
+from mmauxq.engine.hooks import FiniteNumbersHook
+from mmauxq.engine.hooks.finite_numbers_hook import SKIPPED
+from mmauxq.errors import TrainingError, UsageError
+from tests.networks import joint_qat
+from tests.running import Samples, make_runner, state
+
+
+def runner_with(tmp_path, dataset=None, model=None, **hook):
+    kind = dict(type='mmauxq.FiniteNumbersHook', **hook)
+    return make_runner(
+        tmp_path,
+        dataset,
+        model,
+        custom_hooks=[kind],
+        train_cfg=dict(type='mmauxq.EpochLoop', max_epochs=2),
+    )
+
+
+class Spoiled(Samples):
+    """One sample holds a number that is none."""
+
+    def __init__(self, index: int, value: float) -> None:
+        super().__init__()
+        self.images[index, 0, 3, 3] = value
+
+
+def spoil(model, name: str, step: int, how: str) -> None:
+    """From a step on, a layer of ``model`` gives NaN, or its gradient is."""
+    calls = []
+
+    def hook(module, args, output):
+        if not torch.is_grad_enabled():  # the repeated pass
+            seen = len(calls)
+        else:
+            calls.append(1)
+            seen = len(calls)
+        if seen <= step:
+            return output
+        if how == 'output':
+            return output * float('nan')
+        if output.requires_grad:
+            output.register_hook(lambda grad: grad * float('inf'))
+        return output
+
+    model.get_submodule(name).register_forward_hook(hook)
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+def test_input(tmp_path, value):
+    runner = runner_with(tmp_path, Spoiled(9, value))
+    with pytest.raises(TrainingError) as caught:
+        runner.train()
+    text = str(caught.value)
+    # 4 images in a step
+    assert 'step 3: ' in text and 'the input, sample 1 of the batch' in text
+    assert 'saved since training began' in text
+    assert not list(tmp_path.glob('*.pth'))
+
+
+def test_output_of_a_layer_and_what_was_saved_before(tmp_path):
+    model = joint_qat()
+    spoil(model, 'architecture.backbone.layer2.0.conv2', 5, 'output')
+    runner = runner_with(tmp_path, model=model)
+    with pytest.raises(TrainingError) as caught:
+        runner.train()
+    text = str(caught.value)
+    assert 'step 6: ' in text
+    assert (
+        'the output of architecture.backbone.layer2.0.conv2' in (text)
+        or 'layer2.0.bn2' in text
+    )
+    assert 'epoch_1.pth' in text
+    saved = torch.load(tmp_path / 'epoch_1.pth', weights_only=True)
+    assert all(v.isfinite().all() for v in saved['state_dict'].values())
+    assert [p.name for p in tmp_path.glob('*.pth')] == ['epoch_1.pth']
+    # nor was the step made in memory
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+def test_gradient(tmp_path):
+    model = joint_qat()
+    before = []
+    spoil(model, 'architecture.backbone.layer3.0.conv1', 2, 'gradient')
+    runner = runner_with(tmp_path, model=model)
+    with pytest.raises(TrainingError) as caught:
+        runner.train()
+    text = str(caught.value)
+    assert 'step 3: ' in text and 'the gradient of ' in text
+    assert 'backbone.layer3.0.conv1' in text
+    assert not before
+
+
+def test_loss_alone(tmp_path):
+    model = joint_qat()
+    losses = model.guidance.losses
+
+    def spoiled(*args):
+        # a constant: its gradient is 0
+        return {k: v + float('inf') for k, v in losses(*args).items()}
+
+    model.guidance.losses = spoiled
+    with pytest.raises(TrainingError, match='step 1: .* in guidance.loss_aux'):
+        runner_with(tmp_path, model=model).train()
+
+
+def test_parameter(tmp_path):
+    model = joint_qat(guidance=None)
+    with torch.no_grad():
+        model.architecture.head.fc.weight[0, 0] = float('nan')
+    with pytest.raises(TrainingError, match='parameter .*head.fc.weight'):
+        runner_with(tmp_path, model=model).train()
+
+
+def test_skip_leaves_everything_as_it_was(tmp_path):
+    """A step on a bad batch changes nothing but the count."""
+    dataset = Spoiled(9, float('nan'))
+    model = joint_qat()
+    runner = runner_with(tmp_path, dataset, model, on_bad='skip')
+    seen = {}
+
+    class Watch:
+        priority = 95
+
+        def __getattr__(self, name):
+            return lambda *args, **kwargs: None
+
+        def after_train_iter(self, runner, **kwargs):
+            seen[runner.iter] = state(model)
+            seen[f'momentum {runner.iter}'] = [
+                s['momentum_buffer'].clone()
+                for s in runner.optim_wrapper.optimizer.state.values()
+            ]
+
+    runner._hooks.append(Watch())
+    runner.train()
+    for key in seen[1]:
+        assert torch.equal(seen[2][key], seen[1][key]), key
+    for a, b in zip(seen['momentum 1'], seen['momentum 2'], strict=True):
+        assert torch.equal(a, b)
+    key = 'architecture.head.fc.weight'
+    assert not torch.equal(seen[3][key], seen[2][key])
+    assert runner.message_hub.get_info(SKIPPED) == 2  # one in each epoch
+    assert all(v.isfinite().all() for v in state(model).values())
+
+
+def test_skipping_ends(tmp_path):
+    dataset = Samples()
+    dataset.images[4:] = float('nan')
+    runner = runner_with(tmp_path, dataset, on_bad='skip', most=2)
+    with pytest.raises(TrainingError, match='step 4: .*and in the 2 steps'):
+        runner.train()
+
+
+def test_a_first_batch_without_numbers_calibrates_nothing(tmp_path):
+    runner = runner_with(tmp_path, Spoiled(0, float('nan')), on_bad='skip')
+    with pytest.raises(TrainingError, match='no scale can be found'):
+        runner.train()
+
+
+@pytest.mark.parametrize(
+    'arguments', [dict(on_bad='ignore'), dict(most=0), dict(most=True)]
+)
+def test_arguments(arguments):
+    with pytest.raises(UsageError, match='allowed are'):
+        FiniteNumbersHook(**arguments)
+
+
+def test_gradients_of_overflowing_norm_are_no_fault(tmp_path):
+    hook = FiniteNumbersHook()
+    weight = torch.nn.Parameter(torch.zeros(2))
+    weight.grad = torch.full((2,), 1e30)
+    optimizer = torch.optim.SGD([weight], 0.1)
+    hook._names = {weight: 'weight'}
+    hook._before_step(optimizer, (), {})

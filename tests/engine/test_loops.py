@@ -1,0 +1,86 @@
+"""Where loops begin, how long they remember."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from mmengine.dataset import DefaultSampler, InfiniteSampler
+from torch.utils.data import BatchSampler, DataLoader
+
+from mmauxq.engine import loops
+from mmauxq.engine.seeds import seed_step
+from mmauxq.errors import TrainingError
+from tests.running import make_runner
+
+
+@pytest.mark.parametrize('kind', [DefaultSampler, InfiniteSampler])
+@pytest.mark.parametrize('workers', [0, 1])
+def test_a_loader_that_starts_later_gives_the_rest(kind, workers):
+    def loader():
+        data = torch.arange(20)
+        return DataLoader(
+            data, 3, sampler=kind(data, seed=4), num_workers=workers
+        )
+
+    whole = loader()
+    with loops.starting_at(whole, 0) as batches:
+        expected = [next(batches).tolist() for _ in range(6)]
+    late = loader()
+    with loops.starting_at(late, 4) as batches:
+        assert len(late) == 7  # as hooks see it
+        assert [next(batches).tolist() for _ in range(2)] == expected[4:]
+    assert isinstance(late.batch_sampler.sampler, kind)
+
+
+def test_a_loader_with_batches_of_its_own():
+    class Mine(BatchSampler):
+        pass
+
+    data = torch.arange(8)
+    loader = DataLoader(data, batch_sampler=Mine(range(8), 2, False))
+    with loops.starting_at(loader, 3) as batches:
+        assert [b.tolist() for b in batches] == [[6, 7]]
+
+
+def test_numbers_of_a_step_depend_on_the_step_alone():
+    def draw(*key):
+        seed_step(*key)
+        return random.random(), np.random.rand(), torch.rand(1).item()
+
+    assert draw(1, 2) == draw(1, 2)
+    others = [draw(1, 3), draw(2, 2), draw(1, 2, 'val'), draw(12, 2)]
+    assert all(
+        a != b for o in others for a, b in zip(draw(1, 2), o, strict=True)
+    )
+
+
+def test_loader_processes_that_die_are_told_from_errors_of_the_data():
+    def failing(text):
+        raise RuntimeError(text)
+        yield
+
+    with pytest.raises(TrainingError, match='a process of the data loader'):
+        loops.next_batch(failing('DataLoader worker (pid 1) is killed'))
+    with pytest.raises(RuntimeError, match='broke'):
+        loops.next_batch(failing('the data set broke'))
+    assert loops.next_batch(iter(())) is loops.END
+
+
+@pytest.mark.parametrize(
+    'train_cfg',
+    [
+        dict(type='mmauxq.EpochLoop', max_epochs=3),
+        dict(type='mmauxq.IterLoop', max_iters=12),
+    ],
+)
+def test_the_log_does_not_grow_for_ever(tmp_path, monkeypatch, train_cfg):
+    monkeypatch.setattr(loops, 'LEAST_HISTORY', 5)
+    runner = make_runner(tmp_path, train_cfg=train_cfg)
+    hub = runner.message_hub
+    hub.update_scalar('train/loss', 1.0)
+    hub.update_scalar('val/x', 1.0)
+    runner.train()
+    assert runner.iter == 12
+    assert len(hub.get_scalar('train/loss').data[0]) == 5
+    assert hub.get_scalar('val/x').max_length > 5

@@ -1,0 +1,184 @@
+"""Files from strangers: refused in one line, nothing runs, no memory."""
+
+import json
+
+import pytest
+import torch
+from mmengine.runner import CheckpointLoader
+from mmengine.runner import load_checkpoint as load_mmengine
+
+from mmauxq import compat
+from mmauxq.checkpoint_file import inspect
+from mmauxq.engine.resume import load_resumable
+from mmauxq.errors import UsageError
+from mmauxq.export import save_slim
+from tests.crafted import (
+    CRAFTED,
+    FOUR,
+    Raw,
+    archive,
+    checkpoint,
+    legacy,
+    tensor,
+)
+from tests.networks import joint_qat
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize('name', CRAFTED)
+def test_crafted_file_is_refused(tmp_path, name):
+    path = tmp_path / 'crafted.pth'
+    path.write_bytes(CRAFTED[name]())
+    with pytest.raises(UsageError) as caught:
+        compat.load_checkpoint(path)
+    text = str(caught.value)
+    assert '\n' not in text and str(path) in text and len(text) < 400
+    assert 'is refused because it holds' in text or 'is truncated or' in text
+    assert not (tmp_path / 'ran').exists()
+    assert [p.name for p in tmp_path.iterdir()] == ['crafted.pth']
+
+
+def test_there_are_enough():
+    assert len(CRAFTED) > 40
+
+
+@pytest.mark.parametrize(
+    'name, reason',
+    [
+        ('storage beyond its entry', 'claims 16384 bytes and has 16'),
+        ('shape that repeats one element', 'in a storage of 4 elements'),
+        ('negative offset', r'negative number in \[-1024, 4, 1\]'),
+        ('zip bomb', 'compressed entries'),
+        ('two entries of one name', 'two entries of one name'),
+        ('entry outside of the folder', r"path 'archive/../../ran'"),
+        ('getattr chain', 'getattr'),
+        ('reduce of system', 'posix.system'),
+        ('torchscript program', 'a TorchScript program'),
+        ('bytearray of gigabytes', 'builtins.bytearray'),
+    ],
+)
+def test_the_reason_is_said(tmp_path, name, reason):
+    (tmp_path / 'c.pth').write_bytes(CRAFTED[name]())
+    with pytest.raises(UsageError, match=f'it holds .*{reason}'):
+        compat.load_checkpoint('c.pth')
+
+
+def test_honest_files_made_the_same_way_load(tmp_path):
+    """The builder itself is not what is refused."""
+    value = checkpoint(tensor((2, 2), (2, 1)))
+    for data in (archive(value, FOUR),):
+        (tmp_path / 'c.pth').write_bytes(data)
+        state = compat.load_checkpoint('c.pth')['state_dict']
+        assert state['w'].tolist() == [[1, 2], [3, 4]]
+    (tmp_path / 'c.pth').write_bytes(legacy(checkpoint(1, 'meta')))
+    assert compat.load_checkpoint('c.pth')['meta'] == 1
+
+
+@pytest.mark.parametrize('new_format', [True, False])
+def test_what_torch_saves_loads(tmp_path, new_format):
+    base = torch.arange(24.0)
+    value = {
+        'views': [base[3:9], base.view(4, 6).t(), base[0]],
+        'dtypes': [
+            torch.zeros(3, dtype=getattr(torch, name))
+            for name in (
+                'float16', 'bfloat16', 'float64', 'int8', 'uint8', 'int16',
+                'int32', 'int64', 'bool', 'complex64',
+            )
+        ],
+        'empty': torch.zeros(0, 5),
+        'scalar': torch.tensor(7),
+        'expanded': torch.ones(1).expand(5, 5),
+        'parameter': torch.nn.Parameter(torch.ones(2)),
+        'size': torch.Size([1, 2]),
+        'dtype': torch.float32,
+        'set': {1, 2},
+    }  # fmt: skip
+    torch.save(value, 'c.pth', _use_new_zipfile_serialization=new_format)
+    loaded = compat.load_checkpoint('c.pth')
+    assert torch.equal(loaded['views'][1], value['views'][1])
+    assert [t.dtype for t in loaded['dtypes']] == [
+        t.dtype for t in value['dtypes']
+    ]
+    assert loaded['expanded'].stride() == (0, 0)
+    assert loaded['empty'].shape == (0, 5)
+
+
+@pytest.mark.parametrize('dtype', ['uint16', 'float8_e4m3fn'])
+def test_new_dtypes(tmp_path, dtype):
+    torch.save(torch.zeros(3).to(getattr(torch, dtype)), 'c.pth')
+    assert compat.load_checkpoint('c.pth').dtype is getattr(torch, dtype)
+
+
+def test_no_memory_is_taken(run_python, tmp_path):
+    """All of them in one process: its peak hardly moves."""
+    for index, build in enumerate(CRAFTED.values()):
+        (tmp_path / f'{index}.pth').write_bytes(build())
+    code = (
+        'import glob, json, resource\n'
+        'from mmauxq import compat\n'
+        'compat.enable_safe_checkpoints()\n'
+        'peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n'
+        'before, refused = peak(), 0\n'
+        'for name in glob.glob("*.pth"):\n'
+        '    try: compat.load_checkpoint(name)\n'
+        '    except compat.UsageError: refused += 1\n'
+        'print(json.dumps([refused, (peak() - before) / 1024]))\n'
+    )
+    done = run_python('-c', code)
+    assert done.returncode == 0, done.stderr
+    refused, grown = json.loads(done.stdout)
+    assert refused == len(CRAFTED)
+    assert grown < 64, f'{grown} MiB'
+
+
+def test_inspect_reads_a_file_without_loading_it(tmp_path):
+    torch.save({'w': torch.zeros(1000)}, 'c.pth')
+    assert inspect(tmp_path / 'c.pth') is None
+
+
+def test_a_memo_of_any_index_takes_no_memory(tmp_path):
+    """The unpickler in C would reserve 16 GiB for it."""
+    value = checkpoint(Raw(b'Nr\xff\xff\xff\x7f'), 'meta')
+    (tmp_path / 'c.pth').write_bytes(archive(value))
+    assert compat.load_checkpoint('c.pth')['meta'] is None
+
+
+def test_torch_still_believes_what_it_reads(tmp_path):
+    """If this fails, torch checks its views, and less is needed here."""
+    data = CRAFTED['shape that repeats one element']()
+    (tmp_path / 'c.pth').write_bytes(data)
+    value = torch.load('c.pth', weights_only=True)['state_dict']['w']
+    assert value.numel() == 2**40
+
+
+READERS = {
+    'mmengine load_checkpoint': lambda path: load_mmengine(
+        torch.nn.Linear(1, 1), path
+    ),
+    'mmengine CheckpointLoader': lambda path: CheckpointLoader.load_checkpoint(
+        path, 'cpu'
+    ),
+    'slim': lambda path: save_slim(path, 'slim.pth'),
+    'resume': load_resumable,
+    'float_checkpoint': lambda path: joint_qat(
+        guidance=None, float_checkpoint=path
+    ),
+}
+
+
+@pytest.mark.parametrize('reader', READERS)
+def test_every_api_refuses(tmp_path, reader):
+    compat.enable()
+    names = list(CRAFTED)
+    if reader == 'float_checkpoint':  # builds a network each time
+        names = names[::12]
+    for name in names:
+        (tmp_path / 'c.pth').write_bytes(CRAFTED[name]())
+        with pytest.raises(UsageError, match='c.pth is '):
+            READERS[reader]('c.pth')
+        assert [p.name for p in tmp_path.iterdir()] == ['c.pth'], name

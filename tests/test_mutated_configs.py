@@ -1,0 +1,94 @@
+"""Wrong configs end in one line; a fast part of tests/stress/configs.py."""
+
+import logging
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, seed, settings
+
+from tests import mutations
+
+
+@pytest.fixture
+def quiet():
+    logging.disable(logging.WARNING)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+@pytest.mark.filterwarnings('ignore')
+@settings(
+    max_examples=15,
+    deadline=None,
+    database=None,
+    phases=[Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+@seed(7)
+@given(mutation=mutations.mutations())
+def test_trains_a_step_or_is_refused_in_one_line(
+    tmp_path_factory, quiet, mutation
+):
+    folder = tmp_path_factory.mktemp('case')
+    status, out = mutations.run(mutation, folder)
+    verdict = mutations.verdict(mutation, status, out, folder)
+    assert verdict in ('trained', 'refused'), f'{mutation}: {verdict}'
+
+
+@pytest.mark.parametrize(
+    'path, value, message',
+    [
+        # each was a traceback, or was taken for something else
+        ('default_hooks.checkpoint.max_keep_ckpts', None, 'integers from -1'),
+        ('train_dataloader.sampler', 'abc', 'allowed: a dict'),
+        ('optim_wrapper.optimizer.weight_decay', float('inf'), 'finite'),
+        ('optim_wrapper.optimizer.lr', -0.5, 'finite numbers from 0'),
+        ('model.quantizers', 3.0, "'weight' and 'activation'"),
+        ('model.quantizers.activation', 0, "'type' and 'bits'"),
+        ('model.policy', -1, 'a dict and None'),
+        ('model.guidance', [1], 'a dict, a list of dicts, and None'),
+        ('model.guidance', -1, 'a dict, a list of dicts, and None'),
+        ('model.guidance.type', [], 'the name of a class'),
+        ('model.guidance.taps', [-1], "'auto'"),
+        ('model.guidance.loss_weight', float('nan'), 'numbers from 0'),
+        ('model.guidance.loss_weight', True, 'numbers from 0'),
+        ('custom_hooks.1.end', 'abc', 'finite numbers'),
+        ('val_evaluator.topk', 0, 'integers from 1'),
+        ('val_dataloader.dataset.pipeline', [], 'PackInputs'),
+        ('val_cfg', None, 'all three or none'),
+        ('model.architecture', '8', 'config of a classifier'),
+        ('train_dataloader', {}, 'has no `batch_size`'),
+        ('train_dataloader.sampler', {}, 'has no `type`'),
+        ('default_hooks.visualization', None, 'allowed: a dict'),
+        ('default_hooks.checkpoint.save_best', 'top9', 'accuracy/top1'),
+        ('default_hooks.checkpoint.no_such', 1, 'it takes'),
+        ('train_dataloader.dataset.no_such', 1, 'train_dataloader.dataset='),
+        ('model.architecture.backbone.depth', 9, 'depth=9; allowed are'),
+        ('param_scheduler.type', 'abc', 'param_scheduler'),
+    ],
+)
+@pytest.mark.filterwarnings('ignore')
+def test_what_was_found(tmp_path, quiet, path, value, message):
+    keys = tuple(int(k) if k.isdigit() else k for k in path.split('.'))
+    mutation = mutations.Mutation('aux', keys, 'set', value)
+    status, out = mutations.run(mutation, tmp_path)
+    assert status == 2, out[-2000:]
+    assert mutations.verdict(mutation, status, out, tmp_path) == 'refused'
+    errors = [s for s in out.splitlines() if s.startswith('error: ')]
+    assert message in errors[0]
+
+
+@pytest.mark.parametrize('kind', mutations.KINDS)
+@pytest.mark.filterwarnings('ignore')
+def test_the_recipes_themselves_train(tmp_path, quiet, kind):
+    same = mutations.Mutation(kind, ('log_level',), 'set', 'ERROR')
+    status, out = mutations.run(same, tmp_path)
+    assert status == 0, out
+    assert mutations.verdict(same, status, out, tmp_path) == 'trained'
+
+
+@pytest.mark.parametrize('how', [mutations.REMOVE, mutations.RENAME])
+@pytest.mark.filterwarnings('ignore')
+def test_bits_are_not_forgotten_silently(tmp_path, quiet, how):
+    path = ('model', 'quantizers', 'weight', 'bits')
+    status, out = mutations.run(mutations.Mutation('qat', path, how), tmp_path)
+    assert status == 2 and 'has no `bits`' in out

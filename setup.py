@@ -13,6 +13,7 @@ readme = here / 'README.md'
 
 # The OpenMMLab packages exist twice under the same import names (openmmlab
 # and the maintained onedl forks), so neither row is required outright.
+export = ['onnx', 'onnxscript', 'onnxruntime', 'safetensors']
 extras = {
     'openmmlab': [
         'mmengine==0.10.7',
@@ -34,7 +35,9 @@ extras = {
         'yapf',
     ],
     'digits': ['scikit-learn'],
+    'export': export,
     'tests': [
+        *export,
         'build',
         'codespell',
         'hypothesis',

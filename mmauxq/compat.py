@@ -10,6 +10,7 @@ Tested with torch 2.11, mmengine 0.10.7 (onedl-mmengine 0.10.12), mmpretrain
 
 import ast
 import importlib
+import importlib.util
 import os
 import pickle
 import traceback
@@ -115,6 +116,7 @@ def enable_mmrazor() -> None:
     try:
         _alias_torch_ao()
         importlib.import_module('mmrazor.models')
+        _mend_soft_cross_entropy()
     except (ImportError, AttributeError) as error:
         import torch
 
@@ -155,6 +157,21 @@ def _alias_torch_ao() -> None:
             setattr(
                 BackendPatternConfig, f'_set{attribute}', setter(attribute)
             )
+
+
+def _mend_soft_cross_entropy() -> None:
+    """Let mmrazor's ``KDSoftCELoss`` compute.
+
+    Why: it imports a function of mmcls, the former name of mmpretrain, and
+    without it fails at its first call.
+
+    Until: mmrazor > 1.0.0 imports mmpretrain.
+    """
+    from mmpretrain.models.losses.cross_entropy_loss import soft_cross_entropy
+    from mmrazor.models.losses import kd_soft_ce_loss
+
+    if importlib.util.find_spec('mmcls') is None:
+        kd_soft_ce_loss.soft_cross_entropy = soft_cross_entropy
 
 
 def _cause_behind_placeholder(error: BaseException) -> str:

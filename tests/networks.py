@@ -1,6 +1,10 @@
 """Small networks that the tests share."""
 
+import logging
+from contextlib import contextmanager
+
 import torch
+from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from mmpretrain.structures import DataSample
 
@@ -61,3 +65,21 @@ def batch(count: int = 8, seed: int = 0, shape=SHAPE):
     inputs = torch.randn(count, *shape, generator=generator)
     samples = [DataSample().set_gt_label(i % 10) for i in range(count)]
     return inputs, samples
+
+
+@contextmanager
+def captured():
+    """Messages of the current mmengine logger."""
+    messages = []
+
+    class Keep(logging.Handler):
+        def emit(self, record):
+            messages.append(record.getMessage())
+
+    handler = Keep()
+    logger = MMLogger.get_current_instance()
+    logger.addHandler(handler)
+    try:
+        yield messages
+    finally:
+        logger.removeHandler(handler)

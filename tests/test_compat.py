@@ -42,6 +42,27 @@ def test_mmrazor_still_needs_compat(run_python):
     assert 'ImportError' in done.stderr
 
 
+def test_soft_cross_entropy_of_mmrazor_computes(run_python):
+    done = run_python(
+        '-c',
+        'import torch\n'
+        'from mmauxq import compat\n'
+        'compat._mend_soft_cross_entropy, mend = (\n'
+        '    lambda: None), compat._mend_soft_cross_entropy\n'
+        'compat.enable_mmrazor()\n'
+        'from mmrazor.models.losses import KDSoftCELoss\n'
+        'x, y = torch.randn(2, 4, 10)\n'
+        'try: KDSoftCELoss()(x, y); print("remove the work-around")\n'
+        'except TypeError: pass\n'
+        'mend()\n'
+        'expected = -(y.softmax(1) * x.log_softmax(1)).sum(1).mean()\n'
+        'torch.testing.assert_close(KDSoftCELoss()(x, y), expected)\n'
+        'print("computes")',
+    )
+    assert done.stdout.split('\n')[-2:] == ['computes', ''], done.stderr
+    assert 'remove' not in done.stdout
+
+
 def test_existing_torch_symbols_are_left_alone(monkeypatch):
     import torch.ao.quantization.fuser_method_mappings as mappings
 

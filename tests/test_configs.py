@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from mmengine.config import Config
 from mmengine.runner import Runner
 
@@ -12,6 +13,13 @@ from mmauxq.datasets import GeneratedImages
 from tests.conftest import ROOT
 
 CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
+GUIDANCE = dict(
+    qat=[],
+    aux=['mmauxq.AuxAdaptorAggregator'],
+    dsn=['mmauxq.IntermediateClassifiers'],
+    kd=['mmauxq.KnowledgeDistillation'],
+    auxkd=['mmauxq.AuxAdaptorAggregator', 'mmauxq.KnowledgeDistillation'],
+)
 WIDTHS = {'w8a8': 8, 'w4a4': 4, 'w3a3': 3, 'w2a2': 2}
 
 
@@ -23,9 +31,14 @@ def test_the_promised_recipes_are_there():
     names = {path.stem for path in CONFIGS}
     promised = {
         f'{guidance}_{network}_{bits}'
-        for guidance in ('aux', 'dsn', 'qat')
+        for guidance in ('aux', 'dsn', 'kd', 'qat')
         for network in ('r18', 'r34', 'r50')
         for bits in ('w4a4', 'w3a3', 'w2a2')
+    }
+    promised |= {
+        f'auxkd_{network}_{bits}'
+        for network in ('r18', 'r34', 'r50')
+        for bits in ('w4a4', 'w2a2')
     }
     promised |= {
         f'{guidance}_{network}_w4a4'
@@ -34,10 +47,12 @@ def test_the_promised_recipes_are_there():
     }
     promised |= {
         f'{g}_r20_{bits}_fmnist'
-        for g in ('aux', 'qat')
+        for g in ('aux', 'auxkd', 'dsn', 'kd', 'qat')
         for bits in ('w4a4', 'w2a2')
     }
-    promised |= {f'{g}_r20_w2a2_digits' for g in ('aux', 'qat')}
+    promised |= {
+        f'{g}_r20_w2a2_digits' for g in ('aux', 'auxkd', 'dsn', 'kd', 'qat')
+    }
     promised |= {'float_r20_fmnist', 'float_r20_digits'}
     assert promised <= names
 
@@ -62,7 +77,16 @@ def test_a_recipe_says_what_its_name_says(path):
     assert {q.bits for k, q in config.model.quantizers.items()} == {
         WIDTHS[bits]
     }
-    assert (config.model.get('guidance') is None) == (guidance == 'qat')
+    found = config.model.get('guidance') or []
+    found = found if isinstance(found, list) else [found]
+    assert [cfg.type for cfg in found] == GUIDANCE[guidance]
+
+
+def test_every_recipe_is_in_the_metafile():
+    metafile = yaml.safe_load((ROOT / 'configs/metafile.yml').read_text())
+    listed = [model['Config'] for model in metafile['Models']]
+    recipes = [path for path in CONFIGS if not path.stem.startswith('float')]
+    assert sorted(listed) == [f'configs/{path.name}' for path in recipes]
 
 
 @pytest.mark.parametrize('bits, decay', [(4, 1e-4), (3, 5e-5), (2, 2.5e-5)])
@@ -74,7 +98,7 @@ def test_the_schedule_of_the_literature(bits, decay):
     assert config.train_dataloader.batch_size == 32  # times 8 GPUs
 
 
-@pytest.mark.parametrize('guidance', ['aux', 'dsn', 'qat'])
+@pytest.mark.parametrize('guidance', GUIDANCE)
 @pytest.mark.parametrize('bits', WIDTHS)
 def test_every_fragment_can_be_inherited(tmp_path, guidance, bits):
     """The three lines of the contract, outside of this repository."""
@@ -88,9 +112,25 @@ def test_every_fragment_can_be_inherited(tmp_path, guidance, bits):
     config = read(recipe)
     assert config.model.architecture.backbone.depth == 18
     assert config.model.quantizers.weight.bits == WIDTHS[bits]
-    assert ('guidance' in config.model) == (guidance != 'qat')
+    found = config.model.get('guidance') or []
+    found = found if isinstance(found, list) else [found]
+    assert [cfg.type for cfg in found] == GUIDANCE[guidance]
     # mmpretrain's own schedule is kept
     assert config.optim_wrapper.optimizer.lr == 0.1
+
+
+def test_one_of_several_guidances_is_overridden():
+    """As by --cfg-options."""
+    config = read(ROOT / 'configs/auxkd_r20_w2a2_digits.py')
+    config.merge_from_dict(
+        {
+            'model.guidance.0.guides_student.type': 'mmrazor.KLDivergence',
+            'model.guidance.1.logits.tau': 4,
+        }
+    )
+    aux, kd = config.model.guidance
+    assert aux.guides_student.type == 'mmrazor.KLDivergence'
+    assert (kd.logits.tau, kd.logits.type) == (4, 'mmrazor.KLDivergence')
 
 
 NETWORKS = [
@@ -106,10 +146,14 @@ NETWORKS = [
 ]
 
 
-@pytest.mark.parametrize('network', NETWORKS)
-def test_imagenet_recipes_train_on_generated_images(network, tmp_path):
+@pytest.mark.parametrize(
+    'network, terms',
+    [(f'aux_{network}', ['loss_aux']) for network in NETWORKS]
+    + [('auxkd_r18', ['0.loss_aux', '1.loss_logits'])],
+)
+def test_imagenet_recipes_train_on_generated_images(network, terms, tmp_path):
     """Two steps through the runner, at the recipe's shape and classes."""
-    config = read(ROOT / f'configs/aux_{network}_w4a4.py')
+    config = read(ROOT / f'configs/{network}_w4a4.py')
     config.work_dir = str(tmp_path)
     config.experiment_name = f'generated_{network}'
     config.randomness = dict(seed=0)
@@ -140,8 +184,10 @@ def test_imagenet_recipes_train_on_generated_images(network, tmp_path):
     runner.train()
     assert runner.iter == 2
     assert torch.isfinite(weight).all() and not torch.equal(weight, before)
-    history = runner.message_hub.get_scalar('train/guidance.loss_aux').data[0]
-    assert len(history) == 2 and all(value > 0 for value in history)
+    for term in terms:
+        scalar = runner.message_hub.get_scalar(f'train/guidance.{term}')
+        history = scalar.data[0]
+        assert len(history) == 2 and all(value > 0 for value in history)
 
 
 def test_generated_images_are_the_same_every_time():

@@ -126,3 +126,31 @@ def test_wrong_settings_end_in_one_line(tmp_path, capfd, option, message):
     assert len(errors) == 1 and message in errors[0], errors
     assert 'Traceback' not in '\n'.join(lines)
     assert not list(tmp_path.glob('*.pth'))
+
+
+def one_error(capfd, *words):
+    """Runs a training that must fail in one line; returns the line."""
+    name = f'experiment_name=wrong_{time.time_ns()}'
+    assert train([*map(str, words), '--cfg-options', name]) == 2
+    err = capfd.readouterr().err
+    (line,) = [x for x in err.splitlines() if x.startswith('error: ')]
+    assert 'Traceback' not in err
+    return line
+
+
+def test_a_teacher_that_guesses_is_refused_before_training(tmp_path, capfd):
+    """Without a float start, the teacher would be F with random weights."""
+    line = one_error(
+        capfd, ROOT / 'configs/kd_r20_w2a2_digits.py', '--work-dir', tmp_path
+    )
+    assert 'CIFARResNet, as F in float, has top-1' in line
+    assert 'allowed is from guidance.least_accuracy=19' in line
+    assert not list(tmp_path.glob('*.pth'))
+
+
+def test_only_joint_training_is_compiled(tmp_path, capfd):
+    line = one_error(
+        capfd, ROOT / 'configs/float_r20_digits.py', '--work-dir', tmp_path,
+        '--compile',
+    )  # fmt: skip
+    assert 'allowed are recipes of mmauxq.JointQAT' in line

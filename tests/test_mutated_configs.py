@@ -45,7 +45,7 @@ def test_trains_a_step_or_is_refused_in_one_line(
         ('model.quantizers', 3.0, "'weight' and 'activation'"),
         ('model.quantizers.activation', 0, "'type' and 'bits'"),
         ('model.policy', -1, 'a dict and None'),
-        ('model.guidance', [1], 'a dict and None'),
+        ('model.guidance', 3, 'dict'),
         ('model.guidance.type', [], 'the name of a class'),
         ('model.guidance.taps', [-1], "'auto'"),
         ('model.guidance.loss_weight', float('nan'), 'numbers from 0'),

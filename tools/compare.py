@@ -8,9 +8,10 @@
 model.guidance.width_ratio=0.25
 
 Trains the float network once for each seed, starts every arm from it, and
-writes results.jsonl, table.md and figures into DIR. Run it again to go on
-after a kill, or with more seeds or arms. --table DIR only writes table and
-figures anew.
+writes results.jsonl, table.md and figures into DIR. A teacher without a
+checkpoint of its own is the float network that the arm starts from. Run it
+again to go on after a kill, or with more seeds or arms. --table DIR only
+writes table and figures anew.
 """
 
 import argparse
@@ -42,8 +43,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         '--float',
         dest='start',
         metavar='CONFIG|CHECKPOINT',
-        help='float recipe (trained for each seed) or checkpoint to start '
-        'from; without it, from scratch',
+        help='float recipe (trained for each seed; KEY=VALUE may follow it as '
+        'an arm) or checkpoint to start from; without it, from scratch',
     )
     parser.add_argument('--reference', help='arm to compare with (the first)')
     parser.add_argument('--table', type=Path, metavar='DIR')
@@ -81,14 +82,15 @@ def watch(runs: list, jobs: int, start: str | None, what: str) -> None:
 def train(args: argparse.Namespace) -> None:
     """The float networks, then the arms."""
     configs = comparison.read_arms(args.arms, args.cfg_options)
-    runs = comparison.plan(args.out, configs, args.seeds)
     start = args.start
-    if start is not None and start.endswith('.py'):
-        floats = comparison.plan(
-            args.out / FLOAT,
-            comparison.read_arms([f'{FLOAT}={start}']),
-            args.seeds,
-        )
+    trained = start is not None and start.partition(',')[0].endswith('.py')
+    if trained:
+        float_config = comparison.read_arms([f'{FLOAT}={start}'])
+        comparison.check(float_config)
+    comparison.check(configs)
+    runs = comparison.plan(args.out, configs, args.seeds)
+    if trained:
+        floats = comparison.plan(args.out / FLOAT, float_config, args.seeds)
         watch(floats, args.jobs, None, 'float networks')
         start = str(args.out / FLOAT / 'runs' / FLOAT / '{seed}/last.pth')
     watch(runs, args.jobs, start, 'arms x seeds')

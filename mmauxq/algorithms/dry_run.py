@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmauxq.errors import UsageError
-from mmauxq.guidance import Tap
+from mmauxq.guidance import Guidance, Tap
 from mmauxq.layers import (
     Product,
     ProductTrace,
@@ -41,7 +41,11 @@ class Pass:
 
 @dataclass
 class Cost:
-    """Size and work at ``shape`` (C, H, W), for one sample."""
+    """Size and work at ``shape`` (C, H, W), for one sample.
+
+    That of the guidance is the sum over all guidances, with what they use and
+    do not train, such as a teacher.
+    """
 
     shape: tuple[int, ...]
     num_classes: int
@@ -210,7 +214,7 @@ def idle_layers(model: nn.Module, inputs: Tensor) -> list[str]:
 
 
 def guidance_multiply_adds(
-    guidance: nn.Module, taps: Sequence[Tap], device: torch.device
+    guidance: Guidance, taps: Sequence[Tap], device: torch.device
 ) -> int:
     """Multiply-adds of the guidance's forward pass for one sample."""
     outputs = {
@@ -223,4 +227,5 @@ def guidance_multiply_adds(
 
 def count_parameters(module: nn.Module) -> int:
     """Number of parameters, shared ones once."""
-    return sum(parameter.numel() for parameter in module.parameters())
+    modules = [module, *getattr(module, 'frozen', [])]
+    return sum(p.numel() for part in modules for p in part.parameters())

@@ -5,26 +5,31 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
+import torch
 from mmengine.logging import print_log
-from mmengine.model import BaseModel
+from mmengine.model import BaseModel, ModuleList
 from mmengine.runner import CheckpointLoader
-from mmpretrain.models import ClsHead, ImageClassifier
+from mmpretrain.models import ClsHead, ImageClassifier, MultiLabelClsHead
 from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
 from mmrazor.models.algorithms import BaseAlgorithm
 from mmrazor.models.utils import add_prefix
 from torch import Tensor, nn
 
 from mmauxq.errors import UsageError
-from mmauxq.guidance import Guidance, Tap, TapRecorder, find_taps
+from mmauxq.guidance import Guidance, Tap, TapRecorder, Taps, find_taps
+from mmauxq.guidance.base import LOGITS
+from mmauxq.guidance.taps import IMAGE
 from mmauxq.layers import LayerBits, Policy, convert, restore
+from mmauxq.layers.checkpoint import check_architecture, normalise
 from mmauxq.quantizers import FLOAT_BITS, calibrating, named_quantizers
 from mmauxq.quantizers.base import check_bits
 from mmauxq.registry import MODELS
 
 from . import dry_run
-from .checkpoint import check_architecture, normalise
 
 LOW_BITS = 4
+PLAIN_LOSSES = (ClsHead.loss, MultiLabelClsHead.loss)
+"""``head.loss`` that is ``head._get_loss(head(features), data_samples)``."""
 
 
 @MODELS.register_module()
@@ -44,13 +49,18 @@ class JointQAT(BaseAlgorithm):
             ``per_channel``.
         policy: Arguments of :class:`mmauxq.layers.Policy`: which layers
             differ from that.
-        guidance: Config of a guidance, with ``taps`` (``'auto'`` or shell
-            patterns of module names) beside its own arguments; ``None``
+        guidance: Config of a guidance, with ``taps`` (``'auto'``,
+            ``'stage_ends'`` or shell patterns of module names) beside its own
+            arguments; a list of such configs for several at once; ``None``
             trains F alone.
         float_checkpoint: File or URL of a float checkpoint of the
             architecture, loaded by ``init_weights``.
         input_shape: (C, H, W) of the dry run that finds shapes and counts
             multiply-adds; by default what the backbone says, else 224 pixels.
+        compile: Arguments of ``torch.compile`` for what a training step
+            computes from tensors alone: F and its guidance, without the
+            losses; ``True`` for its defaults, ``None`` for eager steps. The
+            first step of a process, which calibrates, is eager in any case.
         data_preprocessor: Handed down to the architecture.
 
     Raises:
@@ -62,9 +72,10 @@ class JointQAT(BaseAlgorithm):
         architecture: dict | BaseModel,
         quantizers: dict,
         policy: dict | None = None,
-        guidance: dict | None = None,
+        guidance: dict | Sequence[dict] | None = None,
         float_checkpoint: str | None = None,
         input_shape: Sequence[int] | None = None,
+        compile: dict | bool | None = None,
         data_preprocessor: dict | nn.Module | None = None,
         init_cfg: dict | None = None,
     ) -> None:
@@ -74,7 +85,8 @@ class JointQAT(BaseAlgorithm):
         # taps; mmrazor would switch all of them off.
         super().__init__(architecture, None, init_cfg, module_inplace=True)
         self.float_checkpoint = float_checkpoint
-        self.guidance: Guidance | None = None
+        self.guidance: Guidance | ModuleList | None = None
+        self.recorders: list[TapRecorder] = []
         self._float_start = False
         self._started = False
 
@@ -93,7 +105,13 @@ class JointQAT(BaseAlgorithm):
         )
         self._log_cost('F', self.cost.parameters, self.cost.multiply_adds)
         if guidance is not None:
-            self._build_guidance(guidance, inputs)
+            several = isinstance(guidance, (list, tuple))
+            built = [
+                self._build_guidance(cfg, inputs)
+                for cfg in (guidance if several else [guidance])
+            ]
+            self.guidance = ModuleList(built) if several else built[0]
+            self._check_signals()
         self.bits = _assign_bits(found, quantizers, policy)
         convert(
             architecture,
@@ -105,6 +123,9 @@ class JointQAT(BaseAlgorithm):
         self._check_conversion(inputs)
         self._register_state_dict_hook(_keep_all)
         self._log_bits()
+        self._compiled_step = self._step
+        if compile:
+            self._compile({} if compile is True else dict(compile))
 
     def _check_conversion(self, inputs: Tensor) -> None:
         """See that every quantizer is reached; no layer is missed unsaid."""
@@ -116,58 +137,86 @@ class JointQAT(BaseAlgorithm):
                 FLOAT_BITS, FLOAT_BITS, 'its product was not found'
             )
 
-    def _build_guidance(self, cfg: dict, inputs: Tensor) -> None:
+    def _compile(self, options: dict) -> None:
+        if not self._is_plain:
+            raise UsageError(
+                f'compile: a {type(self.architecture.head).__name__} or '
+                f'{type(self.architecture).__name__} has a loss of its own, '
+                'which is not compiled; set model.compile=None'
+            )
+        options.pop('_scope_', None)
+        try:
+            self._compiled_step = torch.compile(self._step, **options)
+        except (TypeError, RuntimeError) as error:
+            raise UsageError(f'compile={options}: {error}') from error
+
+    def _build_guidance(self, cfg: dict, inputs: Tensor) -> Guidance:
         cfg = dict(cfg)
         kind = cfg.get('type')
         cls = MODELS.get(kind) if isinstance(kind, str) else kind
         if not (isinstance(cls, type) and issubclass(cls, Guidance)):
             raise UsageError(
                 f'guidance.type={kind!r} is no guidance; there are '
-                'mmauxq.AuxAdaptorAggregator and '
-                'mmauxq.IntermediateClassifiers'
+                'mmauxq.AuxAdaptorAggregator, '
+                'mmauxq.IntermediateClassifiers and '
+                'mmauxq.KnowledgeDistillation'
             )
-        taps = cfg.pop('taps', 'auto')
-        names = [taps] if isinstance(taps, str) else taps
-        if (
-            not isinstance(names, (list, tuple))
-            or not names
-            or not all(isinstance(name, str) for name in names)
-        ):
-            raise UsageError(
-                f"guidance.taps={taps!r}; allowed are 'auto', a pattern of "
-                'module names, and a list of patterns'
+        taps = cfg.pop('taps', cls.default_taps(cfg))
+        found = Taps([], [], False)
+        if taps is not None:
+            _check_taps(taps)
+            found = find_taps(self.architecture, taps, cls.uses_stem, inputs)
+        self.recorders.append(found.recorder(self.architecture))
+        given = dict(
+            taps=found.taps,
+            head=self.architecture.head,
+            num_classes=self.cost.num_classes,
+        )
+        if cls.uses_image:
+            given.update(
+                taps=[Tap(IMAGE, self.cost.shape), *found.taps],
+                network=self.architecture,
+                data_preprocessor=self.data_preprocessor,
             )
-        found = find_taps(self.architecture, taps, cls.uses_stem, inputs)
-        self.taps = found.taps
-        self.recorder = TapRecorder(
-            self.architecture,
-            found.names,
-            found.stem,
-            found.overwritten,
-            found.parts,
+        guidance = MODELS.build(cfg, default_args=given)
+        parameters = dry_run.count_parameters(guidance)
+        multiply_adds = dry_run.guidance_multiply_adds(
+            guidance, given['taps'], inputs.device
         )
-        self.guidance = MODELS.build(
-            cfg,
-            default_args=dict(
-                taps=found.taps,
-                head=self.architecture.head,
-                num_classes=self.cost.num_classes,
-            ),
-        )
-        self.cost.guidance_parameters = dry_run.count_parameters(self.guidance)
-        self.cost.guidance_multiply_adds = dry_run.guidance_multiply_adds(
-            self.guidance, found.taps, inputs.device
-        )
-        self._log_cost(
-            cls.__name__,
-            self.cost.guidance_parameters,
-            self.cost.guidance_multiply_adds,
-            True,
-        )
-        print_log(
-            f'JointQAT: taps {", ".join(tap.name for tap in found.taps)}',
-            logger='current',
-        )
+        self.taps += found.taps
+        self.cost.guidance_parameters += parameters
+        self.cost.guidance_multiply_adds += multiply_adds
+        self._log_cost(cls.__name__, parameters, multiply_adds, True)
+        if found.taps:
+            names = ', '.join(tap.name for tap in found.taps)
+            print_log(f'JointQAT: taps {names}', logger='current')
+        return guidance
+
+    def _check_signals(self) -> None:
+        """See that what one guidance needs of another is there, once."""
+        gives = [g.gives for g in self.guidances if g.gives]
+        for name in gives:
+            if gives.count(name) > 1:
+                raise UsageError(
+                    f'guidance: {gives.count(name)} give {name}; allowed is '
+                    'one auxiliary module'
+                )
+        for guidance in self.guidances:
+            for name in guidance.needs:
+                if name not in gives:
+                    raise UsageError(
+                        f'guidance: {type(guidance).__name__} needs {name}; '
+                        'put a mmauxq.AuxAdaptorAggregator into the list'
+                    )
+
+    @property
+    def guidances(self) -> list[Guidance]:
+        """All of them, in the order of the config."""
+        if self.guidance is None:
+            return []
+        if isinstance(self.guidance, Guidance):
+            return [self.guidance]
+        return list(self.guidance)
 
     def _log_cost(
         self,
@@ -244,26 +293,84 @@ class JointQAT(BaseAlgorithm):
             data_samples: With the targets, as mmpretrain's heads take them.
 
         Returns:
-            ``student.*`` and ``guidance.*``.
+            ``student.*`` and ``guidance.*``; of a list of guidances
+            ``guidance.0.*``, ``guidance.1.*``, ...
         """
+        step = self._compiled_step if self._started else self._step
         with ExitStack() as stack:
             if not self._started:
                 self._start(stack)
-            if self.guidance is not None:
-                stack.enter_context(self.recorder)
-            losses = add_prefix(
-                self._student_loss(inputs, data_samples), 'student'
-            )
-        if self.guidance is not None:
+            for recorder in self.recorders:
+                stack.enter_context(recorder)
+            for guidance in self.guidances:
+                for recorder in guidance.recorders:
+                    stack.enter_context(recorder)
+            if self._is_plain:
+                logits, found = step(inputs)
+                student = self.architecture.head._get_loss(
+                    logits, data_samples
+                )
+            else:
+                student, logits = self._other_loss(inputs, data_samples)
+                found = self._guide(inputs)
+        losses = add_prefix(student, 'student')
+        signals = {LOGITS: logits}
+        for guidance, mine in zip(self.guidances, found, strict=True):
+            if guidance.gives:
+                signals[guidance.gives] = mine
+        for i, (guidance, mine) in enumerate(
+            zip(self.guidances, found, strict=True)
+        ):
+            single = guidance is self.guidance
             losses.update(
                 add_prefix(
-                    self.guidance.loss(self.recorder.outputs(), data_samples),
-                    'guidance',
+                    guidance.losses(mine, signals, data_samples),
+                    'guidance' if single else f'guidance.{i}',
                 )
             )
         return losses
 
-    def _student_loss(
+    @property
+    def _is_plain(self) -> bool:
+        """Whether the loss is that of the logits, and nothing else."""
+        return (
+            type(self.architecture).loss is ImageClassifier.loss
+            and type(self.architecture.head).loss in PLAIN_LOSSES
+        )
+
+    def _step(self, inputs: Tensor) -> tuple[Tensor, list]:
+        """What is computed from tensors alone: the part that compiles.
+
+        Returns:
+            The logits of F, (N, K), and what each guidance found.
+        """
+        features = self.architecture.extract_feat(inputs)
+        logits = self.architecture.head(features)
+        return logits, self._guide(inputs)
+
+    def _guide(self, inputs: Tensor) -> list:
+        return [
+            guidance({IMAGE: inputs, **recorder.outputs()})
+            for guidance, recorder in zip(
+                self.guidances, self.recorders, strict=True
+            )
+        ]
+
+    def _other_loss(
+        self, inputs: Tensor, data_samples: list | None
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
+        """The losses of F, and its logits if its head shows them."""
+        architecture, logits = self.architecture, []
+        handle = architecture.head.register_forward_hook(
+            lambda module, args, output: logits.append(output)
+        )
+        try:
+            losses = self._own_loss(inputs, data_samples)
+        finally:
+            handle.remove()
+        return losses, logits[-1] if logits else None
+
+    def _own_loss(
         self, inputs: Tensor, data_samples: list | None
     ) -> dict[str, Tensor]:
         architecture = self.architecture
@@ -284,9 +391,15 @@ class JointQAT(BaseAlgorithm):
                 head.training = training
             return ClsHead._get_loss(head, score, data_samples)
 
+    def prepare(self) -> None:
+        """Before the first step: teachers that are F take its weights."""
+        for guidance in self.guidances:
+            guidance.prepare(self.architecture)
+
     def _start(self, stack: ExitStack) -> None:
         """Before the first training step: calibrate, or say what is odd."""
         self._started = True
+        self.prepare()
         quantizers = [q for _, q in named_quantizers(self.architecture)]
         if all(bool(q.calibrated) for q in quantizers):
             return
@@ -384,12 +497,18 @@ def _build_architecture(
 def _check_sections(
     architecture: Any, quantizers: Any, policy: Any, guidance: Any
 ) -> None:
-    sections = dict(policy=policy, guidance=guidance)
-    for name, value in sections.items():
-        if value is not None and not isinstance(value, dict):
-            raise UsageError(
-                f'model.{name}={value!r}; allowed are a dict and None'
-            )
+    if policy is not None and not isinstance(policy, dict):
+        raise UsageError(
+            f'model.policy={policy!r}; allowed are a dict and None'
+        )
+    parts = guidance if isinstance(guidance, (list, tuple)) else [guidance]
+    if guidance is not None and not (
+        parts and all(isinstance(part, dict) for part in parts)
+    ):
+        raise UsageError(
+            f'model.guidance={guidance!r}; allowed are a dict, a list of '
+            'dicts, and None'
+        )
     if not isinstance(architecture, (dict, nn.Module)):
         raise UsageError(
             f'model.architecture={architecture!r}; allowed is the config of '
@@ -407,6 +526,19 @@ def _check_sections(
                 f'model.quantizers.{role}={cfg!r}; allowed is a dict with '
                 "'type' and 'bits'"
             )
+
+
+def _check_taps(taps: Any) -> None:
+    names = [taps] if isinstance(taps, str) else taps
+    if (
+        not isinstance(names, (list, tuple))
+        or not names
+        or not all(isinstance(name, str) for name in names)
+    ):
+        raise UsageError(
+            f"guidance.taps={taps!r}; allowed are 'auto', 'stage_ends', a "
+            'pattern of module names, and a list of patterns'
+        )
 
 
 def _check_shape(shape: Sequence[int] | None) -> tuple[int, ...] | None:

@@ -4,9 +4,26 @@ from typing import Any
 
 from mmpretrain.models.backbones.resnet import BasicBlock
 from mmpretrain.models.backbones.resnet_cifar import ResNet_CIFAR
+from torch import Tensor
 
 from mmauxq.errors import UsageError
 from mmauxq.registry import MODELS
+
+
+class PlainBlock(BasicBlock):
+    """A basic block without its skip connection.
+
+    Its two convolutions, batch norms and activations are those of the block
+    with it.
+    """
+
+    def __init__(self, *args: Any, downsample: Any = None, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C', H', W')."""
+        x = self.relu(self.norm1(self.conv1(x)))
+        return self.relu(self.norm2(self.conv2(x)))
 
 
 @MODELS.register_module()
@@ -25,6 +42,8 @@ class CIFARResNet(ResNet_CIFAR):
         in_channels: Of the image.
         base_channels: Width of the first stage; the others have 2 and 4
             times as many.
+        skip: Whether the blocks have skip connections; without, it is the
+            paper's "plain network".
         **kwargs: Of mmpretrain's ``ResNet_CIFAR``.
     """
 
@@ -38,6 +57,7 @@ class CIFARResNet(ResNet_CIFAR):
         depth: int,
         in_channels: int = 3,
         base_channels: int = 16,
+        skip: bool = True,
         **kwargs: Any,
     ) -> None:
         if depth not in self.arch_settings:
@@ -45,6 +65,14 @@ class CIFARResNet(ResNet_CIFAR):
                 f'CIFARResNet: depth={depth!r}; allowed are '
                 f'{list(self.arch_settings)}'
             )
+        if not skip:
+            # of this network only; the table is the class's
+            self.arch_settings = {
+                depth: (PlainBlock, blocks)
+                for depth, (_, blocks) in self.arch_settings.items()
+            }
+            # a last batch norm of zero would stop everything
+            kwargs['zero_init_residual'] = False
         super().__init__(
             depth=depth,
             in_channels=in_channels,

@@ -51,13 +51,14 @@ EXPECTED = (
     TypeError,
     ValueError,
 )
+COMPILE_MODES = ('default', 'reduce-overhead', 'max-autotune')
 # How long another rank leaves the word to rank 0 (seconds).
 RANK_PATIENCE = 10
 
 
 def train(argv: list[str] | None = None) -> int:
     """Train as a config says; returns the exit status."""
-    parser = _parser('Train a classifier as CONFIG says.')
+    parser = make_parser('Train a classifier as CONFIG says.')
     parser.add_argument(
         '--resume',
         nargs='?',
@@ -69,6 +70,15 @@ def train(argv: list[str] | None = None) -> int:
     parser.add_argument(
         '--amp', action='store_true', help='automatic mixed precision'
     )
+    parser.add_argument(
+        '--compile',
+        nargs='?',
+        const='default',
+        choices=COMPILE_MODES,
+        metavar='MODE',
+        help='torch.compile the training step: default, reduce-overhead '
+        '(CUDA graphs) or max-autotune',
+    )
 
     def command(args: argparse.Namespace, started: Callable) -> None:
         cfg = args.loaded = load_config(args)
@@ -78,6 +88,8 @@ def train(argv: list[str] | None = None) -> int:
         set_work_dir(cfg, args.config, args.work_dir)
         if args.amp:
             _set_amp(cfg)
+        if args.compile:
+            _set_compile(cfg, args)
         set_start(cfg, args.resume)
         make_exact(cfg)
         add_guards(cfg)
@@ -86,7 +98,7 @@ def train(argv: list[str] | None = None) -> int:
         if cfg.model.get('type') == 'mmauxq.JointQAT' and _rank() == 0:
             _write_slim(Path(cfg.work_dir))
 
-    return _guard(parser, argv, command)
+    return guard(parser, argv, command)
 
 
 def _write_slim(work_dir: Path) -> None:
@@ -103,7 +115,7 @@ def _write_slim(work_dir: Path) -> None:
 
 def test(argv: list[str] | None = None) -> int:
     """Evaluate the low-precision network alone; returns the exit status."""
-    parser = _parser(
+    parser = make_parser(
         'Evaluate the network of CONFIG, without its guidance, with the '
         'weights of CHECKPOINT (a training checkpoint or a slim one).'
     )
@@ -134,7 +146,7 @@ def test(argv: list[str] | None = None) -> int:
             _flush_logs()
             print(line, flush=True)
 
-    return _guard(parser, argv, command)
+    return guard(parser, argv, command)
 
 
 def load_config(args: argparse.Namespace) -> Config:
@@ -177,7 +189,7 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f'{message} (see {self.prog} --help)')
 
 
-def _parser(description: str) -> argparse.ArgumentParser:
+def make_parser(description: str) -> argparse.ArgumentParser:
     parser = _Parser(description=description)
     parser.add_argument('config', help='config file')
     parser.add_argument(
@@ -213,7 +225,7 @@ def _parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _guard(
+def guard(
     parser: argparse.ArgumentParser,
     argv: list[str] | None,
     command: Callable[[argparse.Namespace, Callable], None],
@@ -352,6 +364,15 @@ def _set_amp(cfg: Config) -> None:
             cfg.optim_wrapper.pop(key, None)
 
 
+def _set_compile(cfg: Config, args: argparse.Namespace) -> None:
+    if cfg.model.get('type') != 'mmauxq.JointQAT':
+        raise UsageError(
+            f'--compile: {args.config} trains a {cfg.model.get("type")}; '
+            'allowed are recipes of mmauxq.JointQAT'
+        )
+    cfg.model.compile = dict(mode=args.compile)
+
+
 def _runner(cfg: Config, args: argparse.Namespace, started: Callable):
     """Build the runner; ``started`` is called at the first iteration."""
     compat.enable()
@@ -365,6 +386,9 @@ def _runner(cfg: Config, args: argparse.Namespace, started: Callable):
     else:
         runner = Runner.from_cfg(cfg)
     runner.register_hook(_start_mark(started), 'VERY_HIGH')
+    from mmauxq.engine.hooks import TeacherCheckHook
+
+    runner.register_hook(TeacherCheckHook())
     return runner
 
 

@@ -14,6 +14,7 @@ on where it was.
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -28,8 +29,15 @@ from mmauxq.errors import UsageError
 
 from .statistics import paired_difference
 
-EQUAL = ('train_cfg', 'param_scheduler', 'optim_wrapper', 'train_dataloader')
-"""Parts of a config in which all arms must agree: the budget."""
+EQUAL = (
+    'train_cfg',
+    'param_scheduler',
+    'optim_wrapper',
+    'train_dataloader',
+    'val_dataloader',
+    'val_evaluator',
+)
+"""Parts of a config in which all arms must agree: budget and yardstick."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,7 @@ def read_arms(
 
     Args:
         arms: ``NAME=CONFIG``, each followed by any number of
-            ``,key=value`` that differ for this arm.
+            ``,key=value`` that differ for this arm; values are JSON, or text.
         options: Overrides for all arms.
 
     Raises:
@@ -72,7 +80,8 @@ def read_arms(
     configs: dict[str, Config] = {}
     for text in arms:
         name, _, rest = text.partition('=')
-        path, *own = rest.split(',')
+        # lists and dicts have commas of their own
+        path, *own = re.split(r',(?=[A-Za-z_][\w.]*(?:=|$))', rest)
         if not name or not path or '/' in name:
             raise UsageError(f'arm {text!r}; allowed is NAME=CONFIG[,KEY=V]')
         if name in configs:
@@ -106,6 +115,27 @@ def _check_equal(configs: dict[str, Config]) -> None:
                     f'arms {first!r} and {other!r} differ in {part}; a '
                     'comparison is fair on one budget only'
                 )
+
+
+def check(configs: dict[str, Config]) -> None:
+    """Build the model of every arm, and let it go.
+
+    So that a wrong tap or teacher is found before the first run, not after
+    hours.
+
+    Raises:
+        UsageError: If one cannot be built.
+    """
+    from mmauxq import compat
+
+    compat.enable()
+    from .trial import build_model
+
+    for arm, config in configs.items():
+        try:
+            build_model(config)
+        except UsageError as error:
+            raise UsageError(f'arm {arm!r}: {error}') from error
 
 
 def plan(
@@ -222,6 +252,8 @@ def run_one(folder: Path, seed: int, start: str | None = None) -> None:
         seconds=trial.seconds,
         step_seconds=trial.step_seconds,
         peak_memory=trial.peak_memory,
+        cost=trial.cost,
+        gradients=trial.gradients,
         config=trial.config.pretty_text,
     )
     # a name that does not depend on the number of epochs
@@ -299,8 +331,9 @@ def table(records: Sequence[dict], reference: str) -> str:
     base = arms[reference]
     rows = [
         '| arm | seeds | final top-1 | best top-1 | '
-        f'final - {reference}, 95% interval, wins | step |',
-        '|---|---|---|---|---|---|',
+        f'final - {reference}, 95% interval, wins | step | guidance: '
+        'parameters, multiply-adds | peak memory |',
+        '|---|---|---|---|---|---|---|---|',
     ]
     for name, runs in arms.items():
         shared = [seed for seed in runs if seed in base]
@@ -315,9 +348,28 @@ def table(records: Sequence[dict], reference: str) -> str:
         step = np.median([r['step_seconds'] for r in runs.values()])
         rows.append(
             f'| {name} | {len(runs)} | {_spread(runs, "final")} | '
-            f'{_spread(runs, "best")} | {difference} | {1e3 * step:.1f} ms |'
+            f'{_spread(runs, "best")} | {difference} | {1e3 * step:.1f} ms | '
+            f'{_cost(runs)} |'
         )
     return '\n'.join(rows) + '\n'
+
+
+def _cost(runs: dict[int, dict]) -> str:
+    """Of the guidance beside that of F; of the run."""
+    record = next(iter(runs.values()))
+    cost, relative = record.get('cost') or {}, ''
+    if cost:
+        more = [
+            cost[f'guidance_{what}'] / cost[what]
+            for what in ('parameters', 'multiply_adds')
+        ]
+        relative = f'+{more[0]:.1%}, +{more[1]:.1%}'
+    memory = max(run.get('peak_memory', 0) for run in runs.values())
+    return (
+        f'{relative} | {memory / 2**20:.0f} MiB'
+        if memory
+        else (f'{relative} | ')
+    )
 
 
 def _spread(runs: dict[int, dict], key: str) -> str:

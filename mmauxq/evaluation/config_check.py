@@ -19,6 +19,7 @@ from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 
 from mmauxq.algorithms import JointQAT, dry_run
+from mmauxq.guidance.teacher import crop_size
 from mmauxq.layers import QuantizedLayer, restore
 from mmauxq.quantizers import named_quantizers
 from mmauxq.registry import MODELS
@@ -29,7 +30,6 @@ from .mmpretrain_configs import (
     NetworkError,
     NoRandomFill,
     float_network,
-    image_size,
     one_line,
     recipe,
 )
@@ -164,7 +164,7 @@ def _build(
     settings = cfg.model.to_dict()
     settings['architecture'] = network
     if not getattr(network.backbone, 'img_size', None):
-        size = size or image_size(cfg)
+        size = size or crop_size(cfg)
         if size is not None:
             channels = dry_run.input_shape(network)[0]
             settings['input_shape'] = (channels, size, size)

@@ -46,16 +46,19 @@ def plot_accuracy(axes: Axes, curves: Mapping[str, np.ndarray]) -> None:
 
 
 def plot_gradients(
-    axes: Axes, norms: Mapping[str, Mapping[str, float]]
+    axes: Axes,
+    norms: Mapping[str, Mapping[str, float]],
+    colours: Sequence[str] = COLOURS[1:],
 ) -> None:
     """Gradient norm at the output of each block.
 
     Args:
         axes: To draw on.
         norms: Label -> name of a block -> norm.
+        colours: Of the labels, in turn.
     """
     for colour, (label, blocks) in zip(
-        COLOURS[1:], norms.items(), strict=False
+        itertools.cycle(colours), norms.items(), strict=False
     ):
         axes.plot(list(blocks.values()), 'o-', color=colour, label=label)
     names = [
@@ -122,10 +125,12 @@ def plot_overview(
 
 
 def plot_comparison(folder: Path, records: Sequence[Mapping]) -> None:
-    """Accuracy over epochs, and final accuracy against the time of a step.
+    """Accuracy over epochs, final accuracy against the time of a step, and
+    the norm of the gradient of all losses at each block.
 
     Args:
-        folder: ``accuracy.png`` and ``cost.png`` are written there.
+        folder: ``accuracy.png``, ``cost.png`` and, unless all runs are of
+            float networks, ``gradients.png`` are written there.
         records: Of :func:`mmauxq.evaluation.comparison.collect`.
     """
     arms: dict[str, list[Mapping]] = {}
@@ -163,6 +168,23 @@ def plot_comparison(folder: Path, records: Sequence[Mapping]) -> None:
         )
     axes.set(xlabel='training step (ms)', ylabel='final top-1 (%)')
     _save(figure, folder / 'cost.png')
+    norms = {name: _mean_norms(runs) for name, runs in arms.items()}
+    if all(norms.values()):
+        figure, axes = plt.subplots(figsize=(6, 4), layout='constrained')
+        plot_gradients(axes, norms, COLOURS)
+        _save(figure, folder / 'gradients.png')
+
+
+def _mean_norms(runs: Sequence[Mapping]) -> dict[str, float]:
+    """Geometric mean over runs of the norm at each block, all losses."""
+    found = [run['gradients'] for run in runs if run.get('gradients')]
+    norms = [run.get('joint', run['student']) for run in found]
+    if not norms:
+        return {}
+    return {
+        block: float(np.exp(np.mean([np.log(n[block]) for n in norms])))
+        for block in norms[0]
+    }
 
 
 def _save(figure: Figure, path: Path) -> None:

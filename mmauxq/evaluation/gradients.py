@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from mmauxq.algorithms import JointQAT, dry_run
-from mmauxq.guidance import TapRecorder, find_taps
+from mmauxq.guidance import find_taps
 
 
 def block_gradient_norms(
@@ -28,9 +28,7 @@ def block_gradient_norms(
         found = find_taps(
             network, 'auto', False, dry_run.sample(network, model.cost.shape)
         )
-    with TapRecorder(
-        network, found.names, False, found.overwritten, found.parts
-    ) as recorder:
+    with found.recorder(network) as recorder:
         losses = model(inputs, data_samples, mode='loss')
     outputs = recorder.outputs()
     terms = {

@@ -168,17 +168,3 @@ def _plain_head(network: nn.Module) -> dict:
     )
     neck = dict(type='GlobalAveragePooling') if features.dim() > 2 else None
     return dict(neck=neck, head=head)
-
-
-def image_size(cfg: Config) -> int | None:
-    """What the config's own test pipeline crops to."""
-    loader = cfg.get('test_dataloader') or cfg.get('val_dataloader') or {}
-    sizes = [
-        step.get('crop_size', step.get('scale'))
-        for step in loader.get('dataset', {}).get('pipeline', [])
-        if 'crop_size' in step or 'scale' in step
-    ]
-    size = sizes[-1] if sizes else None
-    if isinstance(size, (list, tuple)):
-        size = size[0]
-    return size if isinstance(size, int) and size > 0 else None

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any
 
 from .config_check import Row, count_only, try_config
@@ -122,21 +123,18 @@ def smallest_of_each_type(
 ) -> list[str]:
     """One config per type of backbone: the one with fewest parameters.
 
-    Configs whose network does not build, or has no head, are left out if
-    there is another.
+    Configs whose network does not build, or has no head, and those that are
+    merged for deployment are left out if there is another.
     """
-    rows = sweep(list(configs), count_only, jobs, **arguments)
+
+    def rank(row: Row) -> tuple:
+        merged = 'deploy' in Path(row.config).parts
+        return row.verdict != 'pass', merged, row.parameters, row.config
+
     best: dict[str, Row] = {}
-    for row in rows:
+    for row in sweep(list(configs), count_only, jobs, **arguments):
         kind = configs[row.config]
-        key = (row.verdict != 'pass', row.parameters, row.config)
-        old = best.get(kind)
-        if old is None or key < (
-            old.verdict != 'pass',
-            old.parameters,
-            old.config,
-        ):
-            best[kind] = row
+        best[kind] = min(row, best.get(kind, row), key=rank)
     return [best[kind].config for kind in sorted(best)]
 
 

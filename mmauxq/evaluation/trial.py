@@ -4,16 +4,24 @@ import copy
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
+from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
+from torch import nn
 
+from mmauxq.algorithms import JointQAT
 from mmauxq.engine.guards import add_guards, make_exact
+from mmauxq.engine.hooks import TeacherCheckHook
 from mmauxq.engine.resume import set_start
+from mmauxq.errors import UsageError
+from mmauxq.registry import MODELS
+
+from .gradients import block_gradient_norms
 
 METRIC = 'val/accuracy/top1'
 
@@ -28,6 +36,10 @@ class Trial:
             resumed run does not count what came before.
         step_seconds: Median wall time of a training step.
         peak_memory: Most bytes allocated on the GPU, 0 without one.
+        cost: Fields of :class:`mmauxq.algorithms.dry_run.Cost`; empty for a
+            float network.
+        gradients: Of :func:`block_gradient_norms`, on the first training
+            batch after the last step; empty for a float network.
         work_dir: Where checkpoints and logs are.
         config: As it was run.
     """
@@ -36,6 +48,8 @@ class Trial:
     seconds: float
     step_seconds: float
     peak_memory: int
+    cost: dict
+    gradients: dict[str, dict[str, float]]
     work_dir: Path
     config: Config
 
@@ -100,19 +114,54 @@ def run_trial(
         torch.cuda.reset_peak_memory_stats()
     runner = Runner.from_cfg(config)
     runner.register_hook(progress)
+    runner.register_hook(TeacherCheckHook())
     begin = time.perf_counter()
     runner.train()
     seconds = time.perf_counter() - begin
+    peak_memory = 0
+    if torch.cuda.is_available():
+        peak_memory = torch.cuda.max_memory_allocated()
+    quantized = isinstance(runner.model, JointQAT)
     history, _ = runner.message_hub.get_scalar(METRIC).data
     return Trial(
         accuracy=[float(value) for value in history],
         seconds=seconds,
         step_seconds=statistics.median(progress.steps or [0.0]),
-        peak_memory=(
-            torch.cuda.max_memory_allocated()
-            if torch.cuda.is_available()
-            else 0
-        ),
+        peak_memory=peak_memory,
+        cost=asdict(runner.model.cost) if quantized else {},
+        gradients=_gradients(runner) if quantized else {},
         work_dir=Path(work_dir),
         config=config,
     )
+
+
+def _gradients(runner: Runner) -> dict[str, dict[str, float]]:
+    model = runner.model.train()
+    batch = next(iter(runner.train_dataloader))
+    # a compiled step does not show its blocks
+    with torch.compiler.set_stance('force_eager'):
+        return block_gradient_norms(
+            model, **model.data_preprocessor(batch, True)
+        )
+
+
+def build_model(config: Config) -> nn.Module:
+    """The model of a recipe, as the runner builds it.
+
+    Args:
+        config: A complete recipe; not changed.
+
+    Raises:
+        UsageError: If it cannot be built.
+    """
+    init_default_scope(config.get('default_scope', 'mmpretrain'))
+    model = copy.deepcopy(config.model)
+    if config.get('data_preprocessor') is not None:
+        model.setdefault('data_preprocessor', config.data_preprocessor)
+    try:
+        return MODELS.build(model)
+    except UsageError:
+        raise
+    except (KeyError, TypeError, ValueError, AssertionError) as error:
+        reason = ' '.join(str(error).split())[:300]
+        raise UsageError(f'{type(error).__name__}: {reason}') from error

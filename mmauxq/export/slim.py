@@ -5,15 +5,20 @@ import os
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from mmauxq import compat
-from mmauxq.algorithms.checkpoint import normalise
 from mmauxq.errors import UsageError
 from mmauxq.files import write_atomically
+from mmauxq.layers.checkpoint import normalise
 from mmauxq.version import __version__
 
 
-def save_slim(checkpoint: str | os.PathLike, out: str | os.PathLike) -> int:
+def save_slim(
+    checkpoint: str | os.PathLike,
+    out: str | os.PathLike,
+    architecture: nn.Module | None = None,
+) -> int:
     """Write F of a training checkpoint, without guidance or optimizer.
 
     The result holds tensors and plain types only, so that any
@@ -23,6 +28,8 @@ def save_slim(checkpoint: str | os.PathLike, out: str | os.PathLike) -> int:
     Args:
         checkpoint: A training checkpoint of :class:`JointQAT`.
         out: File to write; complete or absent, never half-written.
+        architecture: Take the tensors from here: F after its batch norms
+            were re-estimated.
 
     Returns:
         Its size in bytes.
@@ -42,6 +49,8 @@ def save_slim(checkpoint: str | os.PathLike, out: str | os.PathLike) -> int:
             f'{checkpoint}: holds no quantized network; train it '
             'with mmauxq.JointQAT first'
         )
+    if architecture is not None:
+        state = architecture.state_dict()
     meta = source.get('meta', {})
     slim = dict(
         meta=dict(
@@ -51,7 +60,8 @@ def save_slim(checkpoint: str | os.PathLike, out: str | os.PathLike) -> int:
             cfg=str(meta.get('cfg', '')),
             classes=[
                 str(c)
-                for c in (meta.get('dataset_meta') or {}).get('classes', ())
+                for c in meta.get('classes')
+                or (meta.get('dataset_meta') or {}).get('classes', ())
             ],
         ),
         state_dict={key: value.cpu().clone() for key, value in state.items()},

@@ -1,17 +1,16 @@
 """The full-precision auxiliary module H."""
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 
-import torch
 from torch import Tensor, nn
 
 from mmauxq.errors import UsageError
 from mmauxq.registry import MODELS
 
 from .adaptor import Adaptor, channels
-from .base import Guidance
+from .base import AUX_LOGITS, Guidance, student_logits
 from .classifier import own_classifier, pool
+from .distance import build_distance
 from .taps import Tap
 
 INIT = (
@@ -37,6 +36,10 @@ class AuxAdaptorAggregator(Guidance):
     tokens are carried along. The gradient of its loss reaches every
     tapped block along a path without quantizers.
 
+    Its classifier, a full-precision head that exists in training only, may
+    also teach F: ``guides_student`` adds
+    ``loss_to_student = loss_weight * d(logits of F, logits of H)``.
+
     Source: Zhuang et al., Training Quantized Neural Networks with a
     Full-precision Auxiliary Module, CVPR 2020, arXiv:1903.11236.
 
@@ -50,8 +53,11 @@ class AuxAdaptorAggregator(Guidance):
             about that much less.
         groups: Groups of the convolutions phi; they must divide the channels
             of every tapped block and of every g_p.
-        dtype: ``'float32'`` computes the module in full precision also under
-            automatic mixed precision; ``None`` lets autocast decide.
+        guides_student: Config of the distance d, a loss of mmrazor such as
+            ``dict(type='mmrazor.KLDivergence', tau=1.0, loss_weight=1.0)``,
+            which lets no gradient into the logits of H unless it has
+            ``teacher_detach=False``; ``None`` for no such term.
+        dtype: See :class:`Guidance`.
         init_cfg: As of any BaseModule; by default that of mmpretrain's
             ResNet.
 
@@ -61,6 +67,7 @@ class AuxAdaptorAggregator(Guidance):
     """
 
     uses_stem = True
+    gives = AUX_LOGITS
 
     def __init__(
         self,
@@ -70,10 +77,13 @@ class AuxAdaptorAggregator(Guidance):
         loss_weight: float = 1.0,
         width_ratio: float = 1.0,
         groups: int = 1,
+        guides_student: dict | None = None,
         dtype: str | None = 'float32',
         init_cfg: dict | Sequence[dict] = INIT,
     ) -> None:
-        super().__init__(taps, head, num_classes, loss_weight, list(init_cfg))
+        super().__init__(
+            taps, head, num_classes, loss_weight, dtype, list(init_cfg)
+        )
         if (
             isinstance(width_ratio, bool)
             or not isinstance(width_ratio, (int, float))
@@ -83,10 +93,6 @@ class AuxAdaptorAggregator(Guidance):
                 f'guidance.width_ratio={width_ratio!r}; allowed '
                 'are numbers above 0, up to 1'
             )
-        if dtype not in ('float32', None):
-            raise UsageError(
-                f"guidance.dtype={dtype!r}; allowed are 'float32' and None"
-            )
         if (
             isinstance(groups, bool)
             or not isinstance(groups, int)
@@ -95,7 +101,6 @@ class AuxAdaptorAggregator(Guidance):
             raise UsageError(
                 f'guidance.groups={groups!r}; allowed are integers from 1'
             )
-        self.dtype = dtype
         groups_of: dict[str, list[Tap]] = {}
         for tap in taps:
             if len(tap.shape) not in (2, 3):
@@ -116,24 +121,27 @@ class AuxAdaptorAggregator(Guidance):
             previous = adaptor.result
         self.layout = previous.layout
         self.head = own_classifier(head, channels(previous), num_classes)
+        self.guides_student = None
+        if guides_student is not None:
+            self.guides_student = build_distance(
+                guides_student, 'guidance.guides_student', num_classes
+            )
 
     def forward(self, outputs: dict[str, Tensor]) -> Tensor:
         """Logits of the auxiliary classifier, (N, K)."""
-        first = next(iter(outputs.values()))
-        with (
-            torch.autocast(first.device.type, enabled=False)
-            if self.dtype
-            else nullcontext()
-        ):
+        with self.precision():
             g = None
             for names, adaptor in zip(self.parts, self.adaptors, strict=True):
-                parts = [outputs[name] for name in names]
-                if self.dtype:
-                    parts = [part.float() for part in parts]
-                g = adaptor(parts, g)
+                g = adaptor([self.cast(outputs[name]) for name in names], g)
             return self.head((pool(g, self.layout),))
 
-    def loss(self, outputs: dict[str, Tensor], data_samples: list) -> dict:
-        """``loss_aux``, weighted. See :meth:`Guidance.loss`."""
-        losses = self.head._get_loss(self(outputs), data_samples)
-        return dict(loss_aux=losses['loss'] * self.loss_weight)
+    def losses(
+        self, found: Tensor, signals: dict[str, Tensor], data_samples: list
+    ) -> dict[str, Tensor]:
+        """``loss_aux`` and ``loss_to_student``, weighted."""
+        loss = self.head._get_loss(found, data_samples)['loss']
+        losses = dict(loss_aux=loss * self.loss_weight)
+        if self.guides_student is not None:
+            distance = self.guides_student(student_logits(signals), found)
+            losses['loss_to_student'] = distance * self.loss_weight
+        return losses

@@ -15,12 +15,16 @@ from mmauxq.layers import is_quantizable
 from .taps import (
     STEM,
     Tap,
+    TapRecorder,
     find_blocks,
     find_layers,
     flat_tensors,
     layout_of,
     resolve_taps,
 )
+
+AUTO = 'auto'
+STAGE_ENDS = 'stage_ends'
 
 
 @dataclass
@@ -40,6 +44,19 @@ class Taps:
     stem: bool
     overwritten: list[str] = field(default_factory=list)
     parts: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def recorder(
+        self, model: nn.Module, with_grad: bool = True
+    ) -> TapRecorder:
+        """That reads here."""
+        return TapRecorder(
+            model,
+            self.names,
+            self.stem,
+            self.overwritten,
+            self.parts,
+            with_grad,
+        )
 
 
 @contextmanager
@@ -185,7 +202,8 @@ def find_taps(
         taps: Shell patterns of module names, or ``'auto'``: the repeated
             blocks of the backbone; else the layers that stand in its lists;
             else its children. What gives no feature map or tokens, or no
-            gradient, is passed over.
+            gradient, is passed over. ``'stage_ends'``: of these, the last
+            before each change of shape.
         stem: Whether to read the input of the first one too, unless it is
             the image.
         inputs: (1, C, H, W).
@@ -193,7 +211,7 @@ def find_taps(
     Raises:
         UsageError: If there is nothing to read.
     """
-    if taps == 'auto':
+    if taps in (AUTO, STAGE_ENDS):
         watched = [
             f'backbone.{name}'
             for name, _ in model.backbone.named_modules()
@@ -201,6 +219,8 @@ def find_taps(
         ]
         watch = _Watch(model, inputs, watched)
         names = _auto(model, watch)
+        if taps == STAGE_ENDS:
+            names = _stage_ends(names, watch)
     else:
         names = resolve_taps(model, taps)
         watch = _Watch(model, inputs, names)
@@ -291,3 +311,19 @@ def _auto(model: nn.Module, watch: _Watch) -> list[str]:
         "taps='auto' finds no block with a feature map or tokens in "
         f'{type(model.backbone).__name__}; name the modules to tap'
     )
+
+
+def _stage_ends(names: Sequence[str], watch: _Watch) -> list[str]:
+    """Those after which the shape changes, and the last."""
+    names = [name for name in watch.seen if name in set(names)]
+    shapes = [
+        [watch.seen[name].gave[i].shape for i in watch.parts(name)]
+        for name in names
+    ]
+    return [
+        name
+        for name, shape, after in zip(
+            names, shapes, [*shapes[1:], None], strict=True
+        )
+        if shape != after
+    ]

@@ -5,11 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mmauxq.errors import UsageError
 from mmauxq.registry import MODELS
 
 from .adaptor import channels
-from .base import Guidance, is_weight
+from .base import Guidance, check_weights
 from .classifier import own_classifier, pool
 from .taps import Tap
 
@@ -32,6 +31,7 @@ class IntermediateClassifiers(Guidance):
         loss_weight: Factor on all losses.
         alphas: Weight of each classifier, in the order of the taps, not
             negative; one number for all.
+        dtype: See :class:`Guidance`.
 
     Raises:
         UsageError: If there are more or fewer weights than taps, or one is
@@ -45,51 +45,37 @@ class IntermediateClassifiers(Guidance):
         num_classes: int,
         loss_weight: float = 1.0,
         alphas: float | Sequence[float] = 1.0,
+        dtype: str | None = 'float32',
         init_cfg: dict | list | None = None,
     ) -> None:
-        super().__init__(taps, head, num_classes, loss_weight, init_cfg)
-        if isinstance(alphas, (int, float)):
-            alphas = [alphas] * len(taps)
-        if not isinstance(alphas, (list, tuple)):
-            raise UsageError(
-                f'guidance.alphas={alphas!r}; allowed are a number from 0 and '
-                'a list of them'
-            )
-        if len(alphas) != len(taps):
-            raise UsageError(
-                f'guidance.alphas: {len(alphas)} weights for {len(taps)} '
-                f'taps ({", ".join(tap.name for tap in taps)})'
-            )
-        if not all(map(is_weight, alphas)):
-            raise UsageError(
-                f'guidance.alphas={list(alphas)}; allowed are numbers from 0'
-            )
+        super().__init__(taps, head, num_classes, loss_weight, dtype, init_cfg)
         self.taps = list(taps)
-        self.alphas = list(alphas)
+        self.alphas = check_weights(alphas, taps, 'guidance.alphas')
         self.classifiers = nn.ModuleList(
             own_classifier(head, channels(tap), num_classes) for tap in taps
         )
 
     def forward(self, outputs: dict[str, Tensor]) -> Tensor:
         """Logits of all classifiers, (P, N, K)."""
-        return torch.stack(
-            [
-                classifier((pool(outputs[tap.name].float(), tap.layout),))
-                for tap, classifier in zip(
-                    self.taps, self.classifiers, strict=True
-                )
-            ]
-        )
+        with self.precision():
+            return torch.stack(
+                [
+                    classifier(
+                        (pool(self.cast(outputs[tap.name]), tap.layout),)
+                    )
+                    for tap, classifier in zip(
+                        self.taps, self.classifiers, strict=True
+                    )
+                ]
+            )
 
-    def loss(self, outputs: dict[str, Tensor], data_samples: list) -> dict:
+    def losses(
+        self, found: Tensor, signals: dict[str, Tensor], data_samples: list
+    ) -> dict[str, Tensor]:
         """``loss_NAME`` for each tap, weighted."""
         losses = {}
         for tap, alpha, classifier, logits in zip(
-            self.taps,
-            self.alphas,
-            self.classifiers,
-            self(outputs),
-            strict=True,
+            self.taps, self.alphas, self.classifiers, found, strict=True
         ):
             name = tap.name.removeprefix('backbone.')
             loss = classifier._get_loss(logits, data_samples)['loss']

@@ -15,6 +15,8 @@ from mmauxq.layers.policy import match
 STEM = 'stem'
 """Key of the tensor that enters the first tapped block."""
 
+IMAGE = 'image'
+"""Key of the preprocessed images."""
 
 MAP = 'map'
 CHANNELS_LAST = 'channels_last'
@@ -27,8 +29,9 @@ class Tap:
 
     Args:
         name: Name of the module whose output is read; ``'stem'`` for the
-            input of the first tapped block. A module that gives several
-            tensors has a tap for each, ``'name:0'``, ``'name:1'``, ...
+            input of the first tapped block, ``'image'`` for that of F. A
+            module that gives several tensors has a tap for each,
+            ``'name:0'``, ``'name:1'``, ...
         shape: Of one sample, without the batch axis: (C, H, W), (H, W, C) or
             (L, C).
         layout: ``'map'`` for (N, C, H, W), ``'channels_last'`` for
@@ -202,6 +205,10 @@ class TapRecorder:
         parts: Name -> which of the tensors that the module gives are kept,
             for modules that give a tuple or list. One is kept under the name
             itself, several as ``'name:0'``, ``'name:1'``, ...
+        with_grad: Whether a gradient must lead back from them.
+
+    Attributes:
+        active: Whether it is entered.
     """
 
     def __init__(
@@ -211,11 +218,13 @@ class TapRecorder:
         stem: bool = False,
         overwritten: Sequence[str] = (),
         parts: dict[str, tuple[int, ...]] | None = None,
+        with_grad: bool = True,
     ) -> None:
         self.names = list(names)
         self.stem = stem
         self.overwritten = set(overwritten)
         self.parts = dict(parts or {})
+        self.with_grad = with_grad
         # by name, each time: conversion and SyncBN replace modules
         self._model = model
         self._outputs: dict[str, Tensor] = {}
@@ -223,10 +232,12 @@ class TapRecorder:
         self._ran: set[str] = set()
         self._handles: list[RemovableHandle] = []
         self._grad = False
+        self.active = False
 
     def __enter__(self) -> 'TapRecorder':
         self._outputs, self._versions, self._ran = {}, {}, set()
-        self._grad = torch.is_grad_enabled()
+        self.active = True
+        self._grad = self.with_grad and torch.is_grad_enabled()
         for name in self.names:
             module = self._model.get_submodule(name)
             if self.stem:
@@ -248,6 +259,7 @@ class TapRecorder:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self.active = False
 
     def _keep_input(
         self, module: nn.Module, args: tuple, kwargs: dict
@@ -301,7 +313,8 @@ class TapRecorder:
         Raises:
             UsageError: If one was overwritten, or a module did not run.
         """
-        changed = self.changed()
+        # a compiled step was eager once, and seen to be in order
+        changed = [] if torch.compiler.is_compiling() else self.changed()
         if changed:
             raise UsageError(
                 f'taps: the output of {changed[0]} is '

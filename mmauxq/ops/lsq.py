@@ -24,7 +24,9 @@ class _LearnedStepQuantize(torch.autograd.Function):
         value = code * step
         if offset is not None:
             value = value + offset
-        return value.to(x.dtype)
+        # under torch.compile (2.11), a result that comes of a .to() without
+        # effect gets no gradient, and nothing says so
+        return value if value.dtype == x.dtype else value.to(x.dtype)
 
     @staticmethod
     def backward(ctx, grad: Tensor):

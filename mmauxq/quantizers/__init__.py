@@ -2,6 +2,7 @@
 
 from .base import FLOAT_BITS, Quantizer, calibrating, named_quantizers
 from .dorefa import DoReFaActivation, DoReFaWeight
+from .grid import Grid
 from .lsq import LSQ
 from .lsq_plus import LSQPlus
 from .pact import PACTActivation
@@ -10,6 +11,7 @@ __all__ = [
     'FLOAT_BITS',
     'DoReFaActivation',
     'DoReFaWeight',
+    'Grid',
     'LSQ',
     'LSQPlus',
     'PACTActivation',

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from mmauxq import ops
 from mmauxq.errors import TrainingError, UsageError
 
+from .grid import Grid
+
 FLOAT_BITS = 32
 """The width that means "leave it in floating point"."""
 
@@ -110,6 +112,37 @@ class Quantizer(nn.Module):
         """The op itself; see the class for what is known of ``x``."""
         raise NotImplementedError
 
+    def grid(self) -> Grid:
+        """The integer form, for a calibrated quantizer of less than 32 bits.
+
+        Raises:
+            UsageError: If there is none.
+        """
+        raise UsageError(
+            f'{type(self).__name__}: has no integer form at {self.bits} bits'
+        )
+
+    @torch.no_grad()
+    def codes(self, x: Tensor) -> Tensor:
+        """The integer codes (int32) of what the quantizer gives for ``x``.
+
+        They are read off the quantized values, so that there is one rounding
+        rule for training, evaluation and export.
+        """
+        grid = self.grid()
+        value = self(x).double()
+        if grid.offset is not None:
+            value = value - self._spread(grid.offset, x).double()
+        return (value / self._spread(grid.scale, x).double()).round().int()
+
+    def weight_of(self, codes: Tensor) -> Tensor:
+        """A tensor that the quantizer maps to these codes, to the bit."""
+        grid = self.grid()
+        value = codes * self._spread(grid.scale, codes)
+        if grid.offset is not None:
+            value = value + self._spread(grid.offset, codes)
+        return value
+
     def calibrate(self, x: Tensor) -> None:
         """Set the learned state from ``x``, equally on all ranks."""
 
@@ -128,7 +161,8 @@ class Quantizer(nn.Module):
                 )
             with torch.no_grad():
                 self.calibrate(x.detach().float())
-            if not all(bool(p.isfinite().all()) for p in self.parameters()):
+                finite = [bool(p.isfinite().all()) for p in self.parameters()]
+            if not all(finite):
                 raise TrainingError(
                     f'{type(self).__name__}: the first batch gives it NaN or '
                     'infinity, from which no scale can be found'

@@ -1,5 +1,6 @@
 """Quantizers with a fixed range."""
 
+import torch
 from mmengine.logging import print_log
 from torch import Tensor
 
@@ -7,6 +8,7 @@ from mmauxq import ops
 from mmauxq.registry import MODELS
 
 from .base import Quantizer
+from .grid import Grid
 
 
 @MODELS.register_module()
@@ -30,6 +32,19 @@ class DoReFaWeight(Quantizer):
     def quantize(self, x: Tensor) -> Tensor:
         """Weights of any shape to levels of [-1, 1]."""
         return ops.dorefa_weight(x, self.bits)
+
+    def grid(self) -> Grid:
+        """Odd codes -n to n in units of ``1 / n``; none for one bit."""
+        if self.bits == 1:
+            return super().grid()  # its scale is not fixed
+        n = 2**self.bits - 1
+        return Grid(torch.tensor([1 / n]), None, -n, n, stride=2)
+
+    def weight_of(self, codes: Tensor) -> Tensor:
+        """Weights on these codes; one of them is -n or n, as always."""
+        n = 2**self.bits - 1
+        # beyond 10 the float32 tanh is 1
+        return (codes.float() / n).atanh().clamp(-20, 20)
 
 
 @MODELS.register_module()
@@ -66,3 +81,8 @@ class DoReFaActivation(Quantizer):
     def quantize(self, x: Tensor) -> Tensor:
         """Activations of any shape to levels of [0, 1]."""
         return ops.dorefa_activation(x, self.bits)
+
+    def grid(self) -> Grid:
+        """Codes 0 to n in units of ``1 / n``."""
+        n = 2**self.bits - 1
+        return Grid(torch.tensor([1 / n]), None, 0, n)

@@ -14,6 +14,7 @@ from .base import (
     flag,
     mean_over_ranks,
 )
+from .grid import Grid
 
 
 @MODELS.register_module()
@@ -66,6 +67,12 @@ class LSQ(Quantizer):
             )
         self.qmin = -(2 ** (self.bits - 1)) if signed else 0
         self.qmax = 2 ** (self.bits - signed) - 1
+
+    def grid(self) -> Grid:
+        """Codes qmin to qmax, in steps."""
+        return Grid(
+            ops.lower_bound(self.step.detach()), None, self.qmin, self.qmax
+        )
 
     def calibrate(self, x: Tensor) -> None:
         """Set sign and step from a batch of activations, or the weights."""

@@ -8,6 +8,7 @@ from mmauxq.errors import UsageError
 from mmauxq.registry import MODELS
 
 from .base import FLOAT_BITS, Quantizer, extreme_over_ranks, mean_over_ranks
+from .grid import Grid
 
 
 @MODELS.register_module()
@@ -62,6 +63,13 @@ class LSQPlus(Quantizer):
                 )
             self.qmin = -(2 ** (self.bits - 1))
             self.qmax = 2 ** (self.bits - 1) - 1
+
+    def grid(self) -> Grid:
+        """Codes qmin to qmax in steps, above the offset."""
+        offset = None if self.offset is None else self.offset.detach()
+        return Grid(
+            ops.lower_bound(self.step.detach()), offset, self.qmin, self.qmax
+        )
 
     def calibrate(self, x: Tensor) -> None:
         """Set step and offset from a batch, or the step from the weights."""

@@ -8,6 +8,7 @@ from mmauxq import ops
 from mmauxq.registry import MODELS
 
 from .base import FLOAT_BITS, Quantizer, extreme_over_ranks, mean_over_ranks
+from .grid import Grid
 
 
 @MODELS.register_module()
@@ -46,6 +47,11 @@ class PACTActivation(Quantizer):
         self.alpha = nn.Parameter(
             torch.ones(num_channels or 1), self.bits != FLOAT_BITS
         )
+
+    def grid(self) -> Grid:
+        """Codes 0 to n in steps of ``alpha / n``."""
+        n = 2**self.bits - 1
+        return Grid(ops.lower_bound(self.alpha.detach()) / n, None, 0, n)
 
     def calibrate(self, x: Tensor) -> None:
         """Set ``alpha`` from a batch of activations."""

@@ -12,7 +12,15 @@ from mmpretrain.structures import DataSample
 from mmauxq.algorithms import JointQAT
 from mmauxq.errors import UsageError
 from mmauxq.quantizers import named_quantizers
-from tests.networks import AUX, QUANTIZERS, SHAPE, batch, classifier, joint_qat
+from tests.networks import (
+    AUX,
+    QUANTIZERS,
+    SHAPE,
+    batch,
+    captured,
+    classifier,
+    joint_qat,
+)
 
 assert EMAHook  # the hook that ExponentialMovingAverage serves
 
@@ -137,33 +145,9 @@ def test_evaluation_before_calibration_is_refused():
 
 
 def test_low_bits_without_a_float_start_warn(caplog):
-    with _captured() as messages:
+    with captured() as messages:
         joint_qat().loss(*batch())
     assert any('WITHOUT A FLOAT CHECKPOINT' in m for m in messages)
-
-
-class _captured:
-    """Messages of the current mmengine logger."""
-
-    def __enter__(self):
-        import logging
-
-        from mmengine.logging import MMLogger
-
-        self.messages = []
-        outer = self
-
-        class Keep(logging.Handler):
-            def emit(self, record):
-                outer.messages.append(record.getMessage())
-
-        self.handler = Keep()
-        self.logger = MMLogger.get_current_instance()
-        self.logger.addHandler(self.handler)
-        return self.messages
-
-    def __exit__(self, *exc):
-        self.logger.removeHandler(self.handler)
 
 
 def test_a_float_checkpoint_loads_by_the_same_names(tmp_path):
@@ -175,7 +159,7 @@ def test_a_float_checkpoint_loads_by_the_same_names(tmp_path):
     mine = model.architecture.state_dict()
     for key, value in network.state_dict().items():
         assert torch.equal(mine[key], value), key
-    with _captured() as messages:
+    with captured() as messages:
         model.loss(*batch())
     assert not any('WITHOUT' in m for m in messages)
 
@@ -186,7 +170,7 @@ def test_another_number_of_classes_keeps_the_new_head(tmp_path):
     network = MODELS.build(config)
     file = tmp_path / 'float.pth'
     torch.save(network.state_dict(), file)
-    with _captured() as messages:
+    with captured() as messages:
         model = joint_qat(float_checkpoint=str(file))
     assert torch.equal(
         first_weight(model), network.backbone.layer1[0].conv1.weight
@@ -334,7 +318,7 @@ def test_an_average_of_the_weights_follows_the_scales():
             ),
             'LSQ.*bits=1',
         ),
-        (dict(quantizers=dict(weight={})), 'quantizers has the keys'),
+        (dict(quantizers=dict(weight={})), 'weight={} has no `bits`'),
         (
             dict(
                 quantizers=dict(QUANTIZERS, weight=dict(type='ReLU', bits=2))
@@ -368,7 +352,7 @@ def test_a_network_without_a_head_is_refused():
 
 
 def test_the_cost_is_printed():
-    with _captured() as messages:
+    with captured() as messages:
         model = joint_qat()
     text = '\n'.join(messages)
     assert 'JointQAT: F has' in text
@@ -410,3 +394,164 @@ def test_label_smoothing_and_mixup_reach_both_heads():
     assert 'gt_score' in data['data_samples'][0]
     losses = model(**data, mode='loss')
     assert all(torch.isfinite(loss) for loss in losses.values())
+
+
+# --- several guidances -----------------------------------------------------
+
+KD = dict(type='mmauxq.KnowledgeDistillation')
+DSN = dict(type='mmauxq.IntermediateClassifiers')
+
+
+def test_several_guidances_have_names_and_weights_of_their_own():
+    """Two of one kind, too: each term is that of the guidance alone."""
+    configs = [
+        dict(DSN, taps='backbone.layer1.0', loss_weight=0.5),
+        dict(DSN, taps='backbone.layer1.0', loss_weight=2.0),
+        KD,
+    ]
+    model = joint_qat(guidance=configs)
+    model.loss(*batch())
+    state = copy.deepcopy(model.state_dict())
+    losses = model.loss(*batch())
+    expected = {}
+    for i, config in enumerate(configs):
+        alone = joint_qat(guidance=config, seed=i)
+        alone.load_state_dict(
+            {
+                name.replace(f'guidance.{i}.', 'guidance.'): value
+                for name, value in state.items()
+                if not name.startswith('guidance.')
+                or name.startswith(f'guidance.{i}.')
+            }
+        )
+        for name, value in alone.loss(*batch()).items():
+            expected[name.replace('guidance', f'guidance.{i}')] = value
+    assert set(losses) == set(expected)
+    assert 'guidance.1.loss_layer1.0' in losses
+    for name, value in expected.items():
+        torch.testing.assert_close(losses[name], value)
+
+
+def test_all_of_several_guidances_are_dropped():
+    guided = joint_qat(guidance=[AUX, KD, DSN])
+    guided.loss(*batch())
+    plain = joint_qat(guidance=None)
+    found = plain.load_state_dict(guided.state_dict())
+    assert not found.missing_keys and not found.unexpected_keys
+    inputs, _ = batch(seed=3)
+    assert torch.equal(
+        guided.eval()(inputs, mode='tensor'),
+        plain.eval()(inputs, mode='tensor'),
+    )
+
+
+def test_the_cost_of_each_guidance_is_printed():
+    with captured() as messages:
+        joint_qat(guidance=[AUX, KD, DSN])
+    said = [m for m in messages if 'in training only' in m]
+    assert [m.split()[1] for m in said] == [
+        'AuxAdaptorAggregator',
+        'KnowledgeDistillation',
+        'IntermediateClassifiers',
+    ]
+    assert '+100.0%' in said[1]  # F in float
+
+
+def test_two_auxiliary_modules_are_refused():
+    with pytest.raises(UsageError, match='2 give aux_logits'):
+        joint_qat(guidance=[AUX, AUX])
+
+
+def test_several_guidances_are_averaged_with_the_network():
+    model = joint_qat(guidance=[AUX, KD])
+    average = ExponentialMovingAverage(model, momentum=0.5)
+    model.loss(*batch())
+    average.update_parameters(model)
+    assert set(average.module.state_dict()) == set(model.state_dict())
+
+
+def test_a_head_without_logits_cannot_be_distilled(monkeypatch):
+    model = joint_qat(guidance=KD)
+    head = model.architecture.head
+    monkeypatch.setattr(
+        type(head),
+        'loss',
+        lambda self, features, samples: dict(loss=features[0].sum()),
+    )
+    with pytest.raises(UsageError, match='head of F gives no logits'):
+        model.loss(*batch())
+
+
+# --- compiled steps --------------------------------------------------------
+
+QUANTIZED_BY = dict(
+    LSQ=QUANTIZERS,
+    LSQPlus=dict(
+        weight=dict(type='mmauxq.LSQ', bits=3),
+        activation=dict(type='mmauxq.LSQPlus', bits=3),
+    ),
+    PACT=dict(
+        weight=dict(type='mmauxq.DoReFaWeight', bits=4),
+        activation=dict(type='mmauxq.PACTActivation', bits=4),
+    ),
+)
+FEATURES = dict(
+    KD,
+    features=dict(type='mmrazor.ATLoss', loss_weight=100.0),
+    connector=dict(type='mmrazor.ConvModuleConnector'),
+)
+
+
+@pytest.mark.parametrize(
+    'guidance, quantizers',
+    [
+        (DSN, 'LSQPlus'),
+        (FEATURES, 'PACT'),
+        ([dict(AUX, width_ratio=0.5), KD], 'LSQ'),
+    ],
+)
+def test_a_compiled_step_is_the_same(guidance, quantizers):
+    """One graph, compiled once, equal losses and weights; see ``compile``."""
+    from torch._dynamo.utils import counters
+
+    def trained(compile):
+        model = joint_qat(
+            guidance=guidance,
+            quantizers=QUANTIZED_BY[quantizers],
+            compile=compile,
+        )
+        optimizer = torch.optim.SGD(model.parameters(), 0.05)
+        found = []
+        for step in range(4):
+            losses = model.loss(*batch(seed=step))
+            optimizer.zero_grad()
+            sum(losses.values()).backward()
+            optimizer.step()
+            found.append({k: v.item() for k, v in losses.items()})
+            if step == 2:  # a validation in between
+                model.eval()(*batch(seed=9), mode='predict')
+                model.train()
+        return found, model.state_dict()
+
+    eager, weights = trained(None)
+    torch._dynamo.reset()
+    counters.clear()
+    compiled, other = trained(dict(backend='aot_eager', fullgraph=True))
+    assert counters['stats']['unique_graphs'] == 1
+    for mine, its in zip(eager, compiled, strict=True):
+        assert mine == pytest.approx(its, rel=1e-5)
+    for name, value in weights.items():
+        torch.testing.assert_close(value, other[name], rtol=1e-4, atol=1e-6)
+
+
+def test_a_head_with_a_loss_of_its_own_is_not_compiled(monkeypatch):
+    config = classifier()
+    config['head'] = dict(type='ArcFaceClsHead', num_classes=10,
+                          in_channels=16)  # fmt: skip
+    with pytest.raises(UsageError, match='compile: a ArcFaceClsHead'):
+        joint_qat(architecture=config, guidance=None, compile=True)
+
+
+def test_unknown_options_of_the_compiler():
+    with pytest.raises(UsageError, match='compile=.*mode.*fast'):
+        joint_qat(compile=dict(mode='fast'))

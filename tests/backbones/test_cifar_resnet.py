@@ -66,3 +66,20 @@ def test_bad_depth(depth):
         f'CIFARResNet: depth={depth!r}; allowed are '
         '[8, 14, 20, 32, 44, 56, 110]'
     )
+
+
+def test_without_skip_connections():
+    """Each block is its two convolutions, and nothing is added."""
+    network = CIFARResNet(8, in_channels=1, base_channels=4, skip=False)
+    assert not any('downsample' in n for n, _ in network.named_parameters())
+    network.eval()
+    x = torch.randn(2, 1, 8, 8)
+    expected = network.relu(network.norm1(network.conv1(x)))
+    for stage in ('layer1', 'layer2', 'layer3'):
+        (block,) = getattr(network, stage)
+        expected = block.bn1(block.conv1(expected)).relu()
+        expected = block.bn2(block.conv2(expected)).relu()
+    (out,) = network(x)
+    torch.testing.assert_close(out, expected)
+    # the table of the class is as it was
+    assert CIFARResNet(8).layer2[0].downsample is not None

@@ -6,11 +6,13 @@ from scipy import stats
 
 from mmauxq.errors import UsageError
 from mmauxq.evaluation import comparison
-from mmauxq.evaluation.figures import plot_comparison
+from mmauxq.evaluation.figures import _mean_norms, plot_comparison
 from tests.conftest import ROOT
 
 QAT = ROOT / 'configs/qat_r20_w2a2_digits.py'
 AUX = ROOT / 'configs/aux_r20_w2a2_digits.py'
+KD = ROOT / 'configs/kd_r20_w2a2_digits.py'
+DSN = ROOT / 'configs/dsn_r20_w2a2_digits.py'
 
 
 def records():
@@ -23,6 +25,17 @@ def records():
             best=final + 1,
             accuracy=[50.0, final],
             step_seconds=0.01 * (1 + (arm == 'aux')),
+            peak_memory=2**20 * (1 + seed),
+            cost=dict(
+                parameters=1000,
+                multiply_adds=2000,
+                guidance_parameters=80 * (arm == 'aux'),
+                guidance_multiply_adds=250 * (arm == 'aux'),
+            ),
+            gradients=dict(
+                student={'a': 1.0 + seed, 'b': 2.0},
+                **({'joint': {'a': 4.0, 'b': 9.0}} if arm == 'aux' else {}),
+            ),
         )
         for arm, values in finals.items()
         for seed, final in enumerate(values)
@@ -49,6 +62,20 @@ def test_arms_are_configs_with_overrides():
     assert all(arm.model.policy.first == 8 for arm in arms.values())
 
 
+def test_overrides_may_be_lists():
+    hooks = '[{"type": "SyncBuffersHook"}, {"type": "mmauxq.GuidanceWeightHook", "end_weight": 0.1}]'  # noqa: E501
+    arms = comparison.read_arms(
+        [
+            f'a={AUX},custom_hooks={hooks},model.guidance.loss_weight=0.5',
+            f'b={DSN},model.guidance.alphas=[1.0, 2.0],seed=3',
+        ]
+    )
+    assert arms['a'].custom_hooks[1]['end_weight'] == 0.1
+    assert arms['a'].model.guidance.loss_weight == 0.5
+    assert arms['b'].model.guidance.alphas == [1.0, 2.0]
+    assert arms['b'].seed == 3
+
+
 @pytest.mark.parametrize(
     'arms, message',
     [
@@ -60,6 +87,10 @@ def test_arms_are_configs_with_overrides():
         (
             [f'a={QAT}', f'b={AUX},optim_wrapper.optimizer.lr=1'],
             "arms 'a' and 'b' differ in optim_wrapper",
+        ),
+        (
+            [f'a={QAT}', f'b={AUX},val_dataloader.dataset.split=train'],
+            "arms 'a' and 'b' differ in val_dataloader",
         ),
         (
             [f'a={QAT}', f'b={AUX},train_cfg.max_epochs=99'],
@@ -102,7 +133,10 @@ def test_the_table(tmp_path):
         [91, 93, 92.5], [90, 91, 92]
     ).confidence_interval()
     expected = f'+1.17 +- {(high - low) / 2:.2f}, 3 of 3 above'
-    assert f'| aux | 3 | 92.17 ± 1.04 | 93.17 ± 1.04 | {expected} |' in text
+    assert (
+        f'| aux | 3 | 92.17 ± 1.04 | 93.17 ± 1.04 | {expected} | 20.0 ms | '
+        '+8.0%, +12.5% | 3 MiB |'
+    ) in text
     assert '| plain | 3 | 91.00 ± 1.00 | 92.00 ± 1.00 |  | 10.0 ms |' in text
 
 
@@ -142,7 +176,62 @@ def test_nothing_to_show(tmp_path):
 
 def test_figures(tmp_path):
     plot_comparison(tmp_path, records())
-    assert {p.name for p in tmp_path.iterdir()} == {'accuracy.png', 'cost.png'}
+    assert {p.name for p in tmp_path.iterdir()} == {
+        'accuracy.png',
+        'cost.png',
+        'gradients.png',
+    }
+
+
+def test_the_gradients_that_are_drawn():
+    """Of all losses; the geometric mean over seeds."""
+    runs = dict(plain=[], aux=[])
+    for record in records():
+        runs[record['arm']].append(record)
+    norms = _mean_norms(runs['plain'])
+    assert norms == pytest.approx({'a': 6 ** (1 / 3), 'b': 2.0})
+    assert _mean_norms(runs['aux']) == pytest.approx({'a': 4.0, 'b': 9.0})
+    assert _mean_norms([dict(final=1.0)]) == {}
+
+
+TEACHER = f'{KD},model.guidance.train_teacher=true,model.guidance.teacher'
+
+
+@pytest.mark.parametrize(
+    'arm, message',
+    [
+        (f'{AUX},model.guidance.taps=backbone.layer9.*', 'matches nothing'),
+        (f'{DSN},model.guidance.alphas=[1, 1]', '2 weights for 9 taps'),
+        (
+            f'{TEACHER}={ROOT / "configs/float_r20_fmnist.py"}',
+            'made for images of 28 pixels, F gets 8',
+        ),
+        (
+            f'{KD},model.guidance.checkpoint=none.pth',
+            'none.pth does not exist',
+        ),
+        (f'{KD},model.guidance.logits.type=mmrazor.Nope', 'is not registered'),
+        (f'{AUX},model.guidance.width=2', 'width'),
+        (f'{AUX},model.architecture.head.type=Nope', 'Nope'),
+    ],
+)
+def test_an_arm_that_cannot_be_built_is_refused(arm, message):
+    """Before any run begins; the arms before it are in order."""
+    arms = comparison.read_arms([f'plain={QAT}', f'bad={arm}'])
+    with pytest.raises(UsageError, match=f"arm 'bad': .*{message}") as error:
+        comparison.check(arms)
+    assert '\n' not in str(error.value)
+
+
+def test_a_teacher_with_other_classes_is_refused(tmp_path):
+    other = tmp_path / 'other.py'
+    other.write_text(
+        f"_base_ = '{ROOT / 'configs/float_r20_digits.py'}'\n"
+        'model = dict(head=dict(num_classes=7))\n'
+    )
+    arms = comparison.read_arms([f'bad={TEACHER}={other}'])
+    with pytest.raises(UsageError, match='it has 7 classes, F has 10'):
+        comparison.check(arms)
 
 
 def test_a_run_that_fails_stops_the_comparison(tmp_path, monkeypatch):

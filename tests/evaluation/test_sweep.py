@@ -31,8 +31,11 @@ def test_one_that_fails_does_not_stop_the_others():
 
 
 def test_the_smallest_of_a_type():
-    configs = classifier_configs(['shufflenet_v*/*', 'regnet/*-[48]00*'])
+    configs = classifier_configs(
+        ['shufflenet_v*/*', 'regnet/*-[48]00*', 'mobileone/**/*-s0_*']
+    )
     assert sweep.smallest_of_each_type(configs) == [
+        'mobileone/mobileone-s0_8xb32_in1k.py',
         'regnet/regnetx-400mf_8xb128_in1k.py',
         'shufflenet_v1/shufflenet-v1-1x_16xb64_in1k.py',
         'shufflenet_v2/shufflenet-v2-1x_16xb64_in1k.py',

@@ -88,3 +88,12 @@ def test_the_network_that_ships_is_the_same_as_without():
 def test_wrong_weights(alphas, message):
     with pytest.raises(UsageError, match=message):
         joint_qat(guidance=dict(DSN, alphas=alphas))
+
+
+@pytest.mark.parametrize(
+    'dtype, expected', [('float32', torch.float32), (None, torch.bfloat16)]
+)
+def test_full_precision_under_autocast(dtype, expected):
+    module = IntermediateClassifiers(TAPS, head(), 10, dtype=dtype)
+    with torch.autocast('cpu', torch.bfloat16):
+        assert module(outputs()).dtype == expected

@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from mmauxq.errors import UsageError
-from mmauxq.guidance import TapRecorder
+from mmauxq.guidance import TapRecorder, find_taps
 from mmauxq.guidance.taps import find_blocks, resolve_taps
 from tests.networks import batch, classifier, joint_qat
 
@@ -91,14 +91,14 @@ def test_the_algorithm_copies_what_a_residual_sum_overwrites():
             type='mmauxq.AuxAdaptorAggregator', taps='backbone.layer*.0.bn2'
         )
     )
-    assert model.recorder.overwritten == {
+    assert model.recorders[0].overwritten == {
         f'backbone.layer{i}.0.bn2' for i in (1, 2, 3)
     }
     seen = []
     norm = model.architecture.backbone.layer2[0].bn2
     norm.register_forward_hook(lambda m, a, out: seen.append(out.clone()))
     model.loss(*batch())
-    kept = model.recorder.outputs()['backbone.layer2.0.bn2']
+    kept = model.recorders[0].outputs()['backbone.layer2.0.bn2']
     assert torch.equal(kept, seen[0])
     assert kept.min() < 0  # before the addition and the ReLU
 
@@ -201,3 +201,37 @@ def test_no_hook_stays_behind():
         pass
     block = model.backbone.layer1[0]
     assert not block._forward_hooks and not block._forward_pre_hooks
+
+
+def test_stage_ends_are_the_last_blocks_before_a_change_of_shape():
+    model = network(depth=20)
+    inputs = torch.randn(2, 1, 8, 8)
+    every = find_taps(model, 'auto', True, inputs)
+    ends = find_taps(model, 'stage_ends', True, inputs)
+    assert [tap.name for tap in every.taps] == [
+        'stem',
+        *(f'backbone.layer{i}.{j}' for i in (1, 2, 3) for j in range(3)),
+    ]
+    # the stem is what enters the first of them
+    assert [tap.name for tap in ends.taps] == [
+        'stem',
+        *(f'backbone.layer{i}.2' for i in (1, 2, 3)),
+    ]
+    assert [tap.shape for tap in ends.taps[1:]] == [
+        (4, 8, 8),
+        (8, 4, 4),
+        (16, 2, 2),
+    ]
+
+
+def test_stage_ends_by_config():
+    model = joint_qat(
+        architecture=classifier(depth=20),
+        guidance=dict(
+            type='mmauxq.IntermediateClassifiers', taps='stage_ends'
+        ),
+    )
+    assert set(model.loss(*batch())) == {
+        'student.loss',
+        *(f'guidance.loss_layer{i}.2' for i in (1, 2, 3)),
+    }

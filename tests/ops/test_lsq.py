@@ -238,3 +238,18 @@ def test_inside_the_range_the_error_is_at_most_half_a_step(seed, step):
     x = draw(seed).double().clamp(-4, 3) * step
     y = learned_step_quantize(x, torch.tensor(step).double(), -4, 3)
     assert (y - x).abs().max().item() <= step / 2
+
+
+def test_the_gradient_survives_compilation():
+    """torch 2.11 drops that of a result which a no-op .to() gave."""
+    torch._dynamo.reset()
+    compiled = torch.compile(learned_step_quantize, backend='eager')
+    found = []
+    for op in (learned_step_quantize, compiled):
+        torch.manual_seed(0)
+        x = torch.randn(50, requires_grad=True)
+        step = torch.tensor(0.5, requires_grad=True)
+        (op(x, step, -2, 1) * torch.arange(50)).sum().backward()
+        found.append((x.grad, step.grad))
+    assert found[0][0].abs().sum() > 0
+    assert_close(found[1], found[0])

@@ -54,6 +54,12 @@ def test_killed_and_continued(tmp_path):
         ('aux', 0),
     }
     assert all(r['start'].endswith('0/last.pth') for r in records)
+    plain, aux = records
+    assert plain['cost']['guidance_multiply_adds'] == 0
+    assert aux['cost']['guidance_multiply_adds'] > 0
+    assert set(plain['gradients']) == {'student'}
+    assert set(aux['gradients']) == {'student', 'joint'}
+    assert (out / 'gradients.png').is_file()
     again = subprocess.run(
         [sys.executable, COMMAND[1], '--table', str(out)],
         env=process_environment(), capture_output=True, text=True, timeout=60,
@@ -69,6 +75,16 @@ def test_killed_and_continued(tmp_path):
         ([], '--arms and --out, or --table, are needed'),
         (['--arms', 'a=b.py', '--out', 'x'], 'config b.py does not exist'),
         (['--table', '.'], 'no finished run'),
+        (
+            [
+                '--arms',
+                f'a={ROOT / "configs/aux_r20_w2a2_digits.py"},'
+                'model.guidance.taps=backbone.none',
+                '--out',
+                'x',
+            ],
+            "arm 'a': taps: 'backbone.none' matches nothing",
+        ),
         (
             ['--arms', 'a=b.py', '--out', 'x', '--jobs', '0'],
             '--jobs 0: allowed',

@@ -1,13 +1,18 @@
 """Schedules and other things that happen at a point in time."""
 
+from .batch_norm_hook import BatchNormHook, reestimate_batch_norm
 from .finite_numbers_hook import FiniteNumbersHook
 from .guidance_weight_hook import GuidanceWeightHook
 from .quantizer_watch_hook import QuantizerWatchHook
 from .safe_checkpoint_hook import SafeCheckpointHook
+from .teacher_check_hook import TeacherCheckHook
 
 __all__ = [
+    'BatchNormHook',
     'FiniteNumbersHook',
     'GuidanceWeightHook',
     'QuantizerWatchHook',
     'SafeCheckpointHook',
+    'TeacherCheckHook',
+    'reestimate_batch_norm',
 ]

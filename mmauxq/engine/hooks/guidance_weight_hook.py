@@ -20,13 +20,16 @@ class GuidanceWeightHook(Hook):
     """Moves ``guidance.loss_weight`` from its configured value to another.
 
     The weight is a function of the iteration alone, so that a resumed run
-    goes on where it was. It is logged as ``guidance/weight``.
+    goes on where it was. It is logged as ``guidance/weight``; that of one of
+    several guidances as ``guidance.0/weight``.
 
     Args:
         end_weight: Weight at the end, not negative.
         begin: Part of the training, 0 to 1, at which the change begins.
         end: Part at which it is complete, above ``begin``, up to 1.
         shape: ``'linear'``, ``'cosine'`` or ``'constant'``.
+        index: Place in the list of guidances, from 0; needed if there are
+            several.
     """
 
     priority = 'NORMAL'
@@ -37,6 +40,7 @@ class GuidanceWeightHook(Hook):
         begin: float = 0.0,
         end: float = 1.0,
         shape: str = 'cosine',
+        index: int | None = None,
     ) -> None:
         for name, value in (
             ('end_weight', end_weight),
@@ -69,6 +73,7 @@ class GuidanceWeightHook(Hook):
             )
         self.end_weight, self.begin, self.end = end_weight, begin, end
         self.shape = SHAPES[shape]
+        self.index = index
         self.start_weight: float | None = None
 
     def before_train(self, runner) -> None:
@@ -81,7 +86,8 @@ class GuidanceWeightHook(Hook):
         """Set the weight of this iteration."""
         weight = self.weight(runner.iter / max(runner.max_iters, 1))
         self._guidance(runner).loss_weight.fill_(weight)
-        runner.message_hub.update_scalar('train/guidance/weight', weight)
+        name = 'guidance' if self.index is None else f'guidance.{self.index}'
+        runner.message_hub.update_scalar(f'train/{name}/weight', weight)
 
     def weight(self, progress: float) -> float:
         """The weight at a part of the training, 0 to 1."""
@@ -94,11 +100,19 @@ class GuidanceWeightHook(Hook):
     def _guidance(self, runner):
         model = runner.model
         model = model.module if is_model_wrapper(model) else model
-        guidance = getattr(model, 'guidance', None)
-        if guidance is None:
+        guidances = getattr(model, 'guidances', [])
+        if not guidances:
             raise UsageError(
                 'GuidanceWeightHook: the model has no guidance '
                 'whose weight could change; remove the hook or '
                 'set model.guidance'
             )
-        return guidance
+        if self.index is None and len(guidances) == 1:
+            return guidances[0]
+        if self.index is None or not 0 <= self.index < len(guidances):
+            raise UsageError(
+                f'GuidanceWeightHook: index={self.index!r}; the model has '
+                f'{len(guidances)} guidances, allowed are 0 to '
+                f'{len(guidances) - 1}'
+            )
+        return guidances[self.index]

@@ -95,13 +95,13 @@ def test_gradient(tmp_path):
 
 def test_loss_alone(tmp_path):
     model = joint_qat()
-    loss = model.guidance.loss
+    losses = model.guidance.losses
 
-    def spoiled(outputs, samples):
+    def spoiled(*args):
         # a constant: its gradient is 0
-        return {k: v + float('inf') for k, v in loss(outputs, samples).items()}
+        return {k: v + float('inf') for k, v in losses(*args).items()}
 
-    model.guidance.loss = spoiled
+    model.guidance.losses = spoiled
     with pytest.raises(TrainingError, match='step 1: .* in guidance.loss_aux'):
         runner_with(tmp_path, model=model).train()
 

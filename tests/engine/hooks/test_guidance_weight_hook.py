@@ -6,7 +6,7 @@ import pytest
 from mmauxq.engine.hooks import GuidanceWeightHook
 from mmauxq.errors import UsageError
 from mmauxq.registry import HOOKS
-from tests.networks import joint_qat
+from tests.networks import AUX, joint_qat
 
 
 class _Hub:
@@ -80,3 +80,20 @@ def test_bad_settings(settings, message):
 def test_without_guidance_it_says_so():
     with pytest.raises(UsageError, match='the model has no guidance'):
         run(GuidanceWeightHook(), joint_qat(guidance=None), 1)
+
+
+KD = dict(type='mmauxq.KnowledgeDistillation')
+
+
+def test_one_of_several_guidances():
+    model = joint_qat(guidance=[AUX, KD])
+    runner = run(GuidanceWeightHook(shape='linear', index=1), model, 25)
+    assert [g.loss_weight.item() for g in model.guidance] == [1, 0.75]
+    assert runner.message_hub.scalars == {'train/guidance.1/weight': 0.75}
+
+
+@pytest.mark.parametrize('index', [None, 2, -1])
+def test_which_of_several_must_be_said(index):
+    model = joint_qat(guidance=[AUX, KD])
+    with pytest.raises(UsageError, match='2 guidances, allowed are 0 to 1'):
+        run(GuidanceWeightHook(index=index), model, 25)

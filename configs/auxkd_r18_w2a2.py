@@ -1,0 +1,12 @@
+_base_ = [
+    './_base_/networks/imagenet_r18.py',
+    './_base_/auxkd_w2a2.py',
+    './_base_/schedules/imagenet_w2a2.py',
+]
+
+model = dict(
+    _delete_=True,
+    architecture=_base_.model,
+    float_checkpoint=_base_.float_checkpoint,
+    **_base_.quantization,
+)

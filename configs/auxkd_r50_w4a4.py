@@ -1,0 +1,12 @@
+_base_ = [
+    './_base_/networks/imagenet_r50.py',
+    './_base_/auxkd_w4a4.py',
+    './_base_/schedules/imagenet_w4a4.py',
+]
+
+model = dict(
+    _delete_=True,
+    architecture=_base_.model,
+    float_checkpoint=_base_.float_checkpoint,
+    **_base_.quantization,
+)

@@ -1,0 +1,99 @@
+"""How good a teacher is, before anybody learns from it."""
+
+import logging
+from collections.abc import Iterable
+
+import torch
+from mmengine import dist
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
+
+from mmauxq.errors import UsageError
+from mmauxq.guidance import KnowledgeDistillation
+from mmauxq.registry import HOOKS
+
+
+@HOOKS.register_module()
+class TeacherCheckHook(Hook):
+    """Prints the accuracy of each teacher before training, or refuses it.
+
+    A teacher with wrong weights, or fed with wrongly normalised images, trains
+    its student to guess, and no loss shows it. Registered by
+    ``tools/train.py`` and ``tools/compare.py``; does nothing for a model
+    without a teacher.
+
+    Args:
+        batches: Validation batches to look at, in each process; ``None`` for
+            all.
+
+    Raises:
+        UsageError: If a teacher has less than its ``least_accuracy``.
+    """
+
+    priority = 'LOW'
+
+    def __init__(self, batches: int | None = None) -> None:
+        self.batches = batches
+
+    def before_train(self, runner) -> None:
+        """Check all teachers of the model."""
+        model = runner.model
+        model = model.module if is_model_wrapper(model) else model
+        teachers = [
+            guidance
+            for guidance in getattr(model, 'guidances', [])
+            if isinstance(guidance, KnowledgeDistillation)
+        ]
+        if not teachers:
+            return
+        model.prepare()
+        for guidance in teachers:
+            if runner.val_loop is None:
+                self._say(f'{guidance.title}: not checked, no validation data')
+                continue
+            self._check(model, guidance, runner.val_loop.dataloader)
+
+    def _check(self, model, guidance, loader: Iterable) -> None:
+        # the order of the training data is not to depend on the check
+        with torch.random.fork_rng(), torch.no_grad():
+            right, count = self._count(model, guidance, loader)
+        if not count:
+            self._say(f'{guidance.title}: not checked, no single labels')
+            return
+        accuracy = 100 * right / count
+        found = f'has top-1 {accuracy:.2f} on {count} validation images'
+        self._say(f'{guidance.title}: {found}')
+        if accuracy < guidance.least_accuracy and not guidance.untrained:
+            raise UsageError(
+                f'guidance.teacher: {guidance.title}, {found}; allowed is '
+                f'from guidance.least_accuracy={guidance.least_accuracy:g}. '
+                'Are its checkpoint and its data_preprocessor the right ones?'
+            )
+
+    def _count(self, model, guidance, loader: Iterable) -> tuple[int, int]:
+        network = guidance.mentor.network
+        training, right, count = network.training, 0, 0
+        network.eval()
+        for i, batch in enumerate(loader):
+            if i == self.batches:
+                break
+            batch = model.data_preprocessor(batch, False)
+            guidance.check_size(batch['inputs'].shape[-1])
+            labels = [s.get('gt_label') for s in batch['data_samples']]
+            if any(label is None or label.numel() != 1 for label in labels):
+                continue
+            found = guidance.teach(batch['inputs']).argmax(1)
+            right += int((found == torch.cat(labels).to(found)).sum())
+            count += len(labels)
+        network.train(training)
+        total = torch.tensor([right, count], device=guidance.ready.device)
+        dist.all_reduce(total)
+        return int(total[0]), int(total[1])
+
+    def _say(self, text: str) -> None:
+        print_log(
+            f'KnowledgeDistillation: the teacher, {text}',
+            logger='current',
+            level=logging.INFO,
+        )

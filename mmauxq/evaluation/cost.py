@@ -1,0 +1,85 @@
+"""Multiply-adds, bit-operations and bytes of every layer."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mmauxq.layers import QuantizedLayer
+from mmauxq.layers.quantized import CONVOLUTIONS, QUANTIZABLE
+from mmauxq.quantizers import FLOAT_BITS
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """A convolution or linear layer for one image.
+
+    Args:
+        name: Of the layer.
+        weight_bits: 32 for floating point.
+        activation_bits: Of its input.
+        parameters: Weight and bias.
+        multiply_adds: Of its product.
+    """
+
+    name: str
+    weight_bits: int
+    activation_bits: int
+    parameters: int
+    multiply_adds: int
+
+    @property
+    def bit_operations(self) -> int:
+        """Multiply-adds times the bits of both operands."""
+        return self.multiply_adds * self.weight_bits * self.activation_bits
+
+
+def _bits(layer: nn.Module, role: str) -> int:
+    if not isinstance(layer, QuantizedLayer):
+        return FLOAT_BITS
+    return getattr(getattr(layer, f'{role}_quantizer'), 'bits', FLOAT_BITS)
+
+
+@torch.no_grad()
+def layer_costs(model: nn.Module, image: Tensor) -> list[LayerCost]:
+    """The layers that run, in their order.
+
+    Args:
+        model: An algorithm or architecture in evaluation mode.
+        image: (1, C, H, W).
+    """
+    products: dict[str, int] = {}
+
+    def count(name: str, layer: nn.Module, output: Tensor) -> None:
+        outputs = (
+            layer.out_channels
+            if isinstance(layer, CONVOLUTIONS)
+            else layer.out_features
+        )
+        products[name] = products.get(name, 0) + (
+            output.numel() * layer.weight.numel() // outputs
+        )
+
+    handles = [
+        layer.register_forward_hook(
+            lambda layer, _, output, name=name: count(name, layer, output)
+        )
+        for name, layer in model.named_modules()
+        if isinstance(layer, QUANTIZABLE)
+    ]
+    try:
+        model(image, mode='tensor')
+    finally:
+        for handle in handles:
+            handle.remove()
+    layers = dict(model.named_modules())
+    return [
+        LayerCost(
+            name,
+            _bits(layers[name], 'weight'),
+            _bits(layers[name], 'input'),
+            sum(p.numel() for p in layers[name].parameters(recurse=False)),
+            multiply_adds,
+        )
+        for name, multiply_adds in products.items()
+    ]

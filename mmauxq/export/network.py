@@ -1,0 +1,180 @@
+"""A trained network, as a config and a checkpoint describe it."""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from torch import Tensor
+
+from mmauxq import compat
+from mmauxq.errors import UsageError
+from mmauxq.layers.checkpoint import check_architecture, normalise
+from mmauxq.quantizers import named_quantizers
+from mmauxq.registry import MODELS
+
+
+@dataclass
+class Network:
+    """F, ready to export.
+
+    Args:
+        algorithm: In evaluation mode, without guidance, on the CPU.
+        cfg: The config, with the guidance that training had.
+        meta: Of the checkpoint.
+    """
+
+    algorithm: Any
+    cfg: Config
+    meta: dict
+
+    @property
+    def architecture(self) -> Any:
+        """F itself."""
+        return self.algorithm.architecture
+
+    def batches(self, split: str = 'val') -> Iterator[tuple[Tensor, Tensor]]:
+        """(preprocessed images, labels) of ``'train'`` or ``'val'``.
+
+        Raises:
+            UsageError: If the config names no data.
+        """
+        from mmengine.runner import Runner
+
+        loader = self.cfg.get(f'{split}_dataloader')
+        if loader is None:
+            raise UsageError(f'the config has no `{split}_dataloader`')
+        loader = copy.deepcopy(loader)
+        dataloader = Runner.build_dataloader(loader, seed=0)
+        for data in dataloader:
+            data = self.algorithm.data_preprocessor(data, False)
+            samples = data.get('data_samples') or []
+            labels = torch.tensor(
+                [int(s.gt_label) if 'gt_label' in s else -1 for s in samples]
+                or [-1] * len(data['inputs'])
+            )
+            yield data['inputs'].float(), labels
+
+    def images(self, count: int) -> list[tuple[Tensor, Tensor]]:
+        """The first validation images, in batches of at most 250."""
+        found, total = [], 0
+        for images, labels in self.batches():
+            images, labels = images[: count - total], labels[: count - total]
+            found += zip(images.split(250), labels.split(250), strict=True)
+            total += len(images)
+            if total >= count:
+                break
+        return found
+
+    def training_batches(self, count: int) -> Iterator[Tensor]:
+        """The first ``count`` batches of training images."""
+        for images, _ in islice(self.batches('train'), count):
+            yield images
+
+    def classes(self) -> list[str]:
+        """Names of the classes, as far as the checkpoint tells."""
+        meta = self.meta.get('dataset_meta') or {}
+        return list(
+            map(str, self.meta.get('classes') or meta.get('classes', ()))
+        )
+
+
+def load_network(cfg: Config, checkpoint: str) -> Network:
+    """Build F and fill it.
+
+    Raises:
+        UsageError: If the config trains no quantized network, or the
+            checkpoint holds none, one of another architecture, or one that
+            was never calibrated.
+    """
+    from mmengine.registry import init_default_scope
+
+    init_default_scope(cfg.get('default_scope', 'mmpretrain'))
+    check_config(cfg)
+    content = compat.load_checkpoint(checkpoint)
+    state = normalise(content, str(checkpoint))
+    algorithm = build(cfg, None).cpu().eval()
+    check_architecture(algorithm.architecture, state, str(checkpoint))
+    calibrated = [
+        f'{name}.calibrated'
+        for name, _ in named_quantizers(algorithm.architecture)
+    ]
+    missing = [
+        key for key in calibrated if not bool(state.get(key, torch.tensor(0)))
+    ]
+    if missing:
+        raise UsageError(
+            f'{checkpoint}: {len(missing)} quantizers have no calibrated '
+            f'scale, such as {missing[0].removesuffix(".calibrated")}; train '
+            'the quantized network first'
+        )
+    unexpected = [
+        key
+        for key in state
+        if key not in algorithm.architecture.state_dict()
+        and '_quantizer.' in key
+    ]
+    if unexpected:
+        raise UsageError(
+            f'{checkpoint}: quantizes more than this config: {unexpected[0]}'
+        )
+    algorithm.architecture.load_state_dict(state, strict=False)
+    meta = content.get('meta') if isinstance(content, dict) else None
+    return Network(algorithm.eval(), cfg, meta or {})
+
+
+def check_config(cfg: Config) -> None:
+    """See that there is something to export.
+
+    Raises:
+        UsageError: If the config trains no quantized network.
+    """
+    if cfg.model.get('type') != 'mmauxq.JointQAT':
+        raise UsageError(
+            f'model.type={cfg.model.get("type")!r}; exported are networks '
+            "trained with 'mmauxq.JointQAT'"
+        )
+
+
+def build(cfg: Config, guidance: Any) -> Any:
+    """The algorithm of a config, with this guidance or ``None``."""
+    model = copy.deepcopy(cfg.model)
+    model.guidance, model.float_checkpoint = guidance, None
+    if cfg.get('data_preprocessor') is not None:
+        model.setdefault('data_preprocessor', cfg.data_preprocessor)
+    return MODELS.build(model)
+
+
+def guidance_cost(cfg: Config) -> dict[str, Any]:
+    """What the guidance of a config costs while training, for one image.
+
+    ``parameters`` and ``multiply_adds`` are ``None`` where it cannot be built
+    any more, such as a teacher whose checkpoint is gone.
+    """
+    guidance = cfg.model.get('guidance')
+    if guidance is None:
+        return dict(type=None, parameters=0, multiply_adds=0)
+    parts = guidance if isinstance(guidance, (list, tuple)) else [guidance]
+    names = ' and '.join(part['type'] for part in parts)
+    try:
+        cost = build(cfg, guidance).cost
+    except (UsageError, OSError):
+        return dict(type=names, parameters=None, multiply_adds=None)
+    return dict(
+        type=names,
+        parameters=cost.guidance_parameters,
+        multiply_adds=cost.guidance_multiply_adds,
+    )
+
+
+def first_images(network: Network, count: int) -> list[tuple[Tensor, Tensor]]:
+    """Validation images, or generated ones if ``count`` is 0."""
+    if count:
+        return network.images(count)
+    shape = network.algorithm.cost.shape
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(16, *shape, generator=generator)
+    return [(images, torch.full((16,), -1))]

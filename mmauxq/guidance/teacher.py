@@ -1,0 +1,182 @@
+"""A float classifier that shows its logits and features."""
+
+import copy
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.hub import get_config
+from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
+from torch import Tensor, nn
+
+from mmauxq.errors import UsageError
+
+from .find_taps import Taps
+
+
+class Teacher(nn.Module):
+    """A classifier, fed with the images that F gets.
+
+    F's data preprocessor has normalised them. If the teacher was trained
+    with other means or another order of the colours, they are taken from one
+    normalisation to the other; batch augmentations, which mix images, commute
+    with that.
+
+    Args:
+        network: The classifier.
+        taps: What to read from it.
+        ours: The data preprocessor of F.
+        trained: Whether it is trained along; else it is frozen, in evaluation
+            mode.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        taps: Taps,
+        ours: nn.Module | None,
+        trained: bool = False,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.trained = trained
+        self.recorder = taps.recorder(network, trained)
+        self.names = [tap.name for tap in taps.taps]
+        theirs = getattr(network, 'data_preprocessor', None)
+        self.flip = _to_rgb(ours) != _to_rgb(theirs)
+        mean, std = _normalisation(ours, self.flip)
+        other_mean, other_std = _normalisation(theirs, False)
+        self.register_buffer('scale', std / other_std, persistent=False)
+        self.register_buffer(
+            'shift', (mean - other_mean) / other_std, persistent=False
+        )
+        self.agrees = not self.flip and bool(
+            (self.scale == 1).all() and (self.shift == 0).all()
+        )
+        if not trained:
+            self.eval().requires_grad_(False)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Logits (N, K), and the features at the taps.
+
+        Args:
+            images: (N, C, H, W), as F gets them.
+        """
+        if not self.agrees:
+            if self.flip:
+                images = images.flip(1)
+            images = images * self.scale + self.shift
+        with (
+            # entered outside of a compiled step, which cannot do it
+            nullcontext() if self.recorder.active else self.recorder,
+            nullcontext() if self.trained else torch.no_grad(),
+        ):
+            logits = self.network(images, mode='tensor')
+        if isinstance(logits, (tuple, list)):
+            logits = logits[0]
+        outputs = self.recorder.outputs()
+        return logits, [outputs[name] for name in self.names]
+
+
+def _to_rgb(preprocessor: nn.Module | None) -> bool:
+    return bool(getattr(preprocessor, 'to_rgb', False))
+
+
+def _normalisation(
+    preprocessor: nn.Module | None, flip: bool
+) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation, (C, 1, 1), that a preprocessor applies."""
+    mean = getattr(preprocessor, 'mean', torch.zeros(1, 1, 1))
+    std = getattr(preprocessor, 'std', torch.ones(1, 1, 1))
+    mean, std = mean.detach().clone().float(), std.detach().clone().float()
+    return (mean.flip(0), std.flip(0)) if flip else (mean, std)
+
+
+def build_network(teacher: str | dict) -> tuple[nn.Module, int | None]:
+    """The classifier that a config describes, and the size it was made for.
+
+    Args:
+        teacher: ``'mmpretrain::...'`` or a file, with a ``model``; or the
+            dict of such a config; or a ``model`` itself.
+
+    Returns:
+        The network, not initialised; and the side in pixels of its images:
+        what its backbone or its test pipeline says, ``None`` if neither does.
+
+    Raises:
+        UsageError: If it cannot be read or is no classifier.
+    """
+    config = _read(teacher)
+    model = config.get('model', config)
+    if not isinstance(model, dict) or not model.get('head'):
+        raise UsageError(
+            f'guidance.teacher={_short(teacher)}: is no config of an image '
+            'classifier with a head'
+        )
+    model = copy.deepcopy(dict(model))
+    model.setdefault('_scope_', 'mmpretrain')
+    preprocessor = config.get('data_preprocessor')
+    if preprocessor is not None:
+        model.setdefault('data_preprocessor', dict(preprocessor))
+    try:
+        network = MMPRETRAIN_MODELS.build(model)
+    except Exception as error:  # a config can be wrong in any way
+        raise UsageError(
+            f'guidance.teacher={_short(teacher)}: cannot be built: {error}'
+        ) from error
+    if not isinstance(getattr(network, 'backbone', None), nn.Module):
+        raise UsageError(
+            f'guidance.teacher={_short(teacher)}: a '
+            f'{type(network).__name__} is no image classifier'
+        )
+    return network, _declared_size(network, config)
+
+
+def _short(teacher: str | dict) -> str:
+    return teacher if isinstance(teacher, str) else 'dict(...)'
+
+
+def _read(teacher: str | dict) -> dict:
+    if isinstance(teacher, dict):
+        return teacher
+    try:
+        if '::' in teacher:
+            return get_config(teacher)
+        if Path(teacher).is_file():
+            return Config.fromfile(teacher)
+    except Exception as error:  # a config is code: it may raise anything
+        raise UsageError(
+            f'guidance.teacher={teacher}: cannot be read: {error}'
+        ) from error
+    raise UsageError(f'guidance.teacher={teacher}: does not exist')
+
+
+def _declared_size(network: nn.Module, config: dict) -> int | None:
+    size: Any = getattr(network.backbone, 'img_size', None)
+    if size is None and config.get('input_shape'):
+        size = config['input_shape'][-1]
+    return _side(size) or crop_size(config)
+
+
+def crop_size(config: dict) -> int | None:
+    """What the test pipeline of a config crops or resizes to, in pixels."""
+    loader = config.get('test_dataloader') or config.get('val_dataloader')
+    pipeline = (loader or {}).get('dataset', {}).get('pipeline', [])
+    sizes = [
+        step.get('crop_size', step.get('scale'))
+        for step in pipeline
+        if 'crop_size' in step or 'scale' in step
+    ]
+    return _side(sizes[-1]) if sizes else None
+
+
+def _side(size: Any) -> int | None:
+    if isinstance(size, Sequence) and not isinstance(size, str) and size:
+        size = size[0]
+    return size if isinstance(size, int) and size > 0 else None

@@ -13,7 +13,8 @@ from torch import Tensor
 FORMS = ('auto', 'reference', 'kernel')
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
-_form = os.environ.get('MMAUXQ_OPS', 'auto')
+# Not 'auto' before the kernels have run on a GPU, see docs/speed.md.
+_form = os.environ.get('MMAUXQ_OPS', 'reference')
 
 
 @contextmanager

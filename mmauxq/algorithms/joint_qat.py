@@ -397,7 +397,7 @@ class JointQAT(BaseAlgorithm):
             The logits of F, (N, K), and what each guidance found.
         """
         features = self.architecture.extract_feat(inputs)
-        logits = self.architecture.head(features)
+        logits = self._logits(features)
         return logits, self._guide(inputs)
 
     def _guide(self, inputs: Tensor) -> list:
@@ -407,6 +407,23 @@ class JointQAT(BaseAlgorithm):
                 self.guidances, self.recorders, strict=True
             )
         ]
+
+    def _logits(self, features: Any) -> Any:
+        """Of the head.
+
+        Heads with a second output for a teacher (LeViT, EfficientFormer)
+        decline to train without one. The average that they predict with
+        learns the targets, as in DeiTClsHead.
+        """
+        head = self.architecture.head
+        try:
+            return head(features)
+        except NotImplementedError:
+            training, head.training = head.training, False
+            try:
+                return head(features)
+            finally:
+                head.training = training
 
     def _other_loss(
         self, inputs: Tensor, data_samples: list | None
@@ -432,16 +449,9 @@ class JointQAT(BaseAlgorithm):
         try:
             return architecture.head.loss(features, data_samples)
         except NotImplementedError:
-            # Heads with a second output for a teacher (LeViT,
-            # EfficientFormer) decline to train without one. The average
-            # that they predict with learns the targets, as in DeiTClsHead.
-            head = architecture.head
-            training, head.training = head.training, False
-            try:
-                score = head(features)
-            finally:
-                head.training = training
-            return ClsHead._get_loss(head, score, data_samples)
+            return ClsHead._get_loss(
+                architecture.head, self._logits(features), data_samples
+            )
 
     def prepare(self) -> None:
         """Before the first step: teachers that are F take its weights."""

@@ -1,6 +1,7 @@
 """Files that are complete or absent."""
 
 import os
+import uuid
 from pathlib import Path
 
 from mmauxq.errors import TrainingError
@@ -13,14 +14,16 @@ def write_atomically(path: str | os.PathLike, data: bytes) -> None:
     """Write a file that is never seen half-written, whatever happens.
 
     It is written beside its place, flushed to the disk, and renamed. A
-    process that dies leaves ``NAME.part`` behind, and what was there before.
+    process that dies leaves ``NAME.*.part`` behind, and what was there before.
+    Two processes that write the same file, as all ranks do with some logs of
+    MMEngine, do not see each other's part.
 
     Raises:
         TrainingError: If the disk is full or fails; what was there before is
             unchanged, and no part is left.
     """
     path = Path(path)
-    part = path.with_name(path.name + PART)
+    part = path.with_name(f'{path.name}.{uuid.uuid4().hex[:8]}{PART}')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(part, 'wb') as file:

@@ -26,9 +26,11 @@ def small_config():
 @pytest.fixture(scope='session')
 def checkpoint(small_config, tmp_path_factory):
     """A training checkpoint with guidance and classes."""
+    from mmengine.runner import set_random_seed
+
     from mmauxq.export.network import Network, build
 
-    torch.manual_seed(0)
+    set_random_seed(0)  # also of the sampler and the crops
     algorithm = build(small_config, small_config.model.guidance)
     algorithm.init_weights()
     optimizer = torch.optim.Adam(algorithm.parameters(), 0.01)

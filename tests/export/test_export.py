@@ -70,7 +70,9 @@ def test_the_report_tells_the_cost(exported):
     assert first['name'] == 'backbone.layer1.0.conv1'
     assert first['multiply_adds'] == 8 * 8 * 9 * 8 * 8
     assert first['bit_operations'] == 4 * first['multiply_adds']
-    assert first['weight_levels'] == first['input_levels'] == 4
+    # how many of the 4 levels are in use depends on the training
+    assert 2 <= first['weight_levels'] <= 4
+    assert 2 <= first['input_levels'] <= 4
     assert report['layers'][0]['weight_bits'] == 32
     assert report['guidance']['type'] == 'mmauxq.AuxAdaptorAggregator'
     assert report['guidance']['parameters'] > 0

@@ -343,10 +343,8 @@ def _is_distributed() -> bool:
 
 
 def _leave_process_group() -> None:
-    torch = sys.modules.get('torch')
-    if torch is not None and torch.distributed.is_available():
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+    if _is_distributed():
+        sys.modules['torch'].distributed.destroy_process_group()
 
 
 # --- the runner ------------------------------------------------------------

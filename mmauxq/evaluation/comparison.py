@@ -13,7 +13,6 @@ on where it was.
 """
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -26,6 +25,7 @@ import numpy as np
 from mmengine.config import Config
 
 from mmauxq.errors import UsageError
+from mmauxq.files import write_atomically
 
 from .statistics import paired_difference
 
@@ -261,9 +261,7 @@ def run_one(folder: Path, seed: int, start: str | None = None) -> None:
     if last.is_symlink():
         last.unlink()
     last.symlink_to(trial.last_checkpoint.name)
-    part = folder / 'result.json.part'
-    part.write_text(json.dumps(record))
-    os.replace(part, folder / 'result.json')
+    write_atomically(folder / 'result.json', json.dumps(record).encode())
 
 
 def _commit() -> str | None:

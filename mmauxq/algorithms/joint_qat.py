@@ -334,7 +334,7 @@ class JointQAT(BaseAlgorithm):
         with ExitStack() as stack:
             if not self._started:
                 self._start(stack)
-            elif step == self._step:
+            else:
                 if self._weights_at_once is None:
                     self._weights_at_once = WeightsAtOnce(
                         self.architecture,

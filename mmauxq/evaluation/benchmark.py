@@ -39,6 +39,7 @@ def _arms() -> Iterator[str]:
         'aux-amp/compiled',
         'aux-quarter-amp/compiled',
         'kd/compiled',
+        'w4a4/compiled-reference',
         'w4a4/compiled-kernel',
         'w4a4/compiled-half',
         'aux-amp/codes',

@@ -40,6 +40,7 @@ FORMS = {
     'recompute': dict(memory='recompute'),
     'graph-recompute': dict(memory='recompute'),
     'compiled': dict(compile=True),
+    'compiled-reference': dict(compile=True),
     'compiled-kernel': dict(compile=True),
     'compiled-half': dict(compile=True),
     'compiled-third': dict(compile=True),
@@ -148,8 +149,11 @@ def _context(form: str) -> Iterator[None]:
 
     from mmauxq.ops import use_form
 
-    ops_form = dict(reference='reference')
-    ops_form['compiled-kernel'] = 'kernel'
+    ops_form = {
+        'reference': 'reference',
+        'compiled-reference': 'reference',
+        'compiled-kernel': 'kernel',
+    }
     with (
         use_form(ops_form.get(form, 'auto')),
         functorch.patch(

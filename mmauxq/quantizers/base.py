@@ -185,12 +185,6 @@ class Quantizer(nn.Module):
     def calibrate(self, x: Tensor) -> None:
         """Set the learned state from ``x``, equally on all ranks."""
 
-    @torch.no_grad()
-    def keep_positive(self) -> None:
-        """Set a learned scale that is not positive to the least one."""
-        if self.scale is not None:
-            getattr(self, self.scale).clamp_(min=ops.LEAST_SCALE)
-
     def _get_ready(self, x: Tensor) -> None:
         if not bool(self.calibrated):
             if not self.calibrating:

@@ -2,10 +2,12 @@
 
 from typing import Any
 
+import torch
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from mmauxq.ops import LEAST_SCALE
 from mmauxq.quantizers import named_quantizers
 from mmauxq.registry import HOOKS
 
@@ -29,9 +31,14 @@ class QuantizerWatchHook(Hook):
     priority = 'ABOVE_NORMAL'
 
     def before_train(self, runner: Any) -> None:
-        """Find the quantizers."""
-        self.quantizers = [q for _, q in named_quantizers(bare_model(runner))]
+        """Find the scales."""
+        self.scales = [
+            getattr(quantizer, quantizer.scale)
+            for _, quantizer in named_quantizers(bare_model(runner))
+            if quantizer.scale is not None
+        ]
 
+    @torch.no_grad()
     def after_train_iter(
         self,
         runner: Any,
@@ -40,8 +47,9 @@ class QuantizerWatchHook(Hook):
         outputs: dict | None = None,
     ) -> None:
         """Keep the scales positive."""
-        for quantizer in self.quantizers:
-            quantizer.keep_positive()
+        if self.scales:
+            # one launch instead of one for each
+            torch._foreach_clamp_min_(self.scales, LEAST_SCALE)
 
     def before_val_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None

@@ -192,8 +192,10 @@ def measure(
         )
         inputs = torch.randn(batch, 3, size, size, device=device)
         inputs = inputs.contiguous(memory_format=torch.channels_last)
-        labels = torch.randint(1000, (batch,), device=device)
-        samples = [DataSample().set_gt_label(label) for label in labels]
+        samples = [
+            DataSample().set_gt_label(label).to(device)
+            for label in torch.randint(1000, (batch,)).tolist()
+        ]
 
         def step() -> Tensor:
             optimizer.zero_grad(set_to_none=True)

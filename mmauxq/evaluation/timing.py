@@ -105,6 +105,28 @@ def graphed(
     return graph.replay
 
 
+def kernel_ms(run: Callable[[], object], repeats: int) -> float:
+    """Milliseconds that the kernels of one call take, without what lies
+    between them; by PyTorch's profiler, GPU only.
+
+    Args:
+        run: Is called ``repeats + 1`` times.
+        repeats: Over how many calls the mean is taken.
+    """
+    from torch.profiler import ProfilerActivity, profile
+
+    run()
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as found:
+        for _ in range(repeats):
+            run()
+        torch.cuda.synchronize()
+    microseconds = sum(
+        event.self_device_time_total for event in found.key_averages()
+    )
+    return microseconds / 1e3 / repeats
+
+
 def peak_gib(run: Callable[[], object]) -> float | None:
     """Most memory that tensors take while ``run`` runs, in GiB; GPU only."""
     if not torch.cuda.is_available():

@@ -20,10 +20,15 @@ from .dispatch import (
 )
 from .lsq import lsq_backward, lsq_forward
 
-FLAT_ROWS = 4096
-"""Elements of a tile; 32 for each thread of 8 warps."""
-TILE_CHANNELS = 128
-BLOCKS_PER_MULTIPROCESSOR = 8
+# Sizes of tiles, the best of a sweep on one NVIDIA H200. Where one step serves
+# all, a program has one tile, of so many elements:
+FORWARD_VALUES, FORWARD_WARPS = 2048, 4
+BACKWARD_VALUES, BACKWARD_WARPS = 8192, 8
+# Where each channel has a step, (elements, channels) of a tile; backward, a
+# program sums over several tiles.
+FORWARD_TILE = (8192, 128)
+BACKWARD_TILE = (2048, 256)
+PROGRAMS_PER_MULTIPROCESSOR = 4
 
 
 def channel_axis(step: Tensor, x: Tensor) -> int | None:
@@ -67,41 +72,36 @@ def _obstacle(x: Tensor, step: Tensor, offset: Tensor | None) -> str:
     return '' if is_dense(x) else 'a layout with gaps'
 
 
-def _tiles(x: Tensor, step: Tensor, repeat: bool) -> tuple[int, dict]:
-    """How many programs, and the arguments that describe the tiles.
+def _is_wide(x: Tensor) -> bool:
+    """Whether 32 bits do not count the elements.
+
+    One tile beyond the last element must still be a number.
+    """
+    return x.numel() + 2**20 >= 2**31
+
+
+def _channel_tiles(
+    x: Tensor, step: Tensor, tile: tuple[int, int]
+) -> tuple[int, int, dict]:
+    """Rows of tiles, columns of tiles, and the arguments that describe them.
 
     Args:
         x: What is quantized.
-        step: Its step or steps.
-        repeat: Whether a program works on several tiles, so that there are
-            about as many programs as run at a time.
+        step: Its steps.
+        tile: Elements of a tile, and channels in it at the most.
     """
     axis = channel_axis(step, x)
-    # one tile beyond the last element must still be a number
-    wide = x.numel() + FLAT_ROWS * TILE_CHANNELS >= 2**31
-    arguments = dict(rows=x.numel(), WIDE=wide, ROWS=FLAT_ROWS)
-    columns = 1
-    if axis is not None:
-        channels, inner = x.shape[axis], x.stride(axis)
-        width = 1
-        if inner == 1:
-            width = min(_power_of_two(channels), TILE_CHANNELS)
-        rows = x.numel() // channels
-        columns = -(-channels // width)
-        arguments.update(
-            rows=rows,
-            channels=channels,
-            inner=inner,
-            ROWS=min(_power_of_two(rows), FLAT_ROWS // width),
-            CHANNELS=width,
-        )
-    blocks = -(-arguments['rows'] // arguments['ROWS'])
-    if not repeat:
-        return blocks * columns, arguments
-    at_once = BLOCKS_PER_MULTIPROCESSOR * multiprocessors(x.device)
-    repeats = -(-blocks // max(1, min(blocks, at_once // columns)))
-    splits = -(-blocks // repeats)
-    return splits * columns, dict(arguments, repeats=repeats, splits=splits)
+    assert axis is not None
+    values, width = tile
+    channels, inner = x.shape[axis], x.stride(axis)
+    width = min(_power_of_two(channels), width) if inner == 1 else 1
+    rows = x.numel() // channels
+    height = min(_power_of_two(rows), values // width)
+    arguments = dict(
+        rows=rows, channels=channels, inner=inner,
+        WIDE=_is_wide(x), ROWS=height, CHANNELS=width,
+    )  # fmt: skip
+    return -(-rows // height), -(-channels // width), arguments
 
 
 def _power_of_two(n: int) -> int:
@@ -115,8 +115,14 @@ def run_forward(
     from .lsq_kernels import forward_channels, forward_flat
 
     y = torch.empty_like(x)
-    programs, arguments = _tiles(x, step, repeat=False)
-    kernel = forward_flat if step.numel() == 1 else forward_channels
+    if step.numel() == 1:
+        kernel, warps = forward_flat, FORWARD_WARPS
+        programs = -(-x.numel() // FORWARD_VALUES)
+        tiles = dict(rows=x.numel(), WIDE=_is_wide(x), ROWS=FORWARD_VALUES)
+    else:
+        kernel, warps = forward_channels, 8
+        blocks, columns, tiles = _channel_tiles(x, step, FORWARD_TILE)
+        programs = blocks * columns
     with on_device(x):
         kernel[(programs,)](
             x,
@@ -126,9 +132,9 @@ def run_forward(
             QMIN=qmin,
             QMAX=qmax,
             OFFSET=offset is not None,
-            num_warps=8,
+            num_warps=warps,
             enable_fp_fusion=False,
-            **arguments,
+            **tiles,
         )
     return y
 
@@ -148,13 +154,23 @@ def run_backward(
     if grad.stride() != x.stride() or grad.dtype != x.dtype:
         grad = torch.empty_like(x).copy_(grad)
     grad_x = torch.empty_like(x)
-    programs, arguments = _tiles(x, step, repeat=True)
+    if step.numel() == 1:
+        kernel, warps = backward_flat, BACKWARD_WARPS
+        programs = splits = -(-x.numel() // BACKWARD_VALUES)
+        tiles = dict(rows=x.numel(), WIDE=_is_wide(x), ROWS=BACKWARD_VALUES)
+    else:
+        kernel, warps = backward_channels, 8
+        blocks, columns, tiles = _channel_tiles(x, step, BACKWARD_TILE)
+        at_once = PROGRAMS_PER_MULTIPROCESSOR * multiprocessors(x.device)
+        repeats = -(-blocks // max(1, min(blocks, at_once // columns)))
+        splits = -(-blocks // repeats)
+        programs = splits * columns
+        tiles.update(repeats=repeats)
     partial = torch.empty(
-        (1 if offset is None else 2, arguments['splits'], step.numel()),
+        (1 if offset is None else 2, splits, step.numel()),
         dtype=torch.float32,
         device=x.device,
     )
-    kernel = backward_flat if step.numel() == 1 else backward_channels
     with on_device(x):
         kernel[(programs,)](
             grad,
@@ -163,13 +179,14 @@ def run_backward(
             step if offset is None else offset.contiguous(),
             grad_x,
             partial,
+            splits=splits,
             scale=grad_scale,
             QMIN=qmin,
             QMAX=qmax,
             OFFSET=offset is not None,
-            num_warps=8,
+            num_warps=warps,
             enable_fp_fusion=False,
-            **arguments,
+            **tiles,
         )
     grads = [
         part.sum(0).reshape(step.shape).to(step.dtype) for part in partial

@@ -113,7 +113,6 @@ def backward_flat(
     grad_x_ptr,
     partial_ptr,
     rows,
-    repeats,
     splits,
     scale,
     QMIN: tl.constexpr,
@@ -124,35 +123,25 @@ def backward_flat(
 ):
     """The gradient of ``x``, and partial sums of those of step and offset.
 
-    ``partial`` is (1 or 2, splits), float32: what each program found over
-    ``repeats`` tiles, in a fixed order.
+    ``partial`` is (1 or 2, splits), float32: what each program found.
     """
     step = tl.load(step_ptr).to(tl.float32)
     offset = tl.load(offset_ptr).to(tl.float32)
     inverse = tl.div_rn(1.0, step)
     split = tl.program_id(0)
-    first = split
+    block = split
     if WIDE:
-        first = first.to(tl.int64)
-    first = first * repeats * ROWS
+        block = block.to(tl.int64)
     even = (rows // 16) * 16
-    step_sum = tl.zeros([ROWS], dtype=tl.float32)
-    offset_sum = tl.zeros([ROWS], dtype=tl.float32)
-    i = 0
-    while i < repeats:  # the interpreter cannot count to a tensor
-        m = first + i * ROWS + tl.arange(0, ROWS)
-        grad = tl.load(grad_ptr + m, mask=m < even, other=0.0)
-        x = tl.load(x_ptr + m, mask=m < even, other=0.0)
-        grad_x, in_step, in_offset = slopes(
-            x, grad, step, inverse, offset, QMIN, QMAX, OFFSET
-        )
-        grad_x = grad_x.to(grad_x_ptr.dtype.element_ty)
-        tl.store(grad_x_ptr + m, grad_x, mask=m < even)
-        step_sum += in_step
-        if OFFSET:
-            offset_sum += in_offset
-        i += 1
-    total, offset_total = tl.sum(step_sum, 0), tl.sum(offset_sum, 0)
+    m = block * ROWS + tl.arange(0, ROWS)
+    grad = tl.load(grad_ptr + m, mask=m < even, other=0.0)
+    x = tl.load(x_ptr + m, mask=m < even, other=0.0)
+    grad_x, in_step, in_offset = slopes(
+        x, grad, step, inverse, offset, QMIN, QMAX, OFFSET
+    )
+    grad_x = grad_x.to(grad_x_ptr.dtype.element_ty)
+    tl.store(grad_x_ptr + m, grad_x, mask=m < even)
+    total, offset_total = tl.sum(in_step, 0), tl.sum(in_offset, 0)
     if split == 0:
         last = even + tl.arange(0, 16)
         grad1 = tl.load(grad_ptr + last, mask=last < rows, other=0.0)
@@ -239,7 +228,10 @@ def backward_channels(
     ROWS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """As :func:`backward_flat`; ``partial`` is (1 or 2, splits, channels)."""
+    """As :func:`backward_flat`, over ``repeats`` tiles, in a fixed order.
+
+    ``partial`` is (1 or 2, splits, channels).
+    """
     columns = tl.cdiv(channels, CHANNELS)
     column = tl.program_id(0) % columns
     split = tl.program_id(0) // columns

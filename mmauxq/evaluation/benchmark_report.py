@@ -91,12 +91,16 @@ def _weights(rows: Sequence[dict]) -> str:
             row['arm'].split('/')[-1],
             row['name'],
             str(row['weights']),
-            _time(row, 'gpu_'),
+            f'{row["kernels_ms"]:.3g}' if 'kernels_ms' in row else '',
+            _time(row, 'graph_'),
             _time(row, 'eager_'),
         ]
         for row in rows
     ]
-    return _table(['network', 'form', 'weights', 'GPU ms', 'eager ms'], lines)
+    return _table(
+        ['network', 'form', 'weights', 'kernels ms', 'CUDA graph ms',
+         'eager ms'], lines,
+    )  # fmt: skip
 
 
 def _steps(rows: Sequence[dict]) -> str:

@@ -25,6 +25,7 @@ from mmauxq.layers import (
     LessMemory,
     Policy,
     WeightsAtOnce,
+    compiling_for,
     convert,
     restore,
 )
@@ -72,8 +73,8 @@ class JointQAT(BaseAlgorithm):
             losses; ``True`` for its defaults, ``None`` for eager steps. The
             first step of a process, which calibrates, is eager in any case.
         memory: ``'codes'`` or ``'recompute'`` keeps less for the backward
-            pass of an eager step and computes it again, with the same
-            gradients to the bit; see :class:`mmauxq.layers.LessMemory`.
+            pass and computes it again, in eager steps with the same gradients
+            to the bit; see :class:`mmauxq.layers.LessMemory`.
         channels_last: Whether feature maps lie in memory with their channels
             last, which the convolutions of a GPU prefer; ``None`` for where
             there is a GPU.
@@ -144,11 +145,6 @@ class JointQAT(BaseAlgorithm):
         self.memory = memory
         if memory is not None:
             LessMemory(memory)  # says what is allowed
-            if compile:
-                raise UsageError(
-                    f'memory={memory!r} is for eager steps; set '
-                    'model.compile=None (no --compile) or model.memory=None'
-                )
         if channels_last is None:
             channels_last = torch.cuda.is_available()
         self.channels_last = bool(channels_last)
@@ -341,14 +337,15 @@ class JointQAT(BaseAlgorithm):
                         WEIGHT_GROUPS if get_world_size() > 1 else 1,
                     )
                 stack.enter_context(self._weights_at_once.active())
-            if self.memory is not None:
+            if step != self._step:
+                stack.enter_context(compiling_for(self.memory))
+            elif self.memory is not None:
                 stack.enter_context(LessMemory(self.memory))
             for recorder in self.recorders:
                 stack.enter_context(recorder)
             for guidance in self.guidances:
                 for recorder in guidance.recorders:
                     stack.enter_context(recorder)
-            stack.callback(self._release_taps)
             if self._is_plain:
                 logits, found = step(inputs)
                 student = self.architecture.head._get_loss(
@@ -374,14 +371,6 @@ class JointQAT(BaseAlgorithm):
             )
         return losses
 
-    def _release_taps(self) -> None:
-        """From here on the backward pass alone decides what lives."""
-        for recorder in self.recorders:
-            recorder.release()
-        for guidance in self.guidances:
-            for recorder in guidance.recorders:
-                recorder.release()
-
     @property
     def _is_plain(self) -> bool:
         """Whether the loss is that of the logits, and nothing else."""
@@ -401,12 +390,20 @@ class JointQAT(BaseAlgorithm):
         return logits, self._guide(inputs)
 
     def _guide(self, inputs: Tensor) -> list:
-        return [
+        found = [
             guidance({IMAGE: inputs, **recorder.outputs()})
             for guidance, recorder in zip(
                 self.guidances, self.recorders, strict=True
             )
         ]
+        # From here on the backward pass alone decides what lives. A compiled
+        # step would return, and fill with gradients of zero, what is kept.
+        for recorder in self.recorders:
+            recorder.release()
+        for guidance in self.guidances:
+            for recorder in guidance.recorders:
+                recorder.release()
+        return found
 
     def _logits(self, features: Any) -> Any:
         """Of the head.

@@ -41,7 +41,9 @@ def _arms() -> Iterator[str]:
         'kd/compiled',
         'w4a4/compiled-reference',
         'w4a4/compiled-kernel',
-        'w4a4/compiled-half',
+        'w4a4/compiled-codes',
+        'w4a4/compiled-recompute',
+        'aux-amp/compiled-codes',
         'aux-amp/codes',
         'aux-amp/recompute',
         'aux/compiled',
@@ -51,7 +53,6 @@ def _arms() -> Iterator[str]:
         'w4a4/reference',
         'w4a4/graph',
         'w4a4/graph-recompute',
-        'w4a4/compiled-third',
         'dsn/compiled',
     ]
     yield from (f'step/r50/{arm}/{BATCH}' for arm in main)

@@ -42,14 +42,11 @@ FORMS = {
     'compiled': dict(compile=True),
     'compiled-reference': dict(compile=True),
     'compiled-kernel': dict(compile=True),
-    'compiled-half': dict(compile=True),
-    'compiled-third': dict(compile=True),
+    'compiled-codes': dict(compile=True, memory='codes'),
+    'compiled-recompute': dict(compile=True, memory='recompute'),
     'compiled-graph': dict(compile=dict(mode='reduce-overhead')),
 }
 """Form of the step -> arguments of JointQAT; see :func:`_context`."""
-
-BUDGETS = {'compiled-half': 0.5, 'compiled-third': 0.3}
-"""Part of the activations that the compiler may keep."""
 
 
 class Turn:
@@ -156,10 +153,7 @@ def _context(form: str) -> Iterator[None]:
     }
     with (
         use_form(ops_form.get(form, 'auto')),
-        functorch.patch(
-            force_non_lazy_backward_lowering=True,
-            activation_memory_budget=BUDGETS.get(form, 1.0),
-        ),
+        functorch.patch(force_non_lazy_backward_lowering=True),
     ):
         yield
 

@@ -301,7 +301,10 @@ class TapRecorder:
 
     def release(self) -> None:
         """Let go of what was kept."""
-        self._outputs, self._versions = {}, {}
+        # cleared, not replaced: a compiled step gives back what was put into
+        # a dictionary that it found
+        self._outputs.clear()
+        self._versions.clear()
 
     def changed(self) -> list[str]:
         """Names whose tensor was overwritten after it was read."""

@@ -1,7 +1,7 @@
 """Quantized convolution and linear layers, and the way there and back."""
 
 from .convert import build_quantizer, convert, is_quantizable, restore
-from .memory import LessMemory
+from .memory import LessMemory, compiling_for
 from .policy import LayerBits, Policy
 from .products import Product, ProductTrace
 from .quantized import (
@@ -22,6 +22,7 @@ __all__ = [
     'WeightReader',
     'WeightsAtOnce',
     'build_quantizer',
+    'compiling_for',
     'convert',
     'is_quantizable',
     'quantize_layer',

@@ -1,7 +1,7 @@
 """Less memory for the backward pass: what can be made again is not kept."""
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 import torch
@@ -20,6 +20,26 @@ from .quantized import PRODUCTS
 LEVELS = ('codes', 'recompute')
 MOST_PRODUCTS = 1
 """How many products may be computed again for one tensor, at the most."""
+
+
+COMPILER_SETTINGS: dict[str, dict[str, Any]] = {
+    'codes': dict(aggressive_recomputation=True),
+    'recompute': dict(activation_memory_budget=0.1),
+}
+"""What a level means to ``torch.compile``, which computes again by itself."""
+
+
+def compiling_for(level: str | None) -> AbstractContextManager:
+    """While entered, what is compiled keeps less for its backward pass.
+
+    Args:
+        level: As of :class:`LessMemory`; ``None`` leaves it to the compiler.
+    """
+    if level is None:
+        return nullcontext()
+    from torch._functorch import config
+
+    return config.patch(**COMPILER_SETTINGS[level])
 
 
 Call = tuple[Callable, tuple, dict]
@@ -197,7 +217,8 @@ class LessMemory(TorchFunctionMode):
       that are kept as 4- or 8-bit codes. Every second sum in a chain of
       residual blocks is kept.
 
-    What it does not know it keeps, as autograd would. Eager steps only.
+    What it does not know it keeps, as autograd would. Eager steps only; for
+    compiled ones there is :func:`compiling_for`.
 
     Args:
         level: ``'codes'`` or ``'recompute'``.

@@ -43,7 +43,9 @@ def lsq_backward(
     wide = x.to(wide_grad.dtype)
     if offset is not None:
         wide = wide - offset
-    v = wide / step
+    # to the bit wide / step; but of the very quotient of the forward pass a
+    # compiler may think that it should be kept in memory until now, in float32
+    v = -(wide / -step)
     inside = (v > qmin) & (v < qmax)
     grad_x = torch.where(inside, grad, 0)
     slope = torch.where(inside, v.round() - v, v.clamp(qmin, qmax))

@@ -58,23 +58,18 @@ def backward_kernel(
     grad_weight_ptr,
     partial_ptr,
     least,
-    FLAT: tl.constexpr,
     TYPE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Row ``r``: its gradient, and its part of that of the step.
 
     The gradient of ``y`` begins at ``grad[tensor[r]]`` (an address) plus
-    ``inside[r]`` elements of type ``TYPE``; if ``FLAT``, ``grad`` itself holds
-    all gradients, where the weights' are written.
+    ``inside[r]`` elements of type ``TYPE``.
     """
     r = tl.program_id(0)
     weight = tl.load(weight_ptr + r).to(tl.pointer_type(tl.float32))
-    if FLAT:
-        grads = grad_ptr + tl.load(out_ptr + r)
-    else:
-        grads = tl.load(grad_ptr + tl.load(tensor_ptr + r))
-        grads = grads.to(tl.pointer_type(TYPE)) + tl.load(inside_ptr + r)
+    grads = tl.load(grad_ptr + tl.load(tensor_ptr + r))
+    grads = grads.to(tl.pointer_type(TYPE)) + tl.load(inside_ptr + r)
     step = tl.load(tl.load(step_ptr + r).to(tl.pointer_type(tl.float32)))
     step = tl.maximum(step, least)
     inverse = tl.div_rn(1.0, step)

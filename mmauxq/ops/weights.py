@@ -9,7 +9,7 @@ from torch import Tensor
 from .dispatch import is_dense, on_device, runs_triton
 from .straight_through import LEAST_SCALE
 
-BLOCK = 1024
+BLOCK, WARPS = 1024, 4
 ALIGNMENT = 64
 """Elements at whose multiples a weight begins, for the products' sake."""
 
@@ -63,6 +63,7 @@ class TogetherQuantizer:
     def __init__(self, ranges: Sequence[WeightRange]) -> None:
         self.ranges = list(ranges)
         self._key: tuple | None = None
+        self._captured: list[Tensor] = []
 
     def __call__(
         self,
@@ -156,7 +157,7 @@ class TogetherQuantizer:
                 flat,
                 LEAST_SCALE,
                 BLOCK=BLOCK,
-                num_warps=4,
+                num_warps=WARPS,
                 enable_fp_fusion=False,
             )
         return flat
@@ -168,16 +169,13 @@ class TogetherQuantizer:
         from .weight_kernels import backward_kernel, sum_kernel
 
         device = weights[0].device
-        flat = _is_capturing()
-        if flat:
-            # a graph cannot be told new addresses from the host
-            where = torch.empty(self.size, dtype=grads[0].dtype, device=device)
-            torch._foreach_copy_(self.views(where, weights), list(grads))
-        else:
-            where = torch.tensor(
-                [g.data_ptr() for g in grads],
-                pin_memory=device.type == 'cuda',
-            ).to(device, non_blocking=True)
+        addresses = torch.tensor(
+            [g.data_ptr() for g in grads], pin_memory=device.type == 'cuda'
+        )
+        if device.type == 'cuda' and torch.cuda.is_current_stream_capturing():
+            # a CUDA graph reads them again at each replay
+            self._captured.append(addresses)
+        addresses = addresses.to(device, non_blocking=True)
         grad_weights = torch.empty(
             self.size, dtype=torch.float32, device=device
         )
@@ -185,7 +183,7 @@ class TogetherQuantizer:
         table = self.table
         with on_device(partial):
             backward_kernel[(self.rows,)](
-                where,
+                addresses,
                 table['tensor'],
                 table['inside'],
                 table['weight'],
@@ -198,10 +196,9 @@ class TogetherQuantizer:
                 grad_weights,
                 partial,
                 LEAST_SCALE,
-                FLAT=flat,
                 TYPE=_triton_type(grads[0].dtype),
                 BLOCK=BLOCK,
-                num_warps=4,
+                num_warps=WARPS,
                 enable_fp_fusion=False,
             )
             if self.one_row_each:
@@ -247,12 +244,6 @@ class _QuantizeTogether(torch.autograd.Function):
             *together.views(flat, weights),
             *(p.view(s.shape) for p, s in zip(parts, steps, strict=True)),
         )
-
-
-def _is_capturing() -> bool:
-    return torch.cuda.is_available() and (
-        torch.cuda.is_current_stream_capturing()
-    )
 
 
 def _triton_type(dtype: torch.dtype):

@@ -10,10 +10,11 @@ from mmauxq.ops import use_form
 from tests.networks import AUX, batch, joint_qat
 
 
-def one_step(memory=None, form='auto', **settings):
+def one_step(memory=None, form='auto', device='cpu', **settings):
     """Losses and gradients of the step after the one that calibrates."""
-    model = joint_qat(memory=memory, **settings)
+    model = joint_qat(memory=memory, **settings).to(device)
     inputs, samples = batch()
+    inputs, samples = inputs.to(device), [s.to(device) for s in samples]
     with use_form(form):
         for _ in range(2):
             model.zero_grad()
@@ -36,12 +37,14 @@ def test_less_memory_is_the_same_step_to_the_bit(memory, guidance):
 
 def test_kernels_are_the_same_step():
     """Where there is no GPU they run in Triton's interpreter."""
-    losses, grads, plain = one_step()
-    found, found_grads, model = one_step(form='kernel')
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    torch.backends.cudnn.allow_tf32 = False
+    losses, grads, plain = one_step(form='reference', device=device)
+    found, found_grads, model = one_step(form='kernel', device=device)
     assert len(model._weights_at_once.pairs) == sum(
         not bits.is_float for bits in model.bits.values()
     )
-    assert not plain._weights_at_once.pairs or torch.cuda.is_available()
+    assert not plain._weights_at_once.pairs
     for name, loss in losses.items():
         torch.testing.assert_close(found[name], loss)
     for name, grad in grads.items():
@@ -60,6 +63,62 @@ def test_channels_last_is_the_same_step():
         torch.testing.assert_close(found[name], loss, rtol=0.02, atol=0.02)
 
 
+@pytest.mark.parametrize('guidance', [None, AUX])
+def test_a_compiled_step_returns_logits_alone(guidance):
+    """What it returns besides would be filled with gradients of zero."""
+    returned = []
+
+    def backend(module, inputs):
+        node = next(n for n in module.graph.nodes if n.op == 'output')
+        returned.append([tuple(n.meta['example_value'].shape)
+                         for n in node.args[0]])  # fmt: skip
+        return module.forward
+
+    losses, _, _ = one_step(guidance=guidance, compile=dict(backend=backend))
+    plain, _, _ = one_step(guidance=guidance)
+    (shapes,) = returned
+    assert shapes == [(8, 10)] * (1 if guidance is None else 2)
+    for name, loss in plain.items():
+        torch.testing.assert_close(losses[name], loss)
+
+
+@pytest.mark.parametrize('memory', ['codes', 'recompute'])
+def test_a_compiled_step_keeps_less(memory):
+    """What the compiler's partition hands over to the backward pass."""
+    from functorch.compile import (
+        make_boxed_func,
+        min_cut_rematerialization_partition,
+    )
+    from torch._dynamo.backends.common import aot_autograd
+    from torch._inductor.decomposition import select_decomp_table
+
+    kept = []
+
+    def count(module, inputs):
+        outputs = next(n for n in module.graph.nodes if n.op == 'output')
+        kept.append(sum(
+            n.meta['val'].numel() for n in outputs.args[0] if n is not None
+            and n.op != 'placeholder' and torch.is_tensor(n.meta['val'])
+        ))  # fmt: skip
+        return make_boxed_func(module.forward)
+
+    def backend():
+        return aot_autograd(
+            fw_compiler=count,
+            bw_compiler=lambda module, _: make_boxed_func(module.forward),
+            partition_fn=min_cut_rematerialization_partition,
+            decompositions=select_decomp_table(),
+        )
+
+    plain, grads, _ = one_step(compile=dict(backend=backend()))
+    losses, found, _ = one_step(memory, compile=dict(backend=backend()))
+    assert kept[1] < 0.6 * kept[0]
+    for name, loss in plain.items():
+        torch.testing.assert_close(losses[name], loss)
+    for name, grad in grads.items():
+        torch.testing.assert_close(found[name], grad, rtol=1e-3, atol=1e-5)
+
+
 def test_taps_are_released_before_the_backward_pass():
     model = joint_qat()
     alive = []
@@ -75,7 +134,6 @@ def test_taps_are_released_before_the_backward_pass():
     'settings, message',
     [
         (dict(memory='less'), r"memory='less'; allowed are \['codes', 'rec"),
-        (dict(memory='codes', compile=True), "memory='codes' is for eager"),
     ],
 )
 def test_memory_that_cannot_be_had_is_one_line(settings, message):

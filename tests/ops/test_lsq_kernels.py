@@ -275,7 +275,7 @@ def test_wrong_use_is_one_line_on_the_host(form, change, error, message):
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize('channels', [None, 1, -1])
 def test_on_a_gpu_at_real_sizes(dtype, channels):
-    """Codes to the bit; the sums against float64."""
+    """Values and gradients of x to the bit; the sums against float64."""
     x = torch.randn(32, 65, 57, 59, device='cuda').to(dtype)
     if channels == -1:
         x = x.contiguous(memory_format=torch.channels_last)
@@ -287,9 +287,11 @@ def test_on_a_gpu_at_real_sizes(dtype, channels):
     expected = results(inputs, 0, 15, 'reference', upstream)
     assert torch.equal(found[0], expected[0])
     assert torch.equal(found[1], expected[1])
-    wide = [t.detach().double().requires_grad_() for t in inputs]
-    exact = results(wide, 0, 15, 'reference', upstream.double())
-    assert_close(found[2].double(), exact[2], rtol=1e-4, atol=1e-2)
+    # codes as of float32, where 64 bits round a few of them the other way
+    v = x.detach().float() / step.detach()
+    slope = torch.where((v > 0) & (v < 15), v.round() - v, v.clamp(0, 15))
+    exact = (slope.double() * upstream.double() * 0.37).sum_to_size(step.shape)
+    assert_close(found[2].double(), exact, rtol=1e-4, atol=1e-2)
 
 
 @pytest.mark.gpu

@@ -13,8 +13,7 @@ from torch import Tensor
 FORMS = ('auto', 'reference', 'kernel')
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
-# Not 'auto' before the kernels have run on a GPU, see docs/speed.md.
-_form = os.environ.get('MMAUXQ_OPS', 'reference')
+_form = os.environ.get('MMAUXQ_OPS', 'auto')
 
 
 @contextmanager

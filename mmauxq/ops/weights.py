@@ -9,7 +9,8 @@ from torch import Tensor
 from .dispatch import is_dense, on_device, runs_triton
 from .straight_through import LEAST_SCALE
 
-BLOCK, WARPS = 1024, 4
+# the best of a sweep on one NVIDIA H200 (0.113 ms; 0.168 ms at 1024, 4)
+BLOCK, WARPS = 256, 2
 ALIGNMENT = 64
 """Elements at whose multiples a weight begins, for the products' sake."""
 

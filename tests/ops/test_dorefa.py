@@ -156,3 +156,12 @@ def test_dtype_is_kept(op, dtype):
     y = op(x, 2)
     y.sum().backward()
     assert (y.dtype, x.grad.dtype) == (dtype, dtype)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('bits', [1, 2, 8])
+def test_half_precision_weights_are_rounded_once_at_the_end(bits, dtype):
+    w = torch.randn(4, 50).to(dtype)
+    expected = dorefa_weight(w.float(), bits).to(dtype)
+    found = dorefa_weight(w, bits)
+    assert found.dtype == dtype and torch.equal(found, expected)

@@ -347,7 +347,9 @@ def test_the_teacher_guides_the_auxiliary_classifier(teacher):
 @pytest.mark.parametrize('detach', [True, False])
 def test_the_auxiliary_classifier_guides_f(detach):
     distance = KL if detach else dict(KL, teacher_detach=False)
-    model = joint_qat(guidance=dict(AUX, guides_student=distance))
+    model = joint_qat(
+        guidance=dict(AUX, guides_student=distance, loss_weight=0.5)
+    )
     inputs, samples = batch()
     model.loss(inputs, samples)
     seen = []
@@ -355,7 +357,7 @@ def test_the_auxiliary_classifier_guides_f(detach):
     student = logits_of(model, inputs)
     losses = model.loss(inputs, samples)
     torch.testing.assert_close(
-        losses['guidance.loss_to_student'], kl(student, seen[0])
+        losses['guidance.loss_to_student'], 0.5 * kl(student, seen[0])
     )
     losses['guidance.loss_to_student'].backward()
     assert model.architecture.head.fc.weight.grad.abs().sum() > 0
@@ -424,7 +426,15 @@ OTHER = classifier(depth=14)
         bad(dict(teacher=OTHER), 'a frozen teacher of its own config needs'),
         bad(dict(teacher='none.py'), 'teacher=none.py: does not exist'),
         bad(dict(teacher='mmpretrain::no/no.py'), 'cannot be read'),
-        bad(dict(teacher=dict(type='Nope')), 'no config of an image class'),
+        bad(
+            dict(teacher=dict(type='Nope')),
+            r'^guidance.teacher=dict\(...\): is no config of an image class',
+        ),
+        bad(
+            dict(teacher='mmpretrain::_base_/datasets/cifar10_bs16.py'),
+            '^guidance.teacher=mmpretrain::_base_/datasets/cifar10_bs16.py: '
+            'is no config of an image class',
+        ),
         bad(
             dict(teacher=with_head(type='Nope'), train_teacher=True),
             'cannot be built',
@@ -462,6 +472,10 @@ OTHER = classifier(depth=14)
         bad(
             dict(logits=dict(type='mmrazor.DKDLoss')),
             'takes preds_S, preds_T, gt_labels',
+        ),
+        bad(
+            dict(logits=dict(type='mmrazor.FBKDLoss')),
+            'does not compare logits .N, 10.; mmrazor.KLDivergence does',
         ),
         bad(dict(taps='backbone.layer1'), 'only if `features`'),
         bad(

@@ -49,6 +49,19 @@ def test_projections_only_where_the_shape_changes():
     assert isinstance(norm, torch.nn.BatchNorm2d)
 
 
+def test_a_projection_where_only_the_size_changes():
+    taps = [Tap('a', (4, 8, 8)), Tap('b', (4, 4, 4))]
+    conv, _ = AuxAdaptorAggregator(taps, head(), 10).adaptors[1].project
+    assert (conv.in_channels, conv.out_channels) == (4, 4)
+    assert conv.stride == (2, 2)
+    tokens = [Tap('a', (16, 4), 'tokens'), Tap('b', (4, 4), 'tokens')]
+    linear, _ = AuxAdaptorAggregator(tokens, head(), 10).adaptors[1].project
+    assert (linear.in_features, linear.out_features) == (4, 4)
+    same = [Tap('a', (2, 4, 4)), Tap('b', (16, 2), 'tokens')]
+    project = AuxAdaptorAggregator(same, head(), 10).adaptors[1].project
+    assert isinstance(project, torch.nn.Identity)
+
+
 @pytest.mark.parametrize('sizes', [(7, 4), (7, 3), (15, 8), (15, 7)])
 def test_odd_sizes_are_rounded_as_the_blocks_do(sizes):
     taps = [
@@ -280,6 +293,8 @@ def test_several_token_tensors_of_one_tap_are_added():
     ]
     module = AuxAdaptorAggregator(taps, head(), 10)
     seen = outputs(2, taps)
+    # as many as there are of the fewest
+    assert module.adaptors[0](list(seen.values()), None).shape == (2, 5, 4)
     logits = module(seen)
     logits.square().sum().backward()
     assert logits.shape == (2, 10)

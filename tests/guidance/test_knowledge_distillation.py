@@ -9,6 +9,8 @@ from mmrazor.registry import MODELS as MMRAZOR_MODELS
 
 from mmauxq import compat
 from mmauxq.errors import UsageError
+from mmauxq.guidance.distance import build_distance
+from mmauxq.guidance.teacher import build_network, crop_size
 from tests.networks import AUX, SHAPE, batch, classifier, joint_qat
 
 KD = dict(type='mmauxq.KnowledgeDistillation')
@@ -408,6 +410,60 @@ def test_the_cost_counts_the_teacher(teacher):
         assert getattr(both.cost, what) == getattr(model.cost, what) + getattr(
             aux.cost, what
         )
+
+
+# --- the size of the teacher's images --------------------------------------
+
+
+def _pipeline(*steps):
+    return dict(dataset=dict(pipeline=list(steps)))
+
+
+@pytest.mark.parametrize(
+    'config, size',
+    [
+        ({}, None),
+        (dict(test_dataloader=_pipeline(dict(type='PackInputs'))), None),
+        (dict(val_dataloader=_pipeline(dict(crop_size=96))), 96),
+        (
+            dict(
+                val_dataloader=_pipeline(dict(crop_size=96)),
+                test_dataloader=_pipeline(
+                    dict(scale=256), dict(crop_size=224)
+                ),
+            ),
+            224,
+        ),
+        (dict(test_dataloader=_pipeline(dict(scale=(64, 48)))), 64),
+        (dict(test_dataloader=_pipeline(dict(scale='large'))), None),
+        (dict(test_dataloader=_pipeline(dict(scale=-1))), None),
+    ],
+)
+def test_what_a_test_pipeline_says_of_the_size(config, size):
+    assert crop_size(config) == size
+
+
+def test_a_backbone_with_a_size_of_its_own():
+    """It goes before what the pipeline says."""
+    settings = dict(
+        type='VisionTransformer', arch='deit-tiny', img_size=32, patch_size=16
+    )
+    head = dict(
+        type='VisionTransformerClsHead', num_classes=5, in_channels=192
+    )
+    config = dict(
+        model=dict(type='ImageClassifier', backbone=settings, head=head),
+        test_dataloader=_pipeline(dict(crop_size=224)),
+    )
+    network, size = build_network(config)
+    assert size == 32 and network.head.num_classes == 5
+
+
+def test_a_distance_by_its_class():
+    """As MMEngine's registries take it, too."""
+    cls = MMRAZOR_MODELS.get('mmrazor.KLDivergence')
+    distance = build_distance(dict(type=cls, tau=2), 'guidance.logits', 10)
+    assert type(distance) is cls and distance.tau == 2
 
 
 # --- what is refused -------------------------------------------------------

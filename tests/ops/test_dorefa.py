@@ -160,8 +160,9 @@ def test_dtype_is_kept(op, dtype):
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize('bits', [1, 2, 8])
-def test_half_precision_weights_are_rounded_once_at_the_end(bits, dtype):
-    w = torch.randn(4, 50).to(dtype)
-    expected = dorefa_weight(w.float(), bits).to(dtype)
-    found = dorefa_weight(w, bits)
+@pytest.mark.parametrize('op', [dorefa_activation, dorefa_weight])
+def test_half_precision_is_rounded_once_at_the_end(op, bits, dtype):
+    x = torch.randn(4, 500).to(dtype)
+    expected = op(x.float(), bits).to(dtype)
+    found = op(x, bits)
     assert found.dtype == dtype and torch.equal(found, expected)

@@ -11,7 +11,12 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from mmauxq.ops import learned_step_quantize, lsq_fused, use_form
+from mmauxq.ops import (
+    dispatch,
+    learned_step_quantize,
+    lsq_fused,
+    use_form,
+)
 from mmauxq.ops.dispatch import fall_back, is_dense, wants_kernel
 
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
@@ -224,6 +229,42 @@ def test_falls_back_with_one_log_line(x, step, reason, caplog):
         learned_step_quantize(x, step, 0, 15)
     assert [reason in r.getMessage() for r in caplog.records] == [True]
     assert torch.equal(y, learned_step_quantize(x, step, 0, 15))
+
+
+@pytest.mark.parametrize(
+    'offset', [torch.zeros(4), torch.zeros(()), torch.zeros(1).half()]
+)
+def test_a_step_and_an_offset_that_are_not_alike(offset, caplog):
+    x = torch.randn(3, 4)
+    fall_back.cache_clear()
+    with caplog.at_level(logging.WARNING, 'mmauxq'):
+        assert lsq_fused.can_run(x, torch.ones(1), torch.zeros(1))
+        assert not caplog.records
+        assert not lsq_fused.can_run(x, torch.ones(1), offset)
+    assert [r.getMessage() for r in caplog.records] == [
+        'mmauxq.ops: the reference runs instead of a kernel: step and offset '
+        'that are not alike'
+    ]
+
+
+@pytest.mark.parametrize(
+    'value, installed, expected',
+    [
+        (None, True, False),
+        ('', True, False),
+        ('0', True, False),
+        ('1', True, True),
+        ('1', False, False),
+    ],
+)
+def test_the_cpu_needs_the_interpreter(
+    value, installed, expected, monkeypatch
+):
+    monkeypatch.setattr(dispatch, 'has_triton', lambda: installed)
+    monkeypatch.delenv('TRITON_INTERPRET', raising=False)
+    if value is not None:
+        monkeypatch.setenv('TRITON_INTERPRET', value)
+    assert dispatch.runs_triton(torch.ones(1)) == expected
 
 
 def test_nothing_to_quantize():

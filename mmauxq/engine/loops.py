@@ -43,6 +43,26 @@ class _Exact:
                 'drop_last=True)'
             )
 
+    def run_iter(self, idx: int, data_batch: Any) -> None:
+        """One step.
+
+        Raises:
+            UsageError: If a layer of batch norm meets one value per channel.
+        """
+        try:
+            super().run_iter(idx, data_batch)
+        except Exception as error:
+            # torch's words; under torch.compile it has another type
+            words = 'Expected more than 1 value per channel when training'
+            _, found, size = str(error).partition(words)
+            if not found:
+                raise
+            raise UsageError(
+                f'train_dataloader: in step {self._iter}, a batch norm gets '
+                f'one value per channel{size.splitlines()[0]}; allowed are '
+                '2 or more, such as with drop_last=True or another batch_size'
+            ) from error
+
     def _seed(self, what: str = 'train') -> None:
         seed_step(self.runner.seed, self._iter, what)
 

@@ -177,11 +177,7 @@ def resolve_taps(model: nn.Module, taps: str | Sequence[str]) -> list[str]:
         try:
             found = match(pattern, level or names, 'taps:')
         except UsageError:
-            found = (
-                match(pattern, blocks, 'taps:')
-                if blocks
-                else match(pattern, names, 'taps:')
-            )
+            found = match(pattern, blocks or names, 'taps:')
         chosen += [name for name in found if name not in chosen]
     return chosen
 

@@ -36,7 +36,9 @@ def can_quantize_together(weight: Tensor, step: Tensor) -> bool:
     Both float32 and on a device that Triton reads; the weights of an output
     channel (axis 0) side by side; one step in all, or one for each.
     """
-    channels = weight.shape[0] if weight.dim() else 0
+    if not weight.dim():
+        return False
+    channels = weight.shape[0]
     return (
         runs_triton(weight)
         and weight.dtype == step.dtype == torch.float32

@@ -1,5 +1,7 @@
 """Quantizers with a fixed range."""
 
+import logging
+
 import torch
 from mmengine.logging import print_log
 from torch import Tensor
@@ -75,7 +77,7 @@ class DoReFaActivation(Quantizer):
                 'known to collapse on post-activation ResNets; LSQ or '
                 'PACTActivation learn the range',
                 logger='current',
-                level=30,
+                level=logging.WARNING,
             )
 
     def quantize(self, x: Tensor) -> Tensor:

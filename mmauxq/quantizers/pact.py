@@ -1,5 +1,7 @@
 """PACT: activations with a learned upper end of the range."""
 
+import logging
+
 import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
@@ -67,7 +69,7 @@ class PACTActivation(Quantizer):
                 'this quantizer are negative and become 0; LSQ or LSQPlus '
                 'take signed values',
                 logger='current',
-                level=30,
+                level=logging.WARNING,
             )
 
     def quantize(self, x: Tensor) -> Tensor:

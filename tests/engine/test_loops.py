@@ -10,8 +10,9 @@ from torch.utils.data import BatchSampler, DataLoader
 
 from mmauxq.engine import loops
 from mmauxq.engine.seeds import seed_step
-from mmauxq.errors import TrainingError
-from tests.running import make_runner
+from mmauxq.errors import TrainingError, UsageError
+from tests.networks import joint_qat
+from tests.running import Samples, make_runner
 
 
 @pytest.mark.parametrize('kind', [DefaultSampler, InfiniteSampler])
@@ -84,3 +85,30 @@ def test_the_log_does_not_grow_for_ever(tmp_path, monkeypatch, train_cfg):
     assert runner.iter == 12
     assert len(hub.get_scalar('train/loss').data[0]) == 5
     assert hub.get_scalar('val/x').max_length > 5
+
+
+@pytest.mark.parametrize(
+    'train_cfg',
+    [
+        dict(type='mmauxq.EpochLoop', max_epochs=1),
+        dict(type='mmauxq.IterLoop', max_iters=2),
+    ],
+)
+def test_a_last_batch_that_batch_norm_cannot_use(tmp_path, train_cfg):
+    data = Samples(5)  # the second batch has one image
+    data.images = data.images[..., :2, :2]  # a map of 1 x 1 at the end
+    model = joint_qat(input_shape=(1, 2, 2))
+    runner = make_runner(tmp_path, data, model, train_cfg=train_cfg)
+    with pytest.raises(UsageError) as raised:
+        runner.train()
+    message = str(raised.value)
+    assert 'train_dataloader: in step 1, a batch norm gets one' in message
+    assert 'torch.Size([1, 8, 1, 1]); allowed are 2 or more' in message
+    assert '\n' not in message
+
+
+def test_other_errors_of_a_step_stay_as_they_are(tmp_path, monkeypatch):
+    model = joint_qat()
+    monkeypatch.setattr(model, 'loss', lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        make_runner(tmp_path, model=model).train()

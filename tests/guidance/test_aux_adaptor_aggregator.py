@@ -1,13 +1,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from mmpretrain.models.heads import LinearClsHead
+from mmpretrain.models.heads import LinearClsHead, MultiLabelLinearClsHead
 from mmpretrain.structures import DataSample
 
 from mmauxq.algorithms import dry_run
 from mmauxq.errors import UsageError
 from mmauxq.guidance import AuxAdaptorAggregator, Tap
-from mmauxq.guidance.adaptor import resize_tokens
+from mmauxq.guidance.adaptor import extra_tokens, resize_tokens, to_map
 from tests.networks import AUX, batch, classifier, joint_qat
 
 TAPS = [
@@ -47,6 +47,19 @@ def test_projections_only_where_the_shape_changes():
     conv, norm = module.adaptors[2].project
     assert (conv.kernel_size, conv.stride) == ((1, 1), (2, 2))
     assert isinstance(norm, torch.nn.BatchNorm2d)
+
+
+def test_a_projection_where_only_the_size_changes():
+    taps = [Tap('a', (4, 8, 8)), Tap('b', (4, 4, 4))]
+    conv, _ = AuxAdaptorAggregator(taps, head(), 10).adaptors[1].project
+    assert (conv.in_channels, conv.out_channels) == (4, 4)
+    assert conv.stride == (2, 2)
+    tokens = [Tap('a', (16, 4), 'tokens'), Tap('b', (4, 4), 'tokens')]
+    linear, _ = AuxAdaptorAggregator(tokens, head(), 10).adaptors[1].project
+    assert (linear.in_features, linear.out_features) == (4, 4)
+    same = [Tap('a', (2, 4, 4)), Tap('b', (16, 2), 'tokens')]
+    project = AuxAdaptorAggregator(same, head(), 10).adaptors[1].project
+    assert isinstance(project, torch.nn.Identity)
 
 
 @pytest.mark.parametrize('sizes', [(7, 4), (7, 3), (15, 8), (15, 7)])
@@ -221,6 +234,96 @@ def test_tokens_are_pooled_as_the_image_that_they_are():
     torch.testing.assert_close(pooled[:, 1:], expected)
     assert torch.equal(pooled[:, :1], token)
     torch.testing.assert_close(resize_tokens(tokens, 16), expected)
+
+
+@pytest.mark.parametrize(
+    'count, extra',
+    [(1, 0), (16, 0), (17, 1), (18, 2), (19, 0), (24, 0), (65, 1), (67, 0)],
+)
+def test_extra_tokens_stand_before_a_square_image(count, extra):
+    assert extra_tokens(count) == extra
+
+
+def test_tokens_are_adapted_by_a_linear_layer_and_a_norm():
+    taps = [Tap('a', (16, 6), 'tokens'), Tap('b', (4, 8), 'tokens')]
+    module = AuxAdaptorAggregator(taps, head(), 10)
+    for layers in (module.adaptors[0].phi, module.adaptors[1].project):
+        linear, norm = layers
+        assert isinstance(linear, torch.nn.Linear) and linear.bias is None
+        assert isinstance(norm, torch.nn.LayerNorm)
+        assert norm.normalized_shape == (linear.out_features,)
+
+
+def test_tokens_of_no_square_image_are_one_row():
+    tokens = torch.randn(2, 12, 3)
+    row = tokens.transpose(1, 2)
+    assert torch.equal(to_map(tokens), row.unsqueeze(2))
+    for count in (8, 4):
+        torch.testing.assert_close(
+            resize_tokens(tokens, count),
+            F.adaptive_avg_pool1d(row, count).transpose(1, 2),
+        )
+    square = torch.randn(2, 16, 3)
+    torch.testing.assert_close(
+        resize_tokens(square, 7),
+        F.adaptive_avg_pool1d(square.transpose(1, 2), 7).transpose(1, 2),
+    )
+    assert resize_tokens(tokens, 12) is tokens
+
+
+def test_a_known_size_shapes_the_map():
+    image = torch.randn(2, 3, 2, 8)
+    tokens = image.flatten(2).transpose(1, 2)
+    assert torch.equal(to_map(tokens, (2, 8)), image)
+    # not of that many: a square
+    assert to_map(tokens, (3, 8)).shape == (2, 3, 4, 4)
+
+
+def test_a_missing_extra_token_starts_as_the_mean():
+    tokens = torch.randn(2, 16, 3)
+    more = resize_tokens(tokens, 17)
+    assert torch.equal(more[:, 1:], tokens)
+    torch.testing.assert_close(more[:, 0], tokens.mean(1))
+
+
+def test_several_token_tensors_of_one_tap_are_added():
+    taps = [
+        Tap('a:0', (17, 6), 'tokens'),
+        Tap('a:1', (5, 4), 'tokens'),
+    ]
+    module = AuxAdaptorAggregator(taps, head(), 10)
+    seen = outputs(2, taps)
+    # as many as there are of the fewest
+    assert module.adaptors[0](list(seen.values()), None).shape == (2, 5, 4)
+    logits = module(seen)
+    logits.square().sum().backward()
+    assert logits.shape == (2, 10)
+    assert all(x.grad.abs().sum() > 0 for x in seen.values())
+
+
+def test_a_head_without_a_loss_cannot_be_copied():
+    with pytest.raises(UsageError) as error:
+        AuxAdaptorAggregator(TAPS, torch.nn.Linear(8, 10), 10)
+    assert str(error.value) == (
+        'architecture.head: Linear has no loss of its own that guidance '
+        'could use; allowed are heads with a loss_module'
+    )
+
+
+def test_a_head_of_several_labels():
+    several = MultiLabelLinearClsHead(10, 8)
+    module = AuxAdaptorAggregator(TAPS, several, 10)
+    samples = [DataSample().set_gt_label([i, i + 1]) for i in range(3)]
+    logits = module(outputs())
+    target = torch.zeros(3, 10)
+    for i in range(3):
+        target[i, [i, i + 1]] = 1
+    # mmpretrain's: summed over the labels
+    expected = F.binary_cross_entropy_with_logits(
+        logits, target, reduction='sum'
+    )
+    found = module.loss(outputs(), samples)['loss_aux']
+    torch.testing.assert_close(found, expected / 3)
 
 
 def test_groups_are_for_maps():

@@ -86,8 +86,20 @@ def test_the_network_that_ships_is_the_same_as_without():
     ],
 )
 def test_wrong_weights(alphas, message):
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(UsageError, match=f'^guidance.alphas.*{message}'):
         joint_qat(guidance=dict(DSN, alphas=alphas))
+
+
+def test_all_weights_are_1_if_none_is_set():
+    samples = [DataSample().set_gt_label(i) for i in range(3)]
+    losses = []
+    for settings in ({}, dict(loss_weight=1.0, alphas=[1.0] * len(TAPS))):
+        torch.manual_seed(0)
+        module = IntermediateClassifiers(TAPS, head(), 10, **settings)
+        losses.append(module.loss(outputs(), samples))
+    assert losses[0].keys() == losses[1].keys() and len(losses[0])
+    for name, value in losses[0].items():
+        assert torch.equal(value, losses[1][name])
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,8 @@ from mmrazor.registry import MODELS as MMRAZOR_MODELS
 
 from mmauxq import compat
 from mmauxq.errors import UsageError
+from mmauxq.guidance.distance import build_distance
+from mmauxq.guidance.teacher import build_network, crop_size
 from tests.networks import AUX, SHAPE, batch, classifier, joint_qat
 
 KD = dict(type='mmauxq.KnowledgeDistillation')
@@ -347,7 +349,9 @@ def test_the_teacher_guides_the_auxiliary_classifier(teacher):
 @pytest.mark.parametrize('detach', [True, False])
 def test_the_auxiliary_classifier_guides_f(detach):
     distance = KL if detach else dict(KL, teacher_detach=False)
-    model = joint_qat(guidance=dict(AUX, guides_student=distance))
+    model = joint_qat(
+        guidance=dict(AUX, guides_student=distance, loss_weight=0.5)
+    )
     inputs, samples = batch()
     model.loss(inputs, samples)
     seen = []
@@ -355,7 +359,7 @@ def test_the_auxiliary_classifier_guides_f(detach):
     student = logits_of(model, inputs)
     losses = model.loss(inputs, samples)
     torch.testing.assert_close(
-        losses['guidance.loss_to_student'], kl(student, seen[0])
+        losses['guidance.loss_to_student'], 0.5 * kl(student, seen[0])
     )
     losses['guidance.loss_to_student'].backward()
     assert model.architecture.head.fc.weight.grad.abs().sum() > 0
@@ -408,6 +412,60 @@ def test_the_cost_counts_the_teacher(teacher):
         )
 
 
+# --- the size of the teacher's images --------------------------------------
+
+
+def _pipeline(*steps):
+    return dict(dataset=dict(pipeline=list(steps)))
+
+
+@pytest.mark.parametrize(
+    'config, size',
+    [
+        ({}, None),
+        (dict(test_dataloader=_pipeline(dict(type='PackInputs'))), None),
+        (dict(val_dataloader=_pipeline(dict(crop_size=96))), 96),
+        (
+            dict(
+                val_dataloader=_pipeline(dict(crop_size=96)),
+                test_dataloader=_pipeline(
+                    dict(scale=256), dict(crop_size=224)
+                ),
+            ),
+            224,
+        ),
+        (dict(test_dataloader=_pipeline(dict(scale=(64, 48)))), 64),
+        (dict(test_dataloader=_pipeline(dict(scale='large'))), None),
+        (dict(test_dataloader=_pipeline(dict(scale=-1))), None),
+    ],
+)
+def test_what_a_test_pipeline_says_of_the_size(config, size):
+    assert crop_size(config) == size
+
+
+def test_a_backbone_with_a_size_of_its_own():
+    """It goes before what the pipeline says."""
+    settings = dict(
+        type='VisionTransformer', arch='deit-tiny', img_size=32, patch_size=16
+    )
+    head = dict(
+        type='VisionTransformerClsHead', num_classes=5, in_channels=192
+    )
+    config = dict(
+        model=dict(type='ImageClassifier', backbone=settings, head=head),
+        test_dataloader=_pipeline(dict(crop_size=224)),
+    )
+    network, size = build_network(config)
+    assert size == 32 and network.head.num_classes == 5
+
+
+def test_a_distance_by_its_class():
+    """As MMEngine's registries take it, too."""
+    cls = MMRAZOR_MODELS.get('mmrazor.KLDivergence')
+    distance = build_distance(dict(type=cls, tau=2), 'guidance.logits', 10)
+    assert type(distance) is cls and distance.tau == 2
+
+
 # --- what is refused -------------------------------------------------------
 
 
@@ -424,7 +482,15 @@ OTHER = classifier(depth=14)
         bad(dict(teacher=OTHER), 'a frozen teacher of its own config needs'),
         bad(dict(teacher='none.py'), 'teacher=none.py: does not exist'),
         bad(dict(teacher='mmpretrain::no/no.py'), 'cannot be read'),
-        bad(dict(teacher=dict(type='Nope')), 'no config of an image class'),
+        bad(
+            dict(teacher=dict(type='Nope')),
+            r'^guidance.teacher=dict\(...\): is no config of an image class',
+        ),
+        bad(
+            dict(teacher='mmpretrain::_base_/datasets/cifar10_bs16.py'),
+            '^guidance.teacher=mmpretrain::_base_/datasets/cifar10_bs16.py: '
+            'is no config of an image class',
+        ),
         bad(
             dict(teacher=with_head(type='Nope'), train_teacher=True),
             'cannot be built',
@@ -462,6 +528,10 @@ OTHER = classifier(depth=14)
         bad(
             dict(logits=dict(type='mmrazor.DKDLoss')),
             'takes preds_S, preds_T, gt_labels',
+        ),
+        bad(
+            dict(logits=dict(type='mmrazor.FBKDLoss')),
+            'does not compare logits .N, 10.; mmrazor.KLDivergence does',
         ),
         bad(dict(taps='backbone.layer1'), 'only if `features`'),
         bad(

@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mmauxq.errors import UsageError
 from mmauxq.guidance import TapRecorder, find_taps
-from mmauxq.guidance.taps import find_blocks, resolve_taps
+from mmauxq.guidance.taps import find_blocks, layout_of, resolve_taps
 from tests.networks import batch, classifier, joint_qat
 
 
@@ -47,8 +47,19 @@ def test_unknown_tap_lists_what_exists():
     with pytest.raises(UsageError) as caught:
         resolve_taps(network(), ['backbone.layer9.*'])
     message = str(caught.value)
-    assert "'backbone.layer9.*' matches nothing" in message
+    assert message.startswith("taps: 'backbone.layer9.*' matches nothing")
     assert BLOCKS[0] in message and '\n' not in message
+    assert 'conv1' not in message  # blocks, where there are some
+
+
+def test_unknown_tap_lists_all_modules_where_there_are_no_blocks():
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    model.backbone = nn.Identity()
+    with pytest.raises(UsageError) as caught:
+        resolve_taps(model, 'none')
+    message = str(caught.value)
+    assert message.startswith("taps: 'none' matches nothing")
+    assert all(name in message for name in ('0', '1', 'backbone'))
 
 
 class Overwriting(nn.Module):
@@ -239,3 +250,71 @@ def test_stage_ends_by_config():
         'student.loss',
         *(f'guidance.loss_layer{i}.2' for i in (1, 2, 3)),
     }
+
+
+class _Says(nn.Module):
+    """Gives no tensor."""
+
+    def forward(self):
+        return 'text'
+
+
+@pytest.mark.parametrize(
+    'taps, message',
+    [
+        ('backbone.idle', 'backbone.idle did not run in this forward pass'),
+        ('backbone.says', 'backbone.says gives a str; only modules that'),
+    ],
+)
+def test_modules_that_cannot_be_tapped(taps, message):
+    model = network()
+    model.backbone.idle, model.backbone.says = nn.Identity(), _Says()
+    model.backbone.conv1.register_forward_hook(
+        lambda *_: model.backbone.says() and None
+    )
+    with pytest.raises(UsageError, match=message) as error:
+        find_taps(model, taps, False, torch.randn(2, 1, 8, 8))
+    assert '\n' not in str(error.value)
+
+
+def test_a_place_inside_checkpointing_is_found_out_before_training():
+    model = network(with_cp=True)
+    with pytest.raises(UsageError) as error:
+        find_taps(
+            model, 'backbone.layer1.0.conv1', False, torch.randn(2, 1, 8, 8)
+        )
+    assert str(error.value) == (
+        'taps: backbone.layer1.0.conv1 runs inside activation checkpointing, '
+        'no gradient leads back from it; tap the checkpointed block itself, '
+        'or set with_cp=False'
+    )
+
+
+def test_the_search_leaves_the_network_as_it_was():
+    model = network()
+    model.backbone.layer1.eval()  # as a frozen stage
+    modes = [m.training for m in model.modules()]
+    state = copy.deepcopy(model.state_dict())
+    inputs = torch.randn(2, 1, 8, 8)
+    numbers = torch.random.get_rng_state()
+    find_taps(model, 'auto', True, inputs)
+    assert torch.equal(torch.random.get_rng_state(), numbers)
+    assert [m.training for m in model.modules()] == modes
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, state[key]), key
+
+
+@pytest.mark.parametrize(
+    'shape, image, layout',
+    [
+        ((65, 6), (3, 8, 8), 'tokens'),
+        ((4, 8, 8), (3, 16, 16), 'map'),
+        ((8, 8, 4), (3, 16, 16), 'channels_last'),
+        ((8, 4, 2), (3, 16, 8), 'map'),  # 4 : 2 as the image
+        ((4, 2, 8), (3, 16, 8), 'channels_last'),
+        ((8, 8, 8), (3, 16, 16), 'map'),  # either: channels first
+        ((10,), (3, 8, 8), 'map'),
+    ],
+)
+def test_layouts(shape, image, layout):
+    assert layout_of(shape, image) == layout

@@ -156,3 +156,13 @@ def test_dtype_is_kept(op, dtype):
     y = op(x, 2)
     y.sum().backward()
     assert (y.dtype, x.grad.dtype) == (dtype, dtype)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('bits', [1, 2, 8])
+@pytest.mark.parametrize('op', [dorefa_activation, dorefa_weight])
+def test_half_precision_is_rounded_once_at_the_end(op, bits, dtype):
+    x = torch.randn(4, 500).to(dtype)
+    expected = op(x.float(), bits).to(dtype)
+    found = op(x, bits)
+    assert found.dtype == dtype and torch.equal(found, expected)

@@ -11,7 +11,12 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from mmauxq.ops import learned_step_quantize, lsq_fused, use_form
+from mmauxq.ops import (
+    dispatch,
+    learned_step_quantize,
+    lsq_fused,
+    use_form,
+)
 from mmauxq.ops.dispatch import fall_back, is_dense, wants_kernel
 
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
@@ -194,17 +199,18 @@ def test_compiled_code_holds_the_operator_or_the_reference():
     assert count('auto') == 0
 
 
-def test_export_holds_the_operator():
+@pytest.mark.parametrize('offset', [None, torch.full((), -1.25)])
+def test_export_holds_the_operator(offset):
     class Net(torch.nn.Module):
         def forward(self, x):
-            return learned_step_quantize(x, torch.full((), 0.5), 0, 15)
+            return learned_step_quantize(x, torch.full((), 0.5), 0, 15, offset)
 
     x = torch.randn(3, 4)
     with use_form('kernel'):
         program = torch.export.export(Net(), (x,))
     targets = [str(node.target) for node in program.graph.nodes]
     assert 'mmauxq.learned_step_quantize.default' in targets
-    expected = learned_step_quantize(x, torch.full((), 0.5), 0, 15)
+    expected = learned_step_quantize(x, torch.full((), 0.5), 0, 15, offset)
     assert torch.equal(program.module()(x), expected)
 
 
@@ -225,6 +231,42 @@ def test_falls_back_with_one_log_line(x, step, reason, caplog):
     assert torch.equal(y, learned_step_quantize(x, step, 0, 15))
 
 
+@pytest.mark.parametrize(
+    'offset', [torch.zeros(4), torch.zeros(()), torch.zeros(1).half()]
+)
+def test_a_step_and_an_offset_that_are_not_alike(offset, caplog):
+    x = torch.randn(3, 4)
+    fall_back.cache_clear()
+    with caplog.at_level(logging.WARNING, 'mmauxq'):
+        assert lsq_fused.can_run(x, torch.ones(1), torch.zeros(1))
+        assert not caplog.records
+        assert not lsq_fused.can_run(x, torch.ones(1), offset)
+    assert [r.getMessage() for r in caplog.records] == [
+        'mmauxq.ops: the reference runs instead of a kernel: step and offset '
+        'that are not alike'
+    ]
+
+
+@pytest.mark.parametrize(
+    'value, installed, expected',
+    [
+        (None, True, False),
+        ('', True, False),
+        ('0', True, False),
+        ('1', True, True),
+        ('1', False, False),
+    ],
+)
+def test_the_cpu_needs_the_interpreter(
+    value, installed, expected, monkeypatch
+):
+    monkeypatch.setattr(dispatch, 'has_triton', lambda: installed)
+    monkeypatch.delenv('TRITON_INTERPRET', raising=False)
+    if value is not None:
+        monkeypatch.setenv('TRITON_INTERPRET', value)
+    assert dispatch.runs_triton(torch.ones(1)) == expected
+
+
 def test_nothing_to_quantize():
     x = torch.randn(0, 4, requires_grad=True)
     with use_form('kernel'):
@@ -235,6 +277,10 @@ def test_nothing_to_quantize():
 
 def test_automatic_choice_on_the_cpu_is_the_reference():
     assert not wants_kernel(torch.ones(1))
+    with use_form('auto'):
+        assert not wants_kernel(torch.ones(1))
+        y = learned_step_quantize(torch.ones(1), torch.ones(1), 0, 3)
+    assert y.item() == 1
     with use_form('kernel'):
         assert wants_kernel(torch.ones(1))
     with pytest.raises(ValueError, match='auto.*reference.*kernel'):
@@ -255,6 +301,11 @@ def test_dense_layouts():
     [
         (dict(x=torch.ones(3).int()), TypeError, 'x is torch.int32'),
         (dict(step=torch.ones(2)), ValueError, r'step of shape \(2,\)'),
+        (
+            dict(step=torch.ones(3, device='meta')),
+            ValueError,
+            'step is on meta, x on cpu',
+        ),
         (dict(step=torch.zeros(1)), ValueError, 'step=0.0'),
         (dict(step=torch.tensor(torch.nan)), ValueError, 'step=nan'),
         (dict(offset=torch.ones(4)), ValueError, r'offset of shape \(4,\)'),
@@ -305,3 +356,20 @@ def test_on_a_gpu_more_elements_than_32_bits_count():
         with use_form('reference'):
             expected = learned_step_quantize(x[part], step, 0, 15)
         assert torch.equal(y[part], expected)
+
+
+def test_a_mode_that_looks_on_sees_all_arguments():
+    class Look(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            if func is learned_step_quantize:
+                seen.append((args, kwargs))
+            return func(*args, **(kwargs or {}))
+
+    seen: list = []
+    x, step, offset = torch.randn(4), torch.ones(1), torch.ones(1)
+    with Look():
+        y = learned_step_quantize(x, step, 0, 3, offset, 0.5)
+    assert torch.equal(y, learned_step_quantize(x, step, 0, 3, offset))
+    ((args, kwargs),) = seen
+    assert args[0] is x and args[1] is step and args[2:] == (0, 3)
+    assert kwargs['offset'] is offset and kwargs['grad_scale'] == 0.5

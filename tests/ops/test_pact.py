@@ -122,3 +122,13 @@ def test_scaling_input_and_alpha_scales_the_output(alpha, power, bits):
     c, x = 2.0**power, torch.linspace(-1, 2, 1001) * alpha
     alpha = torch.tensor(alpha)
     assert torch.equal(pact(c * x, c * alpha, bits), c * pact(x, alpha, bits))
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('shape', SHAPES)
+def test_half_precision_is_rounded_once_at_the_end(dtype, shape):
+    """A scalar ``alpha`` alone would leave the arithmetic to ``dtype``."""
+    x = torch.rand(4, 6, 5, 5).to(dtype) * 2
+    alpha = torch.rand(shape) + 0.9
+    expected = pact(x.float(), alpha, 8).to(dtype)
+    assert torch.equal(pact(x, alpha, 8), expected)

@@ -24,10 +24,11 @@ WEIGHTS = [
     ((6, 1, 3, 3), False, False),
     ((9, 40), True, False),
     ((3, 2, 5), False, False),
+    ((2, 6), True, False),
 ]
 RANGES = [
     WeightRange(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1, 0.1 * bits)
-    for bits in (4, 2, 8, 3, 4, 4, 2)
+    for bits in (4, 2, 8, 3, 4, 4, 2, 4)
 ]
 
 
@@ -102,19 +103,47 @@ def test_new_values_and_new_places_are_seen():
         assert torch.equal(ours, theirs)
 
 
+def test_tables_are_made_once_for_the_same_places():
+    weights, steps = network()
+    together = TogetherQuantizer(RANGES)
+    together(weights, steps)
+    table = together.table
+    together(weights, steps)
+    assert together.table is table
+
+
+def test_one_weight_alone():
+    w = torch.randn(4, 3, device=DEVICE, requires_grad=True)
+    s = torch.full((1,), 0.3, device=DEVICE, requires_grad=True)
+    (found,) = TogetherQuantizer(RANGES[:1])([w], [s])
+    r = RANGES[0]
+    with use_form('reference'):
+        expected = learned_step_quantize(
+            w, s, r.qmin, r.qmax, grad_scale=r.grad_scale
+        )
+    assert torch.equal(found, expected)
+    upstream = torch.randn_like(w)
+    ours = torch.autograd.grad(found, (w, s), upstream)
+    theirs = torch.autograd.grad(expected, (w, s), upstream)
+    assert torch.equal(ours[0], theirs[0])
+    assert_close(ours[1], theirs[1], rtol=1e-4, atol=1e-4)
+
+
 def test_results_begin_at_aligned_places():
     weights, steps = network()
     for y in TogetherQuantizer(RANGES)(weights, steps, torch.bfloat16):
         assert y.storage_offset() % 64 == 0
 
 
-def test_results_that_nobody_used_and_gradients_of_other_layouts():
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16])
+def test_results_that_nobody_used_and_gradients_of_other_layouts(dtype):
     weights, steps = network()
-    found = TogetherQuantizer(RANGES)(weights, steps)
-    upstream = torch.randn(4, 3, 3, 130, device=DEVICE).permute(0, 3, 1, 2)
+    found = TogetherQuantizer(RANGES)(weights, steps, dtype)
+    upstream = torch.randn(4, 3, 3, 130, device=DEVICE, dtype=dtype)
+    upstream = upstream.permute(0, 3, 1, 2)
     found[1].backward(upstream.contiguous())
     assert not weights[0].grad.any() and not steps[0].grad.any()
-    expected = one_by_one(weights, steps, torch.float32)[1]
+    expected = one_by_one(weights, steps, dtype)[1]
     (grad,) = torch.autograd.grad(expected, weights[1], upstream)
     assert torch.equal(weights[1].grad, grad)
 
@@ -129,6 +158,10 @@ def test_what_can_be_taken():
     assert not can_quantize_together(w[:, :3], step)
     assert not can_quantize_together(w.bfloat16(), step)
     assert not can_quantize_together(w[:0], step)
+    assert can_quantize_together(w[:1, :1], step)
+    assert not can_quantize_together(w[0, 0], step)
+    row = torch.empty_strided((1, 6), (100, 1), device=DEVICE)
+    assert can_quantize_together(row, step)
 
 
 @pytest.mark.gpu

@@ -7,13 +7,14 @@ import torch
 from mmengine.model import ExponentialMovingAverage
 from torch import nn
 
-from mmauxq.errors import UsageError
+from mmauxq.errors import TrainingError, UsageError
 from mmauxq.quantizers import (
     LSQ,
     DoReFaActivation,
     DoReFaWeight,
     LSQPlus,
     PACTActivation,
+    Quantizer,
     calibrating,
     named_quantizers,
 )
@@ -263,7 +264,79 @@ def test_a_copy_shares_nothing(cls, role):
     assert torch.equal(quantizer(x), expected)
 
 
+def test_flags_are_of_a_type_that_ranks_can_average():
+    quantizer = LSQ(2)
+    assert quantizer.calibrated.dtype == torch.uint8
+    assert quantizer.signed.dtype == torch.uint8
+
+
+def test_a_quantizer_of_ones_own_needs_bits_only():
+    class Half(Quantizer):
+        needs_calibration = False
+
+        def quantize(self, x):
+            return x / 2
+
+    half = Half(3)
+    assert (half.role, half.num_channels, half.channel_axis) == (
+        'activation',
+        None,
+        0,
+    )
+    assert half(torch.tensor([3.0])).item() == 1.5
+
+
+def test_a_result_that_was_given_is_returned_for_that_tensor_only():
+    x, other = torch.rand(4, 5), torch.rand(4, 5)
+    quantizer = calibrated(LSQ(2), x)
+    result = torch.full_like(x, 7.0)
+    expected = quantizer(other)
+    quantizer.given = (x, result)
+    assert quantizer(x) is result
+    assert torch.equal(quantizer(other), expected)
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+def test_a_first_batch_that_is_not_finite_is_refused(value):
+    with pytest.raises(TrainingError) as error:
+        calibrated(LSQ(2), torch.tensor([[1.0, value]]))
+    assert str(error.value) == (
+        'LSQ: the first batch gives it NaN or infinity, from which no scale '
+        'can be found'
+    )
+
+
+def test_the_flag_on_the_device_is_asked_once():
+    """Asking it would stall every step."""
+    quantizer = calibrated(LSQ(2), torch.rand(4, 5))
+    expected = quantizer(torch.ones(2))
+    quantizer.calibrated.zero_()
+    assert torch.equal(quantizer(torch.ones(2)), expected)
+
+
+@pytest.mark.parametrize('cls', [LSQ, LSQPlus])
+@pytest.mark.parametrize(
+    'role, num_channels, axis, shape, count',
+    [
+        ('weight', None, 0, (4, 3, 2, 2), 48),
+        ('weight', 4, 0, (4, 3, 2, 2), 12),
+        ('activation', None, 0, (4, 3, 2, 2), 12),
+        ('activation', 3, 1, (4, 3, 2, 2), 4),
+        ('activation', None, 0, (7,), 7),
+        ('activation', None, 0, (5, 1), 1),
+    ],
+)
+def test_gradient_scale(cls, role, num_channels, axis, shape, count):
+    """1 / sqrt(N qmax), N the values of a sample that share the step."""
+    quantizer = cls(3, role, num_channels, axis)
+    x = torch.rand(shape)
+    calibrated(quantizer, x)
+    expected = (count * (3 if role == 'weight' else 7)) ** -0.5
+    assert quantizer.learned_step(x).grad_scale == pytest.approx(expected)
+
+
 def test_repr_names_bits_role_and_channels():
     assert repr(LSQ(2, 'weight', 3)) == (
         "LSQ(bits=2, role='weight', num_channels=3)"
     )
+    assert repr(LSQ(2)) == "LSQ(bits=2, role='activation')"

@@ -21,9 +21,10 @@ def min_max(x, bits):
     return learned_step_quantize(x, step, 0, 2**bits - 1, x.min())
 
 
+@pytest.mark.parametrize('mean', [0.2, -0.2])
 @pytest.mark.parametrize('bits', [2, 4, 8])
-def test_weights_start_at_three_deviations(bits):
-    w = torch.randn(6, 5, 3, 3) + 0.2
+def test_weights_start_at_three_deviations(bits, mean):
+    w = torch.randn(6, 5, 3, 3) + mean
     quantizer = calibrated(LSQPlus(bits, 'weight'), w)
     mean, std = w.mean(), w.std(unbiased=False)
     reach = max(abs(mean - 3 * std), abs(mean + 3 * std))
@@ -47,6 +48,25 @@ def test_the_start_beats_min_and_max(bits):
     y = calibrated(LSQPlus(bits), x)(x)
     error = (y - x).square().mean()
     assert error < (min_max(x, bits) - x).square().mean() * 0.9
+
+
+@pytest.mark.parametrize('bits', [2, 3, 4])
+def test_no_range_of_the_search_has_less_error_than_the_start(bits):
+    """Both ends of the range are shrunk by one factor, 0.1 to 1."""
+    x = torch.randn(4, 1000) - 1
+    low, high, top = x.min(), x.max(), 2**bits - 1
+
+    def error(part):
+        step = part * (high - low) / top
+        y = learned_step_quantize(x, step, 0, top, part * low)
+        return (y - x).square().mean().item()
+
+    parts = torch.linspace(0.1, 1.0, 46)
+    best = parts[min(range(46), key=lambda i: error(parts[i]))]
+    assert 0.1 < best < 1
+    quantizer = calibrated(LSQPlus(bits), x)
+    assert_close(quantizer.step.item(), (best * (high - low) / top).item())
+    assert_close(quantizer.offset.item(), (best * low).item())
 
 
 @pytest.mark.parametrize('bits', [2, 3, 4])

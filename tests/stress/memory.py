@@ -2,9 +2,12 @@
 
     python -m tests.stress.memory --steps 20000 --out DIR
 
-Prints the resident memory as it goes, and its growth per 1,000 steps from
-the second tenth of the run on; the exit status is 0 only if that is below
-0.5 MiB.
+Prints the resident memory and the size of the newest checkpoint as they go,
+with a GPU also the memory that PyTorch has allocated there, and the growth
+per 1,000 steps in the second half of the run (the allocator settles in the
+first 5,000 steps). The exit status is 0 only if the process grows by less
+than 0.2 MiB, the GPU's tensors by less than 0.05 MiB and the checkpoints by
+less than 1 KiB per 1,000 steps.
 """
 
 import argparse
@@ -14,6 +17,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
@@ -30,16 +34,35 @@ def resident() -> float:
 
 @HOOKS.register_module()
 class MemoryLog(Hook):
-    """Writes (step, MiB) to a file."""
+    """Writes steps and sizes to a file."""
+
+    priority = 'LOWEST'  # after the checkpoint of the step
 
     def __init__(self, path: str, interval: int) -> None:
         self.path, self.interval = path, interval
 
     def after_train_iter(self, runner, *args, **kwargs) -> None:
-        if (runner.iter + 1) % self.interval == 0:
-            with open(self.path, 'a') as file:
-                line = [runner.iter + 1, round(resident(), 1)]
-                file.write(json.dumps(line) + '\n')
+        step = runner.iter + 1
+        if step % self.interval:
+            return
+        line: dict[str, float] = dict(step=step, mib=round(resident(), 1))
+        if torch.cuda.is_available():
+            line['gpu_mib'] = round(torch.cuda.memory_allocated() / 2**20, 3)
+            line['gpu_peak_mib'] = round(
+                torch.cuda.max_memory_allocated() / 2**20, 3
+            )
+        checkpoint = Path(runner.work_dir) / f'iter_{step}.pth'
+        if checkpoint.exists():
+            line['checkpoint_bytes'] = checkpoint.stat().st_size
+        with open(self.path, 'a') as file:
+            file.write(json.dumps(line) + '\n')
+
+
+def growth(points: list[dict], key: str) -> float:
+    """Slope of a number per 1,000 steps, in the second half."""
+    late = [p for p in points[len(points) // 2 :] if key in p]
+    steps = np.array([p['step'] for p in late]) / 1000
+    return float(np.polyfit(steps, [p[key] for p in late], 1)[0])
 
 
 def main() -> int:
@@ -51,6 +74,7 @@ def main() -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     log = args.out / 'memory.jsonl'
     log.unlink(missing_ok=True)
+    part = max(args.steps // 20, 1)
     config = args.out / 'config.py'
     config.write_text(
         f"_base_ = ['{ROOT}/configs/aux_r20_w2a2_digits.py']\n"
@@ -59,21 +83,26 @@ def main() -> int:
         '    head=dict(in_channels=16)))\n'
         'train_dataloader = dict(batch_size=16)\n'
         'train_cfg = dict(_delete_=True, by_epoch=False,\n'
-        f'    max_iters={args.steps}, val_interval=1000)\n'
+        f'    max_iters={args.steps}, val_interval={part})\n'
         'param_scheduler = None\n'
         'default_hooks = dict(logger=dict(interval=1000), checkpoint=dict(\n'
-        '    by_epoch=False, interval=1000, max_keep_ckpts=2))\n'
+        f'    by_epoch=False, interval={part},\n'
+        '    max_keep_ckpts=2))\n'
         'custom_hooks = [dict(type="MemoryLog", _scope_="mmengine",\n'
         f'    path={str(log)!r}, interval={max(args.steps // 100, 1)})]\n'
     )
     status = train([str(config), '--work-dir', str(args.out / 'run')])
-    points = np.array([json.loads(s) for s in log.read_text().splitlines()])
-    for step, size in points[:: max(len(points) // 20, 1)]:
-        print(f'{step:8.0f} steps {size:8.1f} MiB')
-    late = points[len(points) // 10 :]
-    slope = np.polyfit(late[:, 0], late[:, 1], 1)[0] * 1000
-    print(f'{slope:.3f} MiB for 1,000 steps')
-    return status or int(slope > 0.5)
+    points = [json.loads(line) for line in log.read_text().splitlines()]
+    for point in points[:: max(len(points) // 20, 1)]:
+        print(point)
+    allowed = dict(mib=0.2, checkpoint_bytes=1024)
+    if torch.cuda.is_available():
+        allowed.update(gpu_mib=0.05, gpu_peak_mib=0.05)
+    for key, limit in allowed.items():
+        slope = growth(points, key)
+        print(f'{key}: {slope:+.3f} per 1,000 steps (allowed: {limit})')
+        status = status or int(slope > limit)
+    return status
 
 
 if __name__ == '__main__':

@@ -22,7 +22,13 @@ def process_environment(path=ROOT, more=None):
     for name in list(environment):  # set by mmauxq.compat in this process
         if name.endswith('WEIGHTS_ONLY_LOAD'):
             del environment[name]
-    environment['PYTHONPATH'] = str(path) if path else ''
+    if path:  # beside what was on the path already
+        before = environment.get('PYTHONPATH', '')
+        environment['PYTHONPATH'] = os.pathsep.join(
+            filter(None, [str(path), before])
+        )
+    else:
+        environment['PYTHONPATH'] = ''
     return environment
 
 

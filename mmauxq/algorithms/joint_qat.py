@@ -21,6 +21,7 @@ from mmauxq.guidance import Guidance, Tap, TapRecorder, Taps, find_taps
 from mmauxq.guidance.base import LOGITS
 from mmauxq.guidance.taps import IMAGE
 from mmauxq.layers import (
+    Chains,
     LayerBits,
     LessMemory,
     Policy,
@@ -151,6 +152,7 @@ class JointQAT(BaseAlgorithm):
         if self.channels_last:
             self.to(memory_format=torch.channels_last)
         self._weights_at_once: WeightsAtOnce | None = None
+        self._chains = Chains()
         self._compiled_step = self._step
         if compile:
             self._compile({} if compile is True else dict(compile))
@@ -341,6 +343,9 @@ class JointQAT(BaseAlgorithm):
                 stack.enter_context(compiling_for(self.memory))
             elif self.memory is not None:
                 stack.enter_context(LessMemory(self.memory))
+            chains = None
+            if self._weights_at_once is not None and step == self._step:
+                chains = stack.enter_context(self._chains)
             for recorder in self.recorders:
                 stack.enter_context(recorder)
             for guidance in self.guidances:
@@ -348,6 +353,8 @@ class JointQAT(BaseAlgorithm):
                     stack.enter_context(recorder)
             if self._is_plain:
                 logits, found = step(inputs)
+                if chains is not None:
+                    chains.plan([logits, *found])
                 student = self.architecture.head._get_loss(
                     logits, data_samples
                 )

@@ -36,6 +36,12 @@ def _arms() -> Iterator[str]:
         'w4a4/eager',
         'w4a4/codes',
         'w4a4/recompute',
+        'w4a4/chained',
+        'w4a4/chained-codes',
+        'w4a4/chained-recompute',
+        'aux-amp/chained',
+        'aux-amp/chained-recompute',
+        'aux-quarter-amp/chained',
         'aux-amp/compiled',
         'aux-quarter-amp/compiled',
         'kd/compiled',
@@ -57,7 +63,8 @@ def _arms() -> Iterator[str]:
     ]
     yield from (f'step/r50/{arm}/{BATCH}' for arm in main)
     for arm in (
-        'float/graph', 'w4a4/graph', 'float/eager', 'w4a4/eager',
+        'float/graph', 'w4a4/graph', 'w4a4/graph-chained',
+        'float/eager', 'w4a4/eager', 'w4a4/chained',
         'float/compiled-graph', 'w4a4/compiled-graph',
     ):  # fmt: skip
         yield f'step/r50/{arm}/{SMALL_BATCH}'

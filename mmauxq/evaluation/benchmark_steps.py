@@ -39,6 +39,11 @@ FORMS = {
     'codes': dict(memory='codes'),
     'recompute': dict(memory='recompute'),
     'graph-recompute': dict(memory='recompute'),
+    'chained': {},
+    'chained-codes': dict(memory='codes'),
+    'chained-recompute': dict(memory='recompute'),
+    'graph-chained': {},
+    'graph-chained-recompute': dict(memory='recompute'),
     'compiled': dict(compile=True),
     'compiled-reference': dict(compile=True),
     'compiled-kernel': dict(compile=True),
@@ -146,13 +151,13 @@ def _context(form: str) -> Iterator[None]:
 
     from mmauxq.ops import use_form
 
-    ops_form = {
-        'reference': 'reference',
-        'compiled-reference': 'reference',
-        'compiled-kernel': 'kernel',
-    }
+    ops = 'auto'
+    if 'reference' in form:
+        ops = 'reference'
+    elif 'chained' in form or form == 'compiled-kernel':
+        ops = 'kernel'
     with (
-        use_form(ops_form.get(form, 'auto')),
+        use_form(ops),
         functorch.patch(force_non_lazy_backward_lowering=True),
     ):
         yield

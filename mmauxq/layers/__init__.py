@@ -1,5 +1,6 @@
 """Quantized convolution and linear layers, and the way there and back."""
 
+from .chains import Chains
 from .convert import build_quantizer, convert, is_quantizable, restore
 from .memory import LessMemory, compiling_for
 from .policy import LayerBits, Policy
@@ -13,6 +14,7 @@ from .quantized import (
 from .weights_at_once import WeightsAtOnce
 
 __all__ = [
+    'Chains',
     'LayerBits',
     'LessMemory',
     'Policy',

@@ -14,6 +14,7 @@ from mmauxq.errors import UsageError
 from mmauxq.ops import learned_step_quantize
 from mmauxq.ops.codes import Codes
 from mmauxq.ops.dispatch import is_dense
+from mmauxq.ops.norm import BatchNorm, normalise, normalise_quantize
 
 from .quantized import PRODUCTS
 
@@ -84,8 +85,52 @@ CHEAP: dict[Callable, Callable[..., Call]] = {
     Tensor.relu_: _same(torch.relu),
     Tensor.float: _same(Tensor.float),
     learned_step_quantize: _same(learned_step_quantize),
+    normalise: _same(normalise),
+    normalise_quantize: _same(normalise_quantize),
 }
 """What is computed again at any level, and how it is called then."""
+
+
+def _codes(
+    output: Tensor,
+    x: Tensor,
+    step: Tensor,
+    qmin: int,
+    qmax: int,
+    offset: Tensor | None = None,
+    grad_scale: float = 1.0,
+) -> Codes:
+    """Of the result of ``learned_step_quantize``, which comes first."""
+    with torch.no_grad():
+        return Codes(
+            output.detach(),
+            step.detach(),
+            qmin,
+            qmax,
+            None if offset is None else offset.detach(),
+        )
+
+
+def _normalised_codes(
+    output: Tensor,
+    z: Tensor,
+    norm: BatchNorm,
+    relu: bool,
+    step: Tensor,
+    qmin: int,
+    qmax: int,
+    grad_scale: float,
+) -> Codes:
+    """Likewise of ``normalise_quantize``."""
+    return _codes(output, z, step, qmin, qmax)
+
+
+CODES: dict[Callable, Callable[..., Codes]] = {
+    learned_step_quantize: _codes,
+    normalise_quantize: _normalised_codes,
+}
+"""What ends in codes, and how they are found in its result."""
+
 
 SUMS: dict[Callable, Callable[..., Call]] = dict.fromkeys(
     (torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__iadd__),
@@ -295,13 +340,10 @@ class LessMemory(TorchFunctionMode):
         named = {name: self._handle(a) for name, a in again_kwargs.items()}
         output = func(*args, **kwargs)
         recipe = _Recipe(again, handles, named, output)
-        if (
-            func is learned_step_quantize
-            and recipe.products
-            and is_dense(args[0])
-        ):
+        if func in CODES and recipe.products and is_dense(output):
             # the chain ends here: the next product begins with codes
-            recipe = _Recipe(_codes(*args, **kwargs).value, [], {}, output)
+            codes = CODES[func](output, *args, **kwargs)
+            recipe = _Recipe(codes.value, [], {}, output)
         recipe.products += func in PRODUCTS
         if self._is_worth_it(func, recipe, output):
             storage = output.untyped_storage()
@@ -333,24 +375,6 @@ class LessMemory(TorchFunctionMode):
             and is_dense(output)
             and output.numel() * output.element_size()
             == output.untyped_storage().nbytes()
-        )
-
-
-def _codes(
-    x: Tensor,
-    step: Tensor,
-    qmin: int,
-    qmax: int,
-    offset: Tensor | None = None,
-    grad_scale: float = 1.0,
-) -> Codes:
-    with torch.no_grad():
-        return Codes(
-            x.detach(),
-            step.detach(),
-            qmin,
-            qmax,
-            None if offset is None else offset.detach(),
         )
 
 

@@ -49,6 +49,11 @@ def wants_kernel(x: Tensor) -> bool:
     return _form == 'kernel'
 
 
+def is_forced() -> bool:
+    """Whether kernels were asked for by name."""
+    return _form == 'kernel'
+
+
 @functools.cache
 def has_triton() -> bool:
     """Whether Triton is installed; said once if it is not."""

@@ -19,7 +19,8 @@ import json, sys
 import triton, triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from mmauxq.ops import codes_kernels, lsq_kernels, weight_kernels
+from mmauxq.ops import codes_kernels, lsq_kernels, norm_kernels
+from mmauxq.ops import weight_kernels
 
 TARGET = GPUTarget('cuda', 90, 32)
 TYPES = dict(
@@ -77,6 +78,25 @@ c = codes_kernels
 packed = dict(OFFSET=True, WIDE=False, EACH=2, BLOCK=2048)
 found['pack'] = compiled(c.pack_kernel, **codes, **packed)
 found['unpack'] = compiled(c.unpack_kernel, QMIN=-8, **packed)
+n = norm_kernels
+maps = dict(z_ptr='*bf16', identity_ptr='*bf16', out_ptr='*bf16',
+            grad_ptr='*bf16', grad_z_ptr='*bf16', grad_identity_ptr='*bf16',
+            eps='fp32', momentum='fp32')
+tile = dict(ROWS=32, CHANNELS=128, WIDE=True)
+found['statistics'] = compiled(n.statistics_kernel, wide, maps, **tile)
+found['finish'] = compiled(
+    n.finish_kernel, types=maps, RUNNING=True, SPLITS=128, CHANNELS=16
+)
+for kind in ('quantize', 'add'):
+    flags = dict(tile, QMIN=0, QMAX=15, RELU=True, QUANTIZE=kind != 'add')
+    both = dict(flags, IDENTITY=kind == 'add')
+    found['norm_' + kind] = compiled(n.forward_kernel, wide, maps, **both)
+    found['norm_reduce_' + kind] = compiled(
+        n.reduce_kernel, wide, maps, **flags
+    )
+    found['norm_backward_' + kind] = compiled(
+        n.backward_kernel, wide, maps, **both
+    )
 json.dump(found, open(sys.argv[1], 'w'))
 """
 
@@ -96,12 +116,13 @@ def test_kernels_compile_for_a_gpu(run_python, tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     ptx = json.loads((tmp_path / 'ptx.json').read_text())
-    assert len(ptx) == 9
+    assert len(ptx) == 17
     wide_load = re.compile(r'ld\.global\.v4\.b32')
     wide_store = re.compile(r'st\.global\.v4\.b32')
     # no matter that the size may be odd
     for name in ('forward_flat', 'backward_flat', 'forward_channels',
-                 'backward_channels'):  # fmt: skip
+                 'backward_channels', 'norm_add', 'norm_quantize',
+                 'norm_backward_add', 'norm_backward_quantize'):  # fmt: skip
         assert wide_load.search(ptx[name]), name
         assert wide_store.search(ptx[name]), name
     for name in ('forward_flat', 'backward_flat'):

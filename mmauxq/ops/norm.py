@@ -1,0 +1,286 @@
+"""A batch norm and what follows it, in one pass over memory each way.
+
+::
+
+    x = act(batch_norm(z) + identity)        normalise
+    q = quantize(act(batch_norm(z)))         normalise_quantize
+
+with batch statistics, ``act`` ReLU or nothing, and the quantizer that of
+:func:`~mmauxq.ops.learned_step_quantize` with one step. Separate operations
+read and write the feature map for each; here only ``z`` (and ``x``) are kept
+for the backward pass, which makes the rest again on the way.
+
+Values are rounded where separate operations would round, sums are taken in
+float32 and in an order that never changes.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_unary
+
+from .dispatch import (
+    KERNEL_DTYPES,
+    is_forced,
+    multiprocessors,
+    on_device,
+    runs_triton,
+    wants_kernel,
+)
+
+FORWARD_TILE = BACKWARD_TILE = (4096, 128)
+REDUCE_TILE = (4096, 128)
+"""Elements of a tile, and channels in it at the most."""
+PROGRAMS_PER_MULTIPROCESSOR = 4
+WARPS = 8
+
+
+@dataclass
+class BatchNorm:
+    """What a batch norm knows of a batch.
+
+    Args:
+        mean: Of each channel, (C,), float32.
+        rstd: 1 / sqrt(variance + eps), likewise.
+        weight: (C,).
+        bias: (C,).
+    """
+
+    mean: Tensor
+    rstd: Tensor
+    weight: Tensor
+    bias: Tensor
+
+
+def can_normalise(
+    z: Tensor, weight: Tensor | None, bias: Tensor | None
+) -> bool:
+    """Whether these ops take a feature map: (N, C, H, W), channels last.
+
+    Not by default before the kernels have run on a GPU, see docs/speed.md.
+    """
+    return (
+        is_forced()
+        and wants_kernel(z)
+        and runs_triton(z)
+        and z.dim() == 4
+        and z.dtype in KERNEL_DTYPES
+        and z.numel() > z.shape[1] > 0
+        and z.is_contiguous(memory_format=torch.channels_last)
+        and weight is not None
+        and bias is not None
+        and weight.device == bias.device == z.device
+    )
+
+
+def _tiles(z: Tensor, tile: tuple[int, int]) -> tuple[int, int, dict]:
+    """Rows and columns of tiles, and the arguments that describe them."""
+    values, width = tile
+    channels = z.shape[1]
+    rows = z.numel() // channels
+    width = min(_power_of_two(channels), width)
+    height = min(_power_of_two(rows), values // width)
+    arguments = dict(
+        rows=rows, channels=channels, ROWS=height, CHANNELS=width,
+        WIDE=z.numel() + 2**20 >= 2**31,
+    )  # fmt: skip
+    return -(-rows // height), -(-channels // width), arguments
+
+
+def _split_tiles(z: Tensor) -> tuple[int, dict]:
+    """Programs that sum over several tiles each, and their arguments."""
+    blocks, columns, arguments = _tiles(z, REDUCE_TILE)
+    at_once = PROGRAMS_PER_MULTIPROCESSOR * multiprocessors(z.device)
+    repeats = -(-blocks // max(1, min(blocks, at_once // columns)))
+    splits = -(-blocks // repeats)
+    arguments.update(repeats=repeats, splits=splits)
+    return splits * columns, arguments
+
+
+def _power_of_two(n: int) -> int:
+    return 1 << (n - 1).bit_length()
+
+
+@torch.no_grad()
+def batch_statistics(
+    z: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float,
+    eps: float,
+) -> BatchNorm:
+    """Mean and variance of a batch; updates the running ones.
+
+    Args:
+        z: As :func:`can_normalise` demands.
+        weight: As of :func:`torch.nn.functional.batch_norm`; the others too.
+    """
+    from .norm_kernels import finish_kernel, statistics_kernel
+
+    programs, tiles = _split_tiles(z)
+    channels, splits = z.shape[1], tiles['splits']
+    partial = torch.empty(
+        2, splits, channels, dtype=torch.float32, device=z.device
+    )
+    mean, rstd = torch.empty_like(partial[:, 0])
+    width = min(_power_of_two(channels), 16)
+    with on_device(z):
+        statistics_kernel[(programs,)](z, partial, **tiles, num_warps=WARPS)
+        finish_kernel[(-(-channels // width),)](
+            z,
+            partial,
+            mean,
+            rstd,
+            mean if running_mean is None else running_mean,
+            rstd if running_var is None else running_var,
+            tiles['rows'],
+            channels,
+            splits,
+            eps,
+            momentum,
+            RUNNING=running_mean is not None,
+            SPLITS=min(_power_of_two(splits), 128),
+            CHANNELS=width,
+            num_warps=4,
+        )
+    return BatchNorm(mean, rstd, weight, bias)
+
+
+def normalise(
+    z: Tensor, norm: BatchNorm, identity: Tensor | None, relu: bool
+) -> Tensor:
+    """``act(batch_norm(z) + identity)``.
+
+    Args:
+        z: (N, C, H, W), channels last.
+        norm: Of :func:`batch_statistics` for ``z``; gradients reach ``z``
+            through the statistics too.
+        identity: Of the shape, dtype and layout of ``z``, or ``None``.
+        relu: Whether ``act`` is ReLU.
+    """
+    if has_torch_function_unary(z):
+        return handle_torch_function(normalise, (z,), z, norm, identity, relu)
+    return _Normalise.apply(
+        z, norm.weight, norm.bias, identity, None, norm, relu, None
+    )
+
+
+def normalise_quantize(
+    z: Tensor,
+    norm: BatchNorm,
+    relu: bool,
+    step: Tensor,
+    qmin: int,
+    qmax: int,
+    grad_scale: float,
+) -> Tensor:
+    """``learned_step_quantize(act(batch_norm(z)), step, ...)``.
+
+    Args:
+        z: As of :func:`normalise`, with the next two.
+        step: Of one element, positive; the rest as of
+            :func:`~mmauxq.ops.learned_step_quantize`.
+    """
+    if has_torch_function_unary(z):
+        return handle_torch_function(
+            normalise_quantize, (z,), z, norm, relu, step, qmin, qmax,
+            grad_scale,
+        )  # fmt: skip
+    return _Normalise.apply(
+        z, norm.weight, norm.bias, None, step, norm, relu,
+        (qmin, qmax, grad_scale),
+    )  # fmt: skip
+
+
+def _launch(
+    kernel: Any, z: Tensor, programs: int, *args: Any, **kwargs: Any
+) -> None:
+    with on_device(z):
+        kernel[(programs,)](
+            *args, **kwargs, num_warps=WARPS, enable_fp_fusion=False
+        )
+
+
+class _Normalise(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx,
+        z: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        identity: Tensor | None,
+        step: Tensor | None,
+        norm: BatchNorm,
+        relu: bool,
+        codes: tuple[int, int, float] | None,
+    ) -> Tensor:
+        from .norm_kernels import forward_kernel
+
+        out = torch.empty_like(z)
+        blocks, columns, tiles = _tiles(z, FORWARD_TILE)
+        qmin, qmax, _ = codes or (0, 1, 1.0)
+        _launch(
+            forward_kernel, z, blocks * columns,
+            z, z if identity is None else identity, norm.mean, norm.rstd,
+            weight, bias, norm.mean if step is None else step, out,
+            QMIN=qmin, QMAX=qmax, IDENTITY=identity is not None, RELU=relu,
+            QUANTIZE=codes is not None, **tiles,
+        )  # fmt: skip
+        # what a ReLU let through is seen in its result, unless that is codes
+        x = out if relu and codes is None else None
+        ctx.save_for_backward(z, x, norm.mean, norm.rstd, weight, bias, step)
+        ctx.has_identity = identity is not None
+        ctx.relu, ctx.codes = relu, codes
+        return out
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        from .norm_kernels import backward_kernel, reduce_kernel
+
+        z, x, mean, rstd, weight, bias, step = ctx.saved_tensors
+        if grad.stride() != z.stride() or grad.dtype != z.dtype:
+            grad = torch.empty_like(z).copy_(grad)
+        qmin, qmax, grad_scale = ctx.codes or (0, 1, 1.0)
+        tensors = (
+            grad, z, z if x is None else x, mean, rstd, weight, bias,
+            mean if step is None else step,
+        )  # fmt: skip
+        flags = dict(
+            QMIN=qmin, QMAX=qmax, RELU=ctx.relu, QUANTIZE=step is not None
+        )
+        programs, tiles = _split_tiles(z)
+        partial = torch.empty(
+            (2 if step is None else 3, tiles['splits'], z.shape[1]),
+            dtype=torch.float32,
+            device=z.device,
+        )
+        _launch(
+            reduce_kernel, z, programs, *tensors, partial, **flags, **tiles
+        )
+        sums = partial.sum(1)
+        grad_z = torch.empty_like(z)
+        grad_identity = torch.empty_like(z) if ctx.has_identity else None
+        blocks, columns, tiles = _tiles(z, BACKWARD_TILE)
+        _launch(
+            backward_kernel, z, blocks * columns, *tensors, sums, grad_z,
+            grad_z if grad_identity is None else grad_identity,
+            IDENTITY=ctx.has_identity, **flags, **tiles,
+        )  # fmt: skip
+        grad_step = None
+        if step is not None:
+            grad_step = (sums[2].sum() * grad_scale).reshape(step.shape)
+            grad_step = grad_step.to(step.dtype)
+        return (
+            grad_z,
+            sums[1].to(weight.dtype),
+            sums[0].to(bias.dtype),
+            grad_identity,
+            grad_step,
+            None,
+            None,
+            None,
+        )

@@ -1,0 +1,337 @@
+"""Triton kernels of a batch norm and what follows it; see :mod:`.norm`.
+
+Memory is seen as (rows, channels), channels side by side: N H W rows for a
+channels-last feature map.
+"""
+
+import triton
+import triton.language as tl
+
+from .lsq_kernels import ROUND, clip, quotient
+
+
+@triton.jit
+def places_of(block, column, rows, channels, ROWS, CHANNELS):
+    """Where a tile lies, which of it exists, and its channels."""
+    m = block * ROWS + tl.arange(0, ROWS)
+    c = column * CHANNELS + tl.arange(0, CHANNELS)
+    places = m[:, None] * channels + c[None, :]
+    return places, (m < rows)[:, None] & (c < channels)[None, :], c
+
+
+@triton.jit
+def row_of(ptr, c, channels):
+    """What belongs to each channel of a tile, (1, CHANNELS), float32."""
+    value = tl.load(ptr + c, mask=c < channels, other=0.0)
+    return value.to(tl.float32)[None, :]
+
+
+@triton.jit
+def statistics_kernel(
+    z_ptr,
+    partial_ptr,
+    rows,
+    channels,
+    repeats,
+    splits,
+    WIDE: tl.constexpr,
+    ROWS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    """Sums of ``z - z[0]`` and of its square, (2, splits, channels).
+
+    What is subtracted lies among the values, so that the variance does not
+    drown in the square of the mean.
+    """
+    columns = tl.cdiv(channels, CHANNELS)
+    column = tl.program_id(0) % columns
+    split = tl.program_id(0) // columns
+    first = split * repeats
+    if WIDE:
+        first = first.to(tl.int64)
+    total = tl.zeros([ROWS, CHANNELS], dtype=tl.float32)
+    squares = tl.zeros([ROWS, CHANNELS], dtype=tl.float32)
+    c = column * CHANNELS + tl.arange(0, CHANNELS)
+    start = row_of(z_ptr, c, channels)
+    i = 0
+    while i < repeats:  # the interpreter cannot count to a tensor
+        places, mask, _ = places_of(
+            first + i, column, rows, channels, ROWS, CHANNELS
+        )
+        z = tl.load(z_ptr + places, mask=mask, other=0.0).to(tl.float32)
+        d = tl.where(mask, z - start, 0.0)
+        total += d
+        squares += d * d
+        i += 1
+    out = partial_ptr + split * channels + c
+    tl.store(out, tl.sum(total, 0), mask=c < channels)
+    out += splits * channels
+    tl.store(out, tl.sum(squares, 0), mask=c < channels)
+
+
+@triton.jit
+def finish_kernel(
+    z_ptr,
+    partial_ptr,
+    mean_ptr,
+    rstd_ptr,
+    running_mean_ptr,
+    running_var_ptr,
+    rows,
+    channels,
+    splits,
+    eps,
+    momentum,
+    RUNNING: tl.constexpr,
+    SPLITS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    """Mean and 1 / standard deviation of each channel, from partial sums."""
+    c = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
+    total = tl.zeros([SPLITS, CHANNELS], dtype=tl.float32)
+    squares = tl.zeros([SPLITS, CHANNELS], dtype=tl.float32)
+    first = 0
+    while first < splits:
+        places, mask, _ = places_of(
+            first // SPLITS, tl.program_id(0), splits, channels, SPLITS,
+            CHANNELS,
+        )  # fmt: skip
+        total += tl.load(partial_ptr + places, mask=mask, other=0.0)
+        places += splits * channels
+        squares += tl.load(partial_ptr + places, mask=mask, other=0.0)
+        first += SPLITS
+    exists = c < channels
+    n = rows * 1.0
+    shift = tl.sum(total, 0) / n
+    var = tl.maximum(tl.sum(squares, 0) / n - shift * shift, 0.0)
+    start = tl.load(z_ptr + c, mask=exists, other=0.0).to(tl.float32)
+    mean = start + shift
+    tl.store(mean_ptr + c, mean, mask=exists)
+    tl.store(rstd_ptr + c, 1.0 / tl.sqrt(var + eps), mask=exists)
+    if RUNNING:
+        old = tl.load(running_mean_ptr + c, mask=exists, other=0.0)
+        new = old + momentum * (mean - old)
+        tl.store(running_mean_ptr + c, new, mask=exists)
+        old = tl.load(running_var_ptr + c, mask=exists, other=0.0)
+        new = old + momentum * (var * (n / (n - 1.0)) - old)
+        tl.store(running_var_ptr + c, new, mask=exists)
+
+
+@triton.jit
+def activation(
+    z, identity, mean, factor, bias,
+    IDENTITY: tl.constexpr, RELU: tl.constexpr, TYPE: tl.constexpr,
+):  # fmt: skip
+    """What the batch norm and the operations after it make of ``z``.
+
+    Rounded where separate operations would round.
+    """
+    y = ((z - mean) * factor + bias).to(TYPE).to(tl.float32)
+    if IDENTITY:
+        y = (y + identity).to(TYPE).to(tl.float32)
+    if RELU:
+        y = tl.where(y < 0.0, 0.0, y)
+    return y
+
+
+@triton.jit
+def forward_kernel(
+    z_ptr,
+    identity_ptr,
+    mean_ptr,
+    rstd_ptr,
+    weight_ptr,
+    bias_ptr,
+    step_ptr,
+    out_ptr,
+    rows,
+    channels,
+    QMIN: tl.constexpr,
+    QMAX: tl.constexpr,
+    IDENTITY: tl.constexpr,
+    RELU: tl.constexpr,
+    QUANTIZE: tl.constexpr,
+    WIDE: tl.constexpr,
+    ROWS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    """Normalise, add, rectify, quantize: one tile for each program."""
+    columns = tl.cdiv(channels, CHANNELS)
+    column = tl.program_id(0) % columns
+    block = tl.program_id(0) // columns
+    if WIDE:
+        block = block.to(tl.int64)
+    places, mask, c = places_of(block, column, rows, channels, ROWS, CHANNELS)
+    mean = row_of(mean_ptr, c, channels)
+    factor = row_of(rstd_ptr, c, channels) * row_of(weight_ptr, c, channels)
+    bias = row_of(bias_ptr, c, channels)
+    z = tl.load(z_ptr + places, mask=mask, other=0.0).to(tl.float32)
+    identity = z
+    if IDENTITY:
+        identity = tl.load(identity_ptr + places, mask=mask, other=0.0)
+        identity = identity.to(tl.float32)
+    y = activation(
+        z, identity, mean, factor, bias, IDENTITY, RELU,
+        z_ptr.dtype.element_ty,
+    )  # fmt: skip
+    if QUANTIZE:
+        step = tl.load(step_ptr).to(tl.float32)
+        v = quotient(y, step, tl.div_rn(1.0, step), QMIN * 1.0, QMAX * 1.0)
+        y = ((clip(v, QMIN * 1.0, QMAX * 1.0) + ROUND) - ROUND) * step
+    tl.store(out_ptr + places, y.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def incoming(
+    grad, z, x, mean, factor, bias, step, inverse, QMIN, QMAX,
+    RELU: tl.constexpr, QUANTIZE: tl.constexpr, TYPE: tl.constexpr,
+):  # fmt: skip
+    """Gradient of the batch norm's result, and what an element adds to that
+    of the step. ``x`` is what the activation gave; it is made again where a
+    quantizer follows."""
+    in_step = grad
+    if QUANTIZE:
+        x = activation(z, z, mean, factor, bias, False, RELU, TYPE)
+        v = quotient(x, step, inverse, QMIN * 1.0, QMAX * 1.0)
+        inside = (v > QMIN) & (v < QMAX)
+        clipped = clip(v, QMIN * 1.0, QMAX * 1.0)
+        rounded = (clipped + ROUND) - ROUND
+        in_step = grad * tl.where(inside, rounded - v, clipped)
+        grad = tl.where(inside, grad, 0.0)
+    if RELU:
+        grad = tl.where(x > 0.0, grad, 0.0)
+    return grad, in_step
+
+
+@triton.jit
+def reduce_kernel(
+    grad_ptr,
+    z_ptr,
+    x_ptr,
+    mean_ptr,
+    rstd_ptr,
+    weight_ptr,
+    bias_ptr,
+    step_ptr,
+    partial_ptr,
+    rows,
+    channels,
+    repeats,
+    splits,
+    QMIN: tl.constexpr,
+    QMAX: tl.constexpr,
+    RELU: tl.constexpr,
+    QUANTIZE: tl.constexpr,
+    WIDE: tl.constexpr,
+    ROWS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    """Partial sums of the gradients of bias, weight and step,
+    (3, splits, channels); without a quantizer (2, splits, channels)."""
+    columns = tl.cdiv(channels, CHANNELS)
+    column = tl.program_id(0) % columns
+    split = tl.program_id(0) // columns
+    first = split * repeats
+    if WIDE:
+        first = first.to(tl.int64)
+    c = column * CHANNELS + tl.arange(0, CHANNELS)
+    mean, rstd = row_of(mean_ptr, c, channels), row_of(rstd_ptr, c, channels)
+    factor = rstd * row_of(weight_ptr, c, channels)
+    bias = row_of(bias_ptr, c, channels)
+    step = 1.0
+    inverse = 1.0
+    if QUANTIZE:
+        step = tl.load(step_ptr).to(tl.float32)
+        inverse = tl.div_rn(1.0, step)
+    bias_sum = tl.zeros([ROWS, CHANNELS], dtype=tl.float32)
+    weight_sum = tl.zeros([ROWS, CHANNELS], dtype=tl.float32)
+    step_sum = tl.zeros([ROWS, CHANNELS], dtype=tl.float32)
+    i = 0
+    while i < repeats:
+        places, mask, _ = places_of(
+            first + i, column, rows, channels, ROWS, CHANNELS
+        )
+        grad = tl.load(grad_ptr + places, mask=mask, other=0.0).to(tl.float32)
+        z = tl.load(z_ptr + places, mask=mask, other=0.0).to(tl.float32)
+        x = z
+        if RELU and not QUANTIZE:
+            x = tl.load(x_ptr + places, mask=mask, other=0.0).to(tl.float32)
+        g, in_step = incoming(
+            grad, z, x, mean, factor, bias, step, inverse, QMIN, QMAX, RELU,
+            QUANTIZE, z_ptr.dtype.element_ty,
+        )  # fmt: skip
+        bias_sum += g
+        weight_sum += g * (z - mean)
+        if QUANTIZE:
+            step_sum += in_step
+        i += 1
+    exists = c < channels
+    out = partial_ptr + split * channels + c
+    tl.store(out, tl.sum(bias_sum, 0), mask=exists)
+    out += splits * channels
+    rstd1 = tl.load(rstd_ptr + c, mask=exists, other=0.0)
+    tl.store(out, tl.sum(weight_sum, 0) * rstd1, mask=exists)
+    if QUANTIZE:
+        out += splits * channels
+        tl.store(out, tl.sum(step_sum, 0), mask=exists)
+
+
+@triton.jit
+def backward_kernel(
+    grad_ptr,
+    z_ptr,
+    x_ptr,
+    mean_ptr,
+    rstd_ptr,
+    weight_ptr,
+    bias_ptr,
+    step_ptr,
+    sums_ptr,
+    grad_z_ptr,
+    grad_identity_ptr,
+    rows,
+    channels,
+    QMIN: tl.constexpr,
+    QMAX: tl.constexpr,
+    IDENTITY: tl.constexpr,
+    RELU: tl.constexpr,
+    QUANTIZE: tl.constexpr,
+    WIDE: tl.constexpr,
+    ROWS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    """Gradients of ``z`` and of the identity; ``sums`` are those of bias and
+    weight, (2 or 3, channels)."""
+    columns = tl.cdiv(channels, CHANNELS)
+    column = tl.program_id(0) % columns
+    block = tl.program_id(0) // columns
+    if WIDE:
+        block = block.to(tl.int64)
+    places, mask, c = places_of(block, column, rows, channels, ROWS, CHANNELS)
+    mean, rstd = row_of(mean_ptr, c, channels), row_of(rstd_ptr, c, channels)
+    factor = rstd * row_of(weight_ptr, c, channels)
+    bias = row_of(bias_ptr, c, channels)
+    step = 1.0
+    inverse = 1.0
+    if QUANTIZE:
+        step = tl.load(step_ptr).to(tl.float32)
+        inverse = tl.div_rn(1.0, step)
+    grad = tl.load(grad_ptr + places, mask=mask, other=0.0).to(tl.float32)
+    z = tl.load(z_ptr + places, mask=mask, other=0.0).to(tl.float32)
+    x = z
+    if RELU and not QUANTIZE:
+        x = tl.load(x_ptr + places, mask=mask, other=0.0).to(tl.float32)
+    g, _ = incoming(
+        grad, z, x, mean, factor, bias, step, inverse, QMIN, QMAX, RELU,
+        QUANTIZE, z_ptr.dtype.element_ty,
+    )  # fmt: skip
+    if IDENTITY:
+        same = g.to(grad_identity_ptr.dtype.element_ty)
+        tl.store(grad_identity_ptr + places, same, mask=mask)
+    n = rows * 1.0
+    bias_sum = row_of(sums_ptr, c, channels) / n
+    weight_sum = row_of(sums_ptr + channels, c, channels) / n
+    grad_z = factor * (g - bias_sum - (z - mean) * rstd * weight_sum)
+    tl.store(
+        grad_z_ptr + places, grad_z.to(grad_z_ptr.dtype.element_ty), mask=mask
+    )

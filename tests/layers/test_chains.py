@@ -1,0 +1,217 @@
+"""Batch norms that run as one with what follows them."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mmauxq.layers import Chains, LessMemory
+from mmauxq.layers.chains import ADD, QUANTIZE, RELU, Link, _Pending
+from mmauxq.ops import learned_step_quantize, use_form
+from tests.networks import AUX, batch, joint_qat
+
+DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
+
+
+class Quantize(nn.Module):
+    def __init__(self, step=0.3):
+        super().__init__()
+        self.step = nn.Parameter(torch.tensor(step))
+
+    def forward(self, x):
+        return learned_step_quantize(x, self.step, 0, 15, grad_scale=0.1)
+
+
+class Network(nn.Module):
+    """Two batch norms, with what a test puts between and after them."""
+
+    def __init__(self, between, inplace=False):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.relu = nn.ReLU(inplace)
+        self.quantize = Quantize()
+        self.last = nn.Conv2d(8, 4, 1)
+        self.between = between
+
+    def forward(self, x):
+        z = self.conv(x)
+        return self.last(self.between(self, self.norm(z), z))
+
+
+def quantized(net, x, z):
+    return net.quantize(net.relu(x))
+
+
+def signed(net, x, z):
+    return net.quantize(x)
+
+
+def summed(net, x, z):
+    x += z
+    return net.relu(x)
+
+
+def summed_first(net, x, z):
+    return z + x
+
+
+def rectified(net, x, z):
+    x = net.relu(x)
+    return net.quantize(x) + x
+
+
+def read_twice(net, x, z):
+    return net.quantize(net.relu(x)) + x.mean()
+
+
+def other(net, x, z):
+    return F.silu(x)
+
+
+def stacked(net, x, z):
+    return torch.cat([x[:, :4], x[:, 4:]], 1)
+
+
+def run(between, steps=3, memory=None, chained=True, inplace=False):
+    torch.manual_seed(0)
+    net = Network(between, inplace).to(DEVICE)
+    net = net.to(memory_format=torch.channels_last)
+    x = torch.randn(4, 3, 6, 5, device=DEVICE)
+    x = x.contiguous(memory_format=torch.channels_last)
+    chains = Chains()
+    if not chained:
+        chains.links = {}
+    with use_form('kernel'):
+        for _ in range(steps):
+            net.zero_grad()
+            if memory is None:
+                with chains:
+                    y = net(x)
+                    chains.plan([y])
+            else:
+                with LessMemory(memory), chains:
+                    y = net(x)
+                    chains.plan([y])
+            y.square().sum().backward()
+    state = {n: p.grad for n, p in net.named_parameters()}
+    state.update(net.named_buffers())
+    return y.detach(), state, chains
+
+
+def close(found, expected, name):
+    """Up to the rounding of sums, which may be small beside their terms."""
+    scale = expected.abs().max().item()
+    torch.testing.assert_close(
+        found, expected, rtol=1e-4, atol=1e-5 * scale + 1e-7, msg=name
+    )
+
+
+@pytest.mark.parametrize('inplace', [False, True])
+@pytest.mark.parametrize(
+    'between, link',
+    [
+        (quantized, Link(QUANTIZE, True)),
+        (signed, Link(QUANTIZE, False)),
+        (summed, Link(ADD, True)),
+        (summed_first, Link(ADD, False)),
+        (rectified, Link(RELU, True)),
+        (read_twice, None),
+        (other, None),
+        (stacked, None),
+    ],
+)
+def test_finds_the_chain_and_changes_nothing(between, link, inplace):
+    if inplace and between is read_twice:
+        pytest.skip('what is read would be overwritten')
+    y, state, _ = run(between, chained=False, inplace=inplace)
+    found, found_state, chains = run(between, inplace=inplace)
+    assert list(chains.links.values()) == ([link] if link else [])
+    torch.testing.assert_close(found, y)
+    for name, value in state.items():
+        if value is not None:
+            close(found_state[name], value, name)
+
+
+@pytest.mark.parametrize('memory', ['codes', 'recompute'])
+@pytest.mark.parametrize('between', [quantized, summed, rectified])
+def test_with_less_memory_to_the_bit(between, memory):
+    y, state, _ = run(between)
+    found, found_state, _ = run(between, memory=memory)
+    assert torch.equal(found, y)
+    for name, value in state.items():
+        assert value is None or torch.equal(found_state[name], value), name
+
+
+@pytest.mark.parametrize('later', [other, stacked, read_twice, rectified])
+def test_another_path_than_the_one_that_was_seen(later):
+    """What waits becomes a tensor where an unknown function reads it."""
+    paths = iter([quantized, later, later])
+
+    def changing(net, x, z):
+        return next(paths)(net, x, z)
+
+    found, state, chains = run(changing, steps=2)
+    assert list(chains.links.values()) == [Link(QUANTIZE, True)]
+    paths = iter([quantized, later])
+    y, expected, _ = run(changing, steps=2, chained=False)
+    torch.testing.assert_close(found, y)
+    for name, value in expected.items():
+        if value is not None:
+            close(state[name], value, name)
+
+
+def test_a_pending_result_has_a_shape_and_a_place():
+    z = torch.randn(2, 3, 4, 5)
+    pending = _Pending(z, None, Link(QUANTIZE, True))
+    assert pending.shape == z.shape
+    assert (pending.dim(), pending.numel()) == (4, z.numel())
+    assert (pending.dtype, pending.device) == (z.dtype, z.device)
+    assert pending.value is None
+
+
+def test_without_gradients_nothing_is_planned_or_chained():
+    net = Network(quantized).to(DEVICE).to(memory_format=torch.channels_last)
+    x = torch.randn(4, 3, 6, 5, device=DEVICE)
+    chains = Chains()
+    with use_form('kernel'), torch.no_grad(), chains:
+        chains.plan([net(x)])
+    assert chains.links is None
+
+
+@pytest.mark.parametrize('guidance', [None, AUX])
+def test_a_training_step(guidance):
+    """Losses, gradients and running statistics of the joint network."""
+    # so fine that a value rounded the other way does not show
+    lsq = dict(type='mmauxq.LSQ', bits=8)
+    settings = dict(
+        guidance=guidance,
+        channels_last=True,
+        quantizers=dict(weight=lsq, activation=lsq),
+    )
+    results = []
+    for chained in (False, True):
+        model = joint_qat(**settings).to(DEVICE)
+        if not chained:
+            model._chains.links = {}
+        inputs, samples = batch()
+        inputs, samples = inputs.to(DEVICE), [s.to(DEVICE) for s in samples]
+        with use_form('kernel'):
+            for _ in range(3):  # calibrate, look on, run chained
+                model.zero_grad()
+                losses = model.loss(inputs, samples)
+                sum(losses.values()).backward()
+        results.append((losses, model))
+    (losses, plain), (found, chained) = results
+    kinds = [link.kind for link in chained._chains.links.values()]
+    adaptors = 0 if guidance is None else 3
+    assert kinds.count(ADD) == 3 + adaptors
+    assert kinds.count(QUANTIZE) == 3 and kinds.count(RELU) == 1
+    for name, loss in losses.items():
+        torch.testing.assert_close(found[name], loss, rtol=1e-3, atol=1e-4)
+    theirs = dict(chained.named_parameters())
+    for name, parameter in plain.named_parameters():
+        error = (theirs[name].grad - parameter.grad).norm()
+        assert error < 0.02 * parameter.grad.norm() + 1e-6, name
+    for ours, buffer in zip(chained.buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(ours, buffer, rtol=1e-4, atol=1e-5)

@@ -71,20 +71,29 @@ class InMemoryImages(Dataset):
         PyTorch's loader calls it with all indices of a batch. Crops and flips
         come from the CPU's default generator, which the runner seeds.
         """
-        device = self.images.device
-        images = self.images[torch.as_tensor(indices, device=device)]
+        images = self.images[self._send(torch.as_tensor(indices))]
         if self.padding or self.flip:
             images = self._augment(images)
         # new samples each time: batch augmentations write into them
-        samples = [DataSample().set_gt_label(self._labels[i]) for i in indices]
+        samples = [DataSample() for _ in indices]
+        for sample, i in zip(samples, indices, strict=True):
+            # set_gt_label would find out the type of each label anew
+            sample.set_field(self._labels[i], 'gt_label', dtype=Tensor)
         return dict(inputs=images, data_samples=samples)
+
+    def _send(self, values: Tensor) -> Tensor:
+        """To where the images are; a GPU need not come to rest for it."""
+        device = self.images.device
+        if device.type == 'cuda':
+            values = values.pin_memory()
+        return values.to(device, non_blocking=True)
 
     def _augment(self, images: Tensor) -> Tensor:
         count, _, height, width = images.shape
         device, margin = images.device, self.padding
         images = torch.nn.functional.pad(images, [margin] * 4)
-        top, left = torch.randint(2 * margin + 1, (2, count)).to(device)
-        flipped = (torch.rand(count) < self.flip).to(device)
+        top, left = self._send(torch.randint(2 * margin + 1, (2, count)))
+        flipped = self._send(torch.rand(count) < self.flip)
         rows = top[:, None] + torch.arange(height, device=device)
         columns = torch.arange(width, device=device).expand(count, width)
         columns = left[:, None] + torch.where(

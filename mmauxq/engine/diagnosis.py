@@ -23,7 +23,11 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 def is_finite(value: Any) -> bool:
     """Whether no tensor in ``value`` holds NaN or infinity."""
-    return all(bool(x.isfinite().all()) for x in tensors_in(value))
+    answers: dict[torch.device, list[Tensor]] = {}
+    for x in tensors_in(value):
+        answers.setdefault(x.device, []).append(x.isfinite().all())
+    # one question to a device, which comes to rest for each
+    return all(bool(torch.stack(each).all()) for each in answers.values())
 
 
 def bad_sample(batch: Any) -> int | None:

@@ -119,8 +119,8 @@ class FiniteNumbersHook(Hook):
         outputs: dict | None = None,
     ) -> None:
         """Look at the losses; gradients need not have shown it."""
-        bad = [k for k, v in (outputs or {}).items() if not is_finite(v)]
-        if bad and not self._skipped_this:
+        if not self._skipped_this and not is_finite(outputs):
+            bad = [k for k, v in (outputs or {}).items() if not is_finite(v)]
             place = bad[0]
             # the others do not know, and a repeated pass may wait for them
             if get_world_size() == 1:

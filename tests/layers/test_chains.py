@@ -215,3 +215,41 @@ def test_a_training_step(guidance):
         assert error < 0.02 * parameter.grad.norm() + 1e-6, name
     for ours, buffer in zip(chained.buffers(), plain.buffers(), strict=True):
         torch.testing.assert_close(ours, buffer, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(DEVICE == 'cpu', reason='needs a CUDA GPU')
+@pytest.mark.parametrize('between', [quantized, summed])
+def test_in_a_cuda_graph(between):
+    from mmauxq.evaluation.timing import graphed
+
+    torch.manual_seed(0)
+    net = Network(between).cuda().to(memory_format=torch.channels_last)
+    parameters = [p for n, p in net.named_parameters()]
+    x = torch.randn(4, 3, 6, 5, device='cuda')
+    x = x.contiguous(memory_format=torch.channels_last)
+    chains = Chains()
+    found = []
+
+    def step():
+        with use_form('kernel'), chains:
+            y = net(x)
+            chains.plan([y])
+        grads = torch.autograd.grad(
+            y.square().sum(), parameters, allow_unused=True
+        )
+        return [y.detach(), *(g for g in grads if g is not None)]
+
+    def stored():
+        values = step()
+        if not found:
+            found.extend(torch.empty_like(v) for v in values)
+        torch._foreach_copy_(found, values)
+
+    step()
+    assert len(chains.links) == 1
+    replay = graphed(stored)
+    x.normal_()
+    replay()
+    for ours, theirs in zip(found, step(), strict=True):
+        torch.testing.assert_close(ours, theirs)

@@ -1,7 +1,7 @@
 """Joint training of a low-precision network and what guides it."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -31,6 +31,7 @@ from mmauxq.layers import (
     restore,
 )
 from mmauxq.layers.checkpoint import check_architecture, normalise
+from mmauxq.ops.norm import has_kernels
 from mmauxq.quantizers import FLOAT_BITS, calibrating, named_quantizers
 from mmauxq.quantizers.base import check_bits
 from mmauxq.registry import MODELS
@@ -326,35 +327,13 @@ class JointQAT(BaseAlgorithm):
             ``student.*`` and ``guidance.*``; of a list of guidances
             ``guidance.0.*``, ``guidance.1.*``, ...
         """
-        step = self._compiled_step if self._started else self._step
         if self.channels_last and inputs.dim() == 4:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         with ExitStack() as stack:
-            if not self._started:
-                self._start(stack)
-            else:
-                if self._weights_at_once is None:
-                    self._weights_at_once = WeightsAtOnce(
-                        self.architecture,
-                        WEIGHT_GROUPS if get_world_size() > 1 else 1,
-                    )
-                stack.enter_context(self._weights_at_once.active())
-            if step != self._step:
-                stack.enter_context(compiling_for(self.memory))
-            elif self.memory is not None:
-                stack.enter_context(LessMemory(self.memory))
-            chains = None
-            if self._weights_at_once is not None and step == self._step:
-                chains = stack.enter_context(self._chains)
-            for recorder in self.recorders:
-                stack.enter_context(recorder)
-            for guidance in self.guidances:
-                for recorder in guidance.recorders:
-                    stack.enter_context(recorder)
+            step = self._begin(stack, inputs)
             if self._is_plain:
                 logits, found = step(inputs)
-                if chains is not None:
-                    chains.plan([logits, *found])
+                self._chains.plan([logits, *found])
                 student = self.architecture.head._get_loss(
                     logits, data_samples
                 )
@@ -377,6 +356,30 @@ class JointQAT(BaseAlgorithm):
                 )
             )
         return losses
+
+    def _begin(self, stack: ExitStack, inputs: Tensor) -> Callable:
+        """Enter what belongs to the form of this step; returns the step."""
+        for owner in (self, *self.guidances):
+            for recorder in owner.recorders:
+                stack.enter_context(recorder)
+        started = self._started
+        if not started:
+            self._start(stack)
+        else:
+            if self._weights_at_once is None:
+                self._weights_at_once = WeightsAtOnce(
+                    self.architecture,
+                    WEIGHT_GROUPS if get_world_size() > 1 else 1,
+                )
+            stack.enter_context(self._weights_at_once.active())
+        if started and self._compiled_step != self._step:
+            stack.enter_context(compiling_for(self.memory))
+            return self._compiled_step
+        if self.memory is not None:
+            stack.enter_context(LessMemory(self.memory))
+        if started and self._is_plain and has_kernels(inputs):
+            stack.enter_context(self._chains)
+        return self._step
 
     @property
     def _is_plain(self) -> bool:

@@ -232,7 +232,7 @@ class Chains(TorchFunctionMode):
                 z, running_mean, running_var, weight, bias, training,
                 momentum, eps,
             )  # fmt: skip
-            if self.links is None and weight is not None:
+            if self.links is None and output.grad_fn is not None:
                 self._norms[key] = output.grad_fn
             return output
         assert weight is not None and bias is not None
@@ -248,7 +248,7 @@ class Chains(TorchFunctionMode):
             outputs: Everything that the step computed and that losses may
                 depend on; what is no tensor does not count.
         """
-        if self.links is not None or not torch.is_grad_enabled():
+        if self.links is not None or not self._norms:
             return
         readers = _readers(o.grad_fn for o in outputs if isinstance(o, Tensor))
         quantizers = set(self._quantizers)

@@ -54,17 +54,20 @@ class BatchNorm:
     bias: Tensor
 
 
+def has_kernels(x: Tensor) -> bool:
+    """Whether these ops run where ``x`` is.
+
+    Not by default before they have run on a GPU, see docs/speed.md.
+    """
+    return is_forced() and wants_kernel(x) and runs_triton(x)
+
+
 def can_normalise(
     z: Tensor, weight: Tensor | None, bias: Tensor | None
 ) -> bool:
-    """Whether these ops take a feature map: (N, C, H, W), channels last.
-
-    Not by default before the kernels have run on a GPU, see docs/speed.md.
-    """
+    """Whether these ops take a feature map: (N, C, H, W), channels last."""
     return (
-        is_forced()
-        and wants_kernel(z)
-        and runs_triton(z)
+        has_kernels(z)
         and z.dim() == 4
         and z.dtype in KERNEL_DTYPES
         and z.numel() > z.shape[1] > 0

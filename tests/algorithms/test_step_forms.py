@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mmauxq.errors import UsageError
+from mmauxq.layers import LessMemory
 from mmauxq.ops import use_form
 from tests.networks import AUX, batch, joint_qat
 
@@ -139,3 +140,18 @@ def test_taps_are_released_before_the_backward_pass():
 def test_memory_that_cannot_be_had_is_one_line(settings, message):
     with pytest.raises(UsageError, match=message):
         joint_qat(**settings)
+
+
+@pytest.mark.parametrize('compile', [None, dict(backend='eager')])
+def test_less_memory_from_the_first_step_on(compile, monkeypatch):
+    """Also in the one that calibrates, which is eager in any case."""
+    entered = []
+    enter = LessMemory.__enter__
+    monkeypatch.setattr(
+        LessMemory, '__enter__', lambda s: (entered.append(s), enter(s))[1]
+    )
+    model = joint_qat(memory='codes', compile=compile)
+    model.loss(*batch())
+    assert len(entered) == 1
+    model.loss(*batch())
+    assert len(entered) == (2 if compile is None else 1)

@@ -237,7 +237,8 @@ def measure(
         )
     if kind == 'loader':
         network, workers = parts
-        count = os.cpu_count() or 1 if workers == 'all' else int(workers)
+        cores = len(os.sched_getaffinity(0))
+        count = cores if workers == 'all' else int(workers)
         turn.take()
         return [
             benchmark_loader.measure(network, count, out / 'images', repeats)

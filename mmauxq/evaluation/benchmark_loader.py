@@ -97,6 +97,6 @@ def measure(
         per_worker=round(rate / workers, 1),
         kilobytes=round(sum(bytes_) / len(bytes_) / 1e3, 1),
         shape=list(batch['inputs'][0].shape),
-        cores=os.cpu_count(),
+        cores=len(os.sched_getaffinity(0)),
         repeats=batches,
     )

@@ -186,4 +186,6 @@ def _run(command: list[str], log: Path, patience: float) -> str | None:
     if not status:
         return None
     lines = [line for line in log.read_text().splitlines() if line.strip()]
-    return lines[-1][:400] if lines else f'exit status {status}'
+    # the launcher's line says which rank, those before say why
+    said = [line for line in lines if not line.endswith('job was stopped')]
+    return said[-1][:400] if said else f'exit status {status}'

@@ -88,7 +88,11 @@ def test_efficiency_is_that_against_one_process():
 
 
 def test_the_last_words_of_a_run_that_fails(tmp_path):
-    script = 'import sys; print("one"); print("why"); sys.exit(3)'
+    script = (
+        'print("why")\n'
+        'print("error: rank 1 died; the job was stopped")\n'
+        'raise SystemExit(3)\n'
+    )
     command, log = [sys.executable, '-c', script], tmp_path / 'log'
     assert scaling._run(command, log, 30) == 'why'
     assert scaling._run([sys.executable, '-c', ''], log, 30) is None

@@ -7,6 +7,7 @@ stress/resume.py.
 
 import os
 import signal
+import socket
 import sys
 import time
 import warnings
@@ -145,6 +146,33 @@ def run_train(
             time.sleep(0.005)
         os.kill(pid, signal.SIGKILL)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def run_ranks(
+    count: int,
+    words: list,
+    log: Path,
+    prepare: Callable[[], None] = lambda: None,
+) -> list[int]:
+    """As :func:`run_train`, on some ranks; returns their exit statuses."""
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        port = probe.getsockname()[1]
+
+    def rank_of(rank: int) -> Callable[[], None]:
+        def start() -> None:
+            os.environ.update(
+                RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count),
+                MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port),
+            )  # fmt: skip
+            torch.set_num_threads(1)
+            prepare()
+
+        return start
+
+    words = [*words, '--launcher', 'pytorch']
+    ranks = [fork_train(words, log, rank_of(i)) for i in range(count)]
+    return [os.waitstatus_to_exitcode(os.waitpid(i, 0)[1]) for i in ranks]
 
 
 def content(path: Path) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""Measure speed and memory: quantizers, training steps, the runner.
+"""Measure speed and memory: quantizers, steps, the runner, many GPUs, files.
 
     tools/benchmark.py --out DIR --minutes 20 --jobs 3
     tools/benchmark.py --out DIR --only 'step/r50/*/256' ops/activations
+    tools/benchmark.py --out DIR --only 'scaling/*' --gpus 1 8 --repeats 40
 
 Writes DIR/results.jsonl, table.md and steps.png. Run it again to measure what
 is missing. On the CPU the figures mean nothing; --batch 2 --size 32
@@ -10,10 +11,15 @@ is missing. On the CPU the figures mean nothing; --batch 2 --size 32
 
 import argparse
 import sys
+import time
 from pathlib import Path
 
 from mmauxq.errors import UsageError
-from mmauxq.evaluation import benchmark, benchmark_report
+from mmauxq.evaluation import (
+    benchmark,
+    benchmark_report,
+    benchmark_scaling,
+)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -41,11 +47,24 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument('--size', type=int, default=224, help='of the images')
     parser.add_argument(
+        '--gpus', type=int, nargs='+', metavar='N',
+        help='of scaling/*; default: 1, 2, 4, ... and all that are there',
+    )  # fmt: skip
+    parser.add_argument(
+        '--profile', type=int, default=3, metavar='STEPS',
+        help='of scaling/*: steps in the profile; 0 for none',
+    )  # fmt: skip
+    parser.add_argument(
         '--again', action='store_true', help='also what is there already'
     )
     args = parser.parse_args(argv)
     try:
         names = benchmark.chosen(args.only)
+        arms = [name for name in names if name.startswith('scaling/')]
+        names = [name for name in names if name not in arms]
+        names += benchmark_scaling.names(
+            arms, args.gpus or benchmark_scaling.gpus_here()
+        )
         for option in ('jobs', 'repeats', 'size'):
             if getattr(args, option) < 1:
                 raise UsageError(
@@ -64,9 +83,19 @@ def main(argv: list[str] | None = None) -> int:
     options = ['--repeats', str(args.repeats), '--size', str(args.size)]
     if args.batch:
         options += ['--batch', str(args.batch)]
+    begin = time.monotonic()
+    scaling = [name for name in names if name.startswith('scaling/')]
     failed = benchmark.run_all(
-        names, args.out, options, args.jobs, args.minutes
-    )
+        [name for name in names if name not in scaling],
+        args.out, options, args.jobs, args.minutes,
+    )  # fmt: skip
+    left = args.minutes
+    if left:
+        left -= (time.monotonic() - begin) / 60
+    failed += benchmark_scaling.run_all(
+        scaling, args.out, left, steps=args.repeats, batch=args.batch,
+        size=args.size, profile=args.profile,
+    )  # fmt: skip
     rows = benchmark.rows(args.out)
     benchmark_report.write(rows, args.out)
     print(f'{args.out / "table.md"}: {len(rows)} rows')

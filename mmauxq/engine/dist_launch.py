@@ -43,6 +43,7 @@ def check_gpus(gpus: str) -> int:
 
 def _run(processes: int, script: list[str]) -> int:
     from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import (
         ChildFailedError,
     )
@@ -63,6 +64,10 @@ def _run(processes: int, script: list[str]) -> int:
     )
     try:
         run.run(args)
+    except SignalException as error:
+        number = int(error.sigval)
+        print(f'error: signal {number} stopped the job', file=sys.stderr)
+        return 128 + number
     except ChildFailedError as error:
         statuses = {f.exitcode for f in error.failures.values()}
         if 2 in statuses:  # that rank has said why

@@ -384,9 +384,10 @@ def _runner(cfg: Config, args: argparse.Namespace, started: Callable):
     else:
         runner = Runner.from_cfg(cfg)
     runner.register_hook(_start_mark(started), 'VERY_HIGH')
-    from mmauxq.engine.hooks import TeacherCheckHook
+    from mmauxq.engine.hooks import EpochLengthHook, TeacherCheckHook
 
     runner.register_hook(TeacherCheckHook())
+    runner.register_hook(EpochLengthHook())
     return runner
 
 

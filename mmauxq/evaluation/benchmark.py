@@ -21,6 +21,7 @@ import torch
 from mmauxq.errors import UsageError
 
 BATCH, SMALL_BATCH = 256, 32
+KINDS = ('ops', 'step', 'runner', 'scaling', 'loader')
 PATIENCE = 300
 """Seconds that one measurement may take."""
 
@@ -78,6 +79,12 @@ def _arms() -> Iterator[str]:
         ):  # fmt: skip
             yield f'step/{network}/{arm}/{BATCH}'
     yield f'runner/r50/aux/compiled/{BATCH}'
+    for arm in (
+        'r50/w4a4/eager', 'r50/aux/eager', 'r50/kd/eager', 'r18/aux/eager',
+        'r50/w4a4/compiled', 'r50/w4a4/syncbn',
+    ):  # fmt: skip
+        yield f'scaling/{arm}/{BATCH}'
+    yield from (f'loader/r18/{workers}' for workers in (1, 2, 'all'))
 
 
 ARMS = list(_arms())
@@ -96,7 +103,7 @@ def chosen(patterns: Sequence[str]) -> list[str]:
     names: list[str] = []
     for pattern in patterns or ['*']:
         found = [name for name in ARMS if fnmatch.fnmatch(name, pattern)]
-        if not found and pattern.split('/')[0] in ('step', 'runner', 'ops'):
+        if not found and pattern.split('/')[0] in KINDS:
             found = [pattern] if '*' not in pattern else []
         if not found:
             raise UsageError(
@@ -160,7 +167,7 @@ def run_all(
             if process.returncode:
                 failed.append(name)
                 log = out / 'logs' / f'{name.replace("/", "-")}.txt'
-                _write(out, dict(arm=name, error=_last_line(log)))
+                write_row(out, dict(arm=name, error=_last_line(log)))
             print(
                 f'{name}: {"FAILED" if process.returncode else "done"} '
                 f'in {seconds:.0f} s',
@@ -187,7 +194,9 @@ def _last_line(log: Path) -> str:
     return lines[-1][:400] if lines else 'killed'
 
 
-def _write(out: Path, row: dict) -> None:
+def write_row(out: Path, row: dict) -> None:
+    """Add to what was measured."""
+    out.mkdir(parents=True, exist_ok=True)
     with (out / 'results.jsonl').open('a') as file:
         file.write(json.dumps(row) + '\n')
 
@@ -210,14 +219,15 @@ def measure(
 
     Args:
         name: ``'ops/activations'``, ``'ops/weights/NETWORK'``,
-            ``'step/NETWORK/WHAT/FORM/BATCH'`` or
-            ``'runner/NETWORK/WHAT/FORM/BATCH'``.
+            ``'step/NETWORK/WHAT/FORM/BATCH'``,
+            ``'runner/NETWORK/WHAT/FORM/BATCH'`` or
+            ``'loader/NETWORK/WORKERS'``.
         out: Folder for what is written on the way.
         repeats: Number of timed calls.
         batch: Instead of the batch size in the name.
         size: Height and width of the images.
     """
-    from . import benchmark_ops, benchmark_steps
+    from . import benchmark_loader, benchmark_ops, benchmark_steps
 
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     turn = benchmark_steps.Turn(out / 'turn.lock')
@@ -232,6 +242,14 @@ def measure(
         return list(
             benchmark_ops.weights(layers, torch.bfloat16, device, repeats)
         )
+    if kind == 'loader':
+        network, workers = parts
+        cores = len(os.sched_getaffinity(0))
+        count = cores if workers == 'all' else int(workers)
+        turn.take()
+        return [
+            benchmark_loader.measure(network, count, out / 'images', repeats)
+        ]
     network, what, form, standard = parts
     batch = batch or int(standard)
     if kind == 'step':
@@ -261,7 +279,7 @@ def main() -> int:
     start = time.time()
     found = measure(args.name, args.out, args.repeats, args.batch, args.size)
     for row in found:
-        _write(
+        write_row(
             args.out,
             dict(
                 arm=args.name,

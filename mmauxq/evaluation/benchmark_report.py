@@ -27,17 +27,23 @@ def markdown(rows: Sequence[dict]) -> str:
         ),
         'Training steps': ('step', _steps),
         'An iteration of tools/train.py': ('runner', _runner),
+        'Several GPUs: tools/dist_train.sh': ('scaling', _scaling),
+        'Data loader alone': ('loader', _loader),
     }
     for title, (prefix, table) in kinds.items():
         mine = [r for r in rows if r['arm'].startswith(prefix)]
         good = [r for r in mine if 'error' not in r]
         if good:
+            if prefix == 'loader':  # beside what the GPUs take
+                good += [r for r in rows if r['arm'].startswith('scaling')]
             parts.append(f'## {title}\n\n{table(good)}')
+    done = {row['arm'] for row in rows if 'error' not in row}
     errors = sorted(
         {
             f'- `{row["arm"]}` {row.get("name", "")}: {row["error"]}'
             for row in rows
-            if 'error' in row
+            # not what succeeded since
+            if 'error' in row and ('name' in row or row['arm'] not in done)
         }
     )
     if errors:
@@ -146,6 +152,75 @@ def _runner(rows: Sequence[dict]) -> str:
         for row in rows
     ]
     return _table(['network', 'what', 'form', 'ms', 'data ms'], lines)
+
+
+def _scaling(rows: Sequence[dict]) -> str:
+    latest = {row['arm']: row for row in rows}
+    lines = []
+    for row in latest.values():
+        one = latest.get(f'{row["arm"].rpartition("/")[0]}/1')
+        gpus, parts = row['gpus'], row.get('split') or {}
+        peaks = row['peak_gib'] or []
+        efficiency = one and row['images_per_s'] / one['images_per_s'] / gpus
+
+        def alone(name: str, parts: dict = parts) -> str:
+            if name not in parts:
+                return ''
+            return f'{parts[name]:.3g} of {parts[f"{name}_total"]:.3g}'
+
+        lines.append(
+            [
+                f'{row["network"]}, batch {row["batch"]}',
+                row['what'],
+                row['form'],
+                str(gpus),
+                _time(row),
+                f'{row["images_per_s"]:.0f}',
+                f'{efficiency:.3f}' if one else '',
+                ' '.join(f'{peak:.2f}' for peak in peaks),
+                f'{row["data_ms"]:.2f}',
+                f'{parts["computing"]:.4g}' if parts else '',
+                alone('all_reduce'),
+                alone('sync_bn'),
+                f'{parts["idle"]:.3g}' if parts else '',
+                f'{row["launch_s"]:.0f}',
+            ]
+        )
+    return _table(
+        ['network', 'what', 'form', 'GPUs', 'ms', 'images/s', 'efficiency',
+         'peak GiB of each', 'data ms', 'computing ms', 'all-reduce alone ms',
+         'SyncBN alone ms', 'idle ms', 'launch s'], lines,
+    )  # fmt: skip
+
+
+def _loader(rows: Sequence[dict]) -> str:
+    latest = {row['arm']: row for row in rows if 'error' not in row}
+    need: dict[str, dict] = {}
+    for row in latest.values():
+        if 'gpus' not in row:
+            continue
+        best = need.get(row['network'], row)
+        if row['images_per_s'] >= best['images_per_s']:
+            need[row['network']] = row
+    lines = []
+    for row in latest.values():
+        if 'workers' not in row:
+            continue
+        most = need.get(row['network'])
+        lines.append(
+            [
+                row['network'],
+                f'{row["workers"]} of {row["cores"]}',
+                f'{row["images_per_s"]:.0f}',
+                f'{row["per_worker"]:.0f}',
+                f'{row["kilobytes"]:.0f}',
+                f'{most["images_per_s"]:.0f} ({most["gpus"]})' if most else '',
+            ]
+        )
+    return _table(
+        ['network', 'processes of cores', 'images/s', 'of each', 'KB a file',
+         'images/s that the GPUs take (GPUs)'], lines,
+    )  # fmt: skip
 
 
 def figure(rows: Sequence[dict], path: Path) -> bool:

@@ -248,6 +248,58 @@ def weights_of(network: str, size: int, turn: Turn) -> list:
     return layers
 
 
+def write_config(
+    work_dir: Path, network: str, what: str, batch: int, length: int,
+    size: int, ranks: int = 1, more: str = '',
+) -> Path:  # fmt: skip
+    """A recipe on generated images, for one epoch; nothing is saved.
+
+    Args:
+        work_dir: Where it goes.
+        network: As in :func:`build`.
+        what: One of ``GUIDANCE``.
+        batch: Images in a step of a rank.
+        length: Number of images, of all ranks together.
+        size: Their height and width.
+        ranks: Share the cores of this machine for their loaders.
+        more: Lines at the end.
+    """
+    recipe, changes = GUIDANCE[what]
+    workers = min(8, max(1, (os.cpu_count() or 2) // (2 * ranks)))
+    lines = [
+        f'_base_ = {str(CONFIGS / f"{recipe}_{network}_w4a4.py")!r}',
+        f'train_dataloader = dict(_delete_=True, batch_size={batch},',
+        f'    num_workers={workers},',
+        '    persistent_workers=True, pin_memory=True, drop_last=True,',
+        "    sampler=dict(type='DefaultSampler', shuffle=True),",
+        "    collate_fn=dict(type='default_collate'),",
+        "    dataset=dict(type='mmauxq.GeneratedImages',",
+        f'        length={length}, shape=(3, {size}, {size})))',
+        'train_cfg = dict(_delete_=True, by_epoch=True, max_epochs=1)',
+        'val_cfg = val_dataloader = val_evaluator = None',
+        'test_cfg = test_dataloader = test_evaluator = None',
+        'default_hooks = dict(',
+        '    checkpoint=dict(interval=-1, save_last=False, save_best=None))',
+        'env_cfg = dict(cudnn_benchmark=True, mp_cfg=dict('
+        "mp_start_method='fork'))",
+        f'model = dict(float_checkpoint=None, input_shape=(3, {size}, {size})',
+    ]
+    if changes:
+        lines[-1] += f', guidance={changes!r}'
+    lines[-1] += ')'
+    work_dir.mkdir(parents=True, exist_ok=True)
+    config = work_dir / 'config.py'
+    config.write_text('\n'.join(lines) + '\n' + more)
+    return config
+
+
+def amp() -> list[str]:
+    """Arguments of ``tools/train.py`` for bfloat16."""
+    if torch.cuda.is_available():
+        return ['--amp', '--cfg-options', 'optim_wrapper.dtype=bfloat16']
+    return ['--amp']
+
+
 def runner_overhead(
     network: str, what: str, options: list[str], batch: int, steps: int,
     size: int, work_dir: Path, turn: Turn,
@@ -267,35 +319,13 @@ def runner_overhead(
     """
     from mmauxq.engine.launch import train
 
-    recipe, changes = GUIDANCE[what]
-    work_dir.mkdir(parents=True, exist_ok=True)
-    lines = [
-        f'_base_ = {str(CONFIGS / f"{recipe}_{network}_w4a4.py")!r}',
-        f'batch = {batch}',
-        'train_dataloader = dict(_delete_=True, batch_size=batch,',
-        f'    num_workers={min(8, (os.cpu_count() or 2) // 2)},',
-        '    persistent_workers=True, pin_memory=True, drop_last=True,',
-        "    sampler=dict(type='DefaultSampler', shuffle=True),",
-        "    collate_fn=dict(type='default_collate'),",
-        "    dataset=dict(type='mmauxq.GeneratedImages',",
-        f'        length=batch * {steps}, shape=(3, {size}, {size})))',
-        'train_cfg = dict(_delete_=True, by_epoch=True, max_epochs=1)',
-        'val_cfg = val_dataloader = val_evaluator = None',
-        'test_cfg = test_dataloader = test_evaluator = None',
-        'default_hooks = dict(logger=dict(interval=1),',
-        '    checkpoint=dict(save_best=None))',
-        'env_cfg = dict(cudnn_benchmark=True, mp_cfg=dict('
-        "mp_start_method='fork'))",
-        f'model = dict(float_checkpoint=None, input_shape=(3, {size}, {size})',
-    ]
-    if changes:
-        lines[-1] += f', guidance={changes!r}'
-    lines[-1] += ')'
-    config = work_dir / 'config.py'
-    config.write_text('\n'.join(lines) + '\n')
-    arguments = [str(config), '--work-dir', str(work_dir), '--amp', *options]
-    if torch.cuda.is_available():
-        arguments += ['--cfg-options', 'optim_wrapper.dtype=bfloat16']
+    config = write_config(
+        work_dir, network, what, batch, batch * steps, size,
+        more='default_hooks["logger"] = dict(interval=1)\n',
+    )  # fmt: skip
+    arguments = [
+        str(config), '--work-dir', str(work_dir), *amp(), *options
+    ]  # fmt: skip
     turn.take()
     status = train(arguments)
     turn.give()

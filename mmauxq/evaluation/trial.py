@@ -16,7 +16,7 @@ from torch import nn
 
 from mmauxq.algorithms import JointQAT
 from mmauxq.engine.guards import add_guards, make_exact
-from mmauxq.engine.hooks import TeacherCheckHook
+from mmauxq.engine.hooks import EpochLengthHook, TeacherCheckHook
 from mmauxq.engine.resume import set_start
 from mmauxq.errors import UsageError
 from mmauxq.registry import MODELS
@@ -115,6 +115,7 @@ def run_trial(
     runner = Runner.from_cfg(config)
     runner.register_hook(progress)
     runner.register_hook(TeacherCheckHook())
+    runner.register_hook(EpochLengthHook())
     begin = time.perf_counter()
     runner.train()
     seconds = time.perf_counter() - begin

@@ -1,8 +1,5 @@
 """Two processes through gloo, each with half the batch."""
 
-import multiprocessing
-import os
-import socket
 import time
 
 import pytest
@@ -14,6 +11,7 @@ from mmengine.optim import OptimWrapper
 from mmauxq.errors import UsageError
 from mmauxq.quantizers import named_quantizers
 from tests.networks import AUX, batch, classifier, joint_qat
+from tests.ranks import free_port, on_ranks
 from tests.running import Samples, make_runner
 
 pytestmark = pytest.mark.filterwarnings('ignore:.*fork:DeprecationWarning')
@@ -27,50 +25,6 @@ MANY = [
         connector=dict(type='mmrazor.ConvModuleConnector'),
     ),
 ]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        return probe.getsockname()[1]
-
-
-def on_two_ranks(work, *args, patience=300):
-    """What ``work(rank, *args)`` returns on two forked gloo ranks."""
-    context = multiprocessing.get_context('fork')
-    queue, port = context.Queue(), _free_port()
-
-    def run(rank: int) -> None:
-        names = ('RANK', 'LOCAL_RANK')
-        os.environ.update(dict.fromkeys(names, str(rank)))
-        os.environ.update(OMP_NUM_THREADS='1', MKL_NUM_THREADS='1')
-        torch.set_num_threads(1)
-        dist.init_process_group(
-            'gloo',
-            init_method=f'tcp://127.0.0.1:{port}',
-            rank=rank,
-            world_size=2,
-        )
-        try:
-            result = work(rank, *args)
-        except Exception as error:
-            result = error
-        queue.put((rank, result))
-        if not isinstance(result, Exception):
-            dist.barrier()
-            dist.destroy_process_group()
-
-    ranks = [
-        context.Process(target=run, args=(rank,), daemon=True)
-        for rank in range(2)
-    ]
-    for process in ranks:
-        process.start()
-    results = dict(queue.get(timeout=patience) for _ in ranks)
-    for process in ranks:
-        process.join(60)
-        assert process.exitcode == 0
-    return results[0], results[1]
 
 
 def numbers(tensors) -> dict:
@@ -121,7 +75,7 @@ def assert_equal(first: dict, second: dict) -> None:
 def test_ranks_are_bit_equal(steps, guidance):
     """Without a search for unused parameters, from unequal beginnings."""
     settings = dict(guidance=guidance)
-    first, second = on_two_ranks(_train_half, steps, settings)
+    first, second = on_ranks(2, _train_half, steps, settings)
     assert_equal(first['scales'], second['scales'])
     assert all((scale != 1).all() for scale in first['scales'].values())
     assert_equal(first['parameters'], second['parameters'])
@@ -148,7 +102,7 @@ def test_two_halves_are_one_whole():
         ),
     )
     steps = 5
-    first, second = on_two_ranks(_train_half, steps, settings)
+    first, second = on_ranks(2, _train_half, steps, settings)
     model = joint_qat(seed=0, **settings)
     whole = train_steps(model, model, steps, slice(0, 16))
     for a, b, together in zip(
@@ -192,12 +146,12 @@ def _uneven(rank, folder, round_up):
 
 def test_uneven_last_batches_do_not_hang(tmp_path):
     # 9 images each, in batches of 8 and 1
-    assert on_two_ranks(_uneven, tmp_path, True) == (2, 2)
+    assert on_ranks(2, _uneven, tmp_path, True) == [2, 2]
 
 
 def test_ranks_with_unequal_numbers_of_batches_are_refused(tmp_path):
     # 9 and 8 images: 2 batches and 1, and one rank would wait for ever
-    for error in on_two_ranks(_uneven, tmp_path, False):
+    for error in on_ranks(2, _uneven, tmp_path, False):
         assert isinstance(error, UsageError)
         assert 'ranks have 2 and 1 batches' in str(error)
         assert 'round_up=True' in str(error)
@@ -212,7 +166,7 @@ def test_two_gpus_through_nccl_are_one_process(tmp_path):
     import torch.multiprocessing as mp
 
     begin = time.monotonic()
-    mp.spawn(_train_on_gpu, (tmp_path, _free_port()), nprocs=2)
+    mp.spawn(_train_on_gpu, (tmp_path, free_port()), nprocs=2)
     assert time.monotonic() - begin < 300
     first, second, whole = (
         torch.load(tmp_path / f'{name}.pt', weights_only=True)

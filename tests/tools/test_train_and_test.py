@@ -150,6 +150,24 @@ def test_more_gpus_than_there_are(monkeypatch):
         check_gpus('3')
 
 
+def test_a_job_that_is_told_to_stop_says_so_in_one_line(monkeypatch, capsys):
+    import signal
+
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+
+    from mmauxq.engine import dist_launch
+
+    def stopped(args):
+        assert args.nproc_per_node == '3'
+        raise SignalException('Process 1 got signal', signal.SIGTERM)
+
+    monkeypatch.setattr(run, 'run', stopped)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 0)
+    assert dist_launch.main(['3', 'train.py', 'config.py']) == 143
+    assert capsys.readouterr().err == 'error: signal 15 stopped the job\n'
+
+
 @pytest.mark.parametrize(
     'name', ['dist_train.sh', 'dist_test.sh', 'slurm_train.sh']
 )

@@ -1,6 +1,7 @@
 """Schedules and other things that happen at a point in time."""
 
 from .batch_norm_hook import BatchNormHook, reestimate_batch_norm
+from .epoch_length_hook import EpochLengthHook
 from .finite_numbers_hook import FiniteNumbersHook
 from .guidance_weight_hook import GuidanceWeightHook
 from .quantizer_watch_hook import QuantizerWatchHook
@@ -9,6 +10,7 @@ from .teacher_check_hook import TeacherCheckHook
 
 __all__ = [
     'BatchNormHook',
+    'EpochLengthHook',
     'FiniteNumbersHook',
     'GuidanceWeightHook',
     'QuantizerWatchHook',

@@ -1,0 +1,191 @@
+"""How much faster several GPUs are: ``tools/dist_train.sh`` on each number."""
+
+import json
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+
+import torch
+
+from mmauxq.errors import UsageError
+
+from . import trace
+from .benchmark import machine, write_row
+from .benchmark_steps import CONFIGS, GUIDANCE, amp, write_config
+from .timing import GIB
+
+FORMS = {
+    'eager': [],
+    'compiled': ['--compile'],
+    'codes': ['--cfg-options', 'model.memory=codes'],
+    'recompute': ['--cfg-options', 'model.memory=recompute'],
+    'syncbn': ['--cfg-options', 'sync_bn=torch'],
+}
+"""Form of the step -> arguments of ``tools/train.py``."""
+
+PATIENCE = 300
+"""Seconds that a run may take."""
+
+
+def gpus_here() -> list[int]:
+    """1, 2, 4, ... and all GPUs of this machine; 1 and 2 processes without."""
+    count = torch.cuda.device_count() or 2
+    return sorted({2**i for i in range(count.bit_length())} | {count})
+
+
+def names(arms: list[str], gpus: list[int]) -> list[str]:
+    """Names of measurements, ``scaling/NETWORK/WHAT/FORM/BATCH/GPUS``.
+
+    Raises:
+        UsageError: If one cannot be run.
+    """
+    there = torch.cuda.device_count()
+    for number in gpus:
+        if number < 1 or there and number > there:
+            raise UsageError(
+                f'--gpus {number}: allowed are 1 to '
+                f'{there or "any number of processes on the CPU"}'
+            )
+    for arm in arms:
+        parts = arm.split('/')
+        if len(parts) != 5 or not parts[4].isdecimal() or parts[4] == '0':
+            raise UsageError(
+                f'{arm}: needed is scaling/NETWORK/WHAT/FORM/BATCH'
+            )
+        for part, allowed in ((parts[2], GUIDANCE), (parts[3], FORMS)):
+            if part not in allowed:
+                raise UsageError(
+                    f'{arm}: there is no {part!r}; allowed are '
+                    f'{", ".join(allowed)}'
+                )
+    return [f'{arm}/{number}' for arm in arms for number in gpus]
+
+
+def measure(
+    name: str, out: Path, steps: int, batch: int | None, size: int,
+    profile: int, patience: float = PATIENCE,
+) -> dict:  # fmt: skip
+    """The row of a run.
+
+    Args:
+        name: One of :func:`names`.
+        out: Folder of logs.
+        steps: That are timed.
+        batch: Images in a step of a GPU, instead of those in the name.
+        size: Height and width of the images.
+        profile: Steps in the profile, after those that are timed.
+        patience: Seconds after which the run is ended.
+
+    Raises:
+        RuntimeError: If the run does not succeed.
+    """
+    _, network, what, form, standard, number = name.split('/')
+    batch, gpus = batch or int(standard), int(number)
+    folder = out / name.replace('/', '-')
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob('*.json'):
+        old.unlink()
+    warmup = 10 if torch.cuda.is_available() else 1
+    total = warmup + steps + (profile + 2 if profile else 0)
+    hook = dict(
+        type='mmauxq.RankLog', folder=str(folder.resolve()), begin=warmup,
+        steps=steps, profile=profile,
+    )  # fmt: skip
+    config = write_config(
+        folder, network, what, batch, batch * total * gpus, size, gpus,
+        more="custom_imports = dict(imports=['mmauxq.evaluation.rank_log'])\n"
+        f"custom_hooks = [dict(type='SyncBuffersHook'), {hook!r}]\n",
+    )  # fmt: skip
+    start = time.time()
+    status = _run(
+        [
+            'bash', str(CONFIGS.parent / 'tools/dist_train.sh'), str(config),
+            str(gpus), '--work-dir', str(folder), *amp(), *FORMS[form],
+        ],
+        folder / 'output.txt',
+        patience,
+    )  # fmt: skip
+    seconds = time.time() - start
+    if status:
+        raise RuntimeError(status)
+    ranks = [
+        json.loads((folder / f'rank{rank}.json').read_text())
+        for rank in range(gpus)
+    ]
+    peaks = [
+        rank['peak_bytes'] / GIB for rank in ranks if 'peak_bytes' in rank
+    ]
+    ms = max(rank['seconds'] for rank in ranks) / steps * 1e3
+    row = dict(
+        network=network, what=what, form=form, batch=batch, gpus=gpus,
+        ms=round(ms, 3),
+        images_per_s=round(batch * gpus / ms * 1e3, 1),
+        data_ms=round(max(mean(rank['data_time']) for rank in ranks) * 1e3, 3),
+        peak_gib=[round(peak, 3) for peak in peaks] or None,
+        repeats=steps,
+        launch_s=round(ranks[0]['began'] - start, 1),
+        seconds=round(seconds, 1),
+    )  # fmt: skip
+    if profile:
+        events = json.loads((folder / 'trace.json').read_text())['traceEvents']
+        row['split'] = trace.split(events)
+    return row
+
+
+def run_all(
+    names: Sequence[str], out: Path, minutes: float | None, **settings: int
+) -> list[str]:
+    """Measure, one after the other; returns the names of those that failed.
+
+    Args:
+        names: As of :func:`names`.
+        out: Folder of ``results.jsonl``.
+        minutes: After so many none is started, and what runs is ended.
+        **settings: As of :func:`measure`.
+    """
+    end = time.monotonic() + (minutes * 60 if minutes else float('inf'))
+    failed = []
+    for done, name in enumerate(names):
+        left = end - time.monotonic()
+        if left <= 0:
+            print(f'out of time: {len(names) - done} not started', flush=True)
+            break
+        try:
+            row = measure(name, out, patience=min(left, PATIENCE), **settings)
+            row.update(size=settings['size'], **machine())
+            what = f'{row["images_per_s"]} images/s'
+        except RuntimeError as error:
+            row = dict(error=str(error))
+            what = 'FAILED'
+            failed.append(name)
+        write_row(out, dict(arm=name, **row))
+        print(f'{name}: {what} in {row.get("seconds", 0):.0f} s', flush=True)
+    return failed
+
+
+def _run(command: list[str], log: Path, patience: float) -> str | None:
+    """What went wrong, or None."""
+    with log.open('w') as stream:
+        process = subprocess.Popen(
+            command, stdout=stream, stderr=subprocess.STDOUT
+        )
+        try:
+            status = process.wait(patience)
+        except subprocess.TimeoutExpired:
+            return f'took more than {patience:.0f} s'
+        finally:
+            if process.poll() is None:
+                process.terminate()  # the launcher ends the ranks
+                try:
+                    process.wait(60)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+    if not status:
+        return None
+    lines = [line for line in log.read_text().splitlines() if line.strip()]
+    # the launcher's line says which rank, those before say why
+    said = [line for line in lines if not line.endswith('job was stopped')]
+    return said[-1][:400] if said else f'exit status {status}'

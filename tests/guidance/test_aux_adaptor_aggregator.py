@@ -301,6 +301,14 @@ def test_several_token_tensors_of_one_tap_are_added():
     assert all(x.grad.abs().sum() > 0 for x in seen.values())
 
 
+def test_of_several_maps_of_one_size_the_widest_counts():
+    taps = [Tap('a:0', (4, 4, 4)), Tap('a:1', (8, 4, 4))]
+    for order in (taps, taps[::-1]):
+        module = AuxAdaptorAggregator(order, head(), 10)
+        assert module.adaptors[0].result.shape == (8, 4, 4)
+        assert module(outputs(2, order)).shape == (2, 10)
+
+
 def test_a_head_without_a_loss_cannot_be_copied():
     with pytest.raises(UsageError) as error:
         AuxAdaptorAggregator(TAPS, torch.nn.Linear(8, 10), 10)

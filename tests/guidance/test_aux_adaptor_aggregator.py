@@ -279,6 +279,17 @@ def test_a_known_size_shapes_the_map():
     assert to_map(tokens, (3, 8)).shape == (2, 3, 4, 4)
 
 
+def test_tokens_between_maps_have_the_size_of_the_next_map():
+    taps = [Tap('a', (16, 8), 'tokens'), Tap('b', (8, 2, 8))]
+    module = AuxAdaptorAggregator(taps, head(), 10)
+    adaptor, image = module.adaptors[1].eval(), torch.randn(2, 8, 2, 8)
+    seen = torch.randn(2, 8, 2, 8)
+    torch.testing.assert_close(
+        adaptor([seen], image.flatten(2).transpose(1, 2)),
+        F.relu(adaptor.phi(seen) + adaptor.project(image)),
+    )
+
+
 def test_a_missing_extra_token_starts_as_the_mean():
     tokens = torch.randn(2, 16, 3)
     more = resize_tokens(tokens, 17)

@@ -279,6 +279,17 @@ def test_a_known_size_shapes_the_map():
     assert to_map(tokens, (3, 8)).shape == (2, 3, 4, 4)
 
 
+def test_tokens_between_maps_have_the_size_of_the_next_map():
+    taps = [Tap('a', (16, 8), 'tokens'), Tap('b', (8, 2, 8))]
+    module = AuxAdaptorAggregator(taps, head(), 10)
+    adaptor, image = module.adaptors[1].eval(), torch.randn(2, 8, 2, 8)
+    seen = torch.randn(2, 8, 2, 8)
+    torch.testing.assert_close(
+        adaptor([seen], image.flatten(2).transpose(1, 2)),
+        F.relu(adaptor.phi(seen) + adaptor.project(image)),
+    )
+
+
 def test_a_missing_extra_token_starts_as_the_mean():
     tokens = torch.randn(2, 16, 3)
     more = resize_tokens(tokens, 17)
@@ -299,6 +310,14 @@ def test_several_token_tensors_of_one_tap_are_added():
     logits.square().sum().backward()
     assert logits.shape == (2, 10)
     assert all(x.grad.abs().sum() > 0 for x in seen.values())
+
+
+def test_of_several_maps_of_one_size_the_widest_counts():
+    taps = [Tap('a:0', (4, 4, 4)), Tap('a:1', (8, 4, 4))]
+    for order in (taps, taps[::-1]):
+        module = AuxAdaptorAggregator(order, head(), 10)
+        assert module.adaptors[0].result.shape == (8, 4, 4)
+        assert module(outputs(2, order)).shape == (2, 10)
 
 
 def test_a_head_without_a_loss_cannot_be_copied():

@@ -373,3 +373,16 @@ def test_a_mode_that_looks_on_sees_all_arguments():
     ((args, kwargs),) = seen
     assert args[0] is x and args[1] is step and args[2:] == (0, 3)
     assert kwargs['offset'] is offset and kwargs['grad_scale'] == 0.5
+
+
+def test_the_op_is_seen_whole_by_subclasses_of_tensors():
+    class Looking(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):
+            seen.append(func)
+            return super().__torch_function__(func, types, args, kwargs)
+
+    seen: list = []
+    x = torch.randn(4).as_subclass(Looking)
+    learned_step_quantize(x, torch.ones(1), 0, 3)
+    assert seen[0] is learned_step_quantize

@@ -148,6 +148,18 @@ def test_results_that_nobody_used_and_gradients_of_other_layouts(dtype):
     assert torch.equal(weights[1].grad, grad)
 
 
+def test_gradients_of_one_layout_beside_gradients_of_another():
+    weights, steps = network()
+    found = TogetherQuantizer(RANGES)(weights, steps, torch.float16)[:2]
+    expected = one_by_one(weights, steps, torch.float16)[:2]
+    upstream = [torch.randn_like(y) for y in found]
+    other = [upstream[0], upstream[1].contiguous()]
+    ours = torch.autograd.grad(found, weights[:2], other)
+    theirs = torch.autograd.grad(expected, weights[:2], upstream)
+    for our, their in zip(ours, theirs, strict=True):
+        assert torch.equal(our, their)
+
+
 def test_what_can_be_taken():
     step = torch.ones(1, device=DEVICE)
     w = torch.randn(4, 6, device=DEVICE)

@@ -165,6 +165,35 @@ def test_nan_is_not_hidden():
             assert y[:, [0, 2, 3]].isfinite().all()
 
 
+class Looking(torch.Tensor):
+    """Notes what it is given to."""
+
+    seen: list = []
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        cls.seen.append((func, args))
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+def test_the_ops_are_seen_whole_by_subclasses_of_tensors():
+    z = feature_map((2, 4, 3, 3)).detach()
+    weight, bias, running = norm_of(4)
+    norm = batch_statistics(z, weight, bias, *running, 0.1, 1e-5)
+    step = torch.tensor(0.3, device=DEVICE)
+    for op, args in (
+        (normalise, (norm, z, True)),
+        (normalise_quantize, (norm, True, step, 0, 15, SCALE)),
+    ):
+        Looking.seen.clear()
+        looking = z.as_subclass(Looking)
+        found = op(looking, *args)
+        func, seen = Looking.seen[0]
+        assert func is op and seen[0] is looking
+        assert all(a is b for a, b in zip(seen[1:], args, strict=True))
+        assert torch.equal(found.as_subclass(torch.Tensor), op(z, *args))
+
+
 def test_what_can_be_taken():
     z = feature_map((2, 4, 3, 3)).detach()
     weight, bias, _ = norm_of(4)

@@ -7,6 +7,7 @@ of torchrun: it checks GPUS first, and replaces torchrun's report on failure
 
 import logging
 import os
+import signal
 import socket
 import sys
 
@@ -72,17 +73,36 @@ def _run(processes: int, script: list[str]) -> int:
         statuses = {f.exitcode for f in error.failures.values()}
         if 2 in statuses:  # that rank has said why
             return 2
-        rank, failure = error.get_first_failure()
+        rank, status = _cause(
+            {r: f.exitcode for r, f in error.failures.items()}
+        )
         how = (
-            f'was killed by signal {-failure.exitcode}'
-            if failure.exitcode < 0
-            else f'ended with exit status {failure.exitcode}'
+            f'was killed by signal {-status}'
+            if status < 0
+            else f'ended with exit status {status}'
         )
         print(
             f'error: rank {rank} {how}; the job was stopped', file=sys.stderr
         )
-        return failure.exitcode if failure.exitcode > 0 else 1
+        return status if status > 0 else 1
     return 0
+
+
+def _cause(statuses: dict[int, int]) -> tuple[int, int]:
+    """Which of the ranks that were found dead together died first.
+
+    One that was killed; the others end when they miss it, or the launcher
+    ends them by SIGTERM.
+
+    Args:
+        statuses: Rank -> exit status, negative for a signal.
+    """
+
+    def order(item: tuple[int, int]) -> tuple[bool, bool, int]:
+        rank, status = item
+        return status == -signal.SIGTERM, status >= 0, rank
+
+    return min(statuses.items(), key=order)
 
 
 def _free_port() -> int:

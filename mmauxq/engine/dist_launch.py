@@ -70,12 +70,10 @@ def _run(processes: int, script: list[str]) -> int:
         print(f'error: signal {number} stopped the job', file=sys.stderr)
         return 128 + number
     except ChildFailedError as error:
-        statuses = {f.exitcode for f in error.failures.values()}
-        if 2 in statuses:  # that rank has said why
+        statuses = {r: f.exitcode for r, f in error.failures.items()}
+        if 2 in statuses.values():  # that rank has said why
             return 2
-        rank, status = _cause(
-            {r: f.exitcode for r, f in error.failures.items()}
-        )
+        rank, status = _cause(statuses)
         how = (
             f'was killed by signal {-status}'
             if status < 0

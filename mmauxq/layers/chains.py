@@ -25,6 +25,11 @@ SUMS = (
     Tensor.__radd__,
 )  # fmt: skip
 QUANTIZE, ADD, RELU = 'quantize', 'add', 'relu'
+OF_Z = (
+    'shape', 'ndim', 'dim', 'size', 'numel', 'dtype', 'is_floating_point',
+    'device', 'is_cuda', 'requires_grad',
+)  # fmt: skip
+"""What a batch norm's result has in common with its input."""
 Key = tuple[int, int]
 """The id of a batch norm's weight, and which of its calls in the step."""
 
@@ -67,11 +72,7 @@ class _Pending:
     def __getattr__(self, name: str) -> Any:
         if name.startswith('__'):
             raise AttributeError(name)
-        # of the same shape, dtype and place
-        known = ('shape', 'dtype', 'device', 'is_cuda', 'ndim', 'dim', 'size')
-        if name in (*known, 'numel', 'is_floating_point', 'requires_grad'):
-            return getattr(self.z, name)
-        return getattr(self.tensor(), name)
+        return getattr(self.z if name in OF_Z else self.tensor(), name)
 
     @classmethod
     def __torch_function__(
@@ -92,14 +93,11 @@ class _Pending:
         )
 
     def _rectify(self) -> 'Tensor | _Pending':
-        link = self.link
-        ready = link.kind == RELU or self.identity is not None
-        if self.value is not None or self.rectified:
-            return F.relu(self.tensor())
-        if ready:
-            return normalise(self.z, self.norm, self.identity, True)
-        if link.kind == QUANTIZE:
-            return replace(self, rectified=True)
+        if self.value is None and not self.rectified:
+            if self.link.kind == QUANTIZE:
+                return replace(self, rectified=True)
+            if self.link.kind == RELU or self.identity is not None:
+                return normalise(self.z, self.norm, self.identity, True)
         return F.relu(self.tensor())
 
     def _takes(self, other: object) -> bool:
@@ -201,6 +199,7 @@ class Chains(TorchFunctionMode):
         if func is F.batch_norm:
             return self._batch_norm(*args, **kwargs)
         if any(isinstance(a, _Pending) for a in args):
+            # before a mode further out, which does not know it, sees it
             return _Pending.__torch_function__(func, types, args, kwargs)
         output = func(*args, **kwargs)
         if self.links is None and func is learned_step_quantize:

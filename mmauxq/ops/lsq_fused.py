@@ -14,11 +14,11 @@ from .dispatch import (
     KERNEL_DTYPES,
     fall_back,
     is_dense,
-    multiprocessors,
     on_device,
     runs_triton,
 )
 from .lsq import lsq_backward, lsq_forward
+from .tiles import is_wide, power_of_two, splits_of
 
 # Sizes of tiles, the best of a sweep on one NVIDIA H200. Where one step serves
 # all, a program has one tile, of so many elements:
@@ -72,14 +72,6 @@ def _obstacle(x: Tensor, step: Tensor, offset: Tensor | None) -> str:
     return '' if is_dense(x) else 'a layout with gaps'
 
 
-def _is_wide(x: Tensor) -> bool:
-    """Whether 32 bits do not count the elements.
-
-    One tile beyond the last element must still be a number.
-    """
-    return x.numel() + 2**20 >= 2**31
-
-
 def _channel_tiles(
     x: Tensor, step: Tensor, tile: tuple[int, int]
 ) -> tuple[int, int, dict]:
@@ -94,18 +86,14 @@ def _channel_tiles(
     assert axis is not None
     values, width = tile
     channels, inner = x.shape[axis], x.stride(axis)
-    width = min(_power_of_two(channels), width) if inner == 1 else 1
+    width = min(power_of_two(channels), width) if inner == 1 else 1
     rows = x.numel() // channels
-    height = min(_power_of_two(rows), values // width)
+    height = min(power_of_two(rows), values // width)
     arguments = dict(
         rows=rows, channels=channels, inner=inner,
-        WIDE=_is_wide(x), ROWS=height, CHANNELS=width,
+        WIDE=is_wide(x), ROWS=height, CHANNELS=width,
     )  # fmt: skip
     return -(-rows // height), -(-channels // width), arguments
-
-
-def _power_of_two(n: int) -> int:
-    return 1 << (n - 1).bit_length()
 
 
 def run_forward(
@@ -118,7 +106,7 @@ def run_forward(
     if step.numel() == 1:
         kernel, warps = forward_flat, FORWARD_WARPS
         programs = -(-x.numel() // FORWARD_VALUES)
-        tiles = dict(rows=x.numel(), WIDE=_is_wide(x), ROWS=FORWARD_VALUES)
+        tiles = dict(rows=x.numel(), WIDE=is_wide(x), ROWS=FORWARD_VALUES)
     else:
         kernel, warps = forward_channels, 8
         blocks, columns, tiles = _channel_tiles(x, step, FORWARD_TILE)
@@ -157,13 +145,13 @@ def run_backward(
     if step.numel() == 1:
         kernel, warps = backward_flat, BACKWARD_WARPS
         programs = splits = -(-x.numel() // BACKWARD_VALUES)
-        tiles = dict(rows=x.numel(), WIDE=_is_wide(x), ROWS=BACKWARD_VALUES)
+        tiles = dict(rows=x.numel(), WIDE=is_wide(x), ROWS=BACKWARD_VALUES)
     else:
         kernel, warps = backward_channels, 8
         blocks, columns, tiles = _channel_tiles(x, step, BACKWARD_TILE)
-        at_once = PROGRAMS_PER_MULTIPROCESSOR * multiprocessors(x.device)
-        repeats = -(-blocks // max(1, min(blocks, at_once // columns)))
-        splits = -(-blocks // repeats)
+        splits, repeats = splits_of(
+            blocks, columns, x, PROGRAMS_PER_MULTIPROCESSOR
+        )
         programs = splits * columns
         tiles.update(repeats=repeats)
     partial = torch.empty(

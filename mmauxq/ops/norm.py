@@ -24,11 +24,11 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 from .dispatch import (
     KERNEL_DTYPES,
     is_forced,
-    multiprocessors,
     on_device,
     runs_triton,
     wants_kernel,
 )
+from .tiles import is_wide, power_of_two, splits_of
 
 FORWARD_TILE = BACKWARD_TILE = (4096, 128)
 REDUCE_TILE = (4096, 128)
@@ -83,11 +83,11 @@ def _tiles(z: Tensor, tile: tuple[int, int]) -> tuple[int, int, dict]:
     values, width = tile
     channels = z.shape[1]
     rows = z.numel() // channels
-    width = min(_power_of_two(channels), width)
-    height = min(_power_of_two(rows), values // width)
+    width = min(power_of_two(channels), width)
+    height = min(power_of_two(rows), values // width)
     arguments = dict(
         rows=rows, channels=channels, ROWS=height, CHANNELS=width,
-        WIDE=z.numel() + 2**20 >= 2**31,
+        WIDE=is_wide(z),
     )  # fmt: skip
     return -(-rows // height), -(-channels // width), arguments
 
@@ -95,15 +95,11 @@ def _tiles(z: Tensor, tile: tuple[int, int]) -> tuple[int, int, dict]:
 def _split_tiles(z: Tensor) -> tuple[int, dict]:
     """Programs that sum over several tiles each, and their arguments."""
     blocks, columns, arguments = _tiles(z, REDUCE_TILE)
-    at_once = PROGRAMS_PER_MULTIPROCESSOR * multiprocessors(z.device)
-    repeats = -(-blocks // max(1, min(blocks, at_once // columns)))
-    splits = -(-blocks // repeats)
+    splits, repeats = splits_of(
+        blocks, columns, z, PROGRAMS_PER_MULTIPROCESSOR
+    )
     arguments.update(repeats=repeats, splits=splits)
     return splits * columns, arguments
-
-
-def _power_of_two(n: int) -> int:
-    return 1 << (n - 1).bit_length()
 
 
 @torch.no_grad()
@@ -130,7 +126,7 @@ def batch_statistics(
         2, splits, channels, dtype=torch.float32, device=z.device
     )
     mean, rstd = torch.empty_like(partial[:, 0])
-    width = min(_power_of_two(channels), 16)
+    width = min(power_of_two(channels), 16)
     with on_device(z):
         statistics_kernel[(programs,)](z, partial, **tiles, num_warps=WARPS)
         finish_kernel[(-(-channels // width),)](
@@ -146,7 +142,7 @@ def batch_statistics(
             eps,
             momentum,
             RUNNING=running_mean is not None,
-            SPLITS=min(_power_of_two(splits), 128),
+            SPLITS=min(power_of_two(splits), 128),
             CHANNELS=width,
             num_warps=4,
         )

@@ -7,7 +7,7 @@ channels-last feature map.
 import triton
 import triton.language as tl
 
-from .lsq_kernels import ROUND, clip, quotient
+from .lsq_kernels import quantized, slopes
 
 
 @triton.jit
@@ -176,8 +176,8 @@ def forward_kernel(
     )  # fmt: skip
     if QUANTIZE:
         step = tl.load(step_ptr).to(tl.float32)
-        v = quotient(y, step, tl.div_rn(1.0, step), QMIN * 1.0, QMAX * 1.0)
-        y = ((clip(v, QMIN * 1.0, QMAX * 1.0) + ROUND) - ROUND) * step
+        inverse = tl.div_rn(1.0, step)
+        y = quantized(y, step, inverse, 0.0, QMIN, QMAX, False)
     tl.store(out_ptr + places, y.to(out_ptr.dtype.element_ty), mask=mask)
 
 
@@ -192,12 +192,9 @@ def incoming(
     in_step = grad
     if QUANTIZE:
         x = activation(z, z, mean, factor, bias, False, RELU, TYPE)
-        v = quotient(x, step, inverse, QMIN * 1.0, QMAX * 1.0)
-        inside = (v > QMIN) & (v < QMAX)
-        clipped = clip(v, QMIN * 1.0, QMAX * 1.0)
-        rounded = (clipped + ROUND) - ROUND
-        in_step = grad * tl.where(inside, rounded - v, clipped)
-        grad = tl.where(inside, grad, 0.0)
+        grad, in_step, _ = slopes(
+            x, grad, step, inverse, 0.0, QMIN, QMAX, False
+        )
     if RELU:
         grad = tl.where(x > 0.0, grad, 0.0)
     return grad, in_step

@@ -7,7 +7,7 @@ by side in memory. Tables say for each row where it lies and what it needs.
 import triton
 import triton.language as tl
 
-from .lsq_kernels import ROUND, clip, quotient
+from .lsq_kernels import quantized, slopes
 
 
 @triton.jit
@@ -37,8 +37,7 @@ def forward_kernel(
         places = i + tl.arange(0, BLOCK)
         mask = places < length
         w = tl.load(weight + places, mask=mask, other=0.0)
-        v = clip(quotient(w, step, inverse, qmin, qmax), qmin, qmax)
-        value = ((v + ROUND) - ROUND) * step
+        value = quantized(w, step, inverse, 0.0, qmin, qmax, False)
         tl.store(y + places, value.to(y_ptr.dtype.element_ty), mask=mask)
         i += BLOCK
 
@@ -84,12 +83,11 @@ def backward_kernel(
         mask = places < length
         w = tl.load(weight + places, mask=mask, other=0.0)
         grad = tl.load(grads + places, mask=mask, other=0.0).to(tl.float32)
-        v = quotient(w, step, inverse, qmin, qmax)
-        inside = (v > qmin) & (v < qmax)
-        clipped = clip(v, qmin, qmax)
-        rounded = (clipped + ROUND) - ROUND
-        tl.store(out + places, tl.where(inside, grad, 0.0), mask=mask)
-        in_step += grad * tl.where(inside, rounded - v, clipped)
+        grad_w, more, _ = slopes(
+            w, grad, step, inverse, 0.0, qmin, qmax, False
+        )
+        tl.store(out + places, grad_w, mask=mask)
+        in_step += more
         i += BLOCK
     scale = tl.load(scale_ptr + r)
     tl.store(partial_ptr + r, tl.sum(in_step, 0) * scale)

@@ -18,6 +18,7 @@ from mmauxq.ops import (
     use_form,
 )
 from mmauxq.ops.dispatch import fall_back, is_dense, wants_kernel
+from mmauxq.ops.tiles import is_wide
 
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 RANGES = [(0, 15), (-8, 7), (0, 3), (-2, 1), (-128, 127)]
@@ -149,8 +150,8 @@ def test_gradient_of_another_layout():
 def test_large_tensors_count_in_64_bits():
     x = torch.empty(2**16, 2**16, device='meta')
     small = torch.empty(2**15, 2**15, device='meta')
-    assert lsq_fused._is_wide(x)
-    assert not lsq_fused._is_wide(small)
+    assert is_wide(x)
+    assert not is_wide(small)
 
 
 @pytest.mark.parametrize('with_offset', [False, True])

@@ -1,8 +1,8 @@
 """Joint training of a low-precision network and what guides it."""
 
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
 from mmrazor.models.algorithms import BaseAlgorithm
 from mmrazor.models.utils import add_prefix
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from mmauxq.errors import UsageError
 from mmauxq.guidance import Guidance, Tap, TapRecorder, Taps, find_taps
@@ -31,12 +32,14 @@ from mmauxq.layers import (
     restore,
 )
 from mmauxq.layers.checkpoint import check_architecture, normalise
+from mmauxq.ops.dispatch import is_forced
 from mmauxq.ops.norm import has_kernels
 from mmauxq.quantizers import FLOAT_BITS, calibrating, named_quantizers
 from mmauxq.quantizers.base import check_bits
 from mmauxq.registry import MODELS
 
 from . import dry_run
+from .graphed_step import GraphedStep
 
 LOW_BITS = 4
 WEIGHT_GROUPS = 4
@@ -73,7 +76,11 @@ class JointQAT(BaseAlgorithm):
         compile: Arguments of ``torch.compile`` for what a training step
             computes from tensors alone: F and its guidance, without the
             losses; ``True`` for its defaults, ``None`` for eager steps. The
-            first step of a process, which calibrates, is eager in any case.
+            first step of a process is eager in any case.
+        cuda_graph: Whether that same part is recorded as CUDA graphs, where
+            there is a GPU; see :class:`.graphed_step.GraphedStep`. Batch
+            norms then run as one with what follows them
+            (:class:`mmauxq.layers.Chains`).
         memory: ``'codes'`` or ``'recompute'`` keeps less for the backward
             pass and computes it again, in eager steps with the same gradients
             to the bit; see :class:`mmauxq.layers.LessMemory`.
@@ -95,6 +102,7 @@ class JointQAT(BaseAlgorithm):
         float_checkpoint: str | None = None,
         input_shape: Sequence[int] | None = None,
         compile: dict | bool | None = None,
+        cuda_graph: bool = False,
         memory: str | None = None,
         channels_last: bool | None = None,
         data_preprocessor: dict | nn.Module | None = None,
@@ -154,9 +162,11 @@ class JointQAT(BaseAlgorithm):
             self.to(memory_format=torch.channels_last)
         self._weights_at_once: WeightsAtOnce | None = None
         self._chains = Chains()
-        self._compiled_step = self._step
+        self._compiled_step = self._graphed_step = None
         if compile:
             self._compile({} if compile is True else dict(compile))
+        if cuda_graph:
+            self._record(cuda_graph, bool(compile))
 
     def _check_conversion(self, inputs: Tensor) -> None:
         """See that every quantizer is reached; no layer is missed unsaid."""
@@ -168,18 +178,41 @@ class JointQAT(BaseAlgorithm):
                 FLOAT_BITS, FLOAT_BITS, 'its product was not found'
             )
 
-    def _compile(self, options: dict) -> None:
+    def _check_plain(self, option: str, without: object) -> None:
         if not self._is_plain:
             raise UsageError(
-                f'compile: a {type(self.architecture.head).__name__} or '
+                f'{option}: a {type(self.architecture.head).__name__} or '
                 f'{type(self.architecture).__name__} has a loss of its own, '
-                'which is not compiled; set model.compile=None'
+                f'which is left out of it; set model.{option}={without}'
             )
+
+    def _compile(self, options: dict) -> None:
+        self._check_plain('compile', None)
         options.pop('_scope_', None)
         try:
             self._compiled_step = torch.compile(self._step, **options)
         except (TypeError, RuntimeError) as error:
             raise UsageError(f'compile={options}: {error}') from error
+
+    def _record(self, wanted: bool, compiled: bool) -> None:
+        if wanted is not True:
+            raise UsageError(
+                f'cuda_graph={wanted!r}; allowed are True and False'
+            )
+        if compiled:
+            raise UsageError(
+                'cuda_graph and compile exclude each other; '
+                "compile=dict(mode='reduce-overhead') compiles and records"
+            )
+        self._check_plain('cuda_graph', False)
+        if not torch.cuda.is_available():
+            print_log(
+                'JointQAT: there is no GPU, so cuda_graph has no effect',
+                logger='current',
+                level=logging.WARNING,
+            )
+        # a shallow reference: the step is a method of this module
+        self._graphed_step = GraphedStep(self._eager_step, self)
 
     def _build_guidance(self, cfg: dict, inputs: Tensor) -> Guidance:
         cfg = dict(cfg)
@@ -329,17 +362,14 @@ class JointQAT(BaseAlgorithm):
         """
         if self.channels_last and inputs.dim() == 4:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
-        with ExitStack() as stack:
-            step = self._begin(stack, inputs)
-            if self._is_plain:
-                logits, found = step(inputs)
-                self._chains.plan([logits, *found])
-                student = self.architecture.head._get_loss(
-                    logits, data_samples
-                )
-            else:
+        first, calibrates = not self._started, self._start()
+        if not self._is_plain:
+            with self._entered(calibrates):
                 student, logits = self._other_loss(inputs, data_samples)
                 found = self._guide(inputs)
+        else:
+            logits, found = self._run(inputs, first, calibrates)
+            student = self.architecture.head._get_loss(logits, data_samples)
         losses = add_prefix(student, 'student')
         signals = {LOGITS: logits}
         for guidance, mine in zip(self.guidances, found, strict=True):
@@ -357,29 +387,62 @@ class JointQAT(BaseAlgorithm):
             )
         return losses
 
-    def _begin(self, stack: ExitStack, inputs: Tensor) -> Callable:
-        """Enter what belongs to the form of this step; returns the step."""
-        for owner in (self, *self.guidances):
-            for recorder in owner.recorders:
-                stack.enter_context(recorder)
-        started = self._started
-        if not started:
-            self._start(stack)
-        else:
-            if self._weights_at_once is None:
-                self._weights_at_once = WeightsAtOnce(
-                    self.architecture,
-                    WEIGHT_GROUPS if get_world_size() > 1 else 1,
-                )
-            stack.enter_context(self._weights_at_once.active())
-        if started and self._compiled_step != self._step:
-            stack.enter_context(compiling_for(self.memory))
-            return self._compiled_step
-        if self.memory is not None:
-            stack.enter_context(LessMemory(self.memory))
-        if started and self._is_plain and has_kernels(inputs):
-            stack.enter_context(self._chains)
-        return self._step
+    def _run(self, inputs: Tensor, first: bool, calibrates: bool) -> tuple:
+        """The step in the form that the config asks for."""
+        if calibrates:
+            with self._entered(calibrates=True):
+                return self._step(inputs)
+        if self._compiled_step is not None and not first:
+            with self._entered(compiled=True):
+                return self._compiled_step(inputs)
+        return (self._graphed_step or self._eager_step)(inputs)
+
+    def _eager_step(self, inputs: Tensor) -> tuple[Tensor, list]:
+        """With batch norms in chains, if this form of the step has them."""
+        wanted = self._graphed_step is not None or is_forced()
+        with ExitStack() as stack:
+            if wanted and has_kernels(inputs) and torch.is_grad_enabled():
+                self._find_chains(inputs)
+                stack.enter_context(self._entered())
+                stack.enter_context(self._chains)
+            else:
+                stack.enter_context(self._entered())
+            return self._step(inputs)
+
+    def _find_chains(self, inputs: Tensor) -> None:
+        """Once, in a pass of two images that leaves no trace."""
+        if self._chains.links is not None:
+            return
+        devices = [inputs.device] if inputs.is_cuda else []
+        buffers = [(b, b.clone()) for b in self.buffers()]
+        with torch.random.fork_rng(devices), self._entered(), self._chains:
+            self._chains.plan(tree_leaves(self._step(inputs[:2])))
+        for buffer, value in buffers:
+            buffer.copy_(value)
+
+    @contextmanager
+    def _entered(
+        self, calibrates: bool = False, compiled: bool = False
+    ) -> Iterator[None]:
+        """What surrounds a step: taps, and how quantizers and memory work."""
+        with ExitStack() as stack:
+            for owner in (self, *self.guidances):
+                for recorder in owner.recorders:
+                    stack.enter_context(recorder)
+            if calibrates:
+                stack.enter_context(calibrating(self.architecture))
+            else:
+                if self._weights_at_once is None:
+                    self._weights_at_once = WeightsAtOnce(
+                        self.architecture,
+                        WEIGHT_GROUPS if get_world_size() > 1 else 1,
+                    )
+                stack.enter_context(self._weights_at_once.active())
+            if compiled:
+                stack.enter_context(compiling_for(self.memory))
+            elif self.memory is not None:
+                stack.enter_context(LessMemory(self.memory))
+            yield
 
     @property
     def _is_plain(self) -> bool:
@@ -465,13 +528,15 @@ class JointQAT(BaseAlgorithm):
         for guidance in self.guidances:
             guidance.prepare(self.architecture)
 
-    def _start(self, stack: ExitStack) -> None:
-        """Before the first training step: calibrate, or say what is odd."""
+    def _start(self) -> bool:
+        """Before a training step; returns whether it shall calibrate."""
+        if self._started:
+            return False
         self._started = True
         self.prepare()
         quantizers = [q for _, q in named_quantizers(self.architecture)]
         if all(bool(q.calibrated) for q in quantizers):
-            return
+            return False
         lowest = min(q.bits for q in quantizers)
         if lowest <= LOW_BITS and not self._has_float_start():
             print_log(
@@ -482,7 +547,7 @@ class JointQAT(BaseAlgorithm):
                 logger='current',
                 level=logging.WARNING,
             )
-        stack.enter_context(calibrating(self.architecture))
+        return True
 
     def _has_float_start(self) -> bool:
         pretrained = any(

@@ -79,6 +79,11 @@ def train(argv: list[str] | None = None) -> int:
         help='torch.compile the training step: default, reduce-overhead '
         '(CUDA graphs) or max-autotune',
     )
+    parser.add_argument(
+        '--cuda-graph',
+        action='store_true',
+        help='record the training step as CUDA graphs, without a compiler',
+    )
 
     def command(args: argparse.Namespace, started: Callable) -> None:
         cfg = args.loaded = load_config(args)
@@ -89,7 +94,11 @@ def train(argv: list[str] | None = None) -> int:
         if args.amp:
             _set_amp(cfg)
         if args.compile:
-            _set_compile(cfg, args)
+            _check_joint(cfg, args, '--compile')
+            cfg.model.compile = dict(mode=args.compile)
+        if args.cuda_graph:
+            _check_joint(cfg, args, '--cuda-graph')
+            cfg.model.cuda_graph = True
         set_start(cfg, args.resume)
         make_exact(cfg)
         add_guards(cfg)
@@ -362,13 +371,12 @@ def _set_amp(cfg: Config) -> None:
             cfg.optim_wrapper.pop(key, None)
 
 
-def _set_compile(cfg: Config, args: argparse.Namespace) -> None:
+def _check_joint(cfg: Config, args: argparse.Namespace, option: str) -> None:
     if cfg.model.get('type') != 'mmauxq.JointQAT':
         raise UsageError(
-            f'--compile: {args.config} trains a {cfg.model.get("type")}; '
+            f'{option}: {args.config} trains a {cfg.model.get("type")}; '
             'allowed are recipes of mmauxq.JointQAT'
         )
-    cfg.model.compile = dict(mode=args.compile)
 
 
 def _runner(cfg: Config, args: argparse.Namespace, started: Callable):

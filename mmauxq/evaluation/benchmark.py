@@ -37,12 +37,15 @@ def _arms() -> Iterator[str]:
         'w4a4/eager',
         'w4a4/codes',
         'w4a4/recompute',
-        'w4a4/chained',
-        'w4a4/chained-codes',
-        'w4a4/chained-recompute',
-        'aux-amp/chained',
-        'aux-amp/chained-recompute',
-        'aux-quarter-amp/chained',
+        'w4a4/graphed',
+        'w4a4/graphed-codes',
+        'w4a4/graphed-recompute',
+        'aux-amp/graphed',
+        'aux-quarter-amp/graphed',
+        'kd/graphed',
+        'aux-amp/graphed-codes',
+        'aux-amp/graphed-recompute',
+        'float/graph',
         'aux-amp/compiled',
         'aux-quarter-amp/compiled',
         'kd/compiled',
@@ -59,29 +62,29 @@ def _arms() -> Iterator[str]:
         'kd/eager',
         'w4a4/reference',
         'w4a4/graph',
-        'w4a4/graph-recompute',
+        'w4a4/chained',
         'dsn/compiled',
     ]
     yield from (f'step/r50/{arm}/{BATCH}' for arm in main)
     for arm in (
-        'float/graph', 'w4a4/graph', 'w4a4/graph-chained',
-        'float/eager', 'w4a4/eager', 'w4a4/chained',
+        'float/graph', 'w4a4/graphed', 'float/eager', 'w4a4/eager',
         'float/compiled-graph', 'w4a4/compiled-graph',
     ):  # fmt: skip
         yield f'step/r50/{arm}/{SMALL_BATCH}'
     yield f'runner/r50/w4a4/plain/{BATCH}'
-    yield f'runner/r50/w4a4/compiled/{BATCH}'
-    yield f'runner/r50/w4a4/codes/{BATCH}'
+    for form in ('compiled', 'graphed', 'graphed-codes', 'codes'):
+        yield f'runner/r50/w4a4/{form}/{BATCH}'
     for network in ('deits', 'mbv2', 'r18'):
         for arm in (
             'float/compiled', 'float/eager', 'w4a4/compiled', 'w4a4/eager',
-            'w4a4/codes', 'aux-quarter-amp/compiled', 'aux-amp/compiled',
+            'w4a4/graphed', 'w4a4/graphed-codes', 'aux-quarter-amp/compiled',
+            'aux-amp/compiled',
         ):  # fmt: skip
             yield f'step/{network}/{arm}/{BATCH}'
     yield f'runner/r50/aux/compiled/{BATCH}'
     for arm in (
-        'r50/w4a4/eager', 'r50/aux/eager', 'r50/kd/eager', 'r18/aux/eager',
-        'r50/w4a4/compiled', 'r50/w4a4/syncbn',
+        'r50/w4a4/plain', 'r50/aux/plain', 'r50/kd/plain', 'r18/aux/plain',
+        'r50/w4a4/graphed', 'r50/w4a4/compiled', 'r50/w4a4/syncbn',
     ):  # fmt: skip
         yield f'scaling/{arm}/{BATCH}'
     yield from (f'loader/r18/{workers}' for workers in (1, 2, 'all'))
@@ -257,12 +260,14 @@ def measure(
             network, what, form, batch, size, repeats, turn
         )
     else:
-        options = {'plain': [], 'compiled': ['--compile']}.get(
-            form, ['--cfg-options', f'model.memory={form}']
-        )
+        if form not in benchmark_steps.OPTIONS:
+            raise UsageError(
+                f'{name}: no form {form}; there are '
+                f'{", ".join(benchmark_steps.OPTIONS)}'
+            )
         row = benchmark_steps.runner_overhead(
-            network, what, options, batch, max(4, repeats), size,
-            out / name.replace('/', '-'), turn,
+            network, what, benchmark_steps.OPTIONS[form], batch,
+            max(4, repeats), size, out / name.replace('/', '-'), turn,
         )  # fmt: skip
     return [dict(network=network, what=what, form=form, batch=batch, **row)]
 

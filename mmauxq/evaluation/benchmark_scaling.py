@@ -13,17 +13,8 @@ from mmauxq.errors import UsageError
 
 from . import trace
 from .benchmark import machine, write_row
-from .benchmark_steps import CONFIGS, GUIDANCE, amp, write_config
+from .benchmark_steps import CONFIGS, GUIDANCE, OPTIONS, amp, write_config
 from .timing import GIB
-
-FORMS = {
-    'eager': [],
-    'compiled': ['--compile'],
-    'codes': ['--cfg-options', 'model.memory=codes'],
-    'recompute': ['--cfg-options', 'model.memory=recompute'],
-    'syncbn': ['--cfg-options', 'sync_bn=torch'],
-}
-"""Form of the step -> arguments of ``tools/train.py``."""
 
 PATIENCE = 300
 """Seconds that a run may take."""
@@ -54,7 +45,7 @@ def names(arms: list[str], gpus: list[int]) -> list[str]:
             raise UsageError(
                 f'{arm}: needed is scaling/NETWORK/WHAT/FORM/BATCH'
             )
-        for part, allowed in ((parts[2], GUIDANCE), (parts[3], FORMS)):
+        for part, allowed in ((parts[2], GUIDANCE), (parts[3], OPTIONS)):
             if part not in allowed:
                 raise UsageError(
                     f'{arm}: there is no {part!r}; allowed are '
@@ -102,7 +93,7 @@ def measure(
     status = _run(
         [
             'bash', str(CONFIGS.parent / 'tools/dist_train.sh'), str(config),
-            str(gpus), '--work-dir', str(folder), *amp(), *FORMS[form],
+            str(gpus), '--work-dir', str(folder), *amp(), *OPTIONS[form],
         ],
         folder / 'output.txt',
         patience,

@@ -38,12 +38,12 @@ FORMS = {
     'graph': {},
     'codes': dict(memory='codes'),
     'recompute': dict(memory='recompute'),
-    'graph-recompute': dict(memory='recompute'),
+    'graphed': dict(cuda_graph=True),
+    'graphed-codes': dict(cuda_graph=True, memory='codes'),
+    'graphed-recompute': dict(cuda_graph=True, memory='recompute'),
     'chained': {},
     'chained-codes': dict(memory='codes'),
     'chained-recompute': dict(memory='recompute'),
-    'graph-chained': {},
-    'graph-chained-recompute': dict(memory='recompute'),
     'compiled': dict(compile=True),
     'compiled-reference': dict(compile=True),
     'compiled-kernel': dict(compile=True),
@@ -52,6 +52,17 @@ FORMS = {
     'compiled-graph': dict(compile=dict(mode='reduce-overhead')),
 }
 """Form of the step -> arguments of JointQAT; see :func:`_context`."""
+
+OPTIONS = {
+    'plain': [],
+    'compiled': ['--compile'],
+    'graphed': ['--cuda-graph'],
+    'graphed-codes': ['--cuda-graph', '--cfg-options', 'model.memory=codes'],
+    'codes': ['--cfg-options', 'model.memory=codes'],
+    'recompute': ['--cfg-options', 'model.memory=recompute'],
+    'syncbn': ['--cfg-options', 'sync_bn=torch'],
+}
+"""Form of the step -> arguments of ``tools/train.py``."""
 
 
 class Turn:
@@ -210,7 +221,7 @@ def measure(
             step()
         row: dict[str, Any] = {}
         run = step
-        if form.startswith('graph') and cuda:
+        if form == 'graph' and cuda:
             optimizer.zero_grad(set_to_none=True)
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()

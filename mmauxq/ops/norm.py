@@ -23,7 +23,6 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from .dispatch import (
     KERNEL_DTYPES,
-    is_forced,
     on_device,
     runs_triton,
     wants_kernel,
@@ -55,11 +54,8 @@ class BatchNorm:
 
 
 def has_kernels(x: Tensor) -> bool:
-    """Whether these ops run where ``x`` is.
-
-    Not by default before they have run on a GPU, see docs/speed.md.
-    """
-    return is_forced() and wants_kernel(x) and runs_triton(x)
+    """Whether these ops run where ``x`` is."""
+    return wants_kernel(x) and runs_triton(x)
 
 
 def can_normalise(

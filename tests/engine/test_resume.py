@@ -164,7 +164,11 @@ def test_float16_with_a_loss_scaler_is_bit_equal(tmp_path, run_python):
         f'print(run([*words, {str(whole)!r}], log))\n'
         f'words = [*words, {str(killed)!r}, "--resume"]\n'
         'print(run(words, log, killing.at_step(6)), run(words, log))\n',
-        env=dict(CUBLAS_WORKSPACE_CONFIG=':4096:8'),
+        # asking the driver whether there is a GPU would be a first use
+        env=dict(
+            CUBLAS_WORKSPACE_CONFIG=':4096:8',
+            PYTORCH_NVML_BASED_CUDA_CHECK='1',
+        ),
         cwd=ROOT,
     )
     text = log.read_text() if log.exists() else ''

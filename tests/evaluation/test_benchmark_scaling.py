@@ -12,13 +12,13 @@ from mmauxq.evaluation import benchmark_scaling as scaling
 from mmauxq.evaluation.benchmark_steps import write_config
 from tests.conftest import process_environment
 
-ARM = 'scaling/r18/w4a4/eager/2'
+ARM = 'scaling/r18/w4a4/plain/2'
 
 
 def row(gpus, rate, **more):
     return dict(
         arm=f'{ARM}/{gpus}', device='a GPU', torch='2', network='r18',
-        what='w4a4', form='eager', batch=2, gpus=gpus, ms=2000 * gpus / rate,
+        what='w4a4', form='plain', batch=2, gpus=gpus, ms=2000 * gpus / rate,
         images_per_s=rate, data_ms=0.5, peak_gib=[1.25] * gpus, launch_s=12.3,
         **more,
     )  # fmt: skip
@@ -42,7 +42,7 @@ def test_names(monkeypatch):
         ([ARM], [0], '--gpus 0: allowed are 1 to 4'),
         ([f'{ARM}/4'], [4], 'needed is scaling/NETWORK/WHAT/FORM/BATCH'),
         (['scaling/r18/w4a4/slow/2'], [4], "there is no 'slow'; allowed"),
-        (['scaling/r18/float/eager/2'], [4], "there is no 'float'; allowed"),
+        (['scaling/r18/float/plain/2'], [4], "there is no 'float'; allowed"),
     ):
         with pytest.raises(UsageError, match=message):
             scaling.names(arms, gpus)
@@ -50,7 +50,7 @@ def test_names(monkeypatch):
 
 def test_the_recipes_exist(root):
     arms = [n for n in benchmark.ARMS if n.startswith('scaling/')]
-    assert 'scaling/r50/kd/eager/256' in arms
+    assert 'scaling/r50/kd/plain/256' in arms
     assert len(scaling.names(arms, [1])) == len(arms)
     for name in arms:
         _, network, what, *_ = name.split('/')

@@ -1,0 +1,223 @@
+"""A training step that is recorded once, as CUDA graphs, and then played."""
+
+import random
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.logging import print_log
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from mmauxq.errors import UsageError
+
+
+class GraphedStep:
+    """Calls a step, from the third time on as one launch each way.
+
+    A quantized network has thousands of kernels in a step, and the host needs
+    longer to launch them than the GPU to run some of them. A CUDA graph has
+    them all. The kernels are those of the eager step; so are losses,
+    gradients, buffers and random numbers.
+
+    A step of the same kind - shape of the images, autocast, modes of modules,
+    parameters that are trained - is eager the first time it is met, and
+    recorded if it comes twice in a row. What differs from the recording, as
+    the last batch of an epoch may, runs eagerly, and so does everything
+    without gradients or on a CPU.
+
+    ``torch.cuda.make_graphed_callables`` is not used because it forbids other
+    threads to use the GPU meanwhile, as a loader that pins memory does; runs
+    the step to warm up, which moves running statistics; and gives gradients
+    in memory that the next step overwrites, which loses those that wait
+    (``accumulative_counts``).
+
+    Args:
+        step: From images, (N, C, H, W), to any nesting of tensors.
+        model: Whose parameters are trained by it.
+
+    Raises:
+        UsageError: When a step is recorded that asks the GPU for a value, or
+            draws random numbers on the host: they would be the same in every
+            step.
+    """
+
+    def __init__(self, step: Callable[[Tensor], Any], model: nn.Module):
+        self.step, self.model = step, model
+        self._recording: _Recording | None = None
+        self._last: tuple | None = None
+        self._watched: tuple | None = None
+
+    def __call__(self, inputs: Tensor) -> Any:
+        """As ``step``. What it returns is valid until the next call."""
+        if not (inputs.is_cuda and torch.is_grad_enabled()):
+            return self.step(inputs)
+        kind = self._kind(inputs)
+        if self._recording is None or kind != self._recording.kind:
+            if kind != self._last:
+                self._last = kind
+                return self.step(inputs)
+            self._recording = None  # frees its memory for the next one
+            self._recording = self._record(inputs, kind)
+        self._last = kind
+        return self._recording.play(inputs)
+
+    def _kind(self, inputs: Tensor) -> tuple:
+        if self._watched is None:
+            self._watched = (
+                list(self.model.modules()),
+                list(self.model.parameters()),
+                list(self.model.buffers()),
+            )
+        modules, parameters, buffers = self._watched
+        return (
+            inputs.shape,
+            inputs.stride(),
+            inputs.dtype,
+            inputs.device,
+            torch.is_autocast_enabled('cuda')
+            and torch.get_autocast_dtype('cuda'),
+            [module.training for module in modules],
+            [(p.data_ptr(), p.requires_grad) for p in parameters],
+            [buffer.data_ptr() for buffer in buffers],
+        )
+
+    def _record(self, inputs: Tensor, kind: tuple) -> '_Recording':
+        start, before = time.perf_counter(), _random_state()
+        try:
+            recording = _Recording(self.step, self.model, inputs, kind)
+        except RuntimeError as error:
+            raise UsageError(
+                'cuda_graph: this step cannot be recorded '
+                f'({str(error).splitlines()[0]}); set model.cuda_graph=False'
+            ) from error
+        if _random_state() != before:
+            raise UsageError(
+                'cuda_graph: this step draws random numbers on the host, '
+                'which would be the same in every step; set '
+                'model.cuda_graph=False'
+            )
+        print_log(
+            f'JointQAT: a step of shape {tuple(inputs.shape)} is recorded as '
+            f'CUDA graphs, in {time.perf_counter() - start:.1f} s',
+            logger='current',
+        )
+        return recording
+
+
+def _random_state() -> tuple:
+    """Of the host's generators."""
+    name, keys, *rest = np.random.get_state()  # type: ignore[misc]
+    return (
+        random.getstate(),
+        (name, keys.tobytes(), *rest),
+        torch.get_rng_state().numpy().tobytes(),
+    )
+
+
+class _Recording:
+    """The kernels of a forward and a backward pass, and their memory."""
+
+    def __init__(
+        self,
+        step: Callable[[Tensor], Any],
+        model: nn.Module,
+        inputs: Tensor,
+        kind: tuple,
+    ) -> None:
+        self.kind, self.plays = kind, 0
+        self.inputs = inputs.detach().clone()
+        trained = [p for p in model.parameters() if p.requires_grad]
+        self.forward, self.backward = (torch.cuda.CUDAGraph() for _ in 'fb')
+        settings: dict[str, Any] = dict(
+            pool=torch.cuda.graph_pool_handle(),
+            stream=torch.cuda.Stream(inputs.device),
+            # other threads may go on: loaders that pin memory, NCCL's watch
+            capture_error_mode='thread_local',
+        )
+        with (
+            torch.cuda.device(inputs.device),
+            # a cached cast of a weight would be that of this step forever
+            torch.autocast(
+                'cuda',
+                enabled=torch.is_autocast_enabled('cuda'),
+                dtype=torch.get_autocast_dtype('cuda'),
+                cache_enabled=False,
+            ),
+        ):
+            with torch.cuda.graph(self.forward, **settings):
+                found = step(self.inputs)
+            leaves, self.structure = tree_flatten(found)
+            outputs = [v for v in leaves if isinstance(v, Tensor)]
+            roots = [v for v in outputs if v.requires_grad]
+            self.given = [torch.empty_like(v) for v in roots]
+            with torch.cuda.graph(self.backward, **settings):
+                grads = torch.autograd.grad(
+                    roots, trained, self.given, allow_unused=True
+                )
+        self.leaves = [
+            v.detach() if isinstance(v, Tensor) else v for v in leaves
+        ]
+        self.differentiable = [v.requires_grad for v in outputs]
+        pairs = [
+            (p, g)
+            for p, g in zip(trained, grads, strict=True)
+            if g is not None
+        ]
+        self.trained = [parameter for parameter, _ in pairs]
+        self.grads = [grad for _, grad in pairs]
+
+    def play(self, inputs: Tensor) -> Any:
+        outputs = iter(_Play.apply(self, inputs, *self.trained))
+        return tree_unflatten(
+            [
+                next(outputs) if isinstance(v, Tensor) else v
+                for v in self.leaves
+            ],
+            self.structure,
+        )
+
+    def rescue(self) -> None:
+        """Gradients of an earlier step may still lie where new ones come."""
+        for parameter, grad in zip(self.trained, self.grads, strict=True):
+            waiting = parameter.grad
+            if waiting is not None and waiting.data_ptr() == grad.data_ptr():
+                parameter.grad = waiting.clone()
+
+
+class _Play(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, recording: _Recording, inputs: Tensor, *trained: Tensor
+    ) -> tuple[Tensor, ...]:
+        recording.inputs.copy_(inputs)
+        recording.forward.replay()
+        recording.plays += 1
+        ctx.recording, ctx.number = recording, recording.plays
+        outputs = [
+            v.detach() for v in recording.leaves if isinstance(v, Tensor)
+        ]
+        pairs = zip(outputs, recording.differentiable, strict=True)
+        ctx.mark_non_differentiable(*(v for v, needed in pairs if not needed))
+        return tuple(outputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        recording = ctx.recording
+        if ctx.number != recording.plays:
+            raise RuntimeError(
+                'cuda_graph: another step ran before the backward pass of '
+                'this one, whose memory it has taken; set '
+                'model.cuda_graph=False'
+            )
+        recording.rescue()
+        pairs = zip(grads, recording.differentiable, strict=True)
+        needed = [grad for grad, needed in pairs if needed]
+        for place, grad in zip(recording.given, needed, strict=True):
+            place.copy_(grad)
+        recording.backward.replay()
+        return None, None, *(grad.detach() for grad in recording.grads)

@@ -1,0 +1,178 @@
+"""A recorded step is the eager one; what cannot be recorded is refused."""
+
+import random
+
+import pytest
+import torch
+from torch import nn
+
+from mmauxq.algorithms.graphed_step import GraphedStep
+from mmauxq.errors import UsageError
+from tests.networks import AUX, batch, captured, joint_qat
+
+KD = dict(type='mmauxq.KnowledgeDistillation')
+DSN = dict(type='mmauxq.IntermediateClassifiers')
+
+no_gpu = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason='needs a CUDA GPU'
+)
+DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
+
+
+def data(count=8, seed=0):
+    inputs, samples = batch(count, seed)
+    return inputs.to(DEVICE), [sample.to(DEVICE) for sample in samples]
+
+
+def train(cuda_graph, sizes=(8,) * 6, dtype=None, every=1, **settings):
+    """Losses of some steps, and what they make of the model."""
+    torch.backends.cudnn.set_flags(_benchmark=False)
+    model = joint_qat(cuda_graph=cuda_graph, **settings).to(DEVICE)
+    if not cuda_graph:  # the same kernels, launched one by one
+        model._graphed_step = model._eager_step
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+    history = []
+    for i, size in enumerate(sizes):
+        inputs, samples = data(size, seed=i)
+        with torch.autocast(DEVICE, dtype, enabled=dtype is not None):
+            losses = model.loss(inputs, samples)
+        sum(losses.values()).backward()
+        history.append({n: v.item() for n, v in losses.items()})
+        if (i + 1) % every == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+    return history, model
+
+
+def same(found, expected):
+    assert found[0] == expected[0]
+    theirs = dict(expected[1].state_dict())
+    for name, value in found[1].state_dict().items():
+        assert torch.equal(value, theirs[name]), name
+
+
+@pytest.mark.parametrize(
+    'settings',
+    [
+        {},
+        dict(guidance=None, memory='codes'),
+        dict(memory='recompute', dtype=torch.bfloat16),
+        dict(dtype=torch.float16),
+        dict(guidance=[AUX, KD]),
+        dict(guidance=DSN),
+        dict(every=3),
+        dict(sizes=(8, 8, 8, 5, 8, 8, 3, 8)),
+        dict(sizes=(8, 8, 4, 4, 8, 4, 4, 8, 8)),
+    ],
+    ids=[
+        'aux', 'codes', 'recompute', 'float16', 'two', 'dsn', 'accumulated',
+        'other sizes', 'size for good',
+    ],
+)  # fmt: skip
+@pytest.mark.gpu
+@no_gpu
+def test_recorded_is_eager_to_the_bit(settings):
+    expected = train(False, **settings)
+    found = train(True, **settings)
+    same(found, expected)
+    recording = found[1]._graphed_step._recording
+    assert recording.plays >= 2
+    # which is what both have in common, and must not be nothing
+    assert found[1]._chains.links
+
+
+@pytest.mark.gpu
+@no_gpu
+def test_what_changes_the_step_is_recorded_anew():
+    model = joint_qat(cuda_graph=True).to(DEVICE)
+    inputs, samples = data()
+
+    def step():
+        model.zero_grad()
+        losses = model.loss(inputs, samples)
+        sum(losses.values()).backward()
+        return model._graphed_step._recording
+
+    first = [step() for _ in range(4)][-1]
+    assert first.plays == 2
+    frozen = model.architecture.backbone.layer1[0].conv1.weight
+    frozen.requires_grad_(False)
+    norm = model.architecture.backbone.layer1[0].bn1.eval()
+    mean = norm.running_mean.clone()
+    last = [step() for _ in range(3)][-1]
+    assert last is not first and last.plays == 2
+    assert frozen.grad is None
+    assert torch.equal(norm.running_mean, mean)
+
+
+@pytest.mark.gpu
+@no_gpu
+def test_random_numbers_go_on():
+    layer = nn.Sequential(nn.Linear(64, 64), nn.Dropout()).cuda()
+    step = GraphedStep(layer, layer)
+    inputs = torch.ones(8, 64, device='cuda')
+    torch.manual_seed(0)
+    found = [step(inputs).detach().clone() for _ in range(4)]
+    assert step._recording.plays == 3
+    torch.manual_seed(0)
+    for one in found:
+        assert torch.equal(layer(inputs), one)
+
+
+@pytest.mark.gpu
+@no_gpu
+@pytest.mark.parametrize(
+    'between, message',
+    [
+        (lambda x: x * random.random(), 'draws random numbers on the host'),
+        (lambda x: x * x.sum().item(), 'this step cannot be recorded'),
+    ],
+)
+def test_what_cannot_be_recorded_is_one_line(between, message):
+    layer = nn.Linear(4, 4).cuda()
+    step = GraphedStep(lambda x: between(layer(x)), layer)
+    inputs = torch.ones(2, 4, device='cuda')
+    step(inputs)
+    with pytest.raises(UsageError, match=message) as error:
+        step(inputs)
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.gpu
+@no_gpu
+def test_two_steps_before_a_backward_pass():
+    layer = nn.Linear(4, 4).cuda()
+    step = GraphedStep(layer, layer)
+    inputs = torch.ones(2, 4, device='cuda')
+    outputs = [step(inputs) for _ in range(3)]
+    with pytest.raises(RuntimeError, match='another step ran before'):
+        outputs[1].sum().backward()
+    outputs[2].sum().backward()
+    assert torch.equal(layer.bias.grad, torch.full_like(layer.bias, 2))
+
+
+def test_without_a_gpu_it_is_said_once_and_eager(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    with captured() as messages:
+        model = joint_qat(cuda_graph=True)
+    assert sum('cuda_graph has no effect' in m for m in messages) == 1
+    plain = joint_qat()
+    inputs, samples = batch()
+    for _ in range(3):
+        found = model.loss(inputs, samples)
+        expected = plain.loss(inputs, samples)
+    assert found.keys() == expected.keys()
+    for name, loss in expected.items():
+        assert torch.equal(found[name], loss)
+
+
+@pytest.mark.parametrize(
+    'settings, message',
+    [
+        (dict(cuda_graph='yes'), "cuda_graph='yes'; allowed are True and F"),
+        (dict(cuda_graph=True, compile=True), 'exclude each other'),
+    ],
+)
+def test_wrong_settings_are_one_line(settings, message):
+    with pytest.raises(UsageError, match=message):
+        joint_qat(**settings)

@@ -2,7 +2,8 @@
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -130,7 +131,6 @@ class _Recording:
     ) -> None:
         self.kind, self.plays = kind, 0
         self.inputs = inputs.detach().clone()
-        trained = [p for p in model.parameters() if p.requires_grad]
         self.forward, self.backward = (torch.cuda.CUDAGraph() for _ in 'fb')
         settings: dict[str, Any] = dict(
             pool=torch.cuda.graph_pool_handle(),
@@ -139,6 +139,7 @@ class _Recording:
             capture_error_mode='thread_local',
         )
         with (
+            _stand_ins(model) as stand_ins,
             torch.cuda.device(inputs.device),
             # a cached cast of a weight would be that of this step forever
             torch.autocast(
@@ -153,10 +154,14 @@ class _Recording:
             leaves, self.structure = tree_flatten(found)
             outputs = [v for v in leaves if isinstance(v, Tensor)]
             roots = [v for v in outputs if v.requires_grad]
+            _check_leaves(roots, stand_ins.values())
             self.given = [torch.empty_like(v) for v in roots]
             with torch.cuda.graph(self.backward, **settings):
                 grads = torch.autograd.grad(
-                    roots, trained, self.given, allow_unused=True
+                    roots,
+                    list(stand_ins.values()),
+                    self.given,
+                    allow_unused=True,
                 )
         self.leaves = [
             v.detach() if isinstance(v, Tensor) else v for v in leaves
@@ -164,7 +169,7 @@ class _Recording:
         self.differentiable = [v.requires_grad for v in outputs]
         pairs = [
             (p, g)
-            for p, g in zip(trained, grads, strict=True)
+            for p, g in zip(stand_ins, grads, strict=True)
             if g is not None
         ]
         self.trained = [parameter for parameter, _ in pairs]
@@ -186,6 +191,52 @@ class _Recording:
             waiting = parameter.grad
             if waiting is not None and waiting.data_ptr() == grad.data_ptr():
                 parameter.grad = waiting.clone()
+
+
+@contextmanager
+def _stand_ins(model: nn.Module) -> Iterator[dict[nn.Parameter, Tensor]]:
+    """While entered, modules have others in the place of their parameters.
+
+    In the same memory, but new to autograd: of a parameter, an earlier step
+    or DDP may hold the node that adds up gradients. It belongs to the stream
+    of its time, which the recording would have to wait for, and cannot.
+
+    Yields:
+        Parameter -> what stands in for it, of those that are trained.
+    """
+    before, found = [], {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.requires_grad:
+                if parameter not in found:
+                    found[parameter] = nn.Parameter(parameter.detach())
+                before.append((module, name, parameter))
+                module._parameters[name] = found[parameter]
+    try:
+        yield found
+    finally:
+        for module, name, parameter in before:
+            module._parameters[name] = parameter
+
+
+def _check_leaves(roots: Iterable[Tensor], known: Iterable[Tensor]) -> None:
+    """See that the step trains nothing that it took from elsewhere."""
+    ids = {id(tensor) for tensor in known}
+    todo = [root.grad_fn for root in roots]
+    seen = set(todo)
+    while todo:
+        node = todo.pop()
+        leaf = getattr(node, 'variable', None)
+        if leaf is not None and id(leaf) not in ids:
+            raise UsageError(
+                'cuda_graph: a module keeps a parameter of shape '
+                f'{tuple(leaf.shape)} outside of its place, where a recording '
+                'would not find it; set model.cuda_graph=False'
+            )
+        for source, _ in node.next_functions:
+            if source is not None and source not in seen:
+                seen.add(source)
+                todo.append(source)
 
 
 class _Play(torch.autograd.Function):

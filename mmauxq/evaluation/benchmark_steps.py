@@ -216,19 +216,21 @@ def measure(
             return loss.detach()
 
         first = step().item()  # calibrates
-        warmup = 4 if cuda else 1
-        for _ in range(warmup):
-            step()
-        row: dict[str, Any] = {}
+        if cuda:
+            step()  # compiles, and chooses algorithms
+
+        def steps() -> None:
+            for _ in range(3 if cuda else 1):
+                step()
+
         run = step
+        row: dict[str, Any] = dict(peak_gib=peak_gib(steps))
         if form == 'graph' and cuda:
             optimizer.zero_grad(set_to_none=True)
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
             run = graphed(step)
             row['peak_gib'] = torch.cuda.max_memory_allocated() / 2**30
-        else:
-            row['peak_gib'] = peak_gib(run)
         ready = time.perf_counter() - start
         host = time.perf_counter()
         timing = timed(run, repeats, warmup=1 if cuda else 0)

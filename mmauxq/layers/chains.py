@@ -24,14 +24,14 @@ SUMS = (
     torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__iadd__,
     Tensor.__radd__,
 )  # fmt: skip
-QUANTIZE, ADD, RELU = 'quantize', 'add', 'relu'
+QUANTIZE, ADD, RELU, ALONE = 'quantize', 'add', 'relu', 'alone'
 OF_Z = (
     'shape', 'ndim', 'dim', 'size', 'numel', 'dtype', 'is_floating_point',
     'device', 'is_cuda', 'requires_grad',
 )  # fmt: skip
 """What a batch norm's result has in common with its input."""
 Key = tuple[int, int]
-"""The id of a batch norm's weight, and which of its calls in the step."""
+"""Where a batch norm's weight lies, and which of its calls in the step."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ class Link:
     """What follows a batch norm, and nothing else reads in between.
 
     Args:
-        kind: ``'quantize'``, ``'add'`` or ``'relu'``: where the chain ends.
+        kind: ``'quantize'``, ``'add'`` or ``'relu'``: where the chain ends;
+            ``'alone'`` if it is one of nothing but the batch norm.
         relu: Whether there is a ReLU: before the quantizer, after the sum.
     """
 
@@ -218,8 +219,9 @@ class Chains(TorchFunctionMode):
         eps: float = 1e-5,
     ) -> Any:
         z = _plain(input)
-        key = (id(weight), self._calls[id(weight)])
-        self._calls[id(weight)] += 1
+        place = 0 if weight is None else weight.data_ptr()
+        key = (place, self._calls[place])
+        self._calls[place] += 1
         link = (self.links or {}).get(key)
         if (
             link is None
@@ -238,6 +240,8 @@ class Chains(TorchFunctionMode):
         norm = batch_statistics(
             z.detach(), weight, bias, running_mean, running_var, momentum, eps
         )
+        if link.kind == ALONE:
+            return normalise(z, norm, None, False)
         return _Pending(z, norm, link)
 
     def plan(self, outputs: Iterable[Any]) -> None:
@@ -266,6 +270,8 @@ class Chains(TorchFunctionMode):
                 sums.add(reader)
                 relu = after is not None and after.name() == 'ReluBackward0'
                 self.links[key] = Link(ADD, relu)
+            else:
+                self.links[key] = Link(ALONE, False)
         self._norms, self._quantizers = {}, []
 
 

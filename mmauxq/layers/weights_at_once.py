@@ -35,7 +35,7 @@ class WeightsAtOnce:
             for layer in model.modules()
             if multiplies_by_its_weight(layer)
         }
-        self.pairs: list[tuple[nn.Parameter, Quantizer]] = []
+        self.pairs: list[tuple[nn.Module, Quantizer]] = []
         ranges = []
         for layer in layers.values():
             quantizer = layer.weight_quantizer
@@ -53,7 +53,7 @@ class WeightsAtOnce:
                 and can_quantize_together(layer.weight, how.step)
                 and wants_kernel(layer.weight)
             ):
-                self.pairs.append((layer.weight, quantizer))
+                self.pairs.append((layer, quantizer))
                 ranges.append(WeightRange(how.qmin, how.qmax, how.grad_scale))
         self.groups: list[tuple[slice, TogetherQuantizer]] = []
         size = max(1, -(-len(ranges) // groups))
@@ -67,8 +67,13 @@ class WeightsAtOnce:
         if not self.pairs:
             yield
             return
-        weights = [weight for weight, _ in self.pairs]
-        steps = [q.learned_step(w).step for w, q in self.pairs]  # type: ignore[union-attr]
+        # read anew: a stand-in may have taken the place of a parameter
+        weights = [layer.weight for layer, _ in self.pairs]
+        quantizers = [quantizer for _, quantizer in self.pairs]
+        steps = [
+            quantizer.learned_step(weight).step  # type: ignore[union-attr]
+            for quantizer, weight in zip(quantizers, weights, strict=True)
+        ]
         dtype = _product_dtype(weights[0])
         given = [
             result
@@ -76,13 +81,13 @@ class WeightsAtOnce:
             for result in together(weights[part], steps[part], dtype)
         ]
         try:
-            for (weight, quantizer), result in zip(
-                self.pairs, given, strict=True
+            for quantizer, *result in zip(
+                quantizers, weights, given, strict=True
             ):
-                quantizer.given = (weight, result)
+                quantizer.given = tuple(result)
             yield
         finally:
-            for _, quantizer in self.pairs:
+            for quantizer in quantizers:
                 quantizer.given = None
 
 

@@ -19,7 +19,7 @@ ROUND = tl.constexpr(12582912.0)
 @triton.jit
 def clip(v, low, high):
     """``v`` in [low, high]; NaN stays."""
-    return tl.where(v < low, low, tl.where(v > high, high, v))
+    return tl.clamp(v, low, high, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit

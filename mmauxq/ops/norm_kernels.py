@@ -130,7 +130,7 @@ def activation(
     if IDENTITY:
         y = (y + identity).to(TYPE).to(tl.float32)
     if RELU:
-        y = tl.where(y < 0.0, 0.0, y)
+        y = tl.maximum(y, 0.0, propagate_nan=tl.PropagateNan.ALL)
     return y
 
 
@@ -326,9 +326,9 @@ def backward_kernel(
         same = g.to(grad_identity_ptr.dtype.element_ty)
         tl.store(grad_identity_ptr + places, same, mask=mask)
     n = rows * 1.0
-    bias_sum = row_of(sums_ptr, c, channels) / n
-    weight_sum = row_of(sums_ptr + channels, c, channels) / n
-    grad_z = factor * (g - bias_sum - (z - mean) * rstd * weight_sum)
+    shift = factor * row_of(sums_ptr, c, channels) / n
+    slope = factor * rstd * row_of(sums_ptr + channels, c, channels) / n
+    grad_z = tl.fma(factor, g, -tl.fma(z - mean, slope, shift))
     tl.store(
         grad_z_ptr + places, grad_z.to(grad_z_ptr.dtype.element_ty), mask=mask
     )

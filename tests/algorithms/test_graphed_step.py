@@ -26,7 +26,6 @@ def data(count=8, seed=0):
 
 def train(cuda_graph, sizes=(8,) * 6, dtype=None, every=1, **settings):
     """Losses of some steps, and what they make of the model."""
-    torch.backends.cudnn.set_flags(_benchmark=False)
     model = joint_qat(cuda_graph=cuda_graph, **settings).to(DEVICE)
     if not cuda_graph:  # the same kernels, launched one by one
         model._graphed_step = model._eager_step
@@ -42,6 +41,12 @@ def train(cuda_graph, sizes=(8,) * 6, dtype=None, every=1, **settings):
             optimizer.step()
             optimizer.zero_grad()
     return history, model
+
+
+@pytest.fixture
+def deterministic():
+    with torch.backends.cudnn.flags(benchmark=False, deterministic=True):
+        yield
 
 
 def same(found, expected):
@@ -71,7 +76,7 @@ def same(found, expected):
 )  # fmt: skip
 @pytest.mark.gpu
 @no_gpu
-def test_recorded_is_eager_to_the_bit(settings):
+def test_recorded_is_eager_to_the_bit(settings, deterministic):
     expected = train(False, **settings)
     found = train(True, **settings)
     same(found, expected)
@@ -103,6 +108,29 @@ def test_what_changes_the_step_is_recorded_anew():
     assert last is not first and last.plays == 2
     assert frozen.grad is None
     assert torch.equal(norm.running_mean, mean)
+
+
+@pytest.mark.gpu
+@no_gpu
+def test_a_parameter_that_a_module_keeps_elsewhere():
+    class Hidden(nn.Linear):
+        def __init__(self):
+            super().__init__(4, 4)
+            self.kept = [self.weight]
+
+        def forward(self, x):
+            return nn.functional.linear(x, self.kept[0], self.bias)
+
+    layer = Hidden()
+    layer.weight.data, layer.bias.data = (
+        p.data.cuda() for p in (layer.weight, layer.bias)
+    )
+    step = GraphedStep(layer, layer)
+    inputs = torch.ones(2, 4, device='cuda')
+    step(inputs)
+    with pytest.raises(UsageError, match=r'of shape \(4, 4\) outside of its'):
+        step(inputs)
+    assert layer.weight is layer.kept[0]
 
 
 @pytest.mark.gpu

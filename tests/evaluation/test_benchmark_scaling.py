@@ -76,7 +76,7 @@ def test_efficiency_is_that_against_one_process():
         files,
     ]
     text = benchmark_report.markdown(rows)
-    line = '| r18, batch 2 | w4a4 | eager | 8 | 2.11 | 7600 | 0.950 | '
+    line = '| r18, batch 2 | w4a4 | plain | 8 | 2.11 | 7600 | 0.950 | '
     line += (
         f'{" ".join(["1.25"] * 8)} | 0.50 | 90 | 4 of 20 | 0 of 0 | 6 | 12 |'
     )

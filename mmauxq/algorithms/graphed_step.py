@@ -176,6 +176,7 @@ class _Recording:
         self.grads = [grad for _, grad in pairs]
 
     def play(self, inputs: Tensor) -> Any:
+        self._rescue()
         outputs = iter(_Play.apply(self, inputs, *self.trained))
         return tree_unflatten(
             [
@@ -185,8 +186,8 @@ class _Recording:
             self.structure,
         )
 
-    def rescue(self) -> None:
-        """Gradients of an earlier step may still lie where new ones come."""
+    def _rescue(self) -> None:
+        """Gradients that wait lie in memory that the next step takes."""
         for parameter, grad in zip(self.trained, self.grads, strict=True):
             waiting = parameter.grad
             if waiting is not None and waiting.data_ptr() == grad.data_ptr():
@@ -265,7 +266,6 @@ class _Play(torch.autograd.Function):
                 'this one, whose memory it has taken; set '
                 'model.cuda_graph=False'
             )
-        recording.rescue()
         pairs = zip(grads, recording.differentiable, strict=True)
         needed = [grad for grad, needed in pairs if needed]
         for place, grad in zip(recording.given, needed, strict=True):

@@ -1,7 +1,7 @@
 """Joint training of a low-precision network and what guides it."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -162,7 +162,8 @@ class JointQAT(BaseAlgorithm):
             self.to(memory_format=torch.channels_last)
         self._weights_at_once: WeightsAtOnce | None = None
         self._chains = Chains()
-        self._compiled_step = self._graphed_step = None
+        self._compiled_step: Callable | None = None
+        self._graphed_step: GraphedStep | None = None
         if compile:
             self._compile({} if compile is True else dict(compile))
         if cuda_graph:
@@ -416,7 +417,11 @@ class JointQAT(BaseAlgorithm):
         devices = [inputs.device] if inputs.is_cuda else []
         buffers = [(b, b.clone()) for b in self.buffers()]
         with torch.random.fork_rng(devices), self._entered(), self._chains:
-            self._chains.plan(tree_leaves(self._step(inputs[:2])))
+            few = inputs[:2]
+            logits = self._student(few)
+            tapped = [t for r in self.recorders for t in r.outputs().values()]
+            found = self._guide(few)
+            self._chains.plan(tree_leaves((logits, found)), tapped)
         for buffer, value in buffers:
             buffer.copy_(value)
 
@@ -458,9 +463,10 @@ class JointQAT(BaseAlgorithm):
         Returns:
             The logits of F, (N, K), and what each guidance found.
         """
-        features = self.architecture.extract_feat(inputs)
-        logits = self._logits(features)
-        return logits, self._guide(inputs)
+        return self._student(inputs), self._guide(inputs)
+
+    def _student(self, inputs: Tensor) -> Any:
+        return self._logits(self.architecture.extract_feat(inputs))
 
     def _guide(self, inputs: Tensor) -> list:
         found = [

@@ -10,6 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 from mmauxq.errors import UsageError
 from mmauxq.layers import is_quantizable
+from mmauxq.layers.chains import StandIn, settled
 from mmauxq.layers.policy import match
 
 STEM = 'stem'
@@ -223,7 +224,7 @@ class TapRecorder:
         self.with_grad = with_grad
         # by name, each time: conversion and SyncBN replace modules
         self._model = model
-        self._outputs: dict[str, Tensor] = {}
+        self._outputs: dict[str, Tensor | StandIn] = {}
         self._versions: dict[str, int] = {}
         self._ran: set[str] = set()
         self._handles: list[RemovableHandle] = []
@@ -277,12 +278,15 @@ class TapRecorder:
         self._ran.add(name)
         for key, tensor in self._tensors(name, value).items():
             if key in self.overwritten:
-                tensor = tensor.clone()
+                tensor = settled(tensor).clone()
             self._outputs[key] = tensor
-            self._versions[key] = tensor._version
+            if isinstance(tensor, Tensor):
+                self._versions[key] = tensor._version
 
-    def _tensors(self, name: str, value: object) -> dict[str, Tensor]:
-        if isinstance(value, Tensor):
+    def _tensors(
+        self, name: str, value: object
+    ) -> 'dict[str, Tensor | StandIn]':
+        if isinstance(value, (Tensor, StandIn)):
             return {name: value}
         kept = self.parts.get(name)
         if kept is None:
@@ -306,8 +310,8 @@ class TapRecorder:
         """Names whose tensor was overwritten after it was read."""
         return [
             name
-            for name, value in self._outputs.items()
-            if value._version != self._versions[name]
+            for name, version in self._versions.items()
+            if self._outputs[name]._version != version
         ]
 
     def outputs(self) -> dict[str, Tensor]:
@@ -330,7 +334,7 @@ class TapRecorder:
             raise UsageError(
                 f'taps: {missing[0]} did not run in this forward pass'
             )
-        return dict(self._outputs)
+        return {name: settled(v) for name, v in self._outputs.items()}
 
 
 def flat_tensors(value: object) -> list[Tensor]:

@@ -16,6 +16,7 @@ from mmauxq.ops.norm import (
     batch_statistics,
     can_normalise,
     normalise,
+    normalise_both,
     normalise_quantize,
 )
 
@@ -30,6 +31,7 @@ OF_Z = (
     'device', 'is_cuda', 'requires_grad',
 )  # fmt: skip
 """What a batch norm's result has in common with its input."""
+SUM, RECTIFIED = 'AddBackward0', 'ReluBackward0'
 Key = tuple[int, int]
 """Where a batch norm's weight lies, and which of its calls in the step."""
 
@@ -42,15 +44,17 @@ class Link:
         kind: ``'quantize'``, ``'add'`` or ``'relu'``: where the chain ends;
             ``'alone'`` if it is one of nothing but the batch norm.
         relu: Whether there is a ReLU: before the quantizer, after the sum.
+        quantized: Whether a quantizer reads the sum, beside others.
     """
 
     kind: str
     relu: bool
+    quantized: bool = False
 
 
 @dataclass
-class _Pending:
-    """The result of a batch norm that waits for what comes next.
+class StandIn:
+    """Stands for the result of a batch norm while it waits for what follows.
 
     Known functions continue it; any other gets the tensor itself.
     """
@@ -81,21 +85,21 @@ class _Pending:
     ) -> Any:
         kwargs = kwargs or {}
         first = args[0] if args else None
-        if func in RELUS and isinstance(first, _Pending):
+        if func in RELUS and isinstance(first, StandIn):
             return first._rectify()
         if func in SUMS and len(args) == 2 and not kwargs:
             for one, other in (args, args[::-1]):
-                if isinstance(one, _Pending) and one._takes(other):
+                if isinstance(one, StandIn) and one._takes(other):
                     return one._add(_plain(other))
-        if func is learned_step_quantize and isinstance(first, _Pending):
+        if func is learned_step_quantize and isinstance(first, StandIn):
             return first._quantize(*args[1:], **kwargs)
         return func(
             *map(_plain, args), **{n: _plain(v) for n, v in kwargs.items()}
         )
 
-    def _rectify(self) -> 'Tensor | _Pending':
+    def _rectify(self) -> 'Tensor | StandIn':
         if self.value is None and not self.rectified:
-            if self.link.kind == QUANTIZE:
+            if self.link.kind == QUANTIZE or self._waits_for_codes:
                 return replace(self, rectified=True)
             if self.link.kind == RELU or self.identity is not None:
                 return normalise(self.z, self.norm, self.identity, True)
@@ -106,17 +110,21 @@ class _Pending:
             self.link.kind == ADD
             and self.identity is None
             and self.value is None
-            and isinstance(other, (Tensor, _Pending))
+            and isinstance(other, (Tensor, StandIn))
             and other.shape == self.shape
             and other.dtype == self.dtype
         )
 
-    def _add(self, other: Tensor) -> 'Tensor | _Pending':
+    def _add(self, other: Tensor) -> 'Tensor | StandIn':
         if other.stride() != self.z.stride():
             other = torch.empty_like(self.z).copy_(other)
-        if self.link.relu:
+        if self.link.relu or self.link.quantized:
             return replace(self, identity=other)
         return normalise(self.z, self.norm, other, False)
+
+    @property
+    def _waits_for_codes(self) -> bool:
+        return self.link.quantized and self.identity is not None
 
     def _quantize(
         self,
@@ -126,17 +134,17 @@ class _Pending:
         offset: Tensor | None = None,
         grad_scale: float = 1.0,
     ) -> Tensor:
-        if (
-            self.link.kind != QUANTIZE
-            or self.value is not None
-            or step.numel() != 1
-            or offset is not None
-        ):
-            return learned_step_quantize(
-                self.tensor(), step, qmin, qmax, offset, grad_scale
-            )
-        return normalise_quantize(
-            self.z, self.norm, self.rectified, step, qmin, qmax, grad_scale
+        if self.value is None and step.numel() == 1 and offset is None:
+            how = (self.rectified, step, qmin, qmax, grad_scale)
+            if self.link.kind == QUANTIZE:
+                return normalise_quantize(self.z, self.norm, *how)
+            if self._waits_for_codes:
+                self.value, codes = normalise_both(
+                    self.z, self.norm, self.identity, *how
+                )
+                return codes
+        return learned_step_quantize(
+            self.tensor(), step, qmin, qmax, offset, grad_scale
         )
 
     def __add__(self, other: object) -> Any:
@@ -146,7 +154,7 @@ class _Pending:
 
 
 def _operator(name: str) -> Callable:
-    def apply(self: _Pending, *args: Any) -> Any:
+    def apply(self: StandIn, *args: Any) -> Any:
         return getattr(self.tensor(), name)(*map(_plain, args))
 
     return apply
@@ -156,11 +164,11 @@ def _operator(name: str) -> Callable:
 for _name in ('getitem', 'len', 'iter', 'neg', 'sub', 'rsub', 'mul', 'rmul',
               'truediv', 'rtruediv', 'pow', 'matmul', 'abs', 'lt', 'le', 'gt',
               'ge'):  # fmt: skip
-    setattr(_Pending, f'__{_name}__', _operator(f'__{_name}__'))
+    setattr(StandIn, f'__{_name}__', _operator(f'__{_name}__'))
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, _Pending):
+    if isinstance(value, StandIn):
         return value.tensor()
     if type(value) in (list, tuple):
         return type(value)(map(_plain, value))
@@ -171,10 +179,11 @@ class Chains(TorchFunctionMode):
     """While entered, batch norms run as one with what follows them.
 
     A batch norm, a ReLU and a quantizer of activations are one pass over
-    memory each way, and so are a batch norm, a residual sum and a ReLU; see
-    :mod:`mmauxq.ops.norm`. The first step that is run inside only looks on:
-    :meth:`plan` reads from its autograd graph which results of batch norms
-    go to one place alone. From then on those are made where they are used.
+    memory each way, and so are a batch norm, a residual sum, a ReLU and the
+    quantizer of the next block; see :mod:`mmauxq.ops.norm`. The first step
+    that is run inside only looks on: :meth:`plan` reads from its autograd
+    graph which results of batch norms go to one place alone. From then on
+    those are made where they are used.
 
     For feature maps with channels last in training mode, where there are
     kernels; other batch norms run as ever. Eager steps only. A forward hook on
@@ -199,9 +208,9 @@ class Chains(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is F.batch_norm:
             return self._batch_norm(*args, **kwargs)
-        if any(isinstance(a, _Pending) for a in args):
+        if any(isinstance(a, StandIn) for a in args):
             # before a mode further out, which does not know it, sees it
-            return _Pending.__torch_function__(func, types, args, kwargs)
+            return StandIn.__torch_function__(func, types, args, kwargs)
         output = func(*args, **kwargs)
         if self.links is None and func is learned_step_quantize:
             self._quantizers.append(output.grad_fn)
@@ -242,19 +251,33 @@ class Chains(TorchFunctionMode):
         )
         if link.kind == ALONE:
             return normalise(z, norm, None, False)
-        return _Pending(z, norm, link)
+        return StandIn(z, norm, link)
 
-    def plan(self, outputs: Iterable[Any]) -> None:
+    def plan(
+        self, outputs: Iterable[Any], tapped: Iterable[Tensor] = ()
+    ) -> None:
         """Find the chains in the graph that led to ``outputs``, once.
 
         Args:
             outputs: Everything that the step computed and that losses may
                 depend on; what is no tensor does not count.
+            tapped: Tensors that were read by somebody who takes a stand-in
+                for them (:func:`settled`).
         """
         if self.links is not None or not self._norms:
             return
         readers = _readers(o.grad_fn for o in outputs if isinstance(o, Tensor))
         quantizers = set(self._quantizers)
+        known = {tensor.grad_fn for tensor in tapped}
+
+        def is_quantized(node: Any) -> bool:
+            """Also by the quantizer of the next block, and by no stranger."""
+            found = readers.get(node, [])
+            return any(reader in quantizers for reader in found) and (
+                node in known
+                or all(r in quantizers or r.name() == SUM for r in found)
+            )
+
         self.links, sums = {}, set()
         for key, norm in self._norms.items():
             reader = _only(readers, norm)
@@ -262,17 +285,24 @@ class Chains(TorchFunctionMode):
             name = reader.name() if reader else ''
             if reader in quantizers:
                 self.links[key] = Link(QUANTIZE, False)
-            elif name == 'ReluBackward0' and after in quantizers:
+            elif name == RECTIFIED and after in quantizers:
                 self.links[key] = Link(QUANTIZE, True)
-            elif name == 'ReluBackward0':
+            elif name == RECTIFIED:
                 self.links[key] = Link(RELU, True)
-            elif name == 'AddBackward0' and reader not in sums:
+            elif name == SUM and reader not in sums:
                 sums.add(reader)
-                relu = after is not None and after.name() == 'ReluBackward0'
-                self.links[key] = Link(ADD, relu)
+                relu = after is not None and after.name() == RECTIFIED
+                self.links[key] = Link(
+                    ADD, relu, is_quantized(after if relu else reader)
+                )
             else:
                 self.links[key] = Link(ALONE, False)
         self._norms, self._quantizers = {}, []
+
+
+def settled(value: Any) -> Any:
+    """The tensor that a stand-in stands for; anything else as it is."""
+    return _plain(value)
 
 
 def _readers(roots: Iterable[Any]) -> dict[Any, list]:

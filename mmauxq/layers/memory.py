@@ -1,6 +1,6 @@
 """Less memory for the backward pass: what can be made again is not kept."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
@@ -14,7 +14,12 @@ from mmauxq.errors import UsageError
 from mmauxq.ops import learned_step_quantize
 from mmauxq.ops.codes import Codes
 from mmauxq.ops.dispatch import is_dense
-from mmauxq.ops.norm import BatchNorm, normalise, normalise_quantize
+from mmauxq.ops.norm import (
+    BatchNorm,
+    normalise,
+    normalise_both,
+    normalise_quantize,
+)
 
 from .quantized import PRODUCTS
 
@@ -138,6 +143,18 @@ SUMS: dict[Callable, Callable[..., Call]] = dict.fromkeys(
 )
 
 
+def _maxima(x: Tensor, *how: Any) -> Tensor:
+    """Where the maxima of a pooling lie, int64."""
+    return F.max_pool2d(x, *how, return_indices=True)[1]
+
+
+SEVERAL: dict[Callable, str] = {
+    normalise_both: '_normalise_both',
+    F.max_pool2d: '_max_pool',
+}
+"""What makes several tensors that are kept -> the method that knows them."""
+
+
 class _Kept:
     """A tensor that stays in memory."""
 
@@ -167,21 +184,22 @@ class _Kept:
 class _Recipe:
     """How to make a tensor again."""
 
-    def __init__(
-        self, func: Callable, args: list, kwargs: dict, like: Tensor
-    ) -> None:
+    def __init__(self, func: Callable, args: list, kwargs: dict) -> None:
         self.func, self.args, self.kwargs = func, args, kwargs
         self.handles = [a for a in [*args, *kwargs.values()] if _is_handle(a)]
         self.products = sum(handle.products for handle in self.handles)
-        self.shape, self.strides = like.shape, like.stride()
-        device = like.device.type
+        self.uses = 0
+        self.value: Tensor | None = None
+
+    def made(self, output: Tensor) -> None:
+        """What it shall be like, and how it was computed."""
+        self.shape, self.strides = output.shape, output.stride()
+        device = output.device.type
         self.autocast = dict(
             device_type=device,
             dtype=torch.get_autocast_dtype(device),
             enabled=torch.is_autocast_enabled(device),
         )
-        self.uses = 0
-        self.value: Tensor | None = None
 
     def peek(self) -> Tensor:
         """The tensor, for the sake of another one."""
@@ -332,19 +350,67 @@ class LessMemory(TorchFunctionMode):
         if func in PRODUCTS and self.level == 'recompute':
             form = _same(func)
         self._fresh.clear()
-        if form is None or not torch.is_grad_enabled():
+        several = SEVERAL.get(func)
+        if not torch.is_grad_enabled() or not (form or several):
             return func(*args, **kwargs)
-        # before it runs: it may overwrite what it is given
-        again, again_args, again_kwargs = form(*args, **kwargs)
-        handles = [self._handle(a) for a in again_args]
-        named = {name: self._handle(a) for name, a in again_kwargs.items()}
-        output = func(*args, **kwargs)
-        recipe = _Recipe(again, handles, named, output)
+        if several:
+            output = getattr(self, several)(*args, **kwargs)
+        else:
+            # before it runs: it may overwrite what it is given
+            again = self._recipe(*form(*args, **kwargs))
+            output = func(*args, **kwargs)
+            self._remember(func, again, output, args, kwargs)
+        for slot in self._fresh:
+            self._replace(slot)
+        self._fresh.clear()
+        return output
+
+    def _normalise_both(
+        self, z: Tensor, norm: BatchNorm, identity: Tensor, relu: bool,
+        step: Tensor, *how: Any,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Like the two operations that it stands for."""
+        again = self._recipe(normalise, (z, norm, identity, relu), {})
+        x, codes = normalise_both(z, norm, identity, relu, step, *how)
+        self._remember(normalise, again, x, (), {})
+        qmin, qmax, grad_scale = how
+        args = (x, step, qmin, qmax, None, grad_scale)
+        again = self._recipe(learned_step_quantize, args, {})
+        self._remember(learned_step_quantize, again, codes, args, {})
+        return x, codes
+
+    def _max_pool(
+        self, x: Tensor, kernel_size: Any, stride: Any = None,
+        padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False,
+        return_indices: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+        """Where the maxima lie takes four times their own memory."""
+        how = (x, kernel_size, stride, padding, dilation, ceil_mode)
+        again = self._recipe(_maxima, how, {})
+        values, places = F.max_pool2d(*how, return_indices=True)
+        self._remember(_maxima, again, places, (), {})
+        return (values, places) if return_indices else values
+
+    def _recipe(
+        self, func: Callable, args: Sequence[Any], kwargs: dict
+    ) -> '_Recipe':
+        return _Recipe(
+            func,
+            [self._handle(a) for a in args],
+            {name: self._handle(a) for name, a in kwargs.items()},
+        )
+
+    def _remember(
+        self, func: Callable, recipe: '_Recipe', output: Tensor,
+        args: Sequence[Any], kwargs: dict,
+    ) -> None:  # fmt: skip
+        """That ``func`` gave ``output``, and how it is had again."""
         if func in CODES and recipe.products and is_dense(output):
             # the chain ends here: the next product begins with codes
             codes = CODES[func](output, *args, **kwargs)
-            recipe = _Recipe(codes.value, [], {}, output)
+            recipe = _Recipe(codes.value, [], {})
         recipe.products += func in PRODUCTS
+        recipe.made(output)
         if self._is_worth_it(func, recipe, output):
             storage = output.untyped_storage()
             self._known[storage.data_ptr()] = (
@@ -352,10 +418,6 @@ class LessMemory(TorchFunctionMode):
                 output._version,
                 recipe,
             )
-            for slot in self._fresh:
-                self._replace(slot)
-        self._fresh.clear()
-        return output
 
     def _handle(self, value: Any) -> Any:
         if not isinstance(value, Tensor):

@@ -4,6 +4,7 @@
 
     x = act(batch_norm(z) + identity)        normalise
     q = quantize(act(batch_norm(z)))         normalise_quantize
+    x, quantize(x)                           normalise_both
 
 with batch statistics, ``act`` ReLU or nothing, and the quantizer that of
 :func:`~mmauxq.ops.learned_step_quantize` with one step. Separate operations
@@ -29,11 +30,13 @@ from .dispatch import (
 )
 from .tiles import is_wide, power_of_two, splits_of
 
+# (elements of a tile, channels in it at the most) and warps, the best of a
+# sweep over the shapes of ResNet-50 on one NVIDIA H200; where programs sum
+# over tiles, also how many of them a multiprocessor has
 FORWARD_TILE = BACKWARD_TILE = (4096, 128)
-REDUCE_TILE = (4096, 128)
-"""Elements of a tile, and channels in it at the most."""
-PROGRAMS_PER_MULTIPROCESSOR = 4
-WARPS = 8
+WARPS = 4
+STATISTICS_TILE, STATISTICS_WARPS, STATISTICS_PROGRAMS = (4096, 64), 8, 4
+REDUCE_TILE, REDUCE_WARPS, REDUCE_PROGRAMS = (1024, 64), 4, 16
 
 
 @dataclass
@@ -88,12 +91,12 @@ def _tiles(z: Tensor, tile: tuple[int, int]) -> tuple[int, int, dict]:
     return -(-rows // height), -(-channels // width), arguments
 
 
-def _split_tiles(z: Tensor) -> tuple[int, dict]:
+def _split_tiles(
+    z: Tensor, tile: tuple[int, int], programs_each: int
+) -> tuple[int, dict]:
     """Programs that sum over several tiles each, and their arguments."""
-    blocks, columns, arguments = _tiles(z, REDUCE_TILE)
-    splits, repeats = splits_of(
-        blocks, columns, z, PROGRAMS_PER_MULTIPROCESSOR
-    )
+    blocks, columns, arguments = _tiles(z, tile)
+    splits, repeats = splits_of(blocks, columns, z, programs_each)
     arguments.update(repeats=repeats, splits=splits)
     return splits * columns, arguments
 
@@ -116,7 +119,7 @@ def batch_statistics(
     """
     from .norm_kernels import finish_kernel, statistics_kernel
 
-    programs, tiles = _split_tiles(z)
+    programs, tiles = _split_tiles(z, STATISTICS_TILE, STATISTICS_PROGRAMS)
     channels, splits = z.shape[1], tiles['splits']
     partial = torch.empty(
         2, splits, channels, dtype=torch.float32, device=z.device
@@ -124,7 +127,9 @@ def batch_statistics(
     mean, rstd = torch.empty_like(partial[:, 0])
     width = min(power_of_two(channels), 16)
     with on_device(z):
-        statistics_kernel[(programs,)](z, partial, **tiles, num_warps=WARPS)
+        statistics_kernel[(programs,)](
+            z, partial, **tiles, num_warps=STATISTICS_WARPS
+        )
         finish_kernel[(-(-channels // width),)](
             z,
             partial,
@@ -191,19 +196,58 @@ def normalise_quantize(
     )  # fmt: skip
 
 
+def normalise_both(
+    z: Tensor,
+    norm: BatchNorm,
+    identity: Tensor,
+    relu: bool,
+    step: Tensor,
+    qmin: int,
+    qmax: int,
+    grad_scale: float,
+) -> tuple[Tensor, Tensor]:
+    """``x = normalise(...)`` and ``learned_step_quantize(x, step, ...)``.
+
+    For a residual sum, which both the next block and its quantizer read.
+
+    Args:
+        z: As of :func:`normalise`, with the next three.
+        step: As of :func:`normalise_quantize`, with the rest.
+    """
+    if has_torch_function_unary(z):
+        return handle_torch_function(
+            normalise_both, (z,), z, norm, identity, relu, step, qmin, qmax,
+            grad_scale,
+        )  # fmt: skip
+    return _Normalise.apply(
+        z, norm.weight, norm.bias, identity, step, norm, relu,
+        (qmin, qmax, grad_scale),
+    )  # fmt: skip
+
+
 def _launch(
-    kernel: Any, z: Tensor, programs: int, *args: Any, **kwargs: Any
+    kernel: Any, z: Tensor, programs: int, warps: int, *args: Any, **how: Any
 ) -> None:
     with on_device(z):
         kernel[(programs,)](
-            *args, **kwargs, num_warps=WARPS, enable_fp_fusion=False
+            *args, **how, num_warps=warps, enable_fp_fusion=False
         )
 
 
+def _like(grad: Tensor | None, z: Tensor) -> Tensor | None:
+    """A gradient in the layout and dtype of ``z``."""
+    if grad is None or (grad.stride() == z.stride() and grad.dtype == z.dtype):
+        return grad
+    return torch.empty_like(z).copy_(grad)
+
+
 class _Normalise(torch.autograd.Function):
+    """x if there is no step, its codes if there is, and with a step and an
+    identity both."""
+
     @staticmethod
     def forward(
-        ctx,
+        ctx: Any,
         z: Tensor,
         weight: Tensor,
         bias: Tensor,
@@ -212,57 +256,68 @@ class _Normalise(torch.autograd.Function):
         norm: BatchNorm,
         relu: bool,
         codes: tuple[int, int, float] | None,
-    ) -> Tensor:
+    ) -> Tensor | tuple[Tensor, Tensor]:
         from .norm_kernels import forward_kernel
 
+        ctx.set_materialize_grads(False)
+        both = identity is not None and codes is not None
         out = torch.empty_like(z)
+        x = torch.empty_like(z) if both else out
         blocks, columns, tiles = _tiles(z, FORWARD_TILE)
         qmin, qmax, _ = codes or (0, 1, 1.0)
         _launch(
-            forward_kernel, z, blocks * columns,
+            forward_kernel, z, blocks * columns, WARPS,
             z, z if identity is None else identity, norm.mean, norm.rstd,
-            weight, bias, norm.mean if step is None else step, out,
+            weight, bias, norm.mean if step is None else step, x, out,
             QMIN=qmin, QMAX=qmax, IDENTITY=identity is not None, RELU=relu,
-            QUANTIZE=codes is not None, **tiles,
+            QUANTIZE=codes is not None, BOTH=both, **tiles,
         )  # fmt: skip
         # what a ReLU let through is seen in its result, unless that is codes
-        x = out if relu and codes is None else None
-        ctx.save_for_backward(z, x, norm.mean, norm.rstd, weight, bias, step)
+        read = x if both or (relu and codes is None) else None
+        ctx.save_for_backward(
+            z, read, norm.mean, norm.rstd, weight, bias, step
+        )
         ctx.has_identity = identity is not None
         ctx.relu, ctx.codes = relu, codes
-        return out
+        return (x, out) if both else out
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         from .norm_kernels import backward_kernel, reduce_kernel
 
         z, x, mean, rstd, weight, bias, step = ctx.saved_tensors
-        if grad.stride() != z.stride() or grad.dtype != z.dtype:
-            grad = torch.empty_like(z).copy_(grad)
+        other = _like(grads[0], z) if len(grads) == 2 else None
+        grad = _like(grads[-1], z)
+        if grad is None and other is None:
+            return (None,) * 8
+        if grad is None:
+            grad = torch.zeros_like(z)
         qmin, qmax, grad_scale = ctx.codes or (0, 1, 1.0)
         tensors = (
-            grad, z, z if x is None else x, mean, rstd, weight, bias,
-            mean if step is None else step,
+            grad, z if other is None else other, z, z if x is None else x,
+            mean, rstd, weight, bias, mean if step is None else step,
         )  # fmt: skip
         flags = dict(
-            QMIN=qmin, QMAX=qmax, RELU=ctx.relu, QUANTIZE=step is not None
-        )
-        programs, tiles = _split_tiles(z)
+            QMIN=qmin, QMAX=qmax, RELU=ctx.relu, QUANTIZE=step is not None,
+            OTHER=other is not None, READ=x is not None,
+        )  # fmt: skip
+        programs, tiles = _split_tiles(z, REDUCE_TILE, REDUCE_PROGRAMS)
         partial = torch.empty(
             (2 if step is None else 3, tiles['splits'], z.shape[1]),
             dtype=torch.float32,
             device=z.device,
         )
         _launch(
-            reduce_kernel, z, programs, *tensors, partial, **flags, **tiles
-        )
+            reduce_kernel, z, programs, REDUCE_WARPS, *tensors, partial,
+            **flags, **tiles,
+        )  # fmt: skip
         sums = partial.sum(1)
         grad_z = torch.empty_like(z)
         grad_identity = torch.empty_like(z) if ctx.has_identity else None
         blocks, columns, tiles = _tiles(z, BACKWARD_TILE)
         _launch(
-            backward_kernel, z, blocks * columns, *tensors, sums, grad_z,
-            grad_z if grad_identity is None else grad_identity,
+            backward_kernel, z, blocks * columns, WARPS, *tensors, sums,
+            grad_z, grad_z if grad_identity is None else grad_identity,
             IDENTITY=ctx.has_identity, **flags, **tiles,
         )  # fmt: skip
         grad_step = None

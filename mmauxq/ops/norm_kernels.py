@@ -143,6 +143,7 @@ def forward_kernel(
     weight_ptr,
     bias_ptr,
     step_ptr,
+    x_ptr,
     out_ptr,
     rows,
     channels,
@@ -151,11 +152,15 @@ def forward_kernel(
     IDENTITY: tl.constexpr,
     RELU: tl.constexpr,
     QUANTIZE: tl.constexpr,
+    BOTH: tl.constexpr,
     WIDE: tl.constexpr,
     ROWS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """Normalise, add, rectify, quantize: one tile for each program."""
+    """Normalise, add, rectify, quantize: one tile for each program.
+
+    ``out`` is the last of these; with BOTH, ``x`` is what is quantized.
+    """
     columns = tl.cdiv(channels, CHANNELS)
     column = tl.program_id(0) % columns
     block = tl.program_id(0) // columns
@@ -174,6 +179,8 @@ def forward_kernel(
         z, identity, mean, factor, bias, IDENTITY, RELU,
         z_ptr.dtype.element_ty,
     )  # fmt: skip
+    if BOTH:
+        tl.store(x_ptr + places, y.to(x_ptr.dtype.element_ty), mask=mask)
     if QUANTIZE:
         step = tl.load(step_ptr).to(tl.float32)
         inverse = tl.div_rn(1.0, step)
@@ -183,26 +190,41 @@ def forward_kernel(
 
 @triton.jit
 def incoming(
-    grad, z, x, mean, factor, bias, step, inverse, QMIN, QMAX,
-    RELU: tl.constexpr, QUANTIZE: tl.constexpr, TYPE: tl.constexpr,
+    grad_ptr, other_ptr, z_ptr, x_ptr, places, mask, mean, factor, bias, step,
+    inverse, QMIN, QMAX, RELU: tl.constexpr, QUANTIZE: tl.constexpr,
+    OTHER: tl.constexpr, READ: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of the batch norm's result, and what an element adds to that
-    of the step. ``x`` is what the activation gave; it is made again where a
-    quantizer follows."""
+    """Gradient of the batch norm's result; what an element adds to that of
+    the step; and z.
+
+    ``x`` is what the activation gave: read, or made again from z. ``other``
+    is its own gradient where that of a quantizer comes on top.
+    """
+    grad = tl.load(grad_ptr + places, mask=mask, other=0.0).to(tl.float32)
+    z = tl.load(z_ptr + places, mask=mask, other=0.0).to(tl.float32)
+    TYPE: tl.constexpr = z_ptr.dtype.element_ty
+    x = z
+    if READ:
+        x = tl.load(x_ptr + places, mask=mask, other=0.0).to(tl.float32)
+    elif QUANTIZE:
+        x = activation(z, z, mean, factor, bias, False, RELU, TYPE)
     in_step = grad
     if QUANTIZE:
-        x = activation(z, z, mean, factor, bias, False, RELU, TYPE)
         grad, in_step, _ = slopes(
             x, grad, step, inverse, 0.0, QMIN, QMAX, False
         )
+    if OTHER:
+        more = tl.load(other_ptr + places, mask=mask, other=0.0)
+        grad = (grad + more.to(tl.float32)).to(TYPE).to(tl.float32)
     if RELU:
         grad = tl.where(x > 0.0, grad, 0.0)
-    return grad, in_step
+    return grad, in_step, z
 
 
 @triton.jit
 def reduce_kernel(
     grad_ptr,
+    other_ptr,
     z_ptr,
     x_ptr,
     mean_ptr,
@@ -219,6 +241,8 @@ def reduce_kernel(
     QMAX: tl.constexpr,
     RELU: tl.constexpr,
     QUANTIZE: tl.constexpr,
+    OTHER: tl.constexpr,
+    READ: tl.constexpr,
     WIDE: tl.constexpr,
     ROWS: tl.constexpr,
     CHANNELS: tl.constexpr,
@@ -248,14 +272,9 @@ def reduce_kernel(
         places, mask, _ = places_of(
             first + i, column, rows, channels, ROWS, CHANNELS
         )
-        grad = tl.load(grad_ptr + places, mask=mask, other=0.0).to(tl.float32)
-        z = tl.load(z_ptr + places, mask=mask, other=0.0).to(tl.float32)
-        x = z
-        if RELU and not QUANTIZE:
-            x = tl.load(x_ptr + places, mask=mask, other=0.0).to(tl.float32)
-        g, in_step = incoming(
-            grad, z, x, mean, factor, bias, step, inverse, QMIN, QMAX, RELU,
-            QUANTIZE, z_ptr.dtype.element_ty,
+        g, in_step, z = incoming(
+            grad_ptr, other_ptr, z_ptr, x_ptr, places, mask, mean, factor,
+            bias, step, inverse, QMIN, QMAX, RELU, QUANTIZE, OTHER, READ,
         )  # fmt: skip
         bias_sum += g
         weight_sum += g * (z - mean)
@@ -276,6 +295,7 @@ def reduce_kernel(
 @triton.jit
 def backward_kernel(
     grad_ptr,
+    other_ptr,
     z_ptr,
     x_ptr,
     mean_ptr,
@@ -293,6 +313,8 @@ def backward_kernel(
     IDENTITY: tl.constexpr,
     RELU: tl.constexpr,
     QUANTIZE: tl.constexpr,
+    OTHER: tl.constexpr,
+    READ: tl.constexpr,
     WIDE: tl.constexpr,
     ROWS: tl.constexpr,
     CHANNELS: tl.constexpr,
@@ -313,14 +335,9 @@ def backward_kernel(
     if QUANTIZE:
         step = tl.load(step_ptr).to(tl.float32)
         inverse = tl.div_rn(1.0, step)
-    grad = tl.load(grad_ptr + places, mask=mask, other=0.0).to(tl.float32)
-    z = tl.load(z_ptr + places, mask=mask, other=0.0).to(tl.float32)
-    x = z
-    if RELU and not QUANTIZE:
-        x = tl.load(x_ptr + places, mask=mask, other=0.0).to(tl.float32)
-    g, _ = incoming(
-        grad, z, x, mean, factor, bias, step, inverse, QMIN, QMAX, RELU,
-        QUANTIZE, z_ptr.dtype.element_ty,
+    g, _, z = incoming(
+        grad_ptr, other_ptr, z_ptr, x_ptr, places, mask, mean, factor, bias,
+        step, inverse, QMIN, QMAX, RELU, QUANTIZE, OTHER, READ,
     )  # fmt: skip
     if IDENTITY:
         same = g.to(grad_identity_ptr.dtype.element_ty)

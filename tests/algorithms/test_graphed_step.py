@@ -81,7 +81,7 @@ def test_recorded_is_eager_to_the_bit(settings, deterministic):
     found = train(True, **settings)
     same(found, expected)
     recording = found[1]._graphed_step._recording
-    assert recording.plays >= 2
+    assert recording.plays >= 1
     # which is what both have in common, and must not be nothing
     assert found[1]._chains.links
 

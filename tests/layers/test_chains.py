@@ -12,7 +12,7 @@ from mmauxq.layers.chains import (
     QUANTIZE,
     RELU,
     Link,
-    _Pending,
+    StandIn,
 )
 from mmauxq.ops import learned_step_quantize, use_form
 from tests.networks import AUX, batch, joint_qat
@@ -61,6 +61,24 @@ def summed(net, x, z):
 
 def summed_first(net, x, z):
     return z + x
+
+
+def residual(net, x, z):
+    """As a block begins: the sum is quantized, and kept for the next sum."""
+    x = net.relu(x + z)
+    return net.quantize(x) + x
+
+
+def residual_first(net, x, z):
+    """Without a ReLU, as before a pre-activation."""
+    x = x + z
+    return net.quantize(x) + x
+
+
+def quantized_twice(net, x, z):
+    """As where a block has a projection."""
+    x = net.relu(x + z)
+    return net.quantize(x) * 0.5 + net.quantize(x)
 
 
 def rectified(net, x, z):
@@ -122,6 +140,9 @@ def close(found, expected, name):
         (signed, Link(QUANTIZE, False)),
         (summed, Link(ADD, True)),
         (summed_first, Link(ADD, False)),
+        (residual, Link(ADD, True, True)),
+        (residual_first, Link(ADD, False, True)),
+        (quantized_twice, Link(ADD, True, True)),
         (rectified, Link(RELU, True)),
         (read_twice, Link(ALONE, False)),
         (other, Link(ALONE, False)),
@@ -141,7 +162,9 @@ def test_finds_the_chain_and_changes_nothing(between, link, inplace):
 
 
 @pytest.mark.parametrize('memory', ['codes', 'recompute'])
-@pytest.mark.parametrize('between', [quantized, summed, rectified])
+@pytest.mark.parametrize(
+    'between', [quantized, summed, residual, residual_first, rectified]
+)
 def test_with_less_memory_to_the_bit(between, memory):
     y, state, _ = run(between)
     found, found_state, _ = run(between, memory=memory)
@@ -150,17 +173,28 @@ def test_with_less_memory_to_the_bit(between, memory):
         assert value is None or torch.equal(found_state[name], value), name
 
 
-@pytest.mark.parametrize('later', [other, stacked, read_twice, rectified])
-def test_another_path_than_the_one_that_was_seen(later):
+@pytest.mark.parametrize(
+    'first, later',
+    [
+        (quantized, other),
+        (quantized, stacked),
+        (quantized, read_twice),
+        (quantized, rectified),
+        (residual, summed),
+        (residual, stacked),
+        (residual, quantized),
+    ],
+)
+def test_another_path_than_the_one_that_was_seen(first, later):
     """What waits becomes a tensor where an unknown function reads it."""
-    paths = iter([quantized, later, later])
+    paths = iter([first, later, later])
 
     def changing(net, x, z):
         return next(paths)(net, x, z)
 
     found, state, chains = run(changing, steps=2)
-    assert list(chains.links.values()) == [Link(QUANTIZE, True)]
-    paths = iter([quantized, later])
+    assert [link.kind for link in chains.links.values()] != [ALONE]
+    paths = iter([first, later])
     y, expected, _ = run(changing, steps=2, chained=False)
     torch.testing.assert_close(found, y)
     for name, value in expected.items():
@@ -170,7 +204,7 @@ def test_another_path_than_the_one_that_was_seen(later):
 
 def test_a_pending_result_has_a_shape_and_a_place():
     z = torch.randn(2, 3, 4, 5)
-    pending = _Pending(z, None, Link(QUANTIZE, True))
+    pending = StandIn(z, None, Link(QUANTIZE, True))
     assert pending.shape == z.shape
     assert (pending.dim(), pending.numel()) == (4, z.numel())
     assert (pending.dtype, pending.device) == (z.dtype, z.device)
@@ -212,6 +246,8 @@ def test_a_training_step(guidance):
     (losses, plain), (found, chained) = results
     kinds = [link.kind for link in chained._chains.links.values()]
     adaptors = 0 if guidance is None else 3
+    # the sums that end the first two blocks; taps do not keep them from it
+    assert sum(li.quantized for li in chained._chains.links.values()) == 2
     assert kinds.count(ADD) == 3 + adaptors
     assert kinds.count(QUANTIZE) == 3 and kinds.count(RELU) == 1
     for name, loss in losses.items():
@@ -226,7 +262,7 @@ def test_a_training_step(guidance):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(DEVICE == 'cpu', reason='needs a CUDA GPU')
-@pytest.mark.parametrize('between', [quantized, summed])
+@pytest.mark.parametrize('between', [quantized, summed, residual])
 def test_in_a_cuda_graph(between):
     from mmauxq.evaluation.timing import graphed
 

@@ -165,6 +165,31 @@ def test_how_much_a_residual_network_keeps():
     assert kept['recompute'] < 0.3 * kept[None]
 
 
+@pytest.mark.parametrize('level', ['codes', 'recompute'])
+@pytest.mark.parametrize('padding', [0, 1])
+def test_where_maxima_lie_is_not_kept(level, padding, monkeypatch):
+    """It would be four times the bytes of the maxima in half precision."""
+    stem, x = network('bottleneck')
+    pool = nn.MaxPool2d(3, 2, padding)
+    model = nn.Sequential(*stem[:3], pool, stem[3])
+    slots = []
+    pack = LessMemory._pack
+
+    def noted(self, tensor):
+        slots.append((tensor.dtype, pack(self, tensor)))
+        return slots[-1][1]
+
+    monkeypatch.setattr(LessMemory, '_pack', noted)
+    loss, grads, *_ = step(model, x, None)
+    found = step(model, x, level)
+    assert torch.equal(found[0], loss)
+    for name, grad in grads.items():
+        assert torch.equal(found[1][name], grad), name
+    places = [slot for dtype, slot in slots if dtype == torch.int64]
+    assert len(places) == 1
+    assert not torch.is_tensor(places[0].content)
+
+
 def test_two_backward_passes():
     model, x = network('bottleneck')
     weight = model[3].conv2.weight

@@ -80,22 +80,26 @@ found['pack'] = compiled(c.pack_kernel, **codes, **packed)
 found['unpack'] = compiled(c.unpack_kernel, QMIN=-8, **packed)
 n = norm_kernels
 maps = dict(z_ptr='*bf16', identity_ptr='*bf16', out_ptr='*bf16',
-            grad_ptr='*bf16', grad_z_ptr='*bf16', grad_identity_ptr='*bf16',
+            grad_ptr='*bf16', other_ptr='*bf16', grad_z_ptr='*bf16',
+            grad_identity_ptr='*bf16', x_ptr='*bf16',
             eps='fp32', momentum='fp32')
 tile = dict(ROWS=32, CHANNELS=128, WIDE=True)
 found['statistics'] = compiled(n.statistics_kernel, wide, maps, **tile)
 found['finish'] = compiled(
     n.finish_kernel, types=maps, RUNNING=True, SPLITS=128, CHANNELS=16
 )
-for kind in ('quantize', 'add'):
+for kind in ('quantize', 'add', 'both'):
     flags = dict(tile, QMIN=0, QMAX=15, RELU=True, QUANTIZE=kind != 'add')
-    both = dict(flags, IDENTITY=kind == 'add')
-    found['norm_' + kind] = compiled(n.forward_kernel, wide, maps, **both)
+    add, both = dict(IDENTITY=kind != 'quantize'), kind == 'both'
+    found['norm_' + kind] = compiled(
+        n.forward_kernel, wide, maps, BOTH=both, **flags, **add
+    )
+    flags.update(OTHER=both, READ=kind != 'quantize')
     found['norm_reduce_' + kind] = compiled(
         n.reduce_kernel, wide, maps, **flags
     )
     found['norm_backward_' + kind] = compiled(
-        n.backward_kernel, wide, maps, **both
+        n.backward_kernel, wide, maps, **flags, **add
     )
 json.dump(found, open(sys.argv[1], 'w'))
 """
@@ -116,13 +120,14 @@ def test_kernels_compile_for_a_gpu(run_python, tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     ptx = json.loads((tmp_path / 'ptx.json').read_text())
-    assert len(ptx) == 17
+    assert len(ptx) == 20
     wide_load = re.compile(r'ld\.global\.v4\.b32')
     wide_store = re.compile(r'st\.global\.v4\.b32')
     # no matter that the size may be odd
     for name in ('forward_flat', 'backward_flat', 'forward_channels',
                  'backward_channels', 'norm_add', 'norm_quantize',
-                 'norm_backward_add', 'norm_backward_quantize'):  # fmt: skip
+                 'norm_both', 'norm_backward_add', 'norm_backward_quantize',
+                 'norm_backward_both'):  # fmt: skip
         assert wide_load.search(ptx[name]), name
         assert wide_store.search(ptx[name]), name
     for name in ('forward_flat', 'backward_flat'):

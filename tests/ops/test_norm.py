@@ -10,6 +10,7 @@ from mmauxq.ops.norm import (
     batch_statistics,
     can_normalise,
     normalise,
+    normalise_both,
     normalise_quantize,
 )
 
@@ -51,39 +52,81 @@ def separate(z, weight, bias, running, identity, relu, step, qmin):
     if step is None:
         return x
     with use_form('reference'):
-        return learned_step_quantize(x, step, qmin, 15, grad_scale=SCALE)
+        q = learned_step_quantize(x, step, qmin, 15, grad_scale=SCALE)
+    return q if identity is None else (x, q)
 
 
 def fused(z, weight, bias, running, identity, relu, step, qmin):
     norm = batch_statistics(z.detach(), weight, bias, *running, 0.1, 1e-5)
     if step is None:
         return normalise(z, norm, identity, relu)
-    return normalise_quantize(z, norm, relu, step, qmin, 15, SCALE)
+    how = (relu, step, qmin, 15, SCALE)
+    if identity is None:
+        return normalise_quantize(z, norm, *how)
+    return normalise_both(z, norm, identity, *how)
 
 
 @pytest.mark.parametrize('relu', [False, True])
-@pytest.mark.parametrize('kind', ['alone', 'add', 'quantize'])
+@pytest.mark.parametrize('kind', ['alone', 'add', 'quantize', 'both'])
 @pytest.mark.parametrize('shape', SHAPES)
 def test_equals_separate_operations(shape, kind, relu):
     z = feature_map(shape)
     weight, bias, running = norm_of(shape[1])
-    identity = feature_map(shape) if kind == 'add' else None
+    identity = feature_map(shape) if kind in ('add', 'both') else None
     step = None
-    if kind == 'quantize':
+    if kind in ('quantize', 'both'):
         step = torch.tensor(0.3, device=DEVICE, requires_grad=True)
     inputs = [t for t in (z, weight, bias, identity, step) if t is not None]
-    upstream = torch.randn(shape, device=DEVICE)
+    upstream = torch.randn(2, *shape, device=DEVICE)
     results = []
     for run in (separate, fused):
         copies = [r.clone() for r in running]
         y = run(z, weight, bias, copies, identity, relu, step, -8)
-        grads = torch.autograd.grad(y, inputs, upstream)
-        results.append([y, *grads, *copies])
+        y = y if kind == 'both' else (y,)
+        grads = torch.autograd.grad(y, inputs, list(upstream[: len(y)]))
+        results.append([*y, *grads, *copies])
     expected, found = results
     assert found[0].stride() == z.stride()
     for ours, theirs in zip(found, expected, strict=True):
         scale = max(theirs.detach().abs().max().item(), 1.0)
         assert_close(ours, theirs, rtol=1e-4, atol=2e-5 * scale)
+
+
+@pytest.mark.parametrize('read', ['x', 'codes'])
+def test_both_when_one_is_read(read):
+    shape = (3, 6, 5, 7)
+    z, identity = feature_map(shape), feature_map(shape)
+    weight, bias, running = norm_of(6)
+    step = torch.tensor(0.3, device=DEVICE, requires_grad=True)
+    inputs = [z, weight, bias, identity]
+    upstream = torch.randn(shape, device=DEVICE)
+    results = []
+    for run in (separate, fused):
+        x, q = run(z, weight, bias, running, identity, True, step, 0)
+        y = x if read == 'x' else q
+        results.append(torch.autograd.grad(y, inputs, upstream))
+    for ours, theirs in zip(*results[::-1], strict=True):
+        scale = max(theirs.abs().max().item(), 1.0)
+        assert_close(ours, theirs, rtol=1e-4, atol=2e-5 * scale)
+
+
+def test_both_in_half_precision_are_the_two_operations():
+    """The gradients of sum and codes are added as autograd adds them."""
+    z, identity = (feature_map((4, 16, 9, 9), HALF) for _ in 'zi')
+    weight, bias, running = norm_of(16)
+    step = torch.tensor(0.3, device=DEVICE, requires_grad=True)
+    inputs = [z, weight, bias, identity, step]
+    upstream = [torch.randn_like(z) for _ in 'xq']
+    norm = batch_statistics(z.detach(), weight, bias, *running, 0.1, 1e-5)
+    both = normalise_both(z, norm, identity, True, step, 0, 15, SCALE)
+    x = normalise(z, norm, identity, True)
+    q = learned_step_quantize(x, step, 0, 15, grad_scale=SCALE)
+    found = torch.autograd.grad(both, inputs, upstream)
+    expected = torch.autograd.grad((x, q), inputs, upstream)
+    assert torch.equal(both[0], x) and torch.equal(both[1], q)
+    for ours, theirs in zip(found[:4], expected[:4], strict=True):
+        assert torch.equal(ours, theirs)
+    assert_close(found[4], expected[4])
 
 
 def test_rounds_where_separate_operations_round():
@@ -184,6 +227,7 @@ def test_the_ops_are_seen_whole_by_subclasses_of_tensors():
     for op, args in (
         (normalise, (norm, z, True)),
         (normalise_quantize, (norm, True, step, 0, 15, SCALE)),
+        (normalise_both, (norm, z, True, step, 0, 15, SCALE)),
     ):
         Looking.seen.clear()
         looking = z.as_subclass(Looking)
@@ -191,7 +235,11 @@ def test_the_ops_are_seen_whole_by_subclasses_of_tensors():
         func, seen = Looking.seen[0]
         assert func is op and seen[0] is looking
         assert all(a is b for a, b in zip(seen[1:], args, strict=True))
-        assert torch.equal(found.as_subclass(torch.Tensor), op(z, *args))
+        expected = op(z, *args)
+        if op is not normalise_both:
+            found, expected = (found,), (expected,)
+        for ours, theirs in zip(found, expected, strict=True):
+            assert torch.equal(ours.as_subclass(torch.Tensor), theirs)
 
 
 def test_what_can_be_taken():
@@ -212,22 +260,25 @@ def test_what_can_be_taken():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(DEVICE == 'cpu', reason='needs a CUDA GPU')
-@pytest.mark.parametrize('kind', ['add', 'quantize'])
+@pytest.mark.parametrize('kind', ['add', 'quantize', 'both'])
 def test_on_a_gpu_at_real_sizes(kind):
     shape = (64, 256, 56, 56)
     z = feature_map(shape, torch.bfloat16)
-    identity = feature_map(shape, torch.bfloat16) if kind == 'add' else None
+    identity = None
+    if kind in ('add', 'both'):
+        identity = feature_map(shape, torch.bfloat16)
     weight, bias, running = norm_of(256)
     step = None
-    if kind == 'quantize':
+    if kind in ('quantize', 'both'):
         step = torch.tensor(0.3, device=DEVICE, requires_grad=True)
     inputs = [t for t in (z, weight, bias, step) if t is not None]
     upstream = torch.randn_like(z)
     results = []
     for run in (separate, fused):
         y = run(z, weight, bias, running, identity, True, step, 0)
-        grads = torch.autograd.grad(y, inputs, upstream)
-        results.append([y.detach(), *grads])
+        y = y if kind == 'both' else (y,)
+        grads = torch.autograd.grad(y, inputs, [upstream] * len(y))
+        results.append([y[-1].detach(), *grads])
     expected, found = results
     # a rounding to bfloat16 may fall the other way, and move a code
     moved = (found[0] - expected[0]).abs() > 0.05 * expected[0].abs() + 1e-3

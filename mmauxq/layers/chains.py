@@ -65,6 +65,7 @@ class StandIn:
     identity: Tensor | None = None
     rectified: bool = False
     value: Tensor | None = None
+    tap: Tensor | None = None
 
     def tensor(self) -> Tensor:
         """What it stands for."""
@@ -139,7 +140,7 @@ class StandIn:
             if self.link.kind == QUANTIZE:
                 return normalise_quantize(self.z, self.norm, *how)
             if self._waits_for_codes:
-                self.value, codes = normalise_both(
+                self.value, self.tap, codes = normalise_both(
                     self.z, self.norm, self.identity, *how
                 )
                 return codes
@@ -300,9 +301,12 @@ class Chains(TorchFunctionMode):
         self._norms, self._quantizers = {}, []
 
 
-def settled(value: Any) -> Any:
-    """The tensor that a stand-in stands for; anything else as it is."""
-    return _plain(value)
+def settled(value: 'Tensor | StandIn') -> Tensor:
+    """The tensor for a tap; its gradient is added where x is made."""
+    if isinstance(value, StandIn):
+        tensor = value.tensor()
+        return tensor if value.tap is None else value.tap
+    return value
 
 
 def _readers(roots: Iterable[Any]) -> dict[Any, list]:

@@ -368,16 +368,16 @@ class LessMemory(TorchFunctionMode):
     def _normalise_both(
         self, z: Tensor, norm: BatchNorm, identity: Tensor, relu: bool,
         step: Tensor, *how: Any,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         """Like the two operations that it stands for."""
         again = self._recipe(normalise, (z, norm, identity, relu), {})
-        x, codes = normalise_both(z, norm, identity, relu, step, *how)
+        x, spare, codes = normalise_both(z, norm, identity, relu, step, *how)
         self._remember(normalise, again, x, (), {})
         qmin, qmax, grad_scale = how
         args = (x, step, qmin, qmax, None, grad_scale)
         again = self._recipe(learned_step_quantize, args, {})
         self._remember(learned_step_quantize, again, codes, args, {})
-        return x, codes
+        return x, spare, codes
 
     def _max_pool(
         self, x: Tensor, kernel_size: Any, stride: Any = None,

@@ -4,7 +4,7 @@
 
     x = act(batch_norm(z) + identity)        normalise
     q = quantize(act(batch_norm(z)))         normalise_quantize
-    x, quantize(x)                           normalise_both
+    x, x, quantize(x)                        normalise_both
 
 with batch statistics, ``act`` ReLU or nothing, and the quantizer that of
 :func:`~mmauxq.ops.learned_step_quantize` with one step. Separate operations
@@ -205,10 +205,12 @@ def normalise_both(
     qmin: int,
     qmax: int,
     grad_scale: float,
-) -> tuple[Tensor, Tensor]:
-    """``x = normalise(...)`` and ``learned_step_quantize(x, step, ...)``.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``x = normalise(...)``, again ``x``, and ``learned_step_quantize(x)``.
 
-    For a residual sum, which both the next block and its quantizer read.
+    For a residual sum, which the next block, its quantizer and perhaps a tap
+    read. The two ``x`` lie in the same memory; with one for each reader, their
+    gradients are added in the same pass.
 
     Args:
         z: As of :func:`normalise`, with the next three.
@@ -243,7 +245,7 @@ def _like(grad: Tensor | None, z: Tensor) -> Tensor | None:
 
 class _Normalise(torch.autograd.Function):
     """x if there is no step, its codes if there is, and with a step and an
-    identity both."""
+    identity x twice and its codes."""
 
     @staticmethod
     def forward(
@@ -256,7 +258,7 @@ class _Normalise(torch.autograd.Function):
         norm: BatchNorm,
         relu: bool,
         codes: tuple[int, int, float] | None,
-    ) -> Tensor | tuple[Tensor, Tensor]:
+    ) -> Tensor | tuple[Tensor, ...]:
         from .norm_kernels import forward_kernel
 
         ctx.set_materialize_grads(False)
@@ -279,27 +281,27 @@ class _Normalise(torch.autograd.Function):
         )
         ctx.has_identity = identity is not None
         ctx.relu, ctx.codes = relu, codes
-        return (x, out) if both else out
+        return (x, x.detach(), out) if both else out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         from .norm_kernels import backward_kernel, reduce_kernel
 
         z, x, mean, rstd, weight, bias, step = ctx.saved_tensors
-        other = _like(grads[0], z) if len(grads) == 2 else None
-        grad = _like(grads[-1], z)
-        if grad is None and other is None:
+        grad, *others = (_like(grad, z) for grad in grads[::-1])
+        others = [other for other in others if other is not None]
+        if grad is None and not others:
             return (None,) * 8
         if grad is None:
             grad = torch.zeros_like(z)
         qmin, qmax, grad_scale = ctx.codes or (0, 1, 1.0)
         tensors = (
-            grad, z if other is None else other, z, z if x is None else x,
-            mean, rstd, weight, bias, mean if step is None else step,
+            grad, *[*others, z, z][:2], z, z if x is None else x, mean,
+            rstd, weight, bias, mean if step is None else step,
         )  # fmt: skip
         flags = dict(
             QMIN=qmin, QMAX=qmax, RELU=ctx.relu, QUANTIZE=step is not None,
-            OTHER=other is not None, READ=x is not None,
+            OTHERS=len(others), READ=x is not None,
         )  # fmt: skip
         programs, tiles = _split_tiles(z, REDUCE_TILE, REDUCE_PROGRAMS)
         partial = torch.empty(

@@ -190,15 +190,16 @@ def forward_kernel(
 
 @triton.jit
 def incoming(
-    grad_ptr, other_ptr, z_ptr, x_ptr, places, mask, mean, factor, bias, step,
-    inverse, QMIN, QMAX, RELU: tl.constexpr, QUANTIZE: tl.constexpr,
-    OTHER: tl.constexpr, READ: tl.constexpr,
+    grad_ptr, other_ptr, more_ptr, z_ptr, x_ptr, places, mask, mean, factor,
+    bias, step, inverse, QMIN, QMAX, RELU: tl.constexpr,
+    QUANTIZE: tl.constexpr, OTHERS: tl.constexpr, READ: tl.constexpr,
 ):  # fmt: skip
     """Gradient of the batch norm's result; what an element adds to that of
     the step; and z.
 
     ``x`` is what the activation gave: read, or made again from z. ``other``
-    is its own gradient where that of a quantizer comes on top.
+    and ``more`` are its own gradients, on top of which comes that of a
+    quantizer; OTHERS says how many there are.
     """
     grad = tl.load(grad_ptr + places, mask=mask, other=0.0).to(tl.float32)
     z = tl.load(z_ptr + places, mask=mask, other=0.0).to(tl.float32)
@@ -213,9 +214,13 @@ def incoming(
         grad, in_step, _ = slopes(
             x, grad, step, inverse, 0.0, QMIN, QMAX, False
         )
-    if OTHER:
-        more = tl.load(other_ptr + places, mask=mask, other=0.0)
-        grad = (grad + more.to(tl.float32)).to(TYPE).to(tl.float32)
+    if OTHERS > 0:
+        other = tl.load(other_ptr + places, mask=mask, other=0.0)
+        other = other.to(tl.float32)
+        if OTHERS > 1:
+            more = tl.load(more_ptr + places, mask=mask, other=0.0)
+            other = (other + more.to(tl.float32)).to(TYPE).to(tl.float32)
+        grad = (grad + other).to(TYPE).to(tl.float32)
     if RELU:
         grad = tl.where(x > 0.0, grad, 0.0)
     return grad, in_step, z
@@ -225,6 +230,7 @@ def incoming(
 def reduce_kernel(
     grad_ptr,
     other_ptr,
+    more_ptr,
     z_ptr,
     x_ptr,
     mean_ptr,
@@ -241,7 +247,7 @@ def reduce_kernel(
     QMAX: tl.constexpr,
     RELU: tl.constexpr,
     QUANTIZE: tl.constexpr,
-    OTHER: tl.constexpr,
+    OTHERS: tl.constexpr,
     READ: tl.constexpr,
     WIDE: tl.constexpr,
     ROWS: tl.constexpr,
@@ -273,11 +279,12 @@ def reduce_kernel(
             first + i, column, rows, channels, ROWS, CHANNELS
         )
         g, in_step, z = incoming(
-            grad_ptr, other_ptr, z_ptr, x_ptr, places, mask, mean, factor,
-            bias, step, inverse, QMIN, QMAX, RELU, QUANTIZE, OTHER, READ,
+            grad_ptr, other_ptr, more_ptr, z_ptr, x_ptr, places, mask, mean,
+            factor, bias, step, inverse, QMIN, QMAX, RELU, QUANTIZE, OTHERS,
+            READ,
         )  # fmt: skip
         bias_sum += g
-        weight_sum += g * (z - mean)
+        weight_sum = tl.fma(g, z - mean, weight_sum)
         if QUANTIZE:
             step_sum += in_step
         i += 1
@@ -296,6 +303,7 @@ def reduce_kernel(
 def backward_kernel(
     grad_ptr,
     other_ptr,
+    more_ptr,
     z_ptr,
     x_ptr,
     mean_ptr,
@@ -313,7 +321,7 @@ def backward_kernel(
     IDENTITY: tl.constexpr,
     RELU: tl.constexpr,
     QUANTIZE: tl.constexpr,
-    OTHER: tl.constexpr,
+    OTHERS: tl.constexpr,
     READ: tl.constexpr,
     WIDE: tl.constexpr,
     ROWS: tl.constexpr,
@@ -336,8 +344,8 @@ def backward_kernel(
         step = tl.load(step_ptr).to(tl.float32)
         inverse = tl.div_rn(1.0, step)
     g, _, z = incoming(
-        grad_ptr, other_ptr, z_ptr, x_ptr, places, mask, mean, factor, bias,
-        step, inverse, QMIN, QMAX, RELU, QUANTIZE, OTHER, READ,
+        grad_ptr, other_ptr, more_ptr, z_ptr, x_ptr, places, mask, mean,
+        factor, bias, step, inverse, QMIN, QMAX, RELU, QUANTIZE, OTHERS, READ,
     )  # fmt: skip
     if IDENTITY:
         same = g.to(grad_identity_ptr.dtype.element_ty)

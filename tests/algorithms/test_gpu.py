@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from mmengine.model import MMDistributedDataParallel, convert_sync_batchnorm
-from mmengine.optim import AmpOptimWrapper
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from torch import nn
 
 from mmauxq.evaluation import count_levels
@@ -98,3 +98,31 @@ def test_sync_batch_norm_and_ddp_without_a_search_for_unused_parameters(
         )
     finally:
         dist.destroy_process_group()
+
+
+@pytest.mark.filterwarnings('ignore:Grad strides do not match')
+def test_a_recorded_step_under_ddp(tmp_path):
+    """DDP holds the nodes that add up gradients, made on another stream."""
+    results = []
+    for wrapped in (False, True):
+        model, data = on_gpu(cuda_graph=True)
+        if wrapped:
+            dist.init_process_group(
+                'nccl', init_method=f'file://{tmp_path}/group', rank=0,
+                world_size=1,
+            )  # fmt: skip
+        try:
+            trained = model
+            if wrapped:
+                trained = MMDistributedDataParallel(model, device_ids=[0])
+            wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), 0.01))
+            with torch.backends.cudnn.flags(deterministic=True):
+                for _ in range(6):
+                    trained.train_step(data, wrapper)
+            assert model._graphed_step._recording.plays == 4
+            results.append({n: v.cpu() for n, v in model.state_dict().items()})
+        finally:
+            if wrapped:
+                dist.destroy_process_group()
+    for name, value in results[0].items():
+        torch.testing.assert_close(results[1][name], value, msg=name)

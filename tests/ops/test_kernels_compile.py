@@ -80,8 +80,8 @@ found['pack'] = compiled(c.pack_kernel, **codes, **packed)
 found['unpack'] = compiled(c.unpack_kernel, QMIN=-8, **packed)
 n = norm_kernels
 maps = dict(z_ptr='*bf16', identity_ptr='*bf16', out_ptr='*bf16',
-            grad_ptr='*bf16', other_ptr='*bf16', grad_z_ptr='*bf16',
-            grad_identity_ptr='*bf16', x_ptr='*bf16',
+            grad_ptr='*bf16', other_ptr='*bf16', more_ptr='*bf16',
+            grad_z_ptr='*bf16', grad_identity_ptr='*bf16', x_ptr='*bf16',
             eps='fp32', momentum='fp32')
 tile = dict(ROWS=32, CHANNELS=128, WIDE=True)
 found['statistics'] = compiled(n.statistics_kernel, wide, maps, **tile)
@@ -94,7 +94,7 @@ for kind in ('quantize', 'add', 'both'):
     found['norm_' + kind] = compiled(
         n.forward_kernel, wide, maps, BOTH=both, **flags, **add
     )
-    flags.update(OTHER=both, READ=kind != 'quantize')
+    flags.update(OTHERS=2 * both, READ=kind != 'quantize')
     found['norm_reduce_' + kind] = compiled(
         n.reduce_kernel, wide, maps, **flags
     )

@@ -53,7 +53,7 @@ def separate(z, weight, bias, running, identity, relu, step, qmin):
         return x
     with use_form('reference'):
         q = learned_step_quantize(x, step, qmin, 15, grad_scale=SCALE)
-    return q if identity is None else (x, q)
+    return q if identity is None else (x, x * 1, q)
 
 
 def fused(z, weight, bias, running, identity, relu, step, qmin):
@@ -77,7 +77,7 @@ def test_equals_separate_operations(shape, kind, relu):
     if kind in ('quantize', 'both'):
         step = torch.tensor(0.3, device=DEVICE, requires_grad=True)
     inputs = [t for t in (z, weight, bias, identity, step) if t is not None]
-    upstream = torch.randn(2, *shape, device=DEVICE)
+    upstream = torch.randn(3, *shape, device=DEVICE)
     results = []
     for run in (separate, fused):
         copies = [r.clone() for r in running]
@@ -92,18 +92,18 @@ def test_equals_separate_operations(shape, kind, relu):
         assert_close(ours, theirs, rtol=1e-4, atol=2e-5 * scale)
 
 
-@pytest.mark.parametrize('read', ['x', 'codes'])
-def test_both_when_one_is_read(read):
+@pytest.mark.parametrize('read', [[0], [1], [2], [0, 2], [1, 2]])
+def test_both_when_not_all_are_read(read):
     shape = (3, 6, 5, 7)
     z, identity = feature_map(shape), feature_map(shape)
     weight, bias, running = norm_of(6)
     step = torch.tensor(0.3, device=DEVICE, requires_grad=True)
     inputs = [z, weight, bias, identity]
-    upstream = torch.randn(shape, device=DEVICE)
+    upstream = list(torch.randn(len(read), *shape, device=DEVICE))
     results = []
     for run in (separate, fused):
-        x, q = run(z, weight, bias, running, identity, True, step, 0)
-        y = x if read == 'x' else q
+        y = run(z, weight, bias, running, identity, True, step, 0)
+        y = [y[i] for i in read]
         results.append(torch.autograd.grad(y, inputs, upstream))
     for ours, theirs in zip(*results[::-1], strict=True):
         scale = max(theirs.abs().max().item(), 1.0)
@@ -116,14 +116,16 @@ def test_both_in_half_precision_are_the_two_operations():
     weight, bias, running = norm_of(16)
     step = torch.tensor(0.3, device=DEVICE, requires_grad=True)
     inputs = [z, weight, bias, identity, step]
-    upstream = [torch.randn_like(z) for _ in 'xq']
+    upstream = [torch.randn_like(z) for _ in 'xxq']
     norm = batch_statistics(z.detach(), weight, bias, *running, 0.1, 1e-5)
     both = normalise_both(z, norm, identity, True, step, 0, 15, SCALE)
     x = normalise(z, norm, identity, True)
     q = learned_step_quantize(x, step, 0, 15, grad_scale=SCALE)
     found = torch.autograd.grad(both, inputs, upstream)
-    expected = torch.autograd.grad((x, q), inputs, upstream)
-    assert torch.equal(both[0], x) and torch.equal(both[1], q)
+    added = [upstream[0] + upstream[1], upstream[2]]
+    expected = torch.autograd.grad((x, q), inputs, added)
+    assert torch.equal(both[0], x) and torch.equal(both[2], q)
+    assert both[1].data_ptr() == both[0].data_ptr()
     for ours, theirs in zip(found[:4], expected[:4], strict=True):
         assert torch.equal(ours, theirs)
     assert_close(found[4], expected[4])

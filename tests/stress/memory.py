@@ -1,11 +1,11 @@
 """Train on digits for many steps and watch the memory of the process.
 
-    python -m tests.stress.memory --steps 20000 --out DIR
+    python -m tests.stress.memory --steps 20000 --out DIR [--cuda-graph]
 
-Prints the resident memory and the size of the newest checkpoint as they go,
-with a GPU also the memory that PyTorch has allocated there, and the growth
-per 1,000 steps in the second half of the run (the allocator settles in the
-first 5,000 steps). The exit status is 0 only if the process grows by less
+Other options are those of tools/train.py. Prints the resident memory and the
+size of the newest checkpoint as they go, with a GPU also the memory that
+PyTorch has allocated there, and the growth per 1,000 steps in the second half
+of the run (the allocator settles in the first 5,000 steps). The exit status is 0 only if the process grows by less
 than 0.2 MiB, the GPU's tensors by less than 0.05 MiB and the checkpoints by
 less than 1 KiB per 1,000 steps.
 """
@@ -70,7 +70,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--steps', type=int, default=20000)
     parser.add_argument('--out', type=Path, required=True)
-    args = parser.parse_args()
+    args, options = parser.parse_known_args()
     args.out.mkdir(parents=True, exist_ok=True)
     log = args.out / 'memory.jsonl'
     log.unlink(missing_ok=True)
@@ -91,7 +91,9 @@ def main() -> int:
         'custom_hooks = [dict(type="MemoryLog", _scope_="mmengine",\n'
         f'    path={str(log)!r}, interval={max(args.steps // 100, 1)})]\n'
     )
-    status = train([str(config), '--work-dir', str(args.out / 'run')])
+    status = train(
+        [str(config), '--work-dir', str(args.out / 'run'), *options]
+    )
     points = [json.loads(line) for line in log.read_text().splitlines()]
     for point in points[:: max(len(points) // 20, 1)]:
         print(point)

@@ -1,6 +1,6 @@
 """Train a small network on many ranks: equal to each other, and to one.
 
-    python -m tests.stress.ranks --ranks 8 --steps 100
+    python -m tests.stress.ranks --ranks 8 --steps 100 [--cuda-graph]
 
 On as many GPUs, through NCCL and with SyncBN, else on the CPU through gloo.
 There batch norm has statistics of each rank's own, which SyncBuffersHook
@@ -64,13 +64,15 @@ def numbers(tensors) -> dict[str, np.ndarray]:
     return {name: t.detach().cpu().numpy().copy() for name, t in tensors}
 
 
-def train(rank: int, ranks: int, what: str, steps: int, cuda: bool) -> dict:
+def train(
+    rank: int, ranks: int, what: str, steps: int, cuda: bool, recorded: bool
+) -> dict:
     """What one rank has after some steps; with one rank, the whole batch."""
     MMLogger.get_current_instance().setLevel('ERROR')
     if cuda:
         torch.backends.cudnn.allow_tf32 = False
     seed = rank if what == 'equal' else 0
-    model = joint_qat(seed=seed, **settings(what, cuda))
+    model = joint_qat(seed=seed, cuda_graph=recorded, **settings(what, cuda))
     wrapped, part = model, slice(None)
     if cuda:
         model.cuda()
@@ -115,15 +117,19 @@ def differing(results: list[dict], key: str) -> list[str]:
 
 
 def check_equal(
-    what: str, ranks: int, steps: int, cuda: bool
+    what: str, ranks: int, steps: int, cuda: bool, recorded: bool
 ) -> tuple[dict, bool]:
     """(what was found, whether it is good)."""
-    results = on_ranks(ranks, train, ranks, what, steps, cuda, cuda=cuda)
+    results = on_ranks(
+        ranks, train, ranks, what, steps, cuda, recorded, cuda=cuda
+    )
     for result in results:
         if isinstance(result, Exception):
             raise result
     keys = ('calibrated', 'parameters', 'buffers before', 'buffers')
-    line: dict = dict(part=what, ranks=ranks, steps=steps, nccl=cuda)
+    line: dict = dict(
+        part=what, ranks=ranks, steps=steps, nccl=cuda, recorded=recorded
+    )
     line |= {
         key: [len(differing(results, key)), len(results[0][key])]
         for key in keys
@@ -140,18 +146,20 @@ def check_equal(
 
 
 def check_whole(
-    what: str, ranks: int, steps: int, cuda: bool
+    what: str, ranks: int, steps: int, cuda: bool, recorded: bool
 ) -> tuple[dict, bool]:
     """(what was found, whether it is good)."""
-    results = on_ranks(ranks, train, ranks, what, steps, cuda, cuda=cuda)
+    results = on_ranks(
+        ranks, train, ranks, what, steps, cuda, recorded, cuda=cuda
+    )
     for result in results:
         if isinstance(result, Exception):
             raise result
-    whole = np.array(train(-1, ranks, what, steps, cuda)['losses'])
+    whole = np.array(train(-1, ranks, what, steps, cuda, recorded)['losses'])
     parts = np.mean([result['losses'] for result in results], axis=0)
     apart = np.abs(parts - whole) / whole
     line = dict(
-        part=what, ranks=ranks, steps=steps, nccl=cuda,
+        part=what, ranks=ranks, steps=steps, nccl=cuda, recorded=recorded,
         first_loss=float(whole[0]), last_loss=float(whole[-1]),
         early=float(apart[:EARLY_STEPS].max()), late=float(apart.max()),
     )  # fmt: skip
@@ -165,13 +173,16 @@ def main() -> int:
     parser.add_argument('--ranks', type=int, default=8)
     parser.add_argument('--steps', type=int, default=100)
     parser.add_argument('--out', type=Path, help='add lines to this file')
+    parser.add_argument(
+        '--cuda-graph', action='store_true', help='record the steps'
+    )
     args = parser.parse_args()
     cuda = torch.cuda.device_count() >= args.ranks
     good = True
     for what in ('equal', 'float', 'whole'):
         check = check_equal if what == 'equal' else check_whole
         begin = time.monotonic()
-        line, fine = check(what, args.ranks, args.steps, cuda)
+        line, fine = check(what, args.ranks, args.steps, cuda, args.cuda_graph)
         line['seconds'] = round(time.monotonic() - begin, 1)
         line['good'] = fine
         print(line, flush=True)

@@ -5,9 +5,9 @@
 Other options are those of tools/train.py. Prints the resident memory and the
 size of the newest checkpoint as they go, with a GPU also the memory that
 PyTorch has allocated there, and the growth per 1,000 steps in the second half
-of the run (the allocator settles in the first 5,000 steps). The exit status is 0 only if the process grows by less
-than 0.2 MiB, the GPU's tensors by less than 0.05 MiB and the checkpoints by
-less than 1 KiB per 1,000 steps.
+of the run (the allocator settles in the first 5,000 steps). The exit status is
+0 only if the process grows by less than 0.2 MiB, the GPU's tensors by less
+than 0.05 MiB and the checkpoints by less than 1 KiB per 1,000 steps.
 """
 
 import argparse

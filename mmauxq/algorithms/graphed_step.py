@@ -138,25 +138,27 @@ class _Recording:
             # other threads may go on: loaders that pin memory, NCCL's watch
             capture_error_mode='thread_local',
         )
+        # a cached cast of a weight would be that of this step forever
+        autocast = torch.autocast(
+            'cuda',
+            enabled=torch.is_autocast_enabled('cuda'),
+            dtype=torch.get_autocast_dtype('cuda'),
+            cache_enabled=False,
+        )
+        # a backward pass is run outside of autocast, which would reach it
+        no_autocast = torch.autocast('cuda', enabled=False)
         with (
             _stand_ins(model) as stand_ins,
             torch.cuda.device(inputs.device),
-            # a cached cast of a weight would be that of this step forever
-            torch.autocast(
-                'cuda',
-                enabled=torch.is_autocast_enabled('cuda'),
-                dtype=torch.get_autocast_dtype('cuda'),
-                cache_enabled=False,
-            ),
         ):
-            with torch.cuda.graph(self.forward, **settings):
+            with autocast, torch.cuda.graph(self.forward, **settings):
                 found = step(self.inputs)
             leaves, self.structure = tree_flatten(found)
             outputs = [v for v in leaves if isinstance(v, Tensor)]
             roots = [v for v in outputs if v.requires_grad]
             _check_leaves(roots, stand_ins.values())
             self.given = [torch.empty_like(v) for v in roots]
-            with torch.cuda.graph(self.backward, **settings):
+            with no_autocast, torch.cuda.graph(self.backward, **settings):
                 grads = torch.autograd.grad(
                     roots,
                     list(stand_ins.values()),

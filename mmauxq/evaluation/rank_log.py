@@ -35,7 +35,7 @@ class RankLog(Hook):
         self.begin, self.end = begin, begin + steps
         self.found: dict[str, Any] = dict(steps=steps)
         self.profiler: torch.profiler.profile | None = None
-        self.start = 0.0
+        self.start, self.peak = 0.0, 0
 
     def before_train(self, runner: Any) -> None:
         """Note when the set-up was over."""
@@ -44,6 +44,8 @@ class RankLog(Hook):
     def after_train_iter(self, runner: Any, *args: Any, **kwargs: Any) -> None:
         """Begin, end, or go on."""
         step = runner.iter + 1
+        if torch.cuda.is_available():  # the log sets it back
+            self.peak = max(self.peak, torch.cuda.max_memory_allocated())
         if self.profiler is not None:
             self.profiler.step()
         if step == self.begin:
@@ -65,7 +67,7 @@ class RankLog(Hook):
         if self.profiler is not None:
             self.profiler.stop()
         if torch.cuda.is_available():
-            self.found['peak_bytes'] = torch.cuda.max_memory_allocated()
+            self.found['peak_bytes'] = self.peak
             self.found['reserved_bytes'] = torch.cuda.max_memory_reserved()
         path = self.folder / f'rank{get_rank()}.json'
         path.write_text(json.dumps(self.found))

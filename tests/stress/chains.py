@@ -1,0 +1,186 @@
+"""Chains of batch norms change nothing, in all types of networks.
+
+    python -m tests.stress.chains --jobs 2 --out DIR [CONFIG ...]
+
+For the configs of docs/logs/backbones.jsonl, one for each type of backbone:
+two training steps with the auxiliary module, as ever and in chains. The
+kernels are replaced by the operations of torch that they stand for, so that
+losses, gradients and buffers must be equal to the bit; what is tried is that
+stand-ins for results of batch norms pass through the networks.
+DIR/chains.jsonl has a line for each config. The exit status is 0 only if all are equal.
+"""
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from mmengine.registry import init_default_scope
+from torch import Tensor
+
+from mmauxq import compat
+from mmauxq.evaluation import config_check
+from mmauxq.evaluation.mmpretrain_configs import one_line, recipe
+from mmauxq.evaluation.sweep import sweep
+from mmauxq.layers import chains
+from mmauxq.layers.chains import Chains
+from mmauxq.ops import learned_step_quantize, use_form
+from tests.conftest import ROOT
+
+IMAGES = 4
+
+
+@dataclass
+class Statistics:
+    """What the operations of torch need instead of mean and variance."""
+
+    weight: Tensor
+    bias: Tensor
+    eps: float
+
+
+def batch_statistics(z, weight, bias, mean, var, momentum, eps):
+    """Only updates the running ones."""
+    F.batch_norm(z, mean, var, weight, bias, True, momentum, eps)
+    return Statistics(weight, bias, eps)
+
+
+def normalise(z, norm, identity, relu):
+    """In separate operations, like the next two."""
+    x = F.batch_norm(
+        z, None, None, norm.weight, norm.bias, True, 0.0, norm.eps
+    )
+    x = x if identity is None else x + identity
+    return F.relu(x) if relu else x
+
+
+def normalise_quantize(z, norm, relu, step, qmin, qmax, grad_scale):
+    x = normalise(z, norm, None, relu)
+    return learned_step_quantize(x, step, qmin, qmax, grad_scale=grad_scale)
+
+
+def normalise_both(z, norm, identity, relu, step, qmin, qmax, grad_scale):
+    x = normalise(z, norm, identity, relu)
+    return (
+        x,
+        x,
+        learned_step_quantize(x, step, qmin, qmax, grad_scale=grad_scale),
+    )
+
+
+def can_normalise(z, weight, bias):
+    """Also in other layouts and dtypes than the kernels take."""
+    return z.dim() == 4 and weight is not None and bias is not None
+
+
+def stand_ins():
+    """In the place of the kernels."""
+    ours = (can_normalise, batch_statistics, normalise, normalise_quantize,
+            normalise_both)  # fmt: skip
+    return mock.patch.multiple(chains, **{f.__name__: f for f in ours})
+
+
+@dataclass
+class Row:
+    """What was found for a config; ``kinds`` counts the chains."""
+
+    config: str
+    equal: bool = False
+    reason: str = ''
+    kinds: dict | None = None
+    seconds: float = 0.0
+
+
+def train(config: str, chained: bool) -> tuple[dict, Chains]:
+    """Losses, gradients and buffers of the second step."""
+    cfg = recipe(config)
+    torch.manual_seed(0)
+    config_check._limit_size(cfg, config_check.Row(config))
+    model, _ = config_check._build(cfg, config_check.Row(config))
+    model.init_weights()
+    model.train()
+    if not chained:
+        model._chains.links = {}
+    shape = config_check._small_enough(model)
+    model.train()
+    with (
+        stand_ins(),
+        mock.patch('mmauxq.algorithms.joint_qat.is_forced', lambda: True),
+        mock.patch('mmauxq.algorithms.joint_qat.has_kernels', lambda x: True),
+        mock.patch.object(config_check, 'BATCH', IMAGES),
+        use_form('reference'),
+    ):
+        for step in range(2):
+            model.zero_grad()
+            torch.manual_seed(step)
+            data = config_check._data(model, shape, model.cost.num_classes)
+            losses = model(**data, mode='loss')
+            sum(v for k, v in losses.items() if 'loss' in k).backward()
+    found = {k: v.detach() for k, v in losses.items()}
+    found |= {n: p.grad for n, p in model.named_parameters()}
+    found |= dict(model.named_buffers())
+    return found, model._chains
+
+
+def check(config: str) -> Row:
+    """One line."""
+    row, start = Row(config), time.monotonic()
+    try:
+        init_default_scope('mmpretrain')
+        plain, _ = train(config, False)
+        found, chained = train(config, True)
+        kinds = [
+            link.kind + '+quantize' * link.quantized
+            for link in (chained.links or {}).values()
+        ]
+        row.kinds = {kind: kinds.count(kind) for kind in sorted(set(kinds))}
+        apart = [
+            name
+            for name, value in plain.items()
+            if value is not None and not torch.equal(found[name], value)
+        ]
+        row.equal = not apart
+        if apart:
+            row.reason = f'{len(apart)} differ, such as {apart[0]}'
+    except Exception as error:
+        row.reason = one_line(error)
+    row.seconds = round(time.monotonic() - start, 1)
+    return row
+
+
+def main() -> int:
+    """Run; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('configs', nargs='*')
+    parser.add_argument('--jobs', type=int, default=1)
+    parser.add_argument('--out', type=Path, required=True)
+    args = parser.parse_args()
+    compat.enable()
+    names = args.configs or [
+        json.loads(line)['config']
+        for line in (ROOT / 'docs/logs/backbones.jsonl').open()
+    ]
+    args.out.mkdir(parents=True, exist_ok=True)
+    log = args.out / 'chains.jsonl'
+    log.unlink(missing_ok=True)
+
+    def note(row: Row) -> None:
+        words = asdict(row) if isinstance(row, Row) else vars(row)
+        with log.open('a') as file:
+            file.write(json.dumps(words) + '\n')
+        print(words['config'], words.get('equal'), words['reason'],
+              words.get('kinds'), flush=True)  # fmt: skip
+
+    rows = sweep(names, check, args.jobs, timeout=900.0, on_row=note)
+    good = sum(getattr(row, 'equal', False) for row in rows)
+    print(f'{good} of {len(rows)} equal to the bit')
+    return 0 if good == len(rows) else 1
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -426,6 +426,17 @@ class JointQAT(BaseAlgorithm):
             buffer.copy_(value)
 
     @contextmanager
+    def eager(self) -> Iterator[None]:
+        """While entered, no step is compiled or recorded: hooks on modules
+        inside of F see what passes."""
+        forms = self._compiled_step, self._graphed_step
+        self._compiled_step = self._graphed_step = None
+        try:
+            yield
+        finally:
+            self._compiled_step, self._graphed_step = forms
+
+    @contextmanager
     def _entered(
         self, calibrates: bool = False, compiled: bool = False
     ) -> Iterator[None]:

@@ -28,7 +28,7 @@ def block_gradient_norms(
         found = find_taps(
             network, 'auto', False, dry_run.sample(network, model.cost.shape)
         )
-    with found.recorder(network) as recorder:
+    with model.eager(), found.recorder(network) as recorder:
         losses = model(inputs, data_samples, mode='loss')
     outputs = recorder.outputs()
     terms = {

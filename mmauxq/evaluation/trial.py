@@ -139,11 +139,7 @@ def run_trial(
 def _gradients(runner: Runner) -> dict[str, dict[str, float]]:
     model = runner.model.train()
     batch = next(iter(runner.train_dataloader))
-    # a compiled step does not show its blocks
-    with torch.compiler.set_stance('force_eager'):
-        return block_gradient_norms(
-            model, **model.data_preprocessor(batch, True)
-        )
+    return block_gradient_norms(model, **model.data_preprocessor(batch, True))
 
 
 def build_model(config: Config) -> nn.Module:

@@ -155,3 +155,24 @@ def test_less_memory_from_the_first_step_on(compile, monkeypatch):
     assert len(entered) == 1
     model.loss(*batch())
     assert len(entered) == (2 if compile is None else 1)
+
+
+def test_an_eager_step_in_between():
+    """As for hooks that must see the blocks."""
+    compiled = []
+
+    def backend(module, inputs):
+        compiled.append(module)
+        return module.forward
+
+    model = joint_qat(compile=dict(backend=backend))
+    seen = []
+    model.architecture.backbone.layer1[0].register_forward_hook(
+        lambda *_: seen.append(torch.compiler.is_compiling())
+    )
+    model.loss(*batch())
+    with model.eager():
+        model.loss(*batch())
+    assert (seen, compiled) == ([False, False], [])
+    model.loss(*batch())
+    assert len(compiled) == 1

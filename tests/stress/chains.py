@@ -7,17 +7,20 @@ two training steps with the auxiliary module, as ever and in chains. The
 kernels are replaced by the operations of torch that they stand for, so that
 losses, gradients and buffers must be equal to the bit; what is tried is that
 stand-ins for results of batch norms pass through the networks.
-DIR/chains.jsonl has a line for each config. The exit status is 0 only if all are equal.
+DIR/chains.jsonl has a line for each config. The exit status is 0 only if all
+are equal.
 """
 
 import argparse
 import json
+import random
 import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from mmengine.registry import init_default_scope
@@ -118,6 +121,8 @@ def train(config: str, chained: bool) -> tuple[dict, Chains]:
         for step in range(2):
             model.zero_grad()
             torch.manual_seed(step)
+            random.seed(step)
+            np.random.seed(step)  # mixed images
             data = config_check._data(model, shape, model.cost.num_classes)
             losses = model(**data, mode='loss')
             sum(v for k, v in losses.items() if 'loss' in k).backward()

@@ -25,12 +25,14 @@ class Samples(Dataset):
         )
 
 
-def make_runner(work_dir, dataset=None, model=None, **settings) -> Runner:
+def make_runner(
+    work_dir, dataset=None, model=None, workers=0, **settings
+) -> Runner:
     """Trains for one epoch of 4 steps of 4 images, unless told otherwise."""
     compat.enable()
     loader = dict(
         batch_size=4,
-        num_workers=0,
+        num_workers=workers,
         dataset=Samples() if dataset is None else dataset,
         sampler=dict(type='DefaultSampler', shuffle=False),
         collate_fn=dict(type='default_collate'),

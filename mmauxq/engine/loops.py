@@ -9,15 +9,16 @@ from typing import Any
 from mmengine.dataset import InfiniteSampler
 from mmengine.dist import all_gather_object
 from mmengine.runner import EpochBasedTrainLoop
+from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, Sampler
 
-from mmauxq.errors import TrainingError, UsageError
+from mmauxq.errors import UsageError
 from mmauxq.registry import LOOPS
 
+from .batches import END, Batches, device_of
 from .seeds import seed_step
 
 VALIDATED = 'mmauxq/validated'
-END = object()
 LEAST_HISTORY = 2000
 
 
@@ -62,6 +63,33 @@ class _Exact:
                 f'one value per channel{size.splitlines()[0]}; allowed are '
                 '2 or more, such as with drop_last=True or another batch_size'
             ) from error
+
+    @contextmanager
+    def _batches_from(self, start: int) -> Iterator[Batches]:
+        """The batches of a pass, without the first ``start``.
+
+        Where other processes make them, the next one is fetched as soon as a
+        forward pass is launched. Made in this process it would draw random
+        numbers before its turn, and a resumed run would not be the same.
+        """
+        model = self.runner.model
+        ahead = self.dataloader.num_workers > 0
+        device = device_of(model) if ahead else None
+        with starting_at(self.dataloader, start) as loaded:
+            batches = Batches(loaded, device)
+            if device is None:
+                yield batches
+                return
+
+            def fetch(module: nn.Module, args: Any, output: Any) -> None:
+                if module.training:
+                    batches.fetch()
+
+            handle = model.register_forward_hook(fetch)
+            try:
+                yield batches
+            finally:
+                handle.remove()
 
     def _seed(self, what: str = 'train') -> None:
         seed_step(self.runner.seed, self._iter, what)
@@ -133,10 +161,10 @@ class EpochLoop(_Exact, EpochBasedTrainLoop):
         self.runner.model.train()
         start = self._done_in_epoch()
         self._seed('epoch')
-        with starting_at(self.dataloader, start) as batches:
+        with self._batches_from(start) as batches:
             for index in itertools.count(start):
                 self._seed()
-                batch = next_batch(batches)
+                batch = batches.take()
                 if batch is END:
                     break
                 self._bound_histories()
@@ -221,10 +249,10 @@ class IterLoop(_Exact, EpochBasedTrainLoop):
             if hasattr(sampler, 'set_epoch'):
                 sampler.set_epoch(number)
             self._seed('epoch')
-            with starting_at(self.dataloader, start) as batches:
+            with self._batches_from(start) as batches:
                 while True:
                     self._seed()
-                    batch = next_batch(batches)
+                    batch = batches.take()
                     if batch is END:
                         break
                     yield batch
@@ -245,25 +273,6 @@ class IterLoop(_Exact, EpochBasedTrainLoop):
             )
         ):
             self._validate()
-
-
-def next_batch(batches: Iterator[Any]) -> Any:
-    """The next batch, or ``END``.
-
-    Raises:
-        TrainingError: If a loader process died.
-    """
-    try:
-        return next(batches, END)
-    except RuntimeError as error:
-        # torch's words; what a data set raises comes with its own type
-        if 'DataLoader worker' not in str(error):
-            raise
-        raise TrainingError(
-            'a process of the data loader died '
-            f'({" ".join(str(error).split())}); it may have run out of '
-            'memory: fewer num_workers need less'
-        ) from error
 
 
 @contextmanager

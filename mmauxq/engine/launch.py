@@ -364,7 +364,11 @@ def _set_amp(cfg: Config) -> None:
 
     if torch.cuda.is_available():
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
-        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+        # bfloat16 has the range of float32: no gradient is lost without a
+        # scale, and no step passed over that has an infinite one
+        bfloat16 = cfg.optim_wrapper.get('dtype') == 'bfloat16'
+        scale = dict(enabled=False) if bfloat16 else 'dynamic'
+        cfg.optim_wrapper.setdefault('loss_scale', scale)
     else:
         cfg.optim_wrapper.type = 'mmauxq.BFloat16OptimWrapper'
         for key in ('loss_scale', 'dtype'):

@@ -147,7 +147,8 @@ def test_the_comparison_sees_what_mmengine_loses(tmp_path):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA GPU')
-def test_float16_with_a_loss_scaler_is_bit_equal(tmp_path, run_python):
+@pytest.mark.parametrize('form', [[], ['--cuda-graph']])
+def test_float16_with_a_loss_scaler_is_bit_equal(tmp_path, run_python, form):
     """In a process of its own: CUDA cannot be used before a fork."""
     config = write_config(
         tmp_path, 'aux', 'randomness = dict(seed=5, deterministic=True)\n'
@@ -159,7 +160,7 @@ def test_float16_with_a_loss_scaler_is_bit_equal(tmp_path, run_python):
         'from pathlib import Path\n'
         'from tests import killing\n'
         f'log = Path({str(log)!r})\n'
-        f'words = [{str(config)!r}, "--amp", "--work-dir"]\n'
+        f'words = [{str(config)!r}, "--amp", *{form}, "--work-dir"]\n'
         f'run = killing.run_train\n'
         f'print(run([*words, {str(whole)!r}], log))\n'
         f'words = [*words, {str(killed)!r}, "--resume"]\n'

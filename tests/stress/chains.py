@@ -1,12 +1,17 @@
-"""Chains of batch norms change nothing, in all types of networks.
+"""Chains of batch norms, and recorded steps, in all types of networks.
 
     python -m tests.stress.chains --jobs 2 --out DIR [CONFIG ...]
+    python -m tests.stress.chains --recorded --jobs 8 --out DIR    # on a GPU
 
 For the configs of docs/logs/backbones.jsonl, one for each type of backbone:
-two training steps with the auxiliary module, as ever and in chains. The
-kernels are replaced by the operations of torch that they stand for, so that
-losses, gradients and buffers must be equal to the bit; what is tried is that
-stand-ins for results of batch norms pass through the networks.
+training steps with the auxiliary module, as ever and in chains. The kernels
+are replaced by the operations of torch that they stand for, so that losses,
+gradients and buffers must be equal to the bit; what is tried is that stand-ins
+for results of batch norms pass through the networks.
+
+With ``--recorded`` the kernels run, and the steps are launched one by one and
+recorded as CUDA graphs, which must be equal to the bit as well.
+
 DIR/chains.jsonl has a line for each config. The exit status is 0 only if all
 are equal.
 """
@@ -27,11 +32,12 @@ from mmengine.registry import init_default_scope
 from torch import Tensor
 
 from mmauxq import compat
+from mmauxq.algorithms import JointQAT
+from mmauxq.algorithms.graphed_step import GraphedStep
 from mmauxq.evaluation import config_check
 from mmauxq.evaluation.mmpretrain_configs import one_line, recipe
 from mmauxq.evaluation.sweep import sweep
 from mmauxq.layers import chains
-from mmauxq.layers.chains import Chains
 from mmauxq.ops import learned_step_quantize, use_form
 from tests.conftest import ROOT
 
@@ -99,26 +105,21 @@ class Row:
     seconds: float = 0.0
 
 
-def train(config: str, chained: bool) -> tuple[dict, Chains]:
-    """Losses, gradients and buffers of the second step."""
+def build(config: str) -> tuple[JointQAT, tuple]:
+    """(model in training mode, shape of an image)."""
     cfg = recipe(config)
     torch.manual_seed(0)
     config_check._limit_size(cfg, config_check.Row(config))
     model, _ = config_check._build(cfg, config_check.Row(config))
     model.init_weights()
-    model.train()
-    if not chained:
-        model._chains.links = {}
     shape = config_check._small_enough(model)
-    model.train()
-    with (
-        stand_ins(),
-        mock.patch('mmauxq.algorithms.joint_qat.is_forced', lambda: True),
-        mock.patch('mmauxq.algorithms.joint_qat.has_kernels', lambda x: True),
-        mock.patch.object(config_check, 'BATCH', IMAGES),
-        use_form('reference'),
-    ):
-        for step in range(2):
+    return model.train(), shape
+
+
+def train(model: JointQAT, shape: tuple, steps: int) -> dict:
+    """Losses, gradients and buffers of the last step."""
+    with mock.patch.object(config_check, 'BATCH', IMAGES):
+        for step in range(steps):
             model.zero_grad()
             torch.manual_seed(step)
             random.seed(step)
@@ -128,20 +129,55 @@ def train(config: str, chained: bool) -> tuple[dict, Chains]:
             sum(v for k, v in losses.items() if 'loss' in k).backward()
     found = {k: v.detach() for k, v in losses.items()}
     found |= {n: p.grad for n, p in model.named_parameters()}
-    found |= dict(model.named_buffers())
-    return found, model._chains
+    return found | dict(model.named_buffers())
 
 
-def check(config: str) -> Row:
+def chained(config: str) -> tuple[dict, dict, JointQAT]:
+    """What steps give as ever, and in chains, without kernels."""
+    results = []
+    for wanted in (False, True):
+        model, shape = build(config)
+        if not wanted:
+            model._chains.links = {}
+        at = 'mmauxq.algorithms.joint_qat.'
+        with (
+            stand_ins(),
+            mock.patch(at + 'is_forced', lambda: True),
+            mock.patch(at + 'has_kernels', lambda x: True),
+            use_form('reference'),
+        ):
+            results.append(train(model, shape, 2))
+    return *results, model
+
+
+def recorded(config: str) -> tuple[dict, dict, JointQAT]:
+    """What steps give launched one by one, and recorded; on a GPU."""
+    results = []
+    for wanted in (False, True):
+        model, shape = build(config)
+        model = model.cuda().to(memory_format=torch.channels_last)
+        model.channels_last = True
+        model._graphed_step = (
+            GraphedStep(model._eager_step, model)
+            if wanted
+            else model._eager_step
+        )
+        with torch.backends.cudnn.flags(benchmark=False, deterministic=True):
+            results.append(train(model, shape, 5))
+    if model._graphed_step._recording is None:
+        raise RuntimeError('nothing was recorded')
+    return *results, model
+
+
+def check(config: str, on_gpu: bool = False) -> Row:
     """One line."""
     row, start = Row(config), time.monotonic()
     try:
         init_default_scope('mmpretrain')
-        plain, _ = train(config, False)
-        found, chained = train(config, True)
+        plain, found, model = (recorded if on_gpu else chained)(config)
         kinds = [
             link.kind + '+quantize' * link.quantized
-            for link in (chained.links or {}).values()
+            for link in (model._chains.links or {}).values()
         ]
         row.kinds = {kind: kinds.count(kind) for kind in sorted(set(kinds))}
         apart = [
@@ -164,6 +200,7 @@ def main() -> int:
     parser.add_argument('configs', nargs='*')
     parser.add_argument('--jobs', type=int, default=1)
     parser.add_argument('--out', type=Path, required=True)
+    parser.add_argument('--recorded', action='store_true')
     args = parser.parse_args()
     compat.enable()
     names = args.configs or [
@@ -181,7 +218,9 @@ def main() -> int:
         print(words['config'], words.get('equal'), words['reason'],
               words.get('kinds'), flush=True)  # fmt: skip
 
-    rows = sweep(names, check, args.jobs, timeout=900.0, on_row=note)
+    rows = sweep(
+        names, check, args.jobs, 900.0, on_row=note, on_gpu=args.recorded
+    )
     good = sum(getattr(row, 'equal', False) for row in rows)
     print(f'{good} of {len(rows)} equal to the bit')
     return 0 if good == len(rows) else 1

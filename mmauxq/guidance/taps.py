@@ -337,9 +337,9 @@ class TapRecorder:
         return {name: settled(v) for name, v in self._outputs.items()}
 
 
-def flat_tensors(value: object) -> list[Tensor]:
+def flat_tensors(value: object) -> 'list[Tensor | StandIn]':
     """The tensors in a tensor, tuple or list, in order."""
-    if isinstance(value, Tensor):
+    if isinstance(value, (Tensor, StandIn)):
         return [value]
     if isinstance(value, (tuple, list)):
         return [tensor for inner in value for tensor in flat_tensors(inner)]

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mmauxq.guidance import TapRecorder
 from mmauxq.layers import Chains, LessMemory
 from mmauxq.layers.chains import (
     ADD,
@@ -209,6 +210,25 @@ def test_a_pending_result_has_a_shape_and_a_place():
     assert (pending.dim(), pending.numel()) == (4, z.numel())
     assert (pending.dtype, pending.device) == (z.dtype, z.device)
     assert pending.value is None
+
+
+def test_a_tap_of_a_module_that_gives_several():
+    """Stand-ins among them count, and are in their place."""
+    z = torch.randn(2, 3, 4, 5)
+    value, other = torch.ones_like(z), torch.zeros(2, 7)
+    model = nn.Sequential(nn.Identity())
+    pending = StandIn(z, None, Link(ADD, True, True), value=value)
+    for kept, expected in (((0, 1), [value, other]), ((1,), [other])):
+        recorder = TapRecorder(model, ['0'], parts={'0': kept})
+        with recorder:
+            model((pending, other))
+        found = list(recorder.outputs().values())
+        assert all(a is b for a, b in zip(found, expected, strict=True))
+    pending.tap = value * 2
+    with TapRecorder(model, ['0']) as recorder:
+        model(pending)
+    assert recorder.changed() == []
+    assert recorder.outputs()['0'] is pending.tap
 
 
 def test_without_gradients_nothing_is_planned_or_chained():

@@ -17,12 +17,12 @@ from mmauxq.errors import UsageError
 
 
 class GraphedStep:
-    """Calls a step, from the third time on as one launch each way.
+    """Calls a step; one that comes again is recorded, and then played.
 
-    A quantized network has thousands of kernels in a step, and the host needs
-    longer to launch them than the GPU to run some of them. A CUDA graph has
-    them all. The kernels are those of the eager step; so are losses,
-    gradients, buffers and random numbers.
+    A quantized network has about a thousand kernels in a step, and the host
+    needs longer to launch some of them than the GPU to run them. Played, a
+    step is one launch forward and one backward. The kernels are those of the
+    eager step; so are losses, gradients, buffers and random numbers.
 
     A step of the same kind - shape of the images, autocast, modes of modules,
     parameters that are trained - is eager the first time it is met, and
@@ -91,9 +91,12 @@ class GraphedStep:
         try:
             recording = _Recording(self.step, self.model, inputs, kind)
         except RuntimeError as error:
+            cause: BaseException = error
+            while cause.__context__ is not None:  # the end of a recording
+                cause = cause.__context__  # that failed fails, too
             raise UsageError(
                 'cuda_graph: this step cannot be recorded '
-                f'({str(error).splitlines()[0]}); set model.cuda_graph=False'
+                f'({str(cause).splitlines()[0]}); set model.cuda_graph=False'
             ) from error
         if _random_state() != before:
             raise UsageError(
@@ -148,7 +151,7 @@ class _Recording:
         # a backward pass is run outside of autocast, which would reach it
         no_autocast = torch.autocast('cuda', enabled=False)
         with (
-            _stand_ins(model) as stand_ins,
+            _aliases(model) as aliases,
             torch.cuda.device(inputs.device),
         ):
             with autocast, torch.cuda.graph(self.forward, **settings):
@@ -156,12 +159,12 @@ class _Recording:
             leaves, self.structure = tree_flatten(found)
             outputs = [v for v in leaves if isinstance(v, Tensor)]
             roots = [v for v in outputs if v.requires_grad]
-            _check_leaves(roots, stand_ins.values())
+            _check_leaves(roots, aliases.values())
             self.given = [torch.empty_like(v) for v in roots]
             with no_autocast, torch.cuda.graph(self.backward, **settings):
                 grads = torch.autograd.grad(
                     roots,
-                    list(stand_ins.values()),
+                    list(aliases.values()),
                     self.given,
                     allow_unused=True,
                 )
@@ -171,7 +174,7 @@ class _Recording:
         self.differentiable = [v.requires_grad for v in outputs]
         pairs = [
             (p, g)
-            for p, g in zip(stand_ins, grads, strict=True)
+            for p, g in zip(aliases, grads, strict=True)
             if g is not None
         ]
         self.trained = [parameter for parameter, _ in pairs]
@@ -197,7 +200,7 @@ class _Recording:
 
 
 @contextmanager
-def _stand_ins(model: nn.Module) -> Iterator[dict[nn.Parameter, Tensor]]:
+def _aliases(model: nn.Module) -> Iterator[dict[nn.Parameter, Tensor]]:
     """While entered, modules have others in the place of their parameters.
 
     In the same memory, but new to autograd: of a parameter, an earlier step
@@ -205,7 +208,7 @@ def _stand_ins(model: nn.Module) -> Iterator[dict[nn.Parameter, Tensor]]:
     of its time, which the recording would have to wait for, and cannot.
 
     Yields:
-        Parameter -> what stands in for it, of those that are trained.
+        Parameter -> its alias, of those that are trained.
     """
     before, found = [], {}
     for module in model.modules():

@@ -11,7 +11,7 @@ from mmengine.dist import all_gather_object
 from mmengine.runner import EpochBasedTrainLoop
 from torch.utils.data import BatchSampler, DataLoader, Sampler
 
-from mmauxq.errors import TrainingError, UsageError
+from mmauxq.errors import UsageError
 from mmauxq.registry import LOOPS
 
 from .seeds import seed_step
@@ -136,7 +136,7 @@ class EpochLoop(_Exact, EpochBasedTrainLoop):
         with starting_at(self.dataloader, start) as batches:
             for index in itertools.count(start):
                 self._seed()
-                batch = next_batch(batches)
+                batch = next(batches, END)
                 if batch is END:
                     break
                 self._bound_histories()
@@ -224,7 +224,7 @@ class IterLoop(_Exact, EpochBasedTrainLoop):
             with starting_at(self.dataloader, start) as batches:
                 while True:
                     self._seed()
-                    batch = next_batch(batches)
+                    batch = next(batches, END)
                     if batch is END:
                         break
                     yield batch
@@ -245,25 +245,6 @@ class IterLoop(_Exact, EpochBasedTrainLoop):
             )
         ):
             self._validate()
-
-
-def next_batch(batches: Iterator[Any]) -> Any:
-    """The next batch, or ``END``.
-
-    Raises:
-        TrainingError: If a loader process died.
-    """
-    try:
-        return next(batches, END)
-    except RuntimeError as error:
-        # torch's words; what a data set raises comes with its own type
-        if 'DataLoader worker' not in str(error):
-            raise
-        raise TrainingError(
-            'a process of the data loader died '
-            f'({" ".join(str(error).split())}); it may have run out of '
-            'memory: fewer num_workers need less'
-        ) from error
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from torch.utils.data import BatchSampler, DataLoader
 
 from mmauxq.engine import loops
 from mmauxq.engine.seeds import seed_step
-from mmauxq.errors import TrainingError, UsageError
+from mmauxq.errors import UsageError
 from tests.networks import joint_qat
 from tests.running import Samples, make_runner
 
@@ -54,18 +54,6 @@ def test_numbers_of_a_step_depend_on_the_step_alone():
     assert all(
         a != b for o in others for a, b in zip(draw(1, 2), o, strict=True)
     )
-
-
-def test_loader_processes_that_die_are_told_from_errors_of_the_data():
-    def failing(text):
-        raise RuntimeError(text)
-        yield
-
-    with pytest.raises(TrainingError, match='a process of the data loader'):
-        loops.next_batch(failing('DataLoader worker (pid 1) is killed'))
-    with pytest.raises(RuntimeError, match='broke'):
-        loops.next_batch(failing('the data set broke'))
-    assert loops.next_batch(iter(())) is loops.END
 
 
 @pytest.mark.parametrize(

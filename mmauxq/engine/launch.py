@@ -14,6 +14,7 @@ import argparse
 import atexit
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -278,6 +279,8 @@ def _named(error: Exception) -> Exception:
     """
     if 'DataLoader worker (pid' not in str(error):
         return error
+    # the next one to die would raise again, while this one is reported
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     return TrainingError(
         'a process of the data loader died '
         f'({" ".join(str(error).split())}); it may have run out of '

@@ -190,6 +190,31 @@ def test_where_maxima_lie_is_not_kept(level, padding, monkeypatch):
     assert not torch.is_tensor(places[0].content)
 
 
+@pytest.mark.parametrize(
+    'how',
+    [
+        dict(kernel_size=2),
+        dict(kernel_size=3, stride=2, padding=1),
+        dict(kernel_size=2, stride=2, ceil_mode=True),
+        dict(kernel_size=2, stride=1, dilation=2),
+        dict(kernel_size=3, stride=2, return_indices=True),
+    ],
+)
+def test_poolings_of_all_kinds(how):
+    x = torch.randn(2, 3, 7, 7, requires_grad=True)
+    with LessMemory('codes'):
+        found = F.max_pool2d(x.sigmoid(), **how)
+    expected = F.max_pool2d(x.sigmoid(), **how)
+    if how.get('return_indices'):
+        assert torch.equal(found[1], expected[1])
+        found, expected = found[0], expected[0]
+    assert torch.equal(found, expected)
+    upstream = torch.randn_like(found)
+    (ours,) = torch.autograd.grad(found, x, upstream)
+    (theirs,) = torch.autograd.grad(expected, x, upstream)
+    assert torch.equal(ours, theirs)
+
+
 def test_two_backward_passes():
     model, x = network('bottleneck')
     weight = model[3].conv2.weight

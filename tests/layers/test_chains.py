@@ -7,6 +7,7 @@ from torch import nn
 
 from mmauxq.layers import Chains, LessMemory
 from mmauxq.layers import chains as chains_module
+from mmauxq.layers import memory as memory_module
 from mmauxq.layers.chains import (
     ADD,
     ALONE,
@@ -17,6 +18,7 @@ from mmauxq.layers.chains import (
     settled,
 )
 from mmauxq.ops import learned_step_quantize, use_form
+from mmauxq.ops.codes import Codes
 from mmauxq.ops.norm import batch_statistics
 from tests.networks import AUX, batch, joint_qat
 
@@ -70,6 +72,11 @@ def residual(net, x, z):
     """As a block begins: the sum is quantized, and kept for the next sum."""
     x = net.relu(x + z)
     return net.quantize(x) + x
+
+
+def residual_of_another(net, x, z):
+    """What is added is no result of the convolution."""
+    return residual(net, x, z.tanh())
 
 
 def residual_first(net, x, z):
@@ -203,7 +210,15 @@ def test_a_chain_is_one_operation(
 
 @pytest.mark.parametrize('memory', ['codes', 'recompute'])
 @pytest.mark.parametrize(
-    'between', [quantized, summed, residual, residual_first, rectified]
+    'between',
+    [
+        quantized,
+        summed,
+        residual,
+        residual_of_another,
+        residual_first,
+        rectified,
+    ],
 )
 def test_with_less_memory_to_the_bit(between, memory):
     y, state, _ = run(between)
@@ -211,6 +226,24 @@ def test_with_less_memory_to_the_bit(between, memory):
     assert torch.equal(found, y)
     for name, value in state.items():
         assert value is None or torch.equal(found_state[name], value), name
+
+
+def test_a_quantized_sum_ends_in_codes(monkeypatch):
+    """With a product behind it, which is not computed for the next one."""
+    ends = []
+    remember = LessMemory._remember
+
+    def noted(self, func, recipe, *args):
+        ends.append((func is learned_step_quantize, recipe.products))
+        return remember(self, func, recipe, *args)
+
+    of = []
+    monkeypatch.setattr(LessMemory, '_remember', noted)
+    monkeypatch.setattr(
+        memory_module, 'Codes', lambda *a: of.append(a) or Codes(*a)
+    )
+    run(residual_of_another, steps=2, memory='recompute')
+    assert ends.count((True, 1)) == len(of) == 2
 
 
 @pytest.mark.parametrize(
@@ -279,11 +312,15 @@ def pending(link):
         lambda x: torch.where((x < 0.5) & (x >= -1), x, 0),
         lambda x: torch.where((x > 0.5) | (x <= -1), x, 0),
         lambda x: torch.add(x, x, alpha=0.5),
+        lambda x: torch.maximum(x, torch.ones_like(x)),
+        lambda x: torch.abs(input=x),
         lambda x: torch.where(x > 0, input=x, other=0.0),
+        lambda x: (x.mul_(2), F.relu(x))[1],
     ],
 )
-def test_what_waits_takes_part_in_any_expression(apply):
-    waits, plain, z = pending(Link(QUANTIZE, True))
+@pytest.mark.parametrize('kind', [QUANTIZE, ADD])
+def test_what_waits_takes_part_in_any_expression(apply, kind):
+    waits, plain, z = pending(Link(kind, True))
     found, expected = apply(waits), apply(plain)
     assert torch.is_tensor(found)
     torch.testing.assert_close(found, expected)

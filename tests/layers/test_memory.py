@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmauxq.errors import UsageError
 from mmauxq.layers import LayerBits, LessMemory, convert
@@ -213,6 +214,41 @@ def test_poolings_of_all_kinds(how):
     (ours,) = torch.autograd.grad(found, x, upstream)
     (theirs,) = torch.autograd.grad(expected, x, upstream)
     assert torch.equal(ours, theirs)
+
+
+class Convolutions(TorchDispatchMode):
+    """Counts them."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten.convolution.default
+        return func(*args, **kwargs or {})
+
+
+def test_no_product_is_computed_again_for_another():
+    """The second is kept, because it would take the first."""
+    convs = [nn.Conv2d(3, 3, 3) for _ in 'xy']
+    x = torch.randn(2, 3, 7, 7)
+    with LessMemory('recompute'):
+        y = F.silu(convs[1](convs[0](x))).sum()
+    with Convolutions() as again:
+        y.backward()
+    assert again.count == 1
+
+
+def test_a_sum_of_two_kept_tensors_is_kept_instead():
+    alive = []
+
+    def noted(x):
+        alive.append(StorageWeakRef(x.untyped_storage()))
+        return x
+
+    x = torch.randn(3, 4, requires_grad=True)
+    with LessMemory('codes'):
+        y = F.silu(noted(noted(x.sin()) + noted(x.cos())))
+    assert [ref.expired() for ref in alive] == [True, True, False]
+    y.sum().backward()
 
 
 def test_two_backward_passes():

@@ -44,6 +44,17 @@ def same_random_numbers():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def nothing_compiled():
+    """Or the ninth model of a process that compiles one stays eager.
+
+    torch counts compilations of a function over all models that have it.
+    """
+    yield
+    if 'torch._dynamo' in sys.modules:
+        torch._dynamo.reset()
+
+
 @pytest.fixture
 def run_python(tmp_path):
     """Run Python in a fresh process; returns the finished process.

@@ -6,8 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmauxq.errors import TrainingError
-
 END = object()
 
 
@@ -34,7 +32,7 @@ class Batches:
     def fetch(self) -> None:
         """Have the next batch ready, unless it is."""
         if self._next is None:
-            self._next = self._moved(next_batch(self.batches))
+            self._next = self._moved(next(self.batches, END))
 
     def take(self) -> Any:
         """The next batch, or ``END``."""
@@ -75,22 +73,3 @@ def device_of(model: nn.Module) -> torch.device | None:
     if parameter is None or not parameter.is_cuda:
         return None
     return parameter.device
-
-
-def next_batch(batches: Iterator[Any]) -> Any:
-    """The next batch, or ``END``.
-
-    Raises:
-        TrainingError: If a loader process died.
-    """
-    try:
-        return next(batches, END)
-    except RuntimeError as error:
-        # torch's words; what a data set raises comes with its own type
-        if 'DataLoader worker' not in str(error):
-            raise
-        raise TrainingError(
-            'a process of the data loader died '
-            f'({" ".join(str(error).split())}); it may have run out of '
-            'memory: fewer num_workers need less'
-        ) from error

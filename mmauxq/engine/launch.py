@@ -14,6 +14,7 @@ import argparse
 import atexit
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -253,7 +254,8 @@ def guard(
     try:
         args = _parse(parser, argv)
         command(args, started)
-    except Exception as error:
+    except Exception as raised:
+        error = _named(raised)
         mendable = isinstance(error, UsageError) or (
             not running and _is_expected(error)
         )
@@ -266,6 +268,24 @@ def guard(
     finally:
         _leave_process_group()
     return 0
+
+
+def _named(error: Exception) -> Exception:
+    """The error, or what to say instead if a loader process died.
+
+    torch raises that one from a signal handler, so wherever the main process
+    stands: as a rule it waits for the next batch, but it may be in a step.
+    What a data set raises in a loader process comes with its own words.
+    """
+    if 'DataLoader worker (pid' not in str(error):
+        return error
+    # the next one to die would raise again, while this one is reported
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    return TrainingError(
+        'a process of the data loader died '
+        f'({" ".join(str(error).split())}); it may have run out of '
+        'memory: fewer num_workers need less'
+    )
 
 
 def _with_place(error: Exception, cfg: Config | None) -> str:

@@ -143,9 +143,9 @@ SUMS: dict[Callable, Callable[..., Call]] = dict.fromkeys(
 )
 
 
-def _maxima(x: Tensor, *how: Any) -> Tensor:
+def _maxima(x: Tensor, kernel_size: Any, **how: Any) -> Tensor:
     """Where the maxima of a pooling lie, int64."""
-    return F.max_pool2d(x, *how, return_indices=True)[1]
+    return F.max_pool2d(x, kernel_size, **how, return_indices=True)[1]
 
 
 SEVERAL: dict[Callable, str] = {
@@ -380,16 +380,18 @@ class LessMemory(TorchFunctionMode):
         return x, spare, codes
 
     def _max_pool(
-        self, x: Tensor, kernel_size: Any, stride: Any = None,
-        padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False,
-        return_indices: bool = False,
-    ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
-        """Where the maxima lie takes four times their own memory."""
-        how = (x, kernel_size, stride, padding, dilation, ceil_mode)
-        again = self._recipe(_maxima, how, {})
-        values, places = F.max_pool2d(*how, return_indices=True)
+        self, x: Tensor, kernel_size: Any, return_indices: bool, **how: Any
+    ) -> Tensor:
+        """Where the maxima lie takes four times their own memory.
+
+        One that shall return it is another function for torch.
+        """
+        again = self._recipe(_maxima, (x, kernel_size), how)
+        values, places = F.max_pool2d(
+            x, kernel_size, **how, return_indices=True
+        )
         self._remember(_maxima, again, places, (), {})
-        return (values, places) if return_indices else values
+        return values
 
     def _recipe(
         self, func: Callable, args: Sequence[Any], kwargs: dict

@@ -2,10 +2,12 @@
 
 import random
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from mmauxq.algorithms import graphed_step
 from mmauxq.algorithms.graphed_step import GraphedStep
 from mmauxq.errors import UsageError
 from tests.networks import AUX, batch, captured, joint_qat
@@ -204,3 +206,68 @@ def test_without_a_gpu_it_is_said_once_and_eager(monkeypatch):
 def test_wrong_settings_are_one_line(settings, message):
     with pytest.raises(UsageError, match=message):
         joint_qat(**settings)
+
+
+@pytest.mark.parametrize('grad', [False, True])
+def test_on_a_cpu_a_step_is_never_recorded(grad):
+    seen = []
+    step = GraphedStep(lambda x: seen.append(x) or x * 2, nn.Linear(1, 1))
+    inputs = torch.ones(2)
+    with torch.set_grad_enabled(grad):
+        for _ in range(3):
+            assert step(inputs).tolist() == [2, 2]
+    assert all(x is inputs for x in seen) and len(seen) == 3
+
+
+def test_what_makes_two_steps_differ():
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout())
+    step, x = GraphedStep(model, model), torch.ones(2, 4)
+    first = step._kind(x)
+    assert step._kind(x.clone()) == first
+    assert step._kind(x[:1]) != first
+    assert step._kind(x.t().contiguous().t()) != first
+    assert step._kind(x.double()) != first
+    model[2].eval()
+    assert step._kind(x) != first
+    model[2].train()
+    model[0].bias.requires_grad_(False)
+    assert step._kind(x) != first
+    model[0].bias.requires_grad_(True)
+    assert step._kind(x) == first
+    model[1].running_mean.data = torch.zeros(4)
+    assert step._kind(x) != first
+
+
+@pytest.mark.parametrize(
+    'draw', [random.random, np.random.rand, lambda: torch.rand(1)]
+)
+def test_random_numbers_of_the_host_leave_a_trace(draw):
+    before = graphed_step._random_state()
+    assert graphed_step._random_state() == before
+    draw()
+    assert graphed_step._random_state() != before
+
+
+def test_others_stand_in_for_parameters():
+    """In the same memory, once each, and also if the step raises."""
+    shared, frozen = nn.Linear(4, 4), nn.Linear(4, 4).requires_grad_(False)
+    model = nn.Sequential(shared, frozen, nn.Sequential(shared))
+    weight, still = shared.weight, frozen.weight
+    with (
+        pytest.raises(RuntimeError, match='stop'),
+        graphed_step._aliases(model) as found,
+    ):
+        assert shared.weight is found[weight] is not weight
+        assert shared.weight.data_ptr() == weight.data_ptr()
+        assert frozen.weight is still and len(found) == 2
+        raise RuntimeError('stop')
+    assert shared.weight is weight and frozen.weight is still
+
+
+def test_what_is_trained_must_stand_in_its_place():
+    layer, kept = nn.Linear(4, 3), nn.Parameter(torch.ones(3))
+    with graphed_step._aliases(layer) as found:
+        y = layer(torch.ones(2, 4)).relu()
+        graphed_step._check_leaves([y], found.values())
+        with pytest.raises(UsageError, match=r'of shape \(3,\) outside of'):
+            graphed_step._check_leaves([y, y * kept], found.values())

@@ -554,7 +554,6 @@ def test_a_compiled_step_is_the_same(guidance, quantizers):
         return found, model.state_dict()
 
     eager, weights = trained(None)
-    torch._dynamo.reset()
     counters.clear()
     compiled, other = trained(dict(backend='aot_eager', fullgraph=True))
     assert counters['stats']['unique_graphs'] == 1

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from mmauxq.engine import loops
-from mmauxq.engine.batches import END, Batches, next_batch
-from mmauxq.errors import TrainingError
+from mmauxq.engine.batches import END, Batches
 from tests.running import make_runner
 
 
@@ -84,15 +83,3 @@ def test_images_are_on_the_gpu():
         found = batches.take()['inputs']
         assert found.device == device
         assert torch.equal(found.cpu(), expected)
-
-
-def test_loader_processes_that_die_are_told_from_errors_of_the_data():
-    def failing(text):
-        raise RuntimeError(text)
-        yield
-
-    with pytest.raises(TrainingError, match='a process of the data loader'):
-        next_batch(failing('DataLoader worker (pid 1) is killed'))
-    with pytest.raises(RuntimeError, match='broke'):
-        next_batch(failing('the data set broke'))
-    assert next_batch(iter(())) is END

@@ -1,11 +1,15 @@
 """Loader processes that die, a disk that is full."""
 
+import multiprocessing
 import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
 
 from mmauxq import compat, files
+from mmauxq.engine import launch, loops
 from mmauxq.errors import TrainingError
 from tests import killing
 from tests.engine.test_resume import write_config
@@ -46,6 +50,54 @@ def test_eight_loader_processes_die_one_by_one(tmp_path, monkeypatch):
     errors = [s for s in text.splitlines() if s.startswith('error: ')]
     assert len(errors) == 1 and 'Traceback' not in text, text[-2000:]
     assert 'data loader' in errors[0] and 'died' in errors[0]
+
+
+def lose(process: int, seconds: float) -> None:
+    """A loader process dies while the main one does something else."""
+    os.kill(multiprocessing.active_children()[process].pid, signal.SIGKILL)
+    time.sleep(seconds)
+
+
+def in_a_step() -> None:
+    def run_iter(self, *args):
+        lose(0, 60)  # torch's handler of the signal ends it
+
+    loops.EpochLoop.run_iter = run_iter
+
+
+def while_another_is_reported() -> None:
+    def run_iter(self, *args):
+        raise RuntimeError('DataLoader worker (pid(s) 1) exited')
+
+    complain = launch._complain
+
+    def report(message):
+        lose(1, 1)
+        complain(message)
+
+    loops.EpochLoop.run_iter, launch._complain = run_iter, report
+
+
+@pytest.mark.parametrize('when', [in_a_step, while_another_is_reported])
+def test_a_loader_process_that_nobody_waits_for_dies(tmp_path, when):
+    more = 'train_dataloader.update(batch_size=8, num_workers=2)\n'
+    config, log = write_config(tmp_path, 'qat', more), tmp_path / 'log'
+    words = [config, '--work-dir', tmp_path / 'run']
+    assert killing.run_train(words, log, when) == 1
+    text = log.read_text()
+    errors = [s for s in text.splitlines() if s.startswith('error: ')]
+    assert len(errors) == 1 and 'Traceback' not in text, text[-2000:]
+    assert 'data loader died' in errors[0]
+
+
+def test_errors_of_the_data_are_not_taken_for_a_dead_process(capsys):
+    def command(args, started):
+        started()
+        raise RuntimeError('Caught RuntimeError in DataLoader worker process')
+
+    assert launch.guard(launch.make_parser(''), ['config.py'], command) == 1
+    text = capsys.readouterr().err
+    assert 'Traceback' in text and 'died' not in text
 
 
 def full_disk() -> None:

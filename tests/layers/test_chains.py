@@ -7,6 +7,8 @@ from torch import nn
 
 from mmauxq.guidance import TapRecorder
 from mmauxq.layers import Chains, LessMemory
+from mmauxq.layers import chains as chains_module
+from mmauxq.layers import memory as memory_module
 from mmauxq.layers.chains import (
     ADD,
     ALONE,
@@ -14,8 +16,11 @@ from mmauxq.layers.chains import (
     RELU,
     Link,
     StandIn,
+    settled,
 )
 from mmauxq.ops import learned_step_quantize, use_form
+from mmauxq.ops.codes import Codes
+from mmauxq.ops.norm import batch_statistics
 from tests.networks import AUX, batch, joint_qat
 
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
@@ -68,6 +73,11 @@ def residual(net, x, z):
     """As a block begins: the sum is quantized, and kept for the next sum."""
     x = net.relu(x + z)
     return net.quantize(x) + x
+
+
+def residual_of_another(net, x, z):
+    """What is added is no result of the convolution."""
+    return residual(net, x, z.tanh())
 
 
 def residual_first(net, x, z):
@@ -162,9 +172,54 @@ def test_finds_the_chain_and_changes_nothing(between, link, inplace):
             close(found_state[name], value, name)
 
 
+@pytest.mark.parametrize(
+    'between, op, has_identity, relu',
+    [
+        (quantized, 'normalise_quantize', False, True),
+        (signed, 'normalise_quantize', False, False),
+        (summed, 'normalise', True, True),
+        (summed_first, 'normalise', True, False),
+        (residual, 'normalise_both', True, True),
+        (residual_first, 'normalise_both', True, False),
+        (quantized_twice, 'normalise_both', True, True),
+        (rectified, 'normalise', False, True),
+        (other, 'normalise', False, False),
+    ],
+)
+def test_a_chain_is_one_operation(
+    between, op, has_identity, relu, monkeypatch
+):
+    """And what it takes in is not done again."""
+    seen = []
+
+    def noted(name):
+        before = getattr(chains_module, name)
+
+        def call(z, norm, *args):
+            identity = None if name == 'normalise_quantize' else args[0]
+            flag = args[0] if name == 'normalise_quantize' else args[1]
+            seen.append((name, identity is not None, flag))
+            return before(z, norm, *args)
+
+        monkeypatch.setattr(chains_module, name, call)
+
+    for name in ('normalise', 'normalise_quantize', 'normalise_both'):
+        noted(name)
+    run(between, steps=2)  # the first one looks on
+    assert seen == [(op, has_identity, relu)]
+
+
 @pytest.mark.parametrize('memory', ['codes', 'recompute'])
 @pytest.mark.parametrize(
-    'between', [quantized, summed, residual, residual_first, rectified]
+    'between',
+    [
+        quantized,
+        summed,
+        residual,
+        residual_of_another,
+        residual_first,
+        rectified,
+    ],
 )
 def test_with_less_memory_to_the_bit(between, memory):
     y, state, _ = run(between)
@@ -172,6 +227,24 @@ def test_with_less_memory_to_the_bit(between, memory):
     assert torch.equal(found, y)
     for name, value in state.items():
         assert value is None or torch.equal(found_state[name], value), name
+
+
+def test_a_quantized_sum_ends_in_codes(monkeypatch):
+    """With a product behind it, which is not computed for the next one."""
+    ends = []
+    remember = LessMemory._remember
+
+    def noted(self, func, recipe, *args):
+        ends.append((func is learned_step_quantize, recipe.products))
+        return remember(self, func, recipe, *args)
+
+    of = []
+    monkeypatch.setattr(LessMemory, '_remember', noted)
+    monkeypatch.setattr(
+        memory_module, 'Codes', lambda *a: of.append(a) or Codes(*a)
+    )
+    run(residual_of_another, steps=2, memory='recompute')
+    assert ends.count((True, 1)) == len(of) == 2
 
 
 @pytest.mark.parametrize(
@@ -229,6 +302,140 @@ def test_a_tap_of_a_module_that_gives_several():
         model(pending)
     assert recorder.changed() == []
     assert recorder.outputs()['0'] is pending.tap
+
+
+def pending(link):
+    """A batch norm's result that waits, the plain one, and its input."""
+    z = torch.randn(2, 8, 3, 5, device=DEVICE)
+    z = z.contiguous(memory_format=torch.channels_last).requires_grad_()
+    weight, bias = torch.rand(8, device=DEVICE) + 1, torch.randn(8).to(DEVICE)
+    norm = batch_statistics(z.detach(), weight, bias, None, None, 0.1, 1e-5)
+    plain = F.batch_norm(z, None, None, weight, bias, True, 0.1, 1e-5)
+    return StandIn(z, norm, link), plain, z
+
+
+@pytest.mark.parametrize(
+    'apply',
+    [
+        lambda x: x[:, 2:4],
+        lambda x: torch.stack(list(x)) * len(x),
+        lambda x: -x,
+        lambda x: x - 2,
+        lambda x: 2 - x,
+        lambda x: x * 2,
+        lambda x: 2 * x,
+        lambda x: x / 3,
+        lambda x: 3 / (abs(x) + 1),
+        lambda x: x**2,
+        lambda x: x @ x.mT,
+        lambda x: x - x.relu() * x,
+        lambda x: torch.where((x < 0.5) & (x >= -1), x, 0),
+        lambda x: torch.where((x > 0.5) | (x <= -1), x, 0),
+        lambda x: torch.add(x, x, alpha=0.5),
+        lambda x: torch.maximum(x, torch.ones_like(x)),
+        lambda x: torch.abs(input=x),
+        lambda x: torch.where(x > 0, input=x, other=0.0),
+        lambda x: (x.mul_(2), F.relu(x))[1],
+    ],
+)
+@pytest.mark.parametrize('kind', [QUANTIZE, ADD])
+def test_what_waits_takes_part_in_any_expression(apply, kind):
+    waits, plain, z = pending(Link(kind, True))
+    found, expected = apply(waits), apply(plain)
+    assert torch.is_tensor(found)
+    torch.testing.assert_close(found, expected)
+    upstream = torch.randn_like(expected)
+    (ours,) = torch.autograd.grad(found, z, upstream)
+    (theirs,) = torch.autograd.grad(expected, z, upstream)
+    close(ours, theirs, 'z')
+
+
+def test_what_waits_has_no_other_dunder_of_a_tensor():
+    """Or copying and NumPy would take z for it."""
+    waits, _, _ = pending(Link(QUANTIZE, True))
+    with pytest.raises(AttributeError, match='__array__'):
+        waits.__array__  # noqa: B018
+    assert waits.value is None
+
+
+@pytest.mark.parametrize(
+    'link', [Link(ADD, False), Link(ADD, True), Link(ADD, False, True)]
+)
+def test_a_sum_with_another_layout(link):
+    """It waits if something is to follow."""
+    waits, plain, z = pending(link)
+    other = torch.randn(2, 8, 3, 5, device=DEVICE, requires_grad=True)
+    assert other.stride() != z.stride()
+    found = waits + other
+    assert isinstance(found, StandIn) == (link.relu or link.quantized)
+    found, expected = settled(found), plain + other
+    torch.testing.assert_close(found, expected)
+    upstream = torch.randn_like(expected)
+    ours = torch.autograd.grad(found, (z, other), upstream)
+    theirs = torch.autograd.grad(expected, (z, other), upstream)
+    close(ours[0], theirs[0], 'z')
+    assert torch.equal(ours[1], theirs[1])
+
+
+@pytest.mark.parametrize('other', [2.0, torch.ones(8, 1, 1).to(DEVICE)])
+def test_a_sum_with_something_smaller(other):
+    waits, plain, _ = pending(Link(ADD, True, True))
+    found = waits + other
+    assert torch.is_tensor(found)
+    torch.testing.assert_close(found, plain + other)
+
+
+def test_a_tap_of_a_quantized_sum_has_a_gradient_of_its_own():
+    waits, plain, z = pending(Link(ADD, True, True))
+    identity = torch.randn_like(z).requires_grad_()
+    step = torch.tensor(0.3, device=DEVICE, requires_grad=True)
+    x = F.relu(waits + identity)
+    with use_form('kernel'):
+        codes = learned_step_quantize(x, step, 0, 15)
+    tap = settled(x)
+    assert tap is x.tap and tap.data_ptr() == x.tensor().data_ptr()
+    expected = F.relu(plain + identity)
+    torch.testing.assert_close(tap, expected)
+    with use_form('reference'):
+        theirs = learned_step_quantize(expected, step, 0, 15)
+    torch.testing.assert_close(codes, theirs)
+    for mine, other in zip(
+        torch.autograd.grad(codes.sum(), (z, step), retain_graph=True),
+        torch.autograd.grad(theirs.sum(), (z, step), retain_graph=True),
+        strict=True,
+    ):
+        close(mine, other, 'of the codes')
+    for found, same in ((tap, expected), (x.tensor() + tap * 2, expected * 3)):
+        upstream = torch.randn_like(z)
+        for mine, other, name in zip(
+            torch.autograd.grad(found, (z, identity), upstream, True),
+            torch.autograd.grad(same, (z, identity), upstream, True),
+            ('z', 'identity'),
+            strict=True,
+        ):
+            close(mine, other, name)
+
+
+def test_a_tap_of_what_nobody_quantized_is_the_tensor():
+    waits, plain, _ = pending(Link(QUANTIZE, True))
+    torch.testing.assert_close(settled(waits), plain)
+    assert settled(waits) is waits.tensor()
+    assert settled(plain) is plain
+
+
+@pytest.mark.parametrize('kind', [QUANTIZE, ADD])
+def test_a_quantizer_of_another_kind_gets_the_tensor(kind):
+    """With an offset, or a step for each channel."""
+    steps = torch.rand(8, 1, 1, device=DEVICE) + 0.1
+    offset = torch.tensor(0.4, device=DEVICE)
+    for step, more in ((steps, {}), (steps[0, 0, 0], dict(offset=offset))):
+        waits, plain, _ = pending(Link(kind, True, kind == ADD))
+        if kind == ADD:
+            waits, plain = waits + plain, plain + plain
+        found = learned_step_quantize(waits, step, -8, 7, **more)
+        expected = learned_step_quantize(plain, step, -8, 7, **more)
+        assert ((found - expected).abs() > 1e-4).float().mean() < 0.01
+        assert waits.value is not None
 
 
 def test_without_gradients_nothing_is_planned_or_chained():

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmauxq.errors import UsageError
 from mmauxq.layers import LayerBits, LessMemory, convert
@@ -188,6 +189,66 @@ def test_where_maxima_lie_is_not_kept(level, padding, monkeypatch):
     places = [slot for dtype, slot in slots if dtype == torch.int64]
     assert len(places) == 1
     assert not torch.is_tensor(places[0].content)
+
+
+@pytest.mark.parametrize(
+    'how',
+    [
+        dict(kernel_size=2),
+        dict(kernel_size=3, stride=2, padding=1),
+        dict(kernel_size=2, stride=2, ceil_mode=True),
+        dict(kernel_size=2, stride=1, dilation=2),
+        dict(kernel_size=3, stride=2, return_indices=True),
+    ],
+)
+def test_poolings_of_all_kinds(how):
+    x = torch.randn(2, 3, 7, 7, requires_grad=True)
+    with LessMemory('codes'):
+        found = F.max_pool2d(x.sigmoid(), **how)
+    expected = F.max_pool2d(x.sigmoid(), **how)
+    if how.get('return_indices'):
+        assert torch.equal(found[1], expected[1])
+        found, expected = found[0], expected[0]
+    assert torch.equal(found, expected)
+    upstream = torch.randn_like(found)
+    (ours,) = torch.autograd.grad(found, x, upstream)
+    (theirs,) = torch.autograd.grad(expected, x, upstream)
+    assert torch.equal(ours, theirs)
+
+
+class Convolutions(TorchDispatchMode):
+    """Counts them."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten.convolution.default
+        return func(*args, **kwargs or {})
+
+
+def test_no_product_is_computed_again_for_another():
+    """The second is kept, because it would take the first."""
+    convs = [nn.Conv2d(3, 3, 3) for _ in 'xy']
+    x = torch.randn(2, 3, 7, 7)
+    with LessMemory('recompute'):
+        y = F.silu(convs[1](convs[0](x))).sum()
+    with Convolutions() as again:
+        y.backward()
+    assert again.count == 1
+
+
+def test_a_sum_of_two_kept_tensors_is_kept_instead():
+    alive = []
+
+    def noted(x):
+        alive.append(StorageWeakRef(x.untyped_storage()))
+        return x
+
+    x = torch.randn(3, 4, requires_grad=True)
+    with LessMemory('codes'):
+        y = F.silu(noted(noted(x.sin()) + noted(x.cos())))
+    assert [ref.expired() for ref in alive] == [True, True, False]
+    y.sum().backward()
 
 
 def test_two_backward_passes():

@@ -21,6 +21,10 @@ COMMAND = [
     '--cfg-options', 'train_cfg.max_epochs=1', 'param_scheduler.T_max=1',
 ]  # fmt: skip
 
+HANGS = 600
+"""Seconds after which a process is taken to hang. How fast it is depends on
+what else runs."""
+
 
 @pytest.mark.slow
 def test_killed_and_continued(tmp_path):
@@ -30,7 +34,7 @@ def test_killed_and_continued(tmp_path):
         words, env=process_environment(), stderr=subprocess.DEVNULL
     )
     first = out / 'float/runs/float/0/result.json'
-    limit = time.time() + 400
+    limit = time.time() + HANGS
     while not first.exists() and time.time() < limit:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
@@ -41,7 +45,7 @@ def test_killed_and_continued(tmp_path):
         env=process_environment(),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HANGS,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert first.read_text() == before  # not trained again
@@ -62,7 +66,8 @@ def test_killed_and_continued(tmp_path):
     assert (out / 'gradients.png').is_file()
     again = subprocess.run(
         [sys.executable, COMMAND[1], '--table', str(out)],
-        env=process_environment(), capture_output=True, text=True, timeout=60,
+        env=process_environment(), capture_output=True, text=True,
+        timeout=HANGS,
     )  # fmt: skip
     assert again.returncode == 0, again.stderr
     # the reference is the first arm of the folder there
@@ -95,7 +100,7 @@ def test_wrong_use_is_one_line(tmp_path, words, message):
     done = subprocess.run(
         [sys.executable, COMMAND[1], *words],
         env=process_environment(), cwd=tmp_path, capture_output=True,
-        text=True, timeout=120,
+        text=True, timeout=HANGS,
     )  # fmt: skip
     assert done.returncode == 2
     lines = done.stderr.strip().splitlines()

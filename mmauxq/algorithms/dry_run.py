@@ -86,10 +86,12 @@ def input_shape(model: nn.Module) -> tuple[int, int, int]:
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Without a trace afterwards, also of a network that seeds (RevViT)."""
     modes = [(module, module.training) for module in model.modules()]
+    devices = {p.device for p in model.parameters() if p.is_cuda}
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.random.fork_rng(list(devices)), torch.no_grad():
             yield
     finally:
         for module, mode in modes:

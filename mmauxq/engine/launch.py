@@ -390,9 +390,7 @@ def _set_amp(cfg: Config) -> None:
         scale = dict(enabled=False) if bfloat16 else 'dynamic'
         cfg.optim_wrapper.setdefault('loss_scale', scale)
     else:
-        cfg.optim_wrapper.type = 'mmauxq.BFloat16OptimWrapper'
-        for key in ('loss_scale', 'dtype'):
-            cfg.optim_wrapper.pop(key, None)
+        cfg.optim_wrapper.type = 'mmauxq.CPUAmpOptimWrapper'
 
 
 def _check_joint(cfg: Config, args: argparse.Namespace, option: str) -> None:

@@ -10,6 +10,7 @@ from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 
 from mmauxq.algorithms import JointQAT
+from mmauxq.backbones import CIFARResNet
 from mmauxq.errors import UsageError
 from mmauxq.quantizers import named_quantizers
 from tests.networks import (
@@ -356,6 +357,20 @@ def test_a_network_without_a_head_is_refused():
     config['head'] = None
     with pytest.raises(UsageError, match='has no head'):
         joint_qat(architecture=config)
+
+
+def test_building_draws_no_random_numbers(monkeypatch):
+    """Also of a network that seeds by the clock, as RevViT does."""
+    forward = CIFARResNet.forward
+    monkeypatch.setattr(
+        CIFARResNet, 'forward', lambda *x: (torch.seed(), forward(*x))[1]
+    )
+    weights = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        weights.append(joint_qat().state_dict())
+    for name, value in weights[0].items():
+        assert torch.equal(weights[1][name], value), name
 
 
 def test_the_cost_is_printed():

@@ -43,7 +43,11 @@ WEIGHT = (
     "custom_hooks = [dict(type='mmauxq.GuidanceWeightHook', end_weight=0.1)]\n"
 )
 ACCUMULATE = 'optim_wrapper = dict(accumulative_counts=3)\n'
-AMP = "optim_wrapper = dict(type='mmauxq.BFloat16OptimWrapper')\n"
+AMP = (
+    "optim_wrapper = dict(type='mmauxq.CPUAmpOptimWrapper', dtype='float16',\n"
+    '    loss_scale=dict(init_scale=2.0**30, growth_interval=2))\n'
+)
+"""Steps that overflow are among the first, and a scale that changes."""
 
 pytestmark = pytest.mark.filterwarnings('ignore:.*fork:DeprecationWarning')
 

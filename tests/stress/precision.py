@@ -27,7 +27,8 @@ DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 WRAPPERS = {
     'cpu': {
         'float32': {},
-        'bfloat16': dict(type='mmauxq.BFloat16OptimWrapper'),
+        'float16': dict(type='mmauxq.CPUAmpOptimWrapper', dtype='float16'),
+        'bfloat16': dict(type='mmauxq.CPUAmpOptimWrapper'),
     },
     'cuda': {
         'float32': {},

@@ -23,7 +23,11 @@ from tests.conftest import ROOT
 KINDS = ('qat', 'aux', 'dsn')
 EXTRAS = {
     'plain': '',
-    'amp': "optim_wrapper = dict(type='mmauxq.BFloat16OptimWrapper')\n",
+    'amp': "optim_wrapper = dict(type='mmauxq.CPUAmpOptimWrapper')\n",
+    'amp float16': (
+        "optim_wrapper = dict(type='mmauxq.CPUAmpOptimWrapper',\n"
+        "    dtype='float16')\n"
+    ),
     'ema': (
         'custom_hooks = [dict(type="SyncBuffersHook"),\n'
         '    dict(type="EMAHook", momentum=0.01)]\n'

@@ -1,6 +1,6 @@
 """Optimizer wrappers and constructors."""
 
-from .bfloat16_optim_wrapper import BFloat16OptimWrapper
+from .cpu_amp_optim_wrapper import CPUAmpOptimWrapper
 from .quantizer_aware_constructor import QuantizerAwareOptimWrapperConstructor
 
-__all__ = ['BFloat16OptimWrapper', 'QuantizerAwareOptimWrapperConstructor']
+__all__ = ['CPUAmpOptimWrapper', 'QuantizerAwareOptimWrapperConstructor']

@@ -37,6 +37,7 @@ from .checks import (
 )
 from .guards import add_guards, make_exact
 from .locate import locate
+from .options import merge_options
 from .resume import named_checkpoint, set_start
 from .settings import check_settings
 
@@ -166,8 +167,6 @@ def load_config(args: argparse.Namespace) -> Config:
         raise UsageError(f'config {path} does not exist or is not a file')
     try:
         cfg = Config.fromfile(path)
-        if args.cfg_options:
-            cfg.merge_from_dict(args.cfg_options)
     except Exception as error:  # a config is code: it may raise anything
         if compat.needs_pkg_resources(error):
             raise UsageError(
@@ -175,6 +174,7 @@ def load_config(args: argparse.Namespace) -> Config:
                 'pkg_resources: pip install "setuptools<82"'
             ) from error
         raise UsageError(f'config {path}: {one_line(error)}') from error
+    merge_options(cfg, args.cfg_options or {}, '--cfg-options')
     cfg.launcher = args.launcher
     return cfg
 

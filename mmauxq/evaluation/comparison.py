@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 from mmengine.config import Config
 
+from mmauxq.engine.options import merge_options
 from mmauxq.errors import UsageError
 from mmauxq.files import write_atomically
 
@@ -89,8 +90,10 @@ def read_arms(
         if not Path(path).is_file():
             raise UsageError(f'arm {name!r}: config {path} does not exist')
         config = Config.fromfile(path)
-        config.merge_from_dict(options or {})
-        config.merge_from_dict(dict(_override(name, o) for o in own))
+        merge_options(config, options or {}, f'arm {name!r}: --cfg-options')
+        merge_options(
+            config, dict(_override(name, o) for o in own), f'arm {name!r}:'
+        )
         configs[name] = config
     _check_equal(configs)
     return configs

@@ -1,49 +1,43 @@
 """Joint training of a low-precision network and what guides it."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from mmengine.dist import get_world_size
 from mmengine.logging import print_log
 from mmengine.model import BaseModel, ModuleList
 from mmengine.runner import CheckpointLoader
 from mmpretrain.models import ClsHead, ImageClassifier, MultiLabelClsHead
-from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
 from mmrazor.models.algorithms import BaseAlgorithm
 from mmrazor.models.utils import add_prefix
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from mmauxq.errors import UsageError
 from mmauxq.guidance import Guidance, Tap, TapRecorder, Taps, find_taps
 from mmauxq.guidance.base import LOGITS
 from mmauxq.guidance.taps import IMAGE
 from mmauxq.layers import (
-    Chains,
     LayerBits,
-    LessMemory,
-    Policy,
-    WeightsAtOnce,
-    compiling_for,
     convert,
     restore,
 )
 from mmauxq.layers.checkpoint import check_architecture, normalise
-from mmauxq.ops.dispatch import is_forced
-from mmauxq.ops.norm import has_kernels
-from mmauxq.quantizers import FLOAT_BITS, calibrating, named_quantizers
-from mmauxq.quantizers.base import check_bits
+from mmauxq.quantizers import FLOAT_BITS, named_quantizers
 from mmauxq.registry import MODELS
 
 from . import dry_run
-from .graphed_step import GraphedStep
+from .arguments import (
+    assign_bits,
+    build_architecture,
+    check_sections,
+    check_shape,
+    check_taps,
+)
+from .step_forms import StepForms
 
 LOW_BITS = 4
-WEIGHT_GROUPS = 4
-"""In how many parts ranks exchange the gradients of quantized weights."""
 PLAIN_LOSSES = (ClsHead.loss, MultiLabelClsHead.loss)
 """``head.loss`` that is ``head._get_loss(head(features), data_samples)``."""
 
@@ -108,8 +102,8 @@ class JointQAT(BaseAlgorithm):
         data_preprocessor: dict | nn.Module | None = None,
         init_cfg: dict | None = None,
     ) -> None:
-        _check_sections(architecture, quantizers, policy, guidance)
-        architecture = _build_architecture(architecture, data_preprocessor)
+        check_sections(architecture, quantizers, policy, guidance)
+        architecture = build_architecture(architecture, data_preprocessor)
         # In-place activations are looked after where they matter, at the
         # taps; mmrazor would switch all of them off.
         super().__init__(architecture, None, init_cfg, module_inplace=True)
@@ -120,7 +114,7 @@ class JointQAT(BaseAlgorithm):
         self._started = False
 
         self.taps: list[Tap] = []
-        shape = _check_shape(input_shape) or dry_run.input_shape(architecture)
+        shape = check_shape(input_shape) or dry_run.input_shape(architecture)
         inputs, found = dry_run.first_pass(architecture, shape)
         if not found.products:
             raise UsageError(
@@ -141,7 +135,7 @@ class JointQAT(BaseAlgorithm):
             ]
             self.guidance = ModuleList(built) if several else built[0]
             self._check_signals()
-        self.bits = _assign_bits(found, quantizers, policy)
+        self.bits = assign_bits(found, quantizers, policy)
         convert(
             architecture,
             self.bits,
@@ -152,22 +146,12 @@ class JointQAT(BaseAlgorithm):
         self._check_conversion(inputs)
         self._register_state_dict_hook(_keep_all)
         self._log_bits()
-        self.memory = memory
-        if memory is not None:
-            LessMemory(memory)  # says what is allowed
         if channels_last is None:
             channels_last = torch.cuda.is_available()
         self.channels_last = bool(channels_last)
         if self.channels_last:
             self.to(memory_format=torch.channels_last)
-        self._weights_at_once: WeightsAtOnce | None = None
-        self._chains = Chains()
-        self._compiled_step: Callable | None = None
-        self._graphed_step: GraphedStep | None = None
-        if compile:
-            self._compile({} if compile is True else dict(compile))
-        if cuda_graph:
-            self._record(cuda_graph, bool(compile))
+        self.forms = StepForms(self, compile, cuda_graph, memory)
 
     def _check_conversion(self, inputs: Tensor) -> None:
         """See that every quantizer is reached; no layer is missed unsaid."""
@@ -178,42 +162,6 @@ class JointQAT(BaseAlgorithm):
             self.bits[name] = LayerBits(
                 FLOAT_BITS, FLOAT_BITS, 'its product was not found'
             )
-
-    def _check_plain(self, option: str, without: object) -> None:
-        if not self._is_plain:
-            raise UsageError(
-                f'{option}: a {type(self.architecture.head).__name__} or '
-                f'{type(self.architecture).__name__} has a loss of its own, '
-                f'which is left out of it; set model.{option}={without}'
-            )
-
-    def _compile(self, options: dict) -> None:
-        self._check_plain('compile', None)
-        options.pop('_scope_', None)
-        try:
-            self._compiled_step = torch.compile(self._step, **options)
-        except (TypeError, RuntimeError) as error:
-            raise UsageError(f'compile={options}: {error}') from error
-
-    def _record(self, wanted: bool, compiled: bool) -> None:
-        if wanted is not True:
-            raise UsageError(
-                f'cuda_graph={wanted!r}; allowed are True and False'
-            )
-        if compiled:
-            raise UsageError(
-                'cuda_graph and compile exclude each other; '
-                "compile=dict(mode='reduce-overhead') compiles and records"
-            )
-        self._check_plain('cuda_graph', False)
-        if not torch.cuda.is_available():
-            print_log(
-                'JointQAT: there is no GPU, so cuda_graph has no effect',
-                logger='current',
-                level=logging.WARNING,
-            )
-        # a shallow reference: the step is a method of this module
-        self._graphed_step = GraphedStep(self._eager_step, self)
 
     def _build_guidance(self, cfg: dict, inputs: Tensor) -> Guidance:
         cfg = dict(cfg)
@@ -229,7 +177,7 @@ class JointQAT(BaseAlgorithm):
         taps = cfg.pop('taps', cls.default_taps(cfg))
         found = Taps([], [], False)
         if taps is not None:
-            _check_taps(taps)
+            check_taps(taps)
             found = find_taps(self.architecture, taps, cls.uses_stem, inputs)
         self.recorders.append(found.recorder(self.architecture))
         given = dict(
@@ -363,13 +311,13 @@ class JointQAT(BaseAlgorithm):
         """
         if self.channels_last and inputs.dim() == 4:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
-        first, calibrates = not self._started, self._start()
-        if not self._is_plain:
-            with self._entered(calibrates):
+        calibrates = self._start()
+        if not self.is_plain:
+            with self.forms.entered(calibrates):
                 student, logits = self._other_loss(inputs, data_samples)
-                found = self._guide(inputs)
+                found = self.guide(inputs)
         else:
-            logits, found = self._run(inputs, first, calibrates)
+            logits, found = self.forms(inputs, calibrates)
             student = self.architecture.head._get_loss(logits, data_samples)
         losses = add_prefix(student, 'student')
         signals = {LOGITS: logits}
@@ -388,98 +336,41 @@ class JointQAT(BaseAlgorithm):
             )
         return losses
 
-    def _run(self, inputs: Tensor, first: bool, calibrates: bool) -> tuple:
-        """The step in the form that the config asks for."""
-        if calibrates:
-            with self._entered(calibrates=True):
-                return self._step(inputs)
-        if self._compiled_step is not None and not first:
-            with self._entered(compiled=True):
-                return self._compiled_step(inputs)
-        return (self._graphed_step or self._eager_step)(inputs)
-
-    def _eager_step(self, inputs: Tensor) -> tuple[Tensor, list]:
-        """With batch norms in chains, if this form of the step has them."""
-        wanted = self._graphed_step is not None or is_forced()
-        with ExitStack() as stack:
-            if wanted and has_kernels(inputs) and torch.is_grad_enabled():
-                self._find_chains(inputs)
-                stack.enter_context(self._entered())
-                stack.enter_context(self._chains)
-            else:
-                stack.enter_context(self._entered())
-            return self._step(inputs)
-
-    def _find_chains(self, inputs: Tensor) -> None:
-        """Once, in a pass of two images that leaves no trace."""
-        if self._chains.links is not None:
-            return
-        devices = [inputs.device] if inputs.is_cuda else []
-        buffers = [(b, b.clone()) for b in self.buffers()]
-        with torch.random.fork_rng(devices), self._entered(), self._chains:
-            few = inputs[:2]
-            logits = self._student(few)
-            tapped = [t for r in self.recorders for t in r.outputs().values()]
-            found = self._guide(few)
-            self._chains.plan(tree_leaves((logits, found)), tapped)
-        for buffer, value in buffers:
-            buffer.copy_(value)
-
     @contextmanager
     def eager(self) -> Iterator[None]:
         """While entered, no step is compiled or recorded: hooks on modules
         inside of F see what passes."""
-        forms = self._compiled_step, self._graphed_step
-        self._compiled_step = self._graphed_step = None
-        try:
-            yield
-        finally:
-            self._compiled_step, self._graphed_step = forms
-
-    @contextmanager
-    def _entered(
-        self, calibrates: bool = False, compiled: bool = False
-    ) -> Iterator[None]:
-        """What surrounds a step: taps, and how quantizers and memory work."""
-        with ExitStack() as stack:
-            for owner in (self, *self.guidances):
-                for recorder in owner.recorders:
-                    stack.enter_context(recorder)
-            if calibrates:
-                stack.enter_context(calibrating(self.architecture))
-            else:
-                if self._weights_at_once is None:
-                    self._weights_at_once = WeightsAtOnce(
-                        self.architecture,
-                        WEIGHT_GROUPS if get_world_size() > 1 else 1,
-                    )
-                stack.enter_context(self._weights_at_once.active())
-            if compiled:
-                stack.enter_context(compiling_for(self.memory))
-            elif self.memory is not None:
-                stack.enter_context(LessMemory(self.memory))
+        with self.forms.eager():
             yield
 
     @property
-    def _is_plain(self) -> bool:
+    def is_plain(self) -> bool:
         """Whether the loss is that of the logits, and nothing else."""
         return (
             type(self.architecture).loss is ImageClassifier.loss
             and type(self.architecture.head).loss in PLAIN_LOSSES
         )
 
-    def _step(self, inputs: Tensor) -> tuple[Tensor, list]:
-        """What is computed from tensors alone: the part that compiles.
+    def compute(self, inputs: Tensor) -> tuple[Tensor, list]:
+        """The part of a step that is computed from tensors alone.
+
+        Called by :class:`.step_forms.StepForms`, which has it compiled or
+        recorded.
+
+        Args:
+            inputs: (N, C, H, W).
 
         Returns:
             The logits of F, (N, K), and what each guidance found.
         """
-        return self._student(inputs), self._guide(inputs)
+        return self.student(inputs), self.guide(inputs)
 
-    def _student(self, inputs: Tensor) -> Any:
+    def student(self, inputs: Tensor) -> Any:
+        """The logits of F, (N, K)."""
         return self._logits(self.architecture.extract_feat(inputs))
 
-    def _guide(self, inputs: Tensor) -> list:
+    def guide(self, inputs: Tensor) -> list:
+        """What each guidance makes of what was tapped, and of the images."""
         found = [
             guidance({IMAGE: inputs, **recorder.outputs()})
             for guidance, recorder in zip(
@@ -620,122 +511,6 @@ def _keep_all(model: JointQAT, state: dict, prefix: str, _: Any) -> None:
         for name, tensor in own.items():
             if tensor is not None:
                 state.setdefault(inner + name, tensor.detach())
-
-
-def _build_architecture(
-    architecture: dict | BaseModel, data_preprocessor: Any
-) -> BaseModel:
-    if isinstance(architecture, dict):
-        architecture = dict(architecture)
-        architecture.setdefault('_scope_', 'mmpretrain')
-        if data_preprocessor is not None:
-            architecture.setdefault('data_preprocessor', data_preprocessor)
-        architecture = MMPRETRAIN_MODELS.build(architecture)
-    missing = [
-        part
-        for part in ('backbone', 'head')
-        if not isinstance(getattr(architecture, part, None), nn.Module)
-    ]
-    if missing:
-        raise UsageError(
-            f'architecture: a {type(architecture).__name__} has no '
-            f'{" and no ".join(missing)}; an mmpretrain image classifier '
-            'with backbone and head is needed'
-        )
-    return architecture
-
-
-def _check_sections(
-    architecture: Any, quantizers: Any, policy: Any, guidance: Any
-) -> None:
-    if policy is not None and not isinstance(policy, dict):
-        raise UsageError(
-            f'model.policy={policy!r}; allowed are a dict and None'
-        )
-    parts = guidance if isinstance(guidance, (list, tuple)) else [guidance]
-    if guidance is not None and not (
-        parts and all(isinstance(part, dict) for part in parts)
-    ):
-        raise UsageError(
-            f'model.guidance={guidance!r}; allowed are a dict, a list of '
-            'dicts, and None'
-        )
-    if not isinstance(architecture, (dict, nn.Module)):
-        raise UsageError(
-            f'model.architecture={architecture!r}; allowed is the config of '
-            'a classifier'
-        )
-    if not isinstance(quantizers, dict):
-        raise UsageError(
-            f'model.quantizers={quantizers!r}; allowed is a dict with the '
-            "keys 'weight' and 'activation'"
-        )
-    for role in ('weight', 'activation'):
-        cfg = quantizers.get(role, {})
-        if not isinstance(cfg, dict):
-            raise UsageError(
-                f'model.quantizers.{role}={cfg!r}; allowed is a dict with '
-                "'type' and 'bits'"
-            )
-
-
-def _check_taps(taps: Any) -> None:
-    names = [taps] if isinstance(taps, str) else taps
-    if (
-        not isinstance(names, (list, tuple))
-        or not names
-        or not all(isinstance(name, str) for name in names)
-    ):
-        raise UsageError(
-            f"guidance.taps={taps!r}; allowed are 'auto', 'stage_ends', a "
-            'pattern of module names, and a list of patterns'
-        )
-
-
-def _check_shape(shape: Sequence[int] | None) -> tuple[int, ...] | None:
-    if shape is None:
-        return None
-    shape = tuple(shape) if isinstance(shape, (list, tuple)) else (shape,)
-    if len(shape) != 3 or not all(type(n) is int and n > 0 for n in shape):
-        raise UsageError(
-            f'input_shape={shape}; allowed are three positive '
-            'integers (C, H, W)'
-        )
-    return shape
-
-
-def _assign_bits(
-    found: dry_run.Pass, quantizers: dict, policy: dict | None
-) -> dict:
-    if set(quantizers) - {'_scope_'} != {'weight', 'activation'}:
-        raise UsageError(
-            f'quantizers has the keys {sorted(quantizers)}; '
-            "allowed and needed are 'weight' and 'activation'"
-        )
-    for role in ('weight', 'activation'):
-        if 'bits' not in quantizers[role]:
-            raise UsageError(
-                f'model.quantizers.{role}={dict(quantizers[role])} has no '
-                f'`bits`; allowed are 1 to 8, and {FLOAT_BITS} for floating '
-                'point'
-            )
-    widths = [
-        check_bits(quantizers[role]['bits'], 1, f'quantizers.{role}')
-        for role in ('weight', 'activation')
-    ]
-    policy = {k: v for k, v in (policy or {}).items() if k != '_scope_'}
-    unknown = set(policy) - {'first', 'last', 'layers'}
-    if unknown:
-        raise UsageError(
-            f'policy has no {sorted(unknown)}; allowed are '
-            "'first', 'last' and 'layers'"
-        )
-    bits = Policy(**policy).assign(list(found.products), *widths)
-    reasons = {p.name: p.reason for p in found.products.values() if p.reason}
-    reasons |= {name: 'does not run in evaluation' for name in found.unused}
-    for name, reason in reasons.items():
-        bits[name] = LayerBits(FLOAT_BITS, FLOAT_BITS, reason)
-    return bits
 
 
 def _as_list(value: Any) -> list:

@@ -30,7 +30,7 @@ def train(cuda_graph, sizes=(8,) * 6, dtype=None, every=1, **settings):
     """Losses of some steps, and what they make of the model."""
     model = joint_qat(cuda_graph=cuda_graph, **settings).to(DEVICE)
     if not cuda_graph:  # the same kernels, launched one by one
-        model._graphed_step = model._eager_step
+        model.forms.recorded = model.forms.one_by_one
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
     history = []
     for i, size in enumerate(sizes):
@@ -82,10 +82,10 @@ def test_recorded_is_eager_to_the_bit(settings, deterministic):
     expected = train(False, **settings)
     found = train(True, **settings)
     same(found, expected)
-    recording = found[1]._graphed_step._recording
+    recording = found[1].forms.recorded._recording
     assert recording.plays >= 1
     # which is what both have in common, and must not be nothing
-    assert found[1]._chains.links
+    assert found[1].forms.chains.links
 
 
 @pytest.mark.gpu
@@ -98,7 +98,7 @@ def test_what_changes_the_step_is_recorded_anew():
         model.zero_grad()
         losses = model.loss(inputs, samples)
         sum(losses.values()).backward()
-        return model._graphed_step._recording
+        return model.forms.recorded._recording
 
     first = [step() for _ in range(4)][-1]
     assert first.plays == 2

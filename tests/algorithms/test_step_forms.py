@@ -42,10 +42,10 @@ def test_kernels_are_the_same_step():
     torch.backends.cudnn.allow_tf32 = False
     losses, grads, plain = one_step(form='reference', device=device)
     found, found_grads, model = one_step(form='kernel', device=device)
-    assert len(model._weights_at_once.pairs) == sum(
+    assert len(model.forms.weights_at_once.pairs) == sum(
         not bits.is_float for bits in model.bits.values()
     )
-    assert not plain._weights_at_once.pairs
+    assert not plain.forms.weights_at_once.pairs
     for name, loss in losses.items():
         torch.testing.assert_close(found[name], loss)
     for name, grad in grads.items():

@@ -461,7 +461,7 @@ def test_a_training_step(guidance):
     for chained in (False, True):
         model = joint_qat(**settings).to(DEVICE)
         if not chained:
-            model._chains.links = {}
+            model.forms.chains.links = {}
         inputs, samples = batch()
         inputs, samples = inputs.to(DEVICE), [s.to(DEVICE) for s in samples]
         with use_form('kernel'):
@@ -471,10 +471,10 @@ def test_a_training_step(guidance):
                 sum(losses.values()).backward()
         results.append((losses, model))
     (losses, plain), (found, chained) = results
-    kinds = [link.kind for link in chained._chains.links.values()]
+    kinds = [link.kind for link in chained.forms.chains.links.values()]
     adaptors = 0 if guidance is None else 3
     # the sums that end the first two blocks; taps do not keep them from it
-    assert sum(li.quantized for li in chained._chains.links.values()) == 2
+    assert sum(li.quantized for li in chained.forms.chains.links.values()) == 2
     assert kinds.count(ADD) == 3 + adaptors
     assert kinds.count(QUANTIZE) == 3 and kinds.count(RELU) == 1
     for name, loss in losses.items():

@@ -154,8 +154,8 @@ def chained(config: str) -> tuple[dict, dict, JointQAT]:
     for wanted in (False, True):
         model, shape = build(config)
         if not wanted:
-            model._chains.links = {}
-        at = 'mmauxq.algorithms.joint_qat.'
+            model.forms.chains.links = {}
+        at = 'mmauxq.algorithms.step_forms.'
         with (
             stand_ins(),
             mock.patch(at + 'is_forced', lambda: True),
@@ -173,14 +173,14 @@ def recorded(config: str) -> tuple[dict, dict, JointQAT]:
         model, shape = build(config)
         model = model.cuda().to(memory_format=torch.channels_last)
         model.channels_last = True
-        model._graphed_step = (
-            GraphedStep(model._eager_step, model)
+        model.forms.recorded = (
+            GraphedStep(model.forms.one_by_one, model)
             if wanted
-            else model._eager_step
+            else model.forms.one_by_one
         )
         with torch.backends.cudnn.flags(benchmark=False, deterministic=True):
             results.append(train(model, shape, 5))
-    if model._graphed_step._recording is None:
+    if model.forms.recorded._recording is None:
         raise RuntimeError('nothing was recorded')
     return *results, model
 
@@ -201,7 +201,7 @@ def check(config: str, on_gpu: bool = False) -> Row:
         plain, found, model = (recorded if on_gpu else chained)(config)
         kinds = [
             link.kind + '+quantize' * link.quantized
-            for link in (model._chains.links or {}).values()
+            for link in (model.forms.chains.links or {}).values()
         ]
         row.kinds = {kind: kinds.count(kind) for kind in sorted(set(kinds))}
         errors = {

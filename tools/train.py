@@ -1,7 +1,8 @@
 """Train a classifier: tools/train.py CONFIG."""
 
 import mmauxq  # noqa: F401  (makes mmauxq:: bases known to the config)
-from mmauxq.engine.launch import leave, train
+from mmauxq.engine.command_line import leave
+from mmauxq.engine.launch import train
 
 if __name__ == '__main__':
     leave(train())

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mmauxq import compat
-from mmauxq.engine import launch
+from mmauxq.engine import command_line
 from mmauxq.errors import UsageError
 
 from .command import load, number
@@ -13,7 +13,7 @@ from .command import load, number
 
 def audit_command(argv: list[str] | None = None) -> int:
     """Count levels; 1 if a tensor has more than its bits allow."""
-    parser = launch.make_parser(
+    parser = command_line.make_parser(
         'Count the levels of every quantized tensor on validation images, '
         'and fail if one has more than 2**bits.'
     )
@@ -55,5 +55,5 @@ def audit_command(argv: list[str] | None = None) -> int:
                 f'quantized tensors hold their bits on {len(images)} images'
             )
 
-    status = launch.guard(parser, argv, command)
+    status = command_line.guard(parser, argv, command)
     return status or int(bool(failed))

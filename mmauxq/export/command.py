@@ -4,13 +4,13 @@ import argparse
 from collections.abc import Callable
 
 from mmauxq import compat
-from mmauxq.engine import launch
+from mmauxq.engine import command_line
 from mmauxq.engine.checks import check_model
 
 
 def load(args: argparse.Namespace):
     """The network of ``args.config`` and ``args.checkpoint``."""
-    cfg = launch.load_config(args)
+    cfg = command_line.load_config(args)
     check_model(cfg, args.config)
     compat.load_checkpoint(args.checkpoint)  # before anything is built
     compat.enable()
@@ -28,7 +28,7 @@ def number(text: str) -> int:
 
 def export_command(argv: list[str] | None = None) -> int:
     """Export a trained network; returns the exit status."""
-    parser = launch.make_parser(
+    parser = command_line.make_parser(
         'Write what ships of a trained network - slim.pth, '
         'packed.safetensors, model.onnx, report.json and report.md - and '
         'check that each computes what was trained.'
@@ -83,4 +83,4 @@ def export_command(argv: list[str] | None = None) -> int:
             lambda line: print(line, flush=True),
         )
 
-    return launch.guard(parser, argv, command)
+    return command_line.guard(parser, argv, command)

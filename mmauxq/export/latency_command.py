@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mmauxq import compat
-from mmauxq.engine import launch
+from mmauxq.engine import command_line
 from mmauxq.engine.checks import check_model
 from mmauxq.errors import UsageError
 
@@ -16,7 +16,7 @@ from .command import load, number
 
 def latency_command(argv: list[str] | None = None) -> int:
     """Print the speed of each exported form; returns the exit status."""
-    parser = launch.make_parser(
+    parser = command_line.make_parser(
         'Measure each exported form of a network against its float export, '
         'forms taking turns. Without --checkpoint weights are random and '
         'scales come from generated images: speed does not depend on them.'
@@ -55,7 +55,7 @@ def latency_command(argv: list[str] | None = None) -> int:
         from .network import check_config
 
         if args.checkpoint is None:
-            cfg = launch.load_config(args)
+            cfg = command_line.load_config(args)
             check_model(cfg, args.config)
             init_default_scope(cfg.get('default_scope', 'mmpretrain'))
             check_config(cfg)
@@ -96,7 +96,7 @@ def latency_command(argv: list[str] | None = None) -> int:
                         kernels if kind == 'onnxruntime' else {},
                     )
 
-    return launch.guard(parser, argv, command)
+    return command_line.guard(parser, argv, command)
 
 
 def _runners(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mmauxq import compat, files
-from mmauxq.engine import launch, loops
+from mmauxq.engine import command_line, loops
 from mmauxq.errors import TrainingError
 from tests import killing
 from tests.engine.test_resume import write_config
@@ -69,13 +69,13 @@ def while_another_is_reported() -> None:
     def run_iter(self, *args):
         raise RuntimeError('DataLoader worker (pid(s) 1) exited')
 
-    complain = launch._complain
+    complain = command_line._complain
 
     def report(message):
         lose(1, 1)
         complain(message)
 
-    loops.EpochLoop.run_iter, launch._complain = run_iter, report
+    loops.EpochLoop.run_iter, command_line._complain = run_iter, report
 
 
 @pytest.mark.parametrize('when', [in_a_step, while_another_is_reported])
@@ -95,7 +95,12 @@ def test_errors_of_the_data_are_not_taken_for_a_dead_process(capsys):
         started()
         raise RuntimeError('Caught RuntimeError in DataLoader worker process')
 
-    assert launch.guard(launch.make_parser(''), ['config.py'], command) == 1
+    assert (
+        command_line.guard(
+            command_line.make_parser(''), ['config.py'], command
+        )
+        == 1
+    )
     text = capsys.readouterr().err
     assert 'Traceback' in text and 'died' not in text
 

@@ -203,7 +203,7 @@ def test_leave(root, rank, finalised):
     """A rank ends at once, after what writes on exit has written."""
     program = (
         'import atexit, threading, time\n'
-        'from mmauxq.engine.launch import leave\n'
+        'from mmauxq.engine.command_line import leave\n'
         'class Late:\n'
         '    def __del__(self): print("late", flush=True)\n'
         'late = Late()\n'

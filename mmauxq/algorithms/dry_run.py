@@ -1,7 +1,7 @@
 """What one forward pass of a network tells: order, shapes, cost."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmauxq.errors import UsageError
 from mmauxq.guidance import Guidance, Tap
+from mmauxq.guidance.taps import IMAGE
 from mmauxq.layers import (
     Product,
     ProductTrace,
@@ -216,15 +217,29 @@ def idle_layers(model: nn.Module, inputs: Tensor) -> list[str]:
 
 
 def guidance_multiply_adds(
-    guidance: Guidance, taps: Sequence[Tap], device: torch.device
+    guidance: Guidance, taps: Sequence[Tap], model: nn.Module, inputs: Tensor
 ) -> int:
-    """Multiply-adds of the guidance's forward pass for one sample."""
+    """Multiply-adds of the guidance's forward pass for one sample.
+
+    Args:
+        guidance: Left as it was.
+        taps: What it reads.
+        model: F, which it may run; left as it was.
+        inputs: (N, C, H, W).
+    """
     outputs = {
-        tap.name: torch.zeros(1, *tap.shape, device=device) for tap in taps
+        tap.name: torch.zeros(len(inputs), *tap.shape, device=inputs.device)
+        for tap in taps
     }
-    with _evaluating(guidance), FlopCounterMode(display=False) as counter:
-        guidance(outputs)
-    return counter.get_total_flops() // 2
+    outputs[IMAGE] = inputs
+    with ExitStack() as stack:
+        for module in (guidance, model):
+            stack.enter_context(_evaluating(module))
+        for recorder in guidance.recorders:
+            stack.enter_context(recorder)
+        with FlopCounterMode(display=False) as counter:
+            guidance(outputs)
+    return counter.get_total_flops() // 2 // len(inputs)
 
 
 def count_parameters(module: nn.Module) -> int:

@@ -179,7 +179,6 @@ class JointQAT(BaseAlgorithm):
         if taps is not None:
             check_taps(taps)
             found = find_taps(self.architecture, taps, cls.uses_stem, inputs)
-        self.recorders.append(found.recorder(self.architecture))
         given = dict(
             taps=found.taps,
             head=self.architecture.head,
@@ -192,9 +191,11 @@ class JointQAT(BaseAlgorithm):
                 data_preprocessor=self.data_preprocessor,
             )
         guidance = MODELS.build(cfg, default_args=given)
+        recorder = found.recorder(self.architecture)
+        self.recorders.append(guidance.attach(self.architecture, recorder))
         parameters = dry_run.count_parameters(guidance)
         multiply_adds = dry_run.guidance_multiply_adds(
-            guidance, given['taps'], inputs.device
+            guidance, found.taps, self.architecture, inputs
         )
         self.taps += found.taps
         self.cost.guidance_parameters += parameters
@@ -371,11 +372,11 @@ class JointQAT(BaseAlgorithm):
 
     def guide(self, inputs: Tensor) -> list:
         """What each guidance makes of what was tapped, and of the images."""
+        # all of them first: a guidance may have F run again
+        tapped = [recorder.outputs() for recorder in self.recorders]
         found = [
-            guidance({IMAGE: inputs, **recorder.outputs()})
-            for guidance, recorder in zip(
-                self.guidances, self.recorders, strict=True
-            )
+            guidance({IMAGE: inputs, **outputs})
+            for guidance, outputs in zip(self.guidances, tapped, strict=True)
         ]
         # From here on the backward pass alone decides what lives. A compiled
         # step would return, and fill with gradients of zero, what is kept.

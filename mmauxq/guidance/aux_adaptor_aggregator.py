@@ -11,7 +11,8 @@ from .adaptor import Adaptor, channels
 from .base import AUX_LOGITS, Guidance, student_logits
 from .classifier import own_classifier, pool
 from .distance import build_distance
-from .taps import Tap
+from .own_norms import OwnNorms
+from .taps import IMAGE, Tap, TapRecorder
 
 INIT = (
     dict(type='Kaiming', layer='Conv2d', mode='fan_out', nonlinearity='relu'),
@@ -57,6 +58,10 @@ class AuxAdaptorAggregator(Guidance):
             ``dict(type='mmrazor.KLDivergence', tau=1.0, loss_weight=1.0)``,
             which lets no gradient into the logits of H unless it has
             ``teacher_detach=False``; ``None`` for no such term.
+        separate_bn: Whether H reads a second pass through F, with batch norms
+            of its own, as in the first version of the paper; see
+            :class:`.own_norms.OwnNorms`. By default both share one pass, as
+            in the second version.
         dtype: See :class:`Guidance`.
         init_cfg: As of any BaseModule; by default that of mmpretrain's
             ResNet.
@@ -78,6 +83,7 @@ class AuxAdaptorAggregator(Guidance):
         width_ratio: float = 1.0,
         groups: int = 1,
         guides_student: dict | None = None,
+        separate_bn: bool = False,
         dtype: str | None = 'float32',
         init_cfg: dict | Sequence[dict] = INIT,
     ) -> None:
@@ -101,6 +107,13 @@ class AuxAdaptorAggregator(Guidance):
             raise UsageError(
                 f'guidance.groups={groups!r}; allowed are integers from 1'
             )
+        if not isinstance(separate_bn, bool):
+            raise UsageError(
+                f'guidance.separate_bn={separate_bn!r}; allowed are True and '
+                'False'
+            )
+        self.separate_bn = separate_bn
+        self.second_pass: OwnNorms | None = None
         groups_of: dict[str, list[Tap]] = {}
         for tap in taps:
             if len(tap.shape) not in (2, 3):
@@ -127,8 +140,23 @@ class AuxAdaptorAggregator(Guidance):
                 guides_student, 'guidance.guides_student', num_classes
             )
 
+    def attach(self, network: nn.Module, recorder: TapRecorder) -> TapRecorder:
+        """With ``separate_bn``, nothing is read in F's own pass."""
+        if not self.separate_bn:
+            return recorder
+        self.second_pass = OwnNorms(network, recorder)
+        self.recorders.append(recorder)
+        return TapRecorder(network, [])
+
+    def prepare(self, network: nn.Module) -> None:
+        """The batch norms of a second pass start as F's."""
+        if self.second_pass is not None:
+            self.second_pass.prepare()
+
     def forward(self, outputs: dict[str, Tensor]) -> Tensor:
         """Logits of the auxiliary classifier, (N, K)."""
+        if self.second_pass is not None:
+            outputs = self.second_pass(outputs[IMAGE])
         with self.precision():
             g = None
             for names, adaptor in zip(self.parts, self.adaptors, strict=True):

@@ -98,6 +98,18 @@ class Guidance(BaseModule):
         """What ``taps`` is in a config that does not say it."""
         return 'auto'
 
+    def attach(self, network: nn.Module, recorder: TapRecorder) -> TapRecorder:
+        """Called once, after the guidance was built.
+
+        Args:
+            network: F, in floating point.
+            recorder: Of the taps.
+
+        Returns:
+            What reads F's own pass for :meth:`forward`.
+        """
+        return recorder
+
     def prepare(self, network: nn.Module) -> None:
         """Called before the first step of a process, weights are loaded.
 

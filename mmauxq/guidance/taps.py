@@ -299,6 +299,11 @@ class TapRecorder:
             return {name: tensors[kept[0]]}
         return {f'{name}:{i}': tensors[i] for i in kept}
 
+    def restart(self) -> None:
+        """Forget what was kept: the network runs once more."""
+        self.release()
+        self._ran.clear()
+
     def release(self) -> None:
         """Let go of what was kept."""
         # cleared, not replaced: a compiled step gives back what was put into

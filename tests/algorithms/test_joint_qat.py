@@ -543,6 +543,7 @@ FEATURES = dict(
         (DSN, 'LSQPlus'),
         (FEATURES, 'PACT'),
         ([dict(AUX, width_ratio=0.5), KD], 'LSQ'),
+        (dict(AUX, separate_bn=True), 'LSQ'),
     ],
 )
 def test_a_compiled_step_is_the_same(guidance, quantizers):

@@ -178,7 +178,7 @@ def test_the_cost_on_imagenet_networks(depth, parameters, multiply_adds):
         parameters, rel=0.01
     )
     assert dry_run.guidance_multiply_adds(
-        model.guidance, taps, torch.device('cpu')
+        model.guidance, taps, model.architecture, torch.zeros(1, 3, 224, 224)
     ) == pytest.approx(multiply_adds, rel=0.04)
 
 
@@ -191,6 +191,7 @@ def test_the_cost_on_imagenet_networks(depth, parameters, multiply_adds):
         (dict(groups=0), 'guidance.groups=0'),
         (dict(dtype='float16'), "guidance.dtype='float16'"),
         (dict(loss_weight=-1), 'guidance.loss_weight=-1'),
+        (dict(separate_bn=1), 'guidance.separate_bn=1; allowed are True'),
     ],
 )
 def test_bad_settings(settings, message):

@@ -13,6 +13,7 @@ matplotlib.use('Agg')  # no screen is needed
 from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.patheffects import withStroke  # noqa: E402
 
 # Okabe and Ito's colours, told apart by all common forms of sight
 COLOURS = ('#000000', '#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00')
@@ -165,8 +166,14 @@ def plot_comparison(folder: Path, records: Sequence[Mapping]) -> None:
             xytext=(6, 4),
             textcoords='offset points',
             fontsize=8,
+            color=colour,
+            zorder=10,
+            path_effects=[withStroke(linewidth=3, foreground='white')],
         )
-    axes.set(xlabel='training step (ms)', ylabel='final top-1 (%)')
+    axes.set(
+        xlabel='training step (ms)',
+        ylabel='final top-1 (%), mean and standard deviation',
+    )
     _save(figure, folder / 'cost.png')
     norms = {name: _mean_norms(runs) for name, runs in arms.items()}
     if all(norms.values()):

@@ -20,7 +20,22 @@ from mmauxq import compat
 from tests import killing
 from tests.conftest import ROOT
 
-KINDS = ('qat', 'aux', 'dsn')
+# the teacher is F before it is trained: what it knows does not matter here
+KINDS = {
+    'qat': '',
+    'aux': '',
+    'dsn': '',
+    'kd': 'model = dict(guidance=dict(least_accuracy=0))\n',
+    'auxkd': (
+        'guidance = _base_.model.guidance\n'
+        'guidance[0]["separate_bn"] = True\n'
+        'guidance[0]["guides_student"] = dict(type="mmrazor.KLDivergence")\n'
+        'guidance[1]["least_accuracy"] = 0\n'
+        'guidance[1]["guides_aux"] = dict(type="mmrazor.KLDivergence")\n'
+        'model = dict(guidance=guidance)\n'
+        'del guidance\n'
+    ),
+}
 EXTRAS = {
     'plain': '',
     'amp': "optim_wrapper = dict(type='mmauxq.CPUAmpOptimWrapper')\n",
@@ -40,7 +55,7 @@ EXTRAS = {
 }
 WEIGHT = (
     'custom_hooks = [*globals().get("custom_hooks", []),\n'
-    '    dict(type="mmauxq.GuidanceWeightHook", end_weight=0.1)]\n'
+    '    dict(type="mmauxq.GuidanceWeightHook", index={}, end_weight=0.1)]\n'
 )
 STAGES = ('half', 'before rename', 'after rename')
 
@@ -56,8 +71,9 @@ def write_config(folder: Path, kind: str, extra: str) -> Path:
         'param_scheduler = dict(T_max=3)\n'
         'default_hooks = dict(checkpoint=dict(max_keep_ckpts=2),\n'
         '    logger=dict(interval=1))\n'
+        + KINDS[kind]
         + EXTRAS[extra]
-        + (WEIGHT if kind != 'qat' else '')
+        + WEIGHT.format(0 if kind == 'auxkd' else None) * (kind != 'qat')
     )
     return path
 
@@ -88,7 +104,7 @@ def main() -> int:
     whole, done, lost = {}, 0, 0
     with (args.out / 'results.jsonl').open('a') as results:
         while done < args.kills:
-            kind = KINDS[done % len(KINDS)]
+            kind = list(KINDS)[done % len(KINDS)]
             extra = dice.choice(list(EXTRAS))
             folder = args.out / f'{kind}_{extra}'.replace(' ', '_')
             if folder not in whole:

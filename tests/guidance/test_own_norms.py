@@ -71,6 +71,23 @@ def test_they_start_as_those_of_f_and_go_their_own_way():
     assert not torch.allclose(second.norms[later].running_mean, theirs)
 
 
+def test_all_is_read_in_the_second_pass():
+    """The stem, too."""
+    model = joint_qat(guidance=OWN)
+    step(model)
+    inputs, second = batch()[0], model.guidance.second_pass
+    with torch.no_grad():
+        for norm in second.norms:
+            norm.bias.add_(1.0)
+        with model.forms.entered():
+            model.student(inputs)
+            first = second.recorder.outputs()
+            found = second(inputs)
+    assert list(found) == list(first) and 'stem' in found
+    for name, tensor in found.items():
+        assert not torch.allclose(tensor, first[name]), name
+
+
 def test_a_resumed_run_keeps_them():
     model = joint_qat(guidance=OWN)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)

@@ -317,6 +317,7 @@ class JointQAT(BaseAlgorithm):
             with self.forms.entered(calibrates):
                 student, logits = self._other_loss(inputs, data_samples)
                 found = self.guide(inputs)
+                self.release()
         else:
             logits, found = self.forms(inputs, calibrates)
             student = self.architecture.head._get_loss(logits, data_samples)
@@ -364,7 +365,9 @@ class JointQAT(BaseAlgorithm):
         Returns:
             The logits of F, (N, K), and what each guidance found.
         """
-        return self.student(inputs), self.guide(inputs)
+        found = self.student(inputs), self.guide(inputs)
+        self.release()
+        return found
 
     def student(self, inputs: Tensor) -> Any:
         """The logits of F, (N, K)."""
@@ -378,14 +381,15 @@ class JointQAT(BaseAlgorithm):
             guidance({IMAGE: inputs, **outputs})
             for guidance, outputs in zip(self.guidances, tapped, strict=True)
         ]
-        # From here on the backward pass alone decides what lives. A compiled
-        # step would return, and fill with gradients of zero, what is kept.
-        for recorder in self.recorders:
-            recorder.release()
-        for guidance in self.guidances:
-            for recorder in guidance.recorders:
-                recorder.release()
         return found
+
+    def release(self) -> None:
+        """Let go of what was tapped: the backward pass alone decides what
+        lives. A compiled step would return, and fill with gradients of zero,
+        what is kept."""
+        for owner in (self, *self.guidances):
+            for recorder in owner.recorders:
+                recorder.release()
 
     def _logits(self, features: Any) -> Any:
         """Of the head.

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from mmengine.dist import get_world_size
@@ -176,8 +176,15 @@ class StepForms:
         buffers = [(b, b.clone()) for b in model.buffers()]
         with torch.random.fork_rng(devices), self.entered(), self.chains:
             logits = model.student(few)
-            tapped = [t for r in model.recorders for t in r.outputs().values()]
+            tapped = _tapped(model)
             found = model.guide(few)
+            for guidance in model.guidances:
+                tapped += _tapped(guidance)
             self.chains.plan(tree_leaves((logits, found)), tapped)
+            model.release()
         for buffer, value in buffers:
             buffer.copy_(value)
+
+
+def _tapped(owner: Any) -> list[Tensor]:
+    return [t for r in owner.recorders for t in r.outputs().values()]

@@ -67,13 +67,14 @@ def same(found, expected):
         dict(dtype=torch.float16),
         dict(guidance=[AUX, KD]),
         dict(guidance=DSN),
+        dict(guidance=dict(AUX, separate_bn=True)),
         dict(every=3),
         dict(sizes=(8, 8, 8, 5, 8, 8, 3, 8)),
         dict(sizes=(8, 8, 4, 4, 8, 4, 4, 8, 8)),
     ],
     ids=[
-        'aux', 'codes', 'recompute', 'float16', 'two', 'dsn', 'accumulated',
-        'other sizes', 'size for good',
+        'aux', 'codes', 'recompute', 'float16', 'two', 'dsn', 'own norms',
+        'accumulated', 'other sizes', 'size for good',
     ],
 )  # fmt: skip
 @pytest.mark.gpu

@@ -23,6 +23,8 @@ from mmauxq.ops.codes import Codes
 from mmauxq.ops.norm import batch_statistics
 from tests.networks import AUX, batch, joint_qat
 
+OWN = dict(AUX, separate_bn=True)
+
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 
 
@@ -447,7 +449,7 @@ def test_without_gradients_nothing_is_planned_or_chained():
     assert chains.links is None
 
 
-@pytest.mark.parametrize('guidance', [None, AUX])
+@pytest.mark.parametrize('guidance', [None, AUX, OWN])
 def test_a_training_step(guidance):
     """Losses, gradients and running statistics of the joint network."""
     # so fine that a value rounded the other way does not show
@@ -472,11 +474,13 @@ def test_a_training_step(guidance):
         results.append((losses, model))
     (losses, plain), (found, chained) = results
     kinds = [link.kind for link in chained.forms.chains.links.values()]
-    adaptors = 0 if guidance is None else 3
+    adaptors, passes = 0 if guidance is None else 3, 1 + (guidance is OWN)
     # the sums that end the first two blocks; taps do not keep them from it
-    assert sum(li.quantized for li in chained.forms.chains.links.values()) == 2
-    assert kinds.count(ADD) == 3 + adaptors
-    assert kinds.count(QUANTIZE) == 3 and kinds.count(RELU) == 1
+    links = chained.forms.chains.links.values()
+    assert sum(link.quantized for link in links) == 2 * passes
+    assert kinds.count(ADD) == 3 * passes + adaptors
+    assert kinds.count(QUANTIZE) == 3 * passes
+    assert kinds.count(RELU) == passes
     for name, loss in losses.items():
         torch.testing.assert_close(found[name], loss, rtol=1e-3, atol=1e-4)
     theirs = dict(chained.named_parameters())

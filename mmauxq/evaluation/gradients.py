@@ -5,6 +5,7 @@ from torch import Tensor
 
 from mmauxq.algorithms import JointQAT, dry_run
 from mmauxq.guidance import find_taps
+from mmauxq.guidance.own_norms import OwnNorms
 
 
 def block_gradient_norms(
@@ -21,16 +22,31 @@ def block_gradient_norms(
     Returns:
         ``'student'`` (the loss of F alone) and, if there is guidance,
         ``'joint'`` (both losses) -> name of a block -> Euclidean norm of the
-        gradient at its output.
+        gradient at its output; of the sum, if guidance runs F once more.
     """
     network = model.architecture
     with dry_run.floating(network):
         found = find_taps(
             network, 'auto', False, dry_run.sample(network, model.cost.shape)
         )
-    with model.eager(), found.recorder(network) as recorder:
-        losses = model(inputs, data_samples, mode='loss')
-    outputs = recorder.outputs()
+    passes: list[dict[str, Tensor]] = []
+
+    def next_pass(*_: object) -> None:
+        passes.append(recorder.outputs())
+        recorder.restart()
+
+    handles = [
+        module.register_forward_pre_hook(next_pass)
+        for module in model.modules()
+        if isinstance(module, OwnNorms)
+    ]
+    try:
+        with model.eager(), found.recorder(network) as recorder:
+            losses = model(inputs, data_samples, mode='loss')
+        passes.append(recorder.outputs())
+    finally:
+        for handle in handles:
+            handle.remove()
     terms = {
         'student': [
             v
@@ -44,10 +60,15 @@ def block_gradient_norms(
     norms = {}
     for name, values in terms.items():
         gradients = torch.autograd.grad(
-            sum(values), list(outputs.values()), retain_graph=True
+            sum(values),
+            [tensor for outputs in passes for tensor in outputs.values()],
+            retain_graph=True,
+            allow_unused=True,  # the loss of F knows its own pass only
         )
-        norms[name] = {
-            block: gradient.norm().item()
-            for block, gradient in zip(outputs, gradients, strict=True)
-        }
+        blocks = [block for outputs in passes for block in outputs]
+        total: dict[str, Tensor] = {}
+        for block, gradient in zip(blocks, gradients, strict=True):
+            if gradient is not None:
+                total[block] = total.get(block, 0) + gradient
+        norms[name] = {block: g.norm().item() for block, g in total.items()}
     return norms

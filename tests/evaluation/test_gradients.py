@@ -1,7 +1,7 @@
 import torch
 
 from mmauxq.evaluation import block_gradient_norms
-from tests.networks import batch, joint_qat
+from tests.networks import AUX, batch, joint_qat
 
 BLOCKS = [f'backbone.layer{i}.0' for i in (1, 2, 3)]
 
@@ -40,3 +40,16 @@ def test_parameters_keep_their_gradients():
     model = joint_qat(guidance=None)
     assert list(block_gradient_norms(model, *batch())) == ['student']
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_both_passes_of_a_network_that_runs_twice():
+    """Equal batch norms, as in the first step: the same as in one pass."""
+    expected = block_gradient_norms(joint_qat(), *batch())
+    model = joint_qat(guidance=dict(AUX, separate_bn=True))
+    found = block_gradient_norms(model, *batch())
+    for name, norms in expected.items():
+        for block, norm in norms.items():
+            torch.testing.assert_close(
+                found[name][block], norm, rtol=1e-4, atol=1e-6
+            )
+    assert not model.guidance.second_pass._forward_pre_hooks

@@ -107,6 +107,22 @@ class _Exact:
             if name.startswith('train/'):
                 buffer.max_length = min(buffer.max_length, longest)
 
+    def _before_train(self) -> dict[str, int]:
+        """Call the hooks; returns where the message hub said that we are."""
+        known = self.runner.message_hub.runtime_info
+        place = {key: known[key] for key in ('epoch', 'iter') if key in known}
+        self.runner.call_hook('before_train')
+        return place
+
+    def _catch_up(self, place: dict[str, int]) -> None:
+        """Validate where the run was killed, as it would have been done.
+
+        A checkpoint that is the best is then written again, with all that the
+        message hub says; hooks have meanwhile moved on to the next step.
+        """
+        self.runner.message_hub.update_info_dict(place)
+        self._validate_if_due()
+
     def _validate(self) -> None:
         """Validate, and note for which step it was done.
 
@@ -145,10 +161,10 @@ class EpochLoop(_Exact, EpochBasedTrainLoop):
     def run(self) -> Any:
         """Train, from wherever the runner is."""
         self._check_ranks()
-        self.runner.call_hook('before_train')
+        place = self._before_train()
         at_start_of_epoch = self._done_in_epoch() == 0
         if self._owes_validation() and at_start_of_epoch:
-            self._validate_if_due()
+            self._catch_up(place)
         while self._epoch < self._max_epochs and not self.stop_training:
             self.run_epoch()
             self._validate_if_due()
@@ -224,10 +240,10 @@ class IterLoop(_Exact, EpochBasedTrainLoop):
     def run(self) -> Any:
         """Train, from wherever the runner is."""
         self._check_ranks()
-        self.runner.call_hook('before_train')
+        place = self._before_train()
         self.runner.call_hook('before_train_epoch')
         if self._owes_validation():
-            self._validate_if_due()
+            self._catch_up(place)
         batches = self._batches()
         while self._iter < self._max_iters and not self.stop_training:
             self.runner.model.train()

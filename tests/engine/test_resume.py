@@ -77,6 +77,7 @@ def last(work_dir: Path) -> Path:
     'kind, more, points',
     [
         ('qat', '', [killing.at_step(6), killing.in_validation(1)]),
+        ('dsn', '', [killing.in_validation(2)]),
         ('aux', WEIGHT, [killing.at_step(3), killing.at_step(11)]),
         ('aux', EMA + AMP, [killing.at_step(9)]),
         ('dsn', IN_BETWEEN, [killing.at_step(5), killing.at_step(8)]),
@@ -94,9 +95,9 @@ def last(work_dir: Path) -> Path:
         ),
     ],
     ids=[
-        'qat', 'weight schedule', 'ema and amp', 'within an epoch',
-        'by iteration', 'gradients within an epoch', 'gradients',
-        'within files',
+        'qat', 'last validation, the best', 'weight schedule', 'ema and amp',
+        'within an epoch', 'by iteration', 'gradients within an epoch',
+        'gradients', 'within files',
     ],
 )  # fmt: skip
 def test_killed_and_resumed_is_bit_equal(tmp_path, kind, more, points):

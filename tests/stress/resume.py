@@ -2,8 +2,8 @@
 
     python -m tests.stress.resume --kills 50 --out DIR
 
-Each run is killed once or twice: at a random moment, at a random step, or
-while a random file is written, and then resumed. DIR/results.jsonl has a line
+Each run is killed once or twice: at a random moment, at a random step, as a
+random validation begins, or while a random file is written, and then resumed. DIR/results.jsonl has a line
 for each; the exit status is 0 only if no run differs.
 """
 
@@ -80,13 +80,16 @@ def write_config(folder: Path, kind: str, extra: str) -> Path:
 
 def some_point(dice: random.Random, seconds: float):
     """(what, prepare, kill_after) of one kill."""
-    what = dice.choice(('moment', 'moment', 'step', 'file'))
+    what = dice.choice(('moment', 'step', 'validation', 'file'))
     if what == 'moment':
         after = dice.uniform(0, seconds)
         return f'after {after:.2f} s', (lambda: None), after
     if what == 'step':
         step = dice.randrange(57)
         return f'step {step}', killing.at_step(step), None
+    if what == 'validation':
+        number = dice.randrange(3)
+        return f'validation {number}', killing.in_validation(number), None
     number, stage = dice.randrange(9), dice.choice(STAGES)
     return f'file {number}, {stage}', killing.in_write(number, stage), None
 

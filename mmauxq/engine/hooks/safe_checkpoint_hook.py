@@ -23,6 +23,8 @@ class SafeCheckpointHook(CheckpointHook):
     * An old checkpoint, and the old best one, is deleted after the new one
       is written, not before.
     * ``last_checkpoint`` is complete or absent, and names a complete file.
+    * The checkpoint of an epoch is written again if validation finds it the
+      best, also where validation is the first thing that a resumed run does.
     * Gradients that wait for a step (``accumulative_counts``) are stored, if
       there is one process; MMEngine loses them.
 
@@ -38,6 +40,11 @@ class SafeCheckpointHook(CheckpointHook):
                 f'{sorted(known)}'
             )
         super().__init__(*args, **kwargs)
+
+    def before_train(self, runner: Any) -> None:
+        """Know what was saved last before a resume."""
+        super().before_train(runner)
+        self.last_ckpt = runner.message_hub.runtime_info.get('last_ckpt')
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:
         """Refuse what is not finite; add gradients that wait for a step.

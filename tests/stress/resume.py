@@ -3,8 +3,9 @@
     python -m tests.stress.resume --kills 50 --out DIR
 
 Each run is killed once or twice: at a random moment, at a random step, as a
-random validation begins, or while a random file is written, and then resumed. DIR/results.jsonl has a line
-for each; the exit status is 0 only if no run differs.
+random validation begins, or while a random file is written, and then resumed.
+DIR/results.jsonl has a line for each; the exit status is 0 only if no run
+differs.
 """
 
 import argparse

@@ -13,11 +13,14 @@ on where it was.
 """
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -190,32 +193,55 @@ def train(
     Raises:
         UsageError: If a run fails; the others are stopped, what is finished
             is kept.
+        KeyboardInterrupt: On SIGINT and SIGTERM, after the runs are stopped.
     """
     waiting = [run for run in runs if not run.result.is_file()]
     active: dict[Run, subprocess.Popen] = {}
     try:
-        while waiting or active:
-            while waiting and len(active) < jobs:
-                run = waiting.pop(0)
-                active[run] = _begin(run, start)
-            time.sleep(0.5)
-            yield list(active)
-            for run, process in list(active.items()):
-                if process.poll() is None:
-                    continue
-                del active[run]
-                if not run.result.is_file():
-                    log = run.folder / 'log.txt'
-                    last = (log.read_text().strip() or '?').splitlines()[-1]
-                    raise UsageError(
-                        f'arm {run.arm!r}, seed {run.seed} failed: {last} '
-                        f'(see {log})'
-                    )
+        with _signals() as signals:
+            while waiting or active:
+                while waiting and len(active) < jobs:
+                    run = waiting.pop(0)
+                    active[run] = _begin(run, start)
+                time.sleep(0.5)
+                if signals:
+                    raise KeyboardInterrupt
+                yield list(active)
+                for run, process in list(active.items()):
+                    if process.poll() is not None:
+                        del active[run]
+                        _check_finished(run)
     finally:
         for process in active.values():
             process.terminate()
         for process in active.values():
             process.wait()
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """SIGINT and SIGTERM that come meanwhile.
+
+    Not raised where they come: a library, or a destructor, would swallow
+    them, and SIGTERM would leave the runs without anybody who waits for them.
+    """
+    seen: list[int] = []
+    kinds = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(k, lambda k, _: seen.append(k)) for k in kinds]
+    try:
+        yield seen
+    finally:
+        for kind, handler in zip(kinds, before, strict=True):
+            signal.signal(kind, handler)
+
+
+def _check_finished(run: Run) -> None:
+    if not run.result.is_file():
+        log = run.folder / 'log.txt'
+        last = (log.read_text().strip() or '?').splitlines()[-1]
+        raise UsageError(
+            f'arm {run.arm!r}, seed {run.seed} failed: {last} (see {log})'
+        )
 
 
 def _begin(run: Run, start: str | None) -> subprocess.Popen:
@@ -237,9 +263,11 @@ def run_one(folder: Path, seed: int, start: str | None = None) -> None:
     config = Config.fromfile(folder / 'recipe.py')
     if start is not None and config.model.type == 'mmauxq.JointQAT':
         config.model.float_checkpoint = start
-    progress = folder / 'progress'
+    progress, parent = folder / 'progress', os.getppid()
 
     def report(done: int, of: int) -> None:
+        if os.getppid() != parent:  # killed; the next one trains this run
+            raise SystemExit('the comparison that began this run is gone')
         if done % 10 == 0 or done == of:
             progress.write_text(f'{done} {of}')
 

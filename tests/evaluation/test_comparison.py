@@ -1,11 +1,16 @@
+import contextlib
 import json
+import os
+import signal
+import subprocess
 import sys
 
 import pytest
+from mmengine.config import Config
 from scipy import stats
 
 from mmauxq.errors import UsageError
-from mmauxq.evaluation import comparison
+from mmauxq.evaluation import comparison, trial
 from mmauxq.evaluation.figures import _mean_norms, plot_comparison
 from tests.conftest import ROOT
 
@@ -241,3 +246,47 @@ def test_a_run_that_fails_stops_the_comparison(tmp_path, monkeypatch):
     )
     with pytest.raises(UsageError, match="arm 'plain', seed 0 failed"):
         list(comparison.train(runs, 1))
+
+
+@pytest.mark.parametrize('kind', [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_the_runs_wherever_it_comes(
+    tmp_path, monkeypatch, kind
+):
+    """Here while another error is handled, which would swallow it."""
+    runs = [comparison.Run('a', i, tmp_path / str(i)) for i in range(3)]
+    begun = []
+
+    def begin(run, start):
+        begun.append(subprocess.Popen(['sleep', '600']))
+        return begun[-1]
+
+    monkeypatch.setattr(comparison, '_begin', begin)
+    before = [signal.getsignal(k) for k in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(KeyboardInterrupt):
+        for active in comparison.train(runs, 2):
+            assert active == runs[:2]
+            with contextlib.suppress(BaseException):
+                os.kill(os.getpid(), kind)
+    assert [process.poll() for process in begun] == [-signal.SIGTERM] * 2
+    after = [signal.getsignal(k) for k in (signal.SIGINT, signal.SIGTERM)]
+    assert after == before
+
+
+def test_a_run_ends_with_the_comparison_that_began_it(tmp_path, monkeypatch):
+    """Or the next comparison would train it a second time, beside it."""
+    Config(dict(model=dict(type='x'))).dump(tmp_path / 'recipe.py')
+    seen = []
+
+    def run_trial(config, folder, seed, report, resume):
+        for step in range(3):
+            report(step, 3)
+            seen.append(step)
+            if step == 1:
+                monkeypatch.setattr(os, 'getppid', lambda: 1)
+
+    monkeypatch.setattr(trial, 'run_trial', run_trial)
+    monkeypatch.setattr(os, 'getppid', lambda: 77)
+    with pytest.raises(SystemExit, match='comparison that began this run is'):
+        comparison.run_one(tmp_path, 0)
+    assert seen == [0, 1]
+    assert not (tmp_path / 'result.json').exists()

@@ -38,7 +38,7 @@ def test_killed_and_continued(tmp_path):
     while not first.exists() and time.time() < limit:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    process.wait(60)
+    assert process.wait(HANGS) == 130
     before = first.read_text()
     done = subprocess.run(
         words,

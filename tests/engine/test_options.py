@@ -46,6 +46,7 @@ def test_values_are_where_the_keys_say(key, value, found):
         ('steps.0.betas.x', 'steps.0.betas is a list of 2'),
         ('model.depth.x', "model.depth is 20, which has no 'x'"),
         ('model.guidance.type', "model.guidance is None, which has no 'type'"),
+        ('self', "neither the config nor a run has 'self'; the "),
         ('steeps.0.lr', "neither the config nor a run has 'steeps'; the "),
     ],
 )

@@ -40,9 +40,12 @@ def save_slim(
     """
     source = compat.load_checkpoint(checkpoint)
     state = normalise(source, str(checkpoint))
-    if not any(
-        key.endswith('_quantizer.calibrated')
-        or key.endswith('_quantizer.step')
+    joint = any(
+        key.removeprefix('module.').startswith('architecture.')
+        for key in source.get('state_dict', source)
+    )  # with 32 bits everywhere, it has no quantizer
+    if not joint and not any(
+        key.endswith(('_quantizer.calibrated', '_quantizer.step'))
         for key in state
     ):
         raise UsageError(

@@ -6,7 +6,7 @@ import torch
 
 from mmauxq.errors import TrainingError, UsageError
 from mmauxq.export import save_slim
-from tests.networks import batch, joint_qat
+from tests.networks import QUANTIZERS, batch, joint_qat
 
 
 @pytest.fixture
@@ -65,6 +65,19 @@ def test_nothing_is_left_half_written(trained, tmp_path, monkeypatch):
         'slim.pth'
     ]
     assert slim.read_bytes() == b'the old one'
+
+
+def test_of_32_bits_it_is_the_float_network(tmp_path):
+    """The first stage of the method: floating point, with the module."""
+    floats = {k: dict(v, bits=32) for k, v in QUANTIZERS.items()}
+    model = joint_qat(quantizers=floats)
+    file = tmp_path / 'epoch_1.pth'
+    torch.save(dict(state_dict=model.state_dict()), file)
+    save_slim(file, tmp_path / 'slim.pth')
+    found = torch.load(tmp_path / 'slim.pth', weights_only=True)['state_dict']
+    expected = model.architecture.state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
 def test_a_float_checkpoint_is_refused(tmp_path):

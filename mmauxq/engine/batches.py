@@ -1,9 +1,12 @@
 """Batches of a loader, the next one on its way while the GPU computes."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from mmengine.model import is_model_wrapper
+from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 END = object()
@@ -18,12 +21,20 @@ class Batches:
     Args:
         batches: From the loader.
         device: To which the images of a batch are moved; ``None`` leaves them.
+        preprocessor: Whose work on the data samples is done ahead, too, while
+            :meth:`preprocessing` is entered; see :func:`plain_preprocessor`.
     """
 
     def __init__(
-        self, batches: Iterator[Any], device: torch.device | None = None
+        self,
+        batches: Iterator[Any],
+        device: torch.device | None = None,
+        preprocessor: nn.Module | None = None,
     ) -> None:
         self.batches, self.device = batches, device
+        self._preprocess: Callable | None = None
+        self._preprocessor = preprocessor
+        self._ready: tuple[Any, Any] = (None, None)
         self._next: Any = None
         self._stream = None
         if device is not None and device.type == 'cuda':
@@ -41,15 +52,56 @@ class Batches:
         if self._stream is not None and isinstance(batch, dict):
             now = torch.cuda.current_stream(self.device)
             now.wait_stream(self._stream)
-            for tensor in _tensors(batch.get('inputs')):
+            # labels are views of one tensor
+            memory = {
+                tensor.untyped_storage().data_ptr(): tensor
+                for tensor in _tensors(list(batch.values()))
+                if tensor.is_cuda
+            }
+            for tensor in memory.values():
                 tensor.record_stream(now)
         return batch
+
+    @contextmanager
+    def preprocessing(self) -> Iterator[None]:
+        """While entered, labels are on their way with the images.
+
+        MMPretrain's preprocessor gives each data sample its part of the
+        labels, one by one, which takes longer than all else that the host
+        does between two steps. The images are left to their time: normalised
+        they would take four times the memory.
+        """
+        module = self._preprocessor
+        if module is None:
+            yield
+            return
+        forward = self._preprocess = module.forward
+
+        def ahead(data: Any, training: bool = False) -> Any:
+            batch, samples = self._ready
+            if data is not batch:
+                return forward(data, training)
+            images = forward(dict(inputs=data['inputs']), training)
+            return dict(images, data_samples=samples)
+
+        module.forward = ahead  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            del module.forward  # that of its class is seen again
+            self._preprocess, self._ready = None, (None, None)
 
     def _moved(self, batch: Any) -> Any:
         if self.device is None or not isinstance(batch, dict):
             return batch
         with torch.cuda.stream(self._stream):
-            return dict(batch, inputs=self._to_device(batch.get('inputs')))
+            batch = dict(batch, inputs=self._to_device(batch.get('inputs')))
+            images, samples = batch['inputs'], batch.get('data_samples')
+            if self._preprocess and isinstance(images, Tensor) and samples:
+                none = dict(inputs=images[:0], data_samples=samples)
+                done = self._preprocess(none, True)
+                self._ready = batch, done['data_samples']
+        return batch
 
     def _to_device(self, value: Any) -> Any:
         if isinstance(value, Tensor):
@@ -65,6 +117,21 @@ def _tensors(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, (list, tuple)):
         for inner in value:
             yield from _tensors(inner)
+    elif isinstance(value, BaseDataElement):
+        yield from _tensors(list(value.values()))
+
+
+def plain_preprocessor(model: nn.Module) -> nn.Module | None:
+    """The data preprocessor of a model if it takes images and labels apart.
+
+    One that mixes images draws random numbers, which have their time.
+    """
+    from mmpretrain.models import ClsDataPreprocessor
+
+    bare = model.module if is_model_wrapper(model) else model
+    found = getattr(bare, 'data_preprocessor', None)
+    plain = type(found) is ClsDataPreprocessor and found.batch_augments is None
+    return found if plain else None
 
 
 def device_of(model: nn.Module) -> torch.device | None:

@@ -15,7 +15,7 @@ from torch.utils.data import BatchSampler, DataLoader, Sampler
 from mmauxq.errors import UsageError
 from mmauxq.registry import LOOPS
 
-from .batches import END, Batches, device_of
+from .batches import END, Batches, device_of, plain_preprocessor
 from .seeds import seed_step
 
 VALIDATED = 'mmauxq/validated'
@@ -69,17 +69,18 @@ class _Exact:
         """The batches of a pass, without the first ``start``.
 
         Where other processes make them, the next one is fetched as soon as a
-        forward pass is launched. Made in this process it would draw random
-        numbers before its turn, and a resumed run would not be the same.
+        forward pass is launched, and its labels are prepared. Made in this
+        process it would draw random numbers before its turn, and a resumed
+        run would not be the same.
         """
         model = self.runner.model
         ahead = self.dataloader.num_workers > 0
         device = device_of(model) if ahead else None
         with starting_at(self.dataloader, start) as loaded:
-            batches = Batches(loaded, device)
             if device is None:
-                yield batches
+                yield Batches(loaded)
                 return
+            batches = Batches(loaded, device, plain_preprocessor(model))
 
             def fetch(module: nn.Module, args: Any, output: Any) -> None:
                 if module.training:
@@ -87,7 +88,8 @@ class _Exact:
 
             handle = model.register_forward_hook(fetch)
             try:
-                yield batches
+                with batches.preprocessing():
+                    yield batches
             finally:
                 handle.remove()
 

@@ -295,7 +295,7 @@ class _Normalise(torch.autograd.Function):
         if grad is None:
             grad = torch.zeros_like(z)
         qmin, qmax, grad_scale = ctx.codes or (0, 1, 1.0)
-        tensors = (
+        given = (
             grad, *[*others, z, z][:2], z, z if x is None else x, mean,
             rstd, weight, bias, mean if step is None else step,
         )  # fmt: skip
@@ -309,18 +309,23 @@ class _Normalise(torch.autograd.Function):
             dtype=torch.float32,
             device=z.device,
         )
+        grad_identity = torch.empty_like(z) if ctx.has_identity else None
         _launch(
-            reduce_kernel, z, programs, REDUCE_WARPS, *tensors, partial,
-            **flags, **tiles,
+            reduce_kernel, z, programs, REDUCE_WARPS, *given, partial,
+            grad if grad_identity is None else grad_identity,
+            IDENTITY=ctx.has_identity, **flags, **tiles,
         )  # fmt: skip
         sums = partial.sum(1)
+        if grad_identity is not None:
+            # holds all that came in, in as many bits: one read instead of
+            # up to four
+            given = (grad_identity, *given[1:])
+            flags.update(RELU=False, QUANTIZE=False, OTHERS=0, READ=False)
         grad_z = torch.empty_like(z)
-        grad_identity = torch.empty_like(z) if ctx.has_identity else None
         blocks, columns, tiles = _tiles(z, BACKWARD_TILE)
         _launch(
-            backward_kernel, z, blocks * columns, WARPS, *tensors, sums,
-            grad_z, grad_z if grad_identity is None else grad_identity,
-            IDENTITY=ctx.has_identity, **flags, **tiles,
+            backward_kernel, z, blocks * columns, WARPS, *given, sums,
+            grad_z, **flags, **tiles,
         )  # fmt: skip
         grad_step = None
         if step is not None:

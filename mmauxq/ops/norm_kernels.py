@@ -239,12 +239,14 @@ def reduce_kernel(
     bias_ptr,
     step_ptr,
     partial_ptr,
+    grad_identity_ptr,
     rows,
     channels,
     repeats,
     splits,
     QMIN: tl.constexpr,
     QMAX: tl.constexpr,
+    IDENTITY: tl.constexpr,
     RELU: tl.constexpr,
     QUANTIZE: tl.constexpr,
     OTHERS: tl.constexpr,
@@ -254,7 +256,8 @@ def reduce_kernel(
     CHANNELS: tl.constexpr,
 ):
     """Partial sums of the gradients of bias, weight and step,
-    (3, splits, channels); without a quantizer (2, splits, channels)."""
+    (3, splits, channels); without a quantizer (2, splits, channels). With
+    IDENTITY also its gradient, that of the batch norm's result."""
     columns = tl.cdiv(channels, CHANNELS)
     column = tl.program_id(0) % columns
     split = tl.program_id(0) // columns
@@ -283,6 +286,9 @@ def reduce_kernel(
             factor, bias, step, inverse, QMIN, QMAX, RELU, QUANTIZE, OTHERS,
             READ,
         )  # fmt: skip
+        if IDENTITY:
+            same = g.to(grad_identity_ptr.dtype.element_ty)
+            tl.store(grad_identity_ptr + places, same, mask=mask)
         bias_sum += g
         weight_sum = tl.fma(g, z - mean, weight_sum)
         if QUANTIZE:
@@ -313,12 +319,10 @@ def backward_kernel(
     step_ptr,
     sums_ptr,
     grad_z_ptr,
-    grad_identity_ptr,
     rows,
     channels,
     QMIN: tl.constexpr,
     QMAX: tl.constexpr,
-    IDENTITY: tl.constexpr,
     RELU: tl.constexpr,
     QUANTIZE: tl.constexpr,
     OTHERS: tl.constexpr,
@@ -327,8 +331,8 @@ def backward_kernel(
     ROWS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """Gradients of ``z`` and of the identity; ``sums`` are those of bias and
-    weight, (2 or 3, channels)."""
+    """Gradient of ``z``; ``sums`` are those of bias and weight,
+    (2 or 3, channels)."""
     columns = tl.cdiv(channels, CHANNELS)
     column = tl.program_id(0) % columns
     block = tl.program_id(0) // columns
@@ -347,9 +351,6 @@ def backward_kernel(
         grad_ptr, other_ptr, more_ptr, z_ptr, x_ptr, places, mask, mean,
         factor, bias, step, inverse, QMIN, QMAX, RELU, QUANTIZE, OTHERS, READ,
     )  # fmt: skip
-    if IDENTITY:
-        same = g.to(grad_identity_ptr.dtype.element_ty)
-        tl.store(grad_identity_ptr + places, same, mask=mask)
     n = rows * 1.0
     shift = factor * row_of(sums_ptr, c, channels) / n
     slope = factor * rstd * row_of(sums_ptr + channels, c, channels) / n

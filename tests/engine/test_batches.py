@@ -3,8 +3,11 @@
 import pytest
 import torch
 
+from mmpretrain.models import ClsDataPreprocessor
+from mmpretrain.structures import DataSample
+
 from mmauxq.engine import loops
-from mmauxq.engine.batches import END, Batches
+from mmauxq.engine.batches import END, Batches, plain_preprocessor
 from tests.running import make_runner
 
 
@@ -33,6 +36,56 @@ def test_in_order_and_once_each(device):
 def test_a_batch_that_is_no_dict_is_left_alone():
     batch = (torch.zeros(2), 'label')
     assert Batches(iter([batch]), torch.device('cpu')).take() is batch
+
+
+def labelled(count):
+    return [
+        dict(
+            inputs=torch.full((2, 1, 2, 2), i, dtype=torch.uint8),
+            data_samples=[DataSample().set_gt_label(i + j) for j in range(2)],
+        )
+        for i in range(count)
+    ]
+
+
+def test_labels_are_prepared_ahead_and_images_in_their_time():
+    class Counting(ClsDataPreprocessor):
+        seen = []
+
+        def forward(self, data, training=False):
+            self.seen.append(len(data['inputs']))
+            return super().forward(data, training)
+
+    module = Counting(mean=[1.0], std=[2.0])
+    batches = Batches(iter(labelled(3)), torch.device('cpu'), module)
+    with batches.preprocessing():
+        for i in range(3):
+            batch = batches.take()
+            found = module(batch, True)
+            batches.fetch()
+            assert found['inputs'].eq((i - 1) / 2).all()
+            labels = [s.gt_label.item() for s in found['data_samples']]
+            assert labels == [i, i + 1]
+        # another batch, as a repeated step or a validation has
+        other = module(labelled(8)[7], False)
+        assert other['data_samples'][1].gt_label.item() == 8
+    assert module.seen == [0, 2, 0, 2, 0, 2, 2]
+    assert 'forward' not in vars(module)
+
+
+@pytest.mark.parametrize(
+    'settings, plain',
+    [
+        (dict(), True),
+        (dict(batch_augments=dict(augments=dict(type='CutMix', alpha=1.0))), False),
+    ],
+)
+def test_a_preprocessor_that_mixes_images_is_not_asked_ahead(settings, plain):
+    model = torch.nn.Module()
+    assert plain_preprocessor(model) is None
+    model.data_preprocessor = ClsDataPreprocessor(num_classes=10, **settings)
+    expected = model.data_preprocessor if plain else None
+    assert plain_preprocessor(model) is expected
 
 
 @pytest.mark.parametrize(
@@ -83,3 +136,20 @@ def test_images_are_on_the_gpu():
         found = batches.take()['inputs']
         assert found.device == device
         assert torch.equal(found.cpu(), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA GPU')
+def test_labels_are_on_the_gpu():
+    device = torch.device('cuda', 0)
+    module = ClsDataPreprocessor(mean=[1.0], std=[2.0]).to(device)
+    batches = Batches(iter(labelled(3)), device, module)
+    with batches.preprocessing():
+        for i in range(3):
+            batch = batches.take()
+            label = batch['data_samples'][1].gt_label
+            assert label.device == device and label.item() == i + 1
+            found = module(batch, True)
+            assert found['inputs'].cpu().eq((i - 1) / 2).all()
+            assert found['data_samples'][1].gt_label is label
+            batches.fetch()

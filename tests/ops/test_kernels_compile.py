@@ -96,10 +96,12 @@ for kind in ('quantize', 'add', 'both'):
     )
     flags.update(OTHERS=2 * both, READ=kind != 'quantize')
     found['norm_reduce_' + kind] = compiled(
-        n.reduce_kernel, wide, maps, **flags
+        n.reduce_kernel, wide, maps, **flags, **add
     )
+    if kind != 'quantize':
+        flags.update(RELU=False, QUANTIZE=False, OTHERS=0, READ=False)
     found['norm_backward_' + kind] = compiled(
-        n.backward_kernel, wide, maps, **flags, **add
+        n.backward_kernel, wide, maps, **flags
     )
 json.dump(found, open(sys.argv[1], 'w'))
 """

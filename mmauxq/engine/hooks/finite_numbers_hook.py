@@ -118,7 +118,12 @@ class FiniteNumbersHook(Hook):
         data_batch: Any = None,
         outputs: dict | None = None,
     ) -> None:
-        """Look at the losses; gradients need not have shown it."""
+        """Look at the losses; gradients need not have shown it.
+
+        Their values come to the host in one go; the message hub would ask
+        the GPU for each.
+        """
+        _fetch_scalars(outputs)
         if not self._skipped_this and not is_finite(outputs):
             bad = [k for k, v in (outputs or {}).items() if not is_finite(v)]
             place = bad[0]
@@ -164,6 +169,18 @@ class FiniteNumbersHook(Hook):
             "mmauxq.FiniteNumbersHook with on_bad='skip' passes over such "
             'steps)'
         )
+
+
+def _fetch_scalars(outputs: dict | None) -> None:
+    """Put values on the host in the place of scalar tensors on a device."""
+    found = [
+        (name, value.detach().double().reshape(()))
+        for name, value in (outputs or {}).items()
+        if isinstance(value, Tensor) and value.is_cuda and value.numel() == 1
+    ]
+    if found and outputs is not None:
+        names, values = zip(*found, strict=True)
+        outputs.update(zip(names, torch.stack(values).cpu(), strict=True))
 
 
 def _norm_is_finite(grads: list[Tensor]) -> bool:

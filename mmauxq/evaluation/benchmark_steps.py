@@ -57,6 +57,11 @@ OPTIONS = {
     'plain': [],
     'compiled': ['--compile'],
     'graphed': ['--cuda-graph'],
+    'graphed-fused': [
+        '--cuda-graph',
+        '--cfg-options',
+        'optim_wrapper.optimizer.fused=True',
+    ],
     'graphed-codes': ['--cuda-graph', '--cfg-options', 'model.memory=codes'],
     'codes': ['--cfg-options', 'model.memory=codes'],
     'recompute': ['--cfg-options', 'model.memory=recompute'],
@@ -325,16 +330,17 @@ def runner_overhead(
         options: More arguments of ``tools/train.py``, such as ``--compile``.
         batch: Images in a step.
         steps: Iterations; those before the 20th, or the first half of fewer,
-            do not count.
+            do not count. The log has the mean of each ten.
         size: Height and width of the generated images.
         work_dir: Where config and logs go.
         turn: Taken for the whole run.
     """
     from mmauxq.engine.launch import train
 
+    each = max(1, min(10, steps // 4))
     config = write_config(
         work_dir, network, what, batch, batch * steps, size,
-        more='default_hooks["logger"] = dict(interval=1)\n',
+        more=f'default_hooks["logger"] = dict(interval={each})\n',
     )  # fmt: skip
     arguments = [
         str(config), '--work-dir', str(work_dir), *amp(), *options
@@ -351,11 +357,11 @@ def runner_overhead(
             if 'time' in record:
                 times.append(record['time'] * 1e3)
                 waits.append(record.get('data_time', 0.0) * 1e3)
-    late = slice(min(20, len(times) // 2), None)
+    late = slice(min(20 // each, len(times) // 2), None)
     return dict(
         ms=round(statistics.median(times[late]), 3),
         data_ms=round(statistics.median(waits[late]), 3),
-        repeats=len(times[late]),
+        repeats=len(times[late]) * each,
         peak_gib=torch.cuda.max_memory_allocated() / 2**30
         if torch.cuda.is_available()
         else None,

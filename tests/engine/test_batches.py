@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-
 from mmpretrain.models import ClsDataPreprocessor
 from mmpretrain.structures import DataSample
 
@@ -36,6 +35,9 @@ def test_in_order_and_once_each(device):
 def test_a_batch_that_is_no_dict_is_left_alone():
     batch = (torch.zeros(2), 'label')
     assert Batches(iter([batch]), torch.device('cpu')).take() is batch
+
+
+CUTMIX = dict(type='CutMix', alpha=1.0)
 
 
 def labelled(count):
@@ -77,7 +79,10 @@ def test_labels_are_prepared_ahead_and_images_in_their_time():
     'settings, plain',
     [
         (dict(), True),
-        (dict(batch_augments=dict(augments=dict(type='CutMix', alpha=1.0))), False),
+        (
+            dict(batch_augments=dict(augments=dict(type='CutMix', alpha=1.0))),
+            False,
+        ),
     ],
 )
 def test_a_preprocessor_that_mixes_images_is_not_asked_ahead(settings, plain):

@@ -84,6 +84,8 @@ class FiniteNumbersHook(Hook):
     def _before_step(
         self, optimizer: Optimizer, args: Any, kwargs: Any
     ) -> None:
+        if getattr(optimizer, 'found_inf', None) is not None:
+            return  # a fused one, which the loss scaler told what it found
         grads = {
             p: p.grad
             for group in optimizer.param_groups

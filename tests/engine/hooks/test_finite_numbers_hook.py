@@ -168,6 +168,28 @@ def test_arguments(arguments):
         FiniteNumbersHook(**arguments)
 
 
+@pytest.mark.parametrize('fused', [False, True])
+def test_a_loss_scaler_looks_for_its_scale(tmp_path, fused):
+    """A fused optimizer is called in the steps that it leaves out, too."""
+    optimizer = dict(type='SGD', lr=0.01, momentum=0.9, fused=fused)
+    runner = make_runner(
+        tmp_path,
+        custom_hooks=[dict(type='mmauxq.FiniteNumbersHook')],
+        optim_wrapper=dict(
+            type='mmauxq.CPUAmpOptimWrapper',
+            dtype='float16',
+            loss_scale=dict(init_scale=2.0**60),
+            optimizer=optimizer,
+        ),
+    )
+    before = state(runner.model)
+    runner.train()
+    scaler = runner.optim_wrapper.loss_scaler
+    assert scaler.get_scale() == 2.0**56  # left out all four
+    key = 'architecture.head.fc.weight'
+    assert torch.equal(state(runner.model)[key], before[key])
+
+
 def test_gradients_of_overflowing_norm_are_no_fault(tmp_path):
     hook = FiniteNumbersHook()
     weight = torch.nn.Parameter(torch.zeros(2))

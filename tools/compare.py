@@ -11,7 +11,9 @@ Trains the float network once for each seed, starts every arm from it, and
 writes results.jsonl, table.md and figures into DIR. A teacher without a
 checkpoint of its own is the float network that the arm starts from. Run it
 again to go on after a kill, or with more seeds or arms. --table DIR only
-writes table and figures anew.
+writes table and figures anew. --map DIR DIR ... --out OUT puts what the arms
+do in several such folders into one table and one figure, OUT/map.md and
+OUT/map.png.
 """
 
 import argparse
@@ -24,8 +26,8 @@ from rich.progress import Progress
 
 import mmauxq  # noqa: F401  (its configs become known)
 from mmauxq.errors import UsageError
-from mmauxq.evaluation import comparison
-from mmauxq.evaluation.figures import plot_comparison
+from mmauxq.evaluation import comparison, survey
+from mmauxq.evaluation.figures import plot_comparison, plot_effects
 
 FLOAT = 'float'
 
@@ -48,12 +50,15 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument('--reference', help='arm to compare with (the first)')
     parser.add_argument('--table', type=Path, metavar='DIR')
+    parser.add_argument('--map', type=Path, nargs='+', metavar='DIR')
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, help='for all arms'
     )
     args = parser.parse_args(argv)
-    if args.table is None and (not args.arms or args.out is None):
-        raise UsageError('--arms and --out, or --table, are needed')
+    if args.table is None and not (args.out and (args.arms or args.map)):
+        raise UsageError(
+            '--arms and --out, --map and --out, or --table, are needed'
+        )
     if args.jobs < 1:
         raise UsageError(f'--jobs {args.jobs}: allowed are numbers from 1')
     return args
@@ -96,9 +101,22 @@ def train(args: argparse.Namespace) -> None:
     watch(runs, args.jobs, start, 'arms x seeds')
 
 
+def draw_map(args: argparse.Namespace) -> int:
+    """Several comparisons in one table and one figure."""
+    effects = survey.effects(args.map, args.reference)
+    text = survey.table(effects)
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / 'map.md').write_text(text)
+    plot_effects(args.out / 'map.png', effects)
+    print(text)
+    return 0
+
+
 def main(argv: list[str] | None = None) -> int:
     try:
         args = parse_args(argv)
+        if args.map is not None:
+            return draw_map(args)
         if args.table is None:
             train(args)
         out = args.table or args.out

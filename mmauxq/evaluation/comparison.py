@@ -339,6 +339,14 @@ def collect(out: Path) -> list[dict]:
     return [json.loads(line) for line in lines]
 
 
+def by_arm(records: Sequence[dict]) -> dict[str, dict[int, dict]]:
+    """Arm -> seed -> record of that run."""
+    arms: dict[str, dict[int, dict]] = {}
+    for record in records:
+        arms.setdefault(record['arm'], {})[record['seed']] = record
+    return arms
+
+
 def table(records: Sequence[dict], reference: str) -> str:
     """Means, spread and paired differences, as Markdown.
 
@@ -349,9 +357,7 @@ def table(records: Sequence[dict], reference: str) -> str:
     Raises:
         UsageError: If there is no such arm.
     """
-    arms: dict[str, dict[int, dict]] = {}
-    for record in records:
-        arms.setdefault(record['arm'], {})[record['seed']] = record
+    arms = by_arm(records)
     if reference not in arms:
         raise UsageError(
             f'--reference {reference}: there is no such arm; there are '

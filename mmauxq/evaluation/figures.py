@@ -15,6 +15,8 @@ from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.patheffects import withStroke  # noqa: E402
 
+from .survey import Effect  # noqa: E402
+
 # Okabe and Ito's colours, told apart by all common forms of sight
 COLOURS = ('#000000', '#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00')
 
@@ -180,6 +182,49 @@ def plot_comparison(folder: Path, records: Sequence[Mapping]) -> None:
         figure, axes = plt.subplots(figsize=(6, 4), layout='constrained')
         plot_gradients(axes, norms, COLOURS)
         _save(figure, folder / 'gradients.png')
+
+
+def plot_effects(path: Path, effects: Sequence[Effect]) -> None:
+    """Differences to the reference with their 95% intervals, by setting.
+
+    Args:
+        path: File to write.
+        effects: Of :func:`mmauxq.evaluation.survey.effects`.
+    """
+    arms = list(dict.fromkeys(effect.arm for effect in effects))
+    settings = list(dict.fromkeys(effect.setting for effect in effects))
+    rows = len(effects) + len(settings)
+    figure, axes = plt.subplots(
+        figsize=(7, 0.8 + 0.19 * rows), layout='constrained'
+    )
+    place, labels = 0, {}
+    for setting in settings:
+        inside = [e for e in effects if e.setting == setting]
+        axes.axhline(place, color='#dddddd', linewidth=0.8, zorder=0)
+        level = np.mean(inside[0].reference)
+        labels[place] = f'{setting} ({level:.1f}%)'
+        for effect in inside:
+            place += 1
+            width = effect.difference.half_width
+            axes.errorbar(
+                effect.difference.mean,
+                place,
+                xerr=width if np.isfinite(width) else 0,
+                fmt='o',
+                markersize=4,
+                capsize=2,
+                color=COLOURS[1 + arms.index(effect.arm) % len(COLOURS[1:])],
+            )
+            labels[place] = effect.arm
+        place += 1
+    axes.axvline(0, color='black', linewidth=0.8, zorder=0)
+    axes.set_yticks(list(labels), list(labels.values()), fontsize=8)
+    for at, text in zip(labels, axes.get_yticklabels(), strict=True):
+        if labels[at] not in arms:
+            text.set_fontweight('bold')
+    axes.set_ylim(place - 0.5, -0.7)
+    axes.set(xlabel='final top-1 - that of the reference (points), 95%')
+    _save(figure, path)
 
 
 def _mean_norms(runs: Sequence[Mapping]) -> dict[str, float]:

@@ -8,7 +8,7 @@ import torch
 
 
 def seed_step(seed: int, step: int, what: str = 'train') -> None:
-    """Seed Python, NumPy and torch for one training step.
+    """Seed Python, NumPy and torch (on the device in use) for a step.
 
     The random numbers of a step are then a function of the run's seed and of
     the step, so that a resumed run draws what the unbroken one drew, on
@@ -23,4 +23,8 @@ def seed_step(seed: int, step: int, what: str = 'train') -> None:
     value = int.from_bytes(digest.digest(), 'big')
     random.seed(value)
     np.random.seed(value % 2**32)
-    torch.manual_seed(value % 2**63)
+    # not torch.manual_seed: for kinds of devices that are not there it notes
+    # the seed together with the stack, in every step
+    torch.default_generator.manual_seed(value % 2**63)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed(value % 2**63)

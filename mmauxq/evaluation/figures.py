@@ -187,6 +187,9 @@ def plot_comparison(folder: Path, records: Sequence[Mapping]) -> None:
 def plot_effects(path: Path, effects: Sequence[Effect]) -> None:
     """Differences to the reference with their 95% intervals, by setting.
 
+    Blue above the reference, red below it, grey where the interval contains 0,
+    and hollow where there is none: one seed.
+
     Args:
         path: File to write.
         effects: Of :func:`mmauxq.evaluation.survey.effects`.
@@ -205,15 +208,21 @@ def plot_effects(path: Path, effects: Sequence[Effect]) -> None:
         labels[place] = f'{setting} ({level:.1f}%)'
         for effect in inside:
             place += 1
-            width = effect.difference.half_width
-            axes.errorbar(
+            mean, width = (
                 effect.difference.mean,
+                effect.difference.half_width,
+            )
+            sure, one = width < abs(mean), not np.isfinite(width)
+            colour = COLOURS[1 if mean > 0 else 2] if sure else '#888888'
+            axes.errorbar(
+                mean,
                 place,
-                xerr=width if np.isfinite(width) else 0,
+                xerr=0 if one else width,
                 fmt='o',
                 markersize=4,
-                capsize=2,
-                color=COLOURS[1 + arms.index(effect.arm) % len(COLOURS[1:])],
+                capsize=0 if one else 2,
+                color=colour,
+                markerfacecolor='white' if one else colour,
             )
             labels[place] = effect.arm
         place += 1

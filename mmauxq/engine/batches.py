@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from mmengine.model import is_model_wrapper
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
@@ -21,8 +20,9 @@ class Batches:
     Args:
         batches: From the loader.
         device: To which the images of a batch are moved; ``None`` leaves them.
-        preprocessor: Whose work on the data samples is done ahead, too, while
-            :meth:`preprocessing` is entered; see :func:`plain_preprocessor`.
+        preprocessor: Whose work on the data samples is done ahead, too, and
+            found by it while :meth:`preprocessing` is entered; see
+            :func:`plain_preprocessor`.
     """
 
     def __init__(
@@ -32,8 +32,11 @@ class Batches:
         preprocessor: nn.Module | None = None,
     ) -> None:
         self.batches, self.device = batches, device
+        self.preprocessor = preprocessor
+        # as it is before it is asked for what is there already
         self._preprocess: Callable | None = None
-        self._preprocessor = preprocessor
+        if preprocessor is not None:
+            self._preprocess = preprocessor.forward
         self._ready: tuple[Any, Any] = (None, None)
         self._next: Any = None
         self._stream = None
@@ -64,18 +67,17 @@ class Batches:
 
     @contextmanager
     def preprocessing(self) -> Iterator[None]:
-        """While entered, labels are on their way with the images.
+        """While entered, the preprocessor finds labels that are prepared.
 
         MMPretrain's preprocessor gives each data sample its part of the
         labels, one by one, which takes longer than all else that the host
         does between two steps. The images are left to their time: normalised
         they would take four times the memory.
         """
-        module = self._preprocessor
-        if module is None:
+        module, forward = self.preprocessor, self._preprocess
+        if module is None or forward is None:
             yield
             return
-        forward = self._preprocess = module.forward
 
         def ahead(data: Any, training: bool = False) -> Any:
             batch, samples = self._ready
@@ -89,7 +91,6 @@ class Batches:
             yield
         finally:
             del module.forward  # that of its class is seen again
-            self._preprocess, self._ready = None, (None, None)
 
     def _moved(self, batch: Any) -> Any:
         if self.device is None or not isinstance(batch, dict):
@@ -122,14 +123,13 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def plain_preprocessor(model: nn.Module) -> nn.Module | None:
-    """The data preprocessor of a model if it takes images and labels apart.
+    """That of a bare model, if it takes images and labels apart.
 
     One that mixes images draws random numbers, which have their time.
     """
     from mmpretrain.models import ClsDataPreprocessor
 
-    bare = model.module if is_model_wrapper(model) else model
-    found = getattr(bare, 'data_preprocessor', None)
+    found = getattr(model, 'data_preprocessor', None)
     plain = type(found) is ClsDataPreprocessor and found.batch_augments is None
     return found if plain else None
 

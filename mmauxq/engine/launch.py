@@ -232,7 +232,8 @@ def _start_mark(started: Callable):
 
 def _fit_check(path: str):
     from mmengine.hooks import Hook
-    from mmengine.model import is_model_wrapper
+
+    from .running import bare_model
 
     class FitCheck(Hook):
         """Refuses a checkpoint that leaves part of the network unset.
@@ -241,8 +242,7 @@ def _fit_check(path: str):
         """
 
         def after_load_checkpoint(self, runner, checkpoint) -> None:
-            model = runner.model
-            model = model.module if is_model_wrapper(model) else model
+            model = bare_model(runner)
             state = checkpoint.get('state_dict', checkpoint)
             state = {k.removeprefix('module.'): v for k, v in state.items()}
             try:

@@ -16,6 +16,7 @@ from mmauxq.errors import UsageError
 from mmauxq.registry import LOOPS
 
 from .batches import END, Batches, device_of, plain_preprocessor
+from .running import bare_model
 from .seeds import seed_step
 
 VALIDATED = 'mmauxq/validated'
@@ -80,7 +81,8 @@ class _Exact:
             if device is None:
                 yield Batches(loaded)
                 return
-            batches = Batches(loaded, device, plain_preprocessor(model))
+            preprocessor = plain_preprocessor(bare_model(self.runner))
+            batches = Batches(loaded, device, preprocessor)
 
             def fetch(module: nn.Module, args: Any, output: Any) -> None:
                 if module.training:

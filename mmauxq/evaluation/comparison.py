@@ -31,7 +31,7 @@ from mmauxq.engine.options import merge_options
 from mmauxq.errors import UsageError
 from mmauxq.files import write_atomically
 
-from .statistics import paired_difference
+from .statistics import paired_difference, spread
 
 EQUAL = (
     'train_cfg',
@@ -374,12 +374,7 @@ def table(records: Sequence[dict], reference: str) -> str:
         shared = [seed for seed in runs if seed in base]
         difference = ''
         if name != reference and shared:
-            difference = str(
-                paired_difference(
-                    [runs[s]['final'] for s in shared],
-                    [base[s]['final'] for s in shared],
-                )
-            )
+            difference = str(paired_difference(*finals(shared, runs, base)))
         step = np.median([r['step_seconds'] for r in runs.values()])
         rows.append(
             f'| {name} | {len(runs)} | {_spread(runs, "final")} | '
@@ -387,6 +382,11 @@ def table(records: Sequence[dict], reference: str) -> str:
             f'{_cost(runs)} |'
         )
     return '\n'.join(rows) + '\n'
+
+
+def finals(seeds: Sequence[int], *arms: dict[int, dict]) -> list[list[float]]:
+    """Final top-1 of each arm, seed by seed."""
+    return [[runs[seed]['final'] for seed in seeds] for runs in arms]
 
 
 def _cost(runs: dict[int, dict]) -> str:
@@ -408,10 +408,7 @@ def _cost(runs: dict[int, dict]) -> str:
 
 
 def _spread(runs: dict[int, dict], key: str) -> str:
-    values = [run[key] for run in runs.values()]
-    if len(values) == 1:
-        return f'{values[0]:.2f}'
-    return f'{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}'
+    return spread([run[key] for run in runs.values()])
 
 
 if __name__ == '__main__':

@@ -15,6 +15,7 @@ from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.patheffects import withStroke  # noqa: E402
 
+from .comparison import by_arm  # noqa: E402
 from .survey import Effect  # noqa: E402
 
 # Okabe and Ito's colours, told apart by all common forms of sight
@@ -136,9 +137,9 @@ def plot_comparison(folder: Path, records: Sequence[Mapping]) -> None:
             float networks, ``gradients.png`` are written there.
         records: Of :func:`mmauxq.evaluation.comparison.collect`.
     """
-    arms: dict[str, list[Mapping]] = {}
-    for record in records:
-        arms.setdefault(record['arm'], []).append(record)
+    arms = {
+        name: list(runs.values()) for name, runs in by_arm(records).items()
+    }
     figure, axes = plt.subplots(figsize=(6, 4), layout='constrained')
     plot_accuracy(
         axes,
@@ -194,24 +195,22 @@ def plot_effects(path: Path, effects: Sequence[Effect]) -> None:
         path: File to write.
         effects: Of :func:`mmauxq.evaluation.survey.effects`.
     """
-    arms = list(dict.fromkeys(effect.arm for effect in effects))
     settings = list(dict.fromkeys(effect.setting for effect in effects))
     rows = len(effects) + len(settings)
     figure, axes = plt.subplots(
         figsize=(7, 0.8 + 0.19 * rows), layout='constrained'
     )
-    place, labels = 0, {}
+    place, labels, headings = 0, {}, []
     for setting in settings:
         inside = [e for e in effects if e.setting == setting]
         axes.axhline(place, color='#dddddd', linewidth=0.8, zorder=0)
         level = np.mean(inside[0].reference)
         labels[place] = f'{setting} ({level:.1f}%)'
+        headings.append(place)
         for effect in inside:
             place += 1
-            mean, width = (
-                effect.difference.mean,
-                effect.difference.half_width,
-            )
+            difference = effect.difference
+            mean, width = difference.mean, difference.half_width
             sure, one = width < abs(mean), not np.isfinite(width)
             colour = COLOURS[1 if mean > 0 else 2] if sure else '#888888'
             axes.errorbar(
@@ -229,7 +228,7 @@ def plot_effects(path: Path, effects: Sequence[Effect]) -> None:
     axes.axvline(0, color='black', linewidth=0.8, zorder=0)
     axes.set_yticks(list(labels), list(labels.values()), fontsize=8)
     for at, text in zip(labels, axes.get_yticklabels(), strict=True):
-        if labels[at] not in arms:
+        if at in headings:
             text.set_fontweight('bold')
     axes.set_ylim(place - 0.5, -0.7)
     axes.set(xlabel='final top-1 - that of the reference (points), 95%')

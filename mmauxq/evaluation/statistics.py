@@ -31,6 +31,13 @@ class PairedDifference:
         return f'{self.mean:+.2f}{width}, {self.wins} of {self.pairs} above'
 
 
+def spread(values: Sequence[float]) -> str:
+    """Mean and, of more than one value, standard deviation, as text."""
+    if len(values) == 1:
+        return f'{values[0]:.2f}'
+    return f'{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}'
+
+
 def paired_difference(
     a: Sequence[float], b: Sequence[float], confidence: float = 0.95
 ) -> PairedDifference:

@@ -8,8 +8,8 @@ import numpy as np
 
 from mmauxq.errors import UsageError
 
-from .comparison import by_arm, collect
-from .statistics import PairedDifference, paired_difference
+from .comparison import by_arm, collect, finals
+from .statistics import PairedDifference, paired_difference, spread
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,7 @@ def effects(
             shared = sorted(set(runs) & set(arms[base]))
             if name == base or not shared:
                 continue
-            ours, theirs = (
-                [of[seed]['final'] for seed in shared]
-                for of in (runs, arms[base])
-            )
+            ours, theirs = finals(shared, runs, arms[base])
             steps = [
                 np.median([of[seed]['step_seconds'] for seed in shared])
                 for of in (runs, arms[base])
@@ -93,9 +90,7 @@ def table(found: Sequence[Effect]) -> str:
     for effect in found:
         named = effect.setting != before
         before = effect.setting
-        mean = f'{np.mean(effect.reference):.2f}'
-        if len(effect.reference) > 1:
-            mean += f' ± {np.std(effect.reference, ddof=1):.2f}'
+        mean = spread(effect.reference)
         rows.append(
             f'| {effect.setting if named else ""} | {mean if named else ""} | '
             f'{effect.arm} | {effect.difference} | {effect.step:.2f} |'

@@ -10,7 +10,7 @@ from torch import nn
 from mmauxq import compat
 from mmauxq.errors import UsageError
 from mmauxq.files import write_atomically
-from mmauxq.layers.checkpoint import normalise
+from mmauxq.layers.checkpoint import is_joint, normalise
 from mmauxq.version import __version__
 
 
@@ -40,11 +40,8 @@ def save_slim(
     """
     source = compat.load_checkpoint(checkpoint)
     state = normalise(source, str(checkpoint))
-    joint = any(
-        key.removeprefix('module.').startswith('architecture.')
-        for key in source.get('state_dict', source)
-    )  # with 32 bits everywhere, it has no quantizer
-    if not joint and not any(
+    # with 32 bits everywhere, a JointQAT has no quantizer
+    if not is_joint(source.get('state_dict', source)) and not any(
         key.endswith(('_quantizer.calibrated', '_quantizer.step'))
         for key in state
     ):

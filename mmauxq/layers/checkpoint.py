@@ -1,6 +1,7 @@
 """Whether a state dict belongs to an architecture."""
 
 import logging
+from collections.abc import Iterable
 from typing import Any
 
 from mmengine.logging import print_log
@@ -8,6 +9,14 @@ from torch import Tensor, nn
 
 from mmauxq.errors import UsageError
 from mmauxq.quantizers import Quantizer
+
+
+def is_joint(state: Iterable[str]) -> bool:
+    """Whether these are keys of a JointQAT, with or without DDP."""
+    return any(
+        key.removeprefix('module.').startswith('architecture.')
+        for key in state
+    )
 
 
 def normalise(checkpoint: Any, source: str) -> dict[str, Tensor]:
@@ -25,10 +34,11 @@ def normalise(checkpoint: Any, source: str) -> dict[str, Tensor]:
         or not all(isinstance(value, Tensor) for value in state.values())
     ):
         raise UsageError(f'{source}: holds no state dict of tensors')
+    joint = is_joint(state)
     state = {
         key.removeprefix('module.'): value for key, value in state.items()
     }
-    if any(key.startswith('architecture.') for key in state):
+    if joint:
         state = {
             key.removeprefix('architecture.'): value
             for key, value in state.items()

@@ -6,12 +6,13 @@ import torch
 from mmengine import dist
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmauxq.errors import UsageError
 from mmauxq.registry import HOOKS
+
+from ..running import bare_model
 
 
 @torch.no_grad()
@@ -91,8 +92,7 @@ class BatchNormHook(Hook):
         """At the last epoch."""
         if runner.epoch + 1 < runner.max_epochs:
             return
-        model = runner.model
-        model = model.module if is_model_wrapper(model) else model
+        model = bare_model(runner)
 
         def images() -> Iterable[Tensor]:
             for i, data in enumerate(runner.train_dataloader):

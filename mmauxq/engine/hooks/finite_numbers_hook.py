@@ -14,7 +14,7 @@ from mmauxq.engine.diagnosis import bad_sample, first_bad_place, is_finite
 from mmauxq.errors import TrainingError, UsageError
 from mmauxq.registry import HOOKS
 
-from .running import bare_model
+from ..running import bare_model
 
 SKIPPED = 'mmauxq/skipped_steps'
 

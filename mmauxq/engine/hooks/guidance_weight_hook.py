@@ -3,10 +3,11 @@
 import math
 
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 
 from mmauxq.errors import UsageError
 from mmauxq.registry import HOOKS
+
+from ..running import bare_model
 
 SHAPES = {
     'constant': lambda t: 0.0,
@@ -98,8 +99,7 @@ class GuidanceWeightHook(Hook):
         )
 
     def _guidance(self, runner):
-        model = runner.model
-        model = model.module if is_model_wrapper(model) else model
+        model = bare_model(runner)
         guidances = getattr(model, 'guidances', [])
         if not guidances:
             raise UsageError(

@@ -11,7 +11,7 @@ from mmauxq.ops import LEAST_SCALE
 from mmauxq.quantizers import named_quantizers
 from mmauxq.registry import HOOKS
 
-from .running import bare_model
+from ..running import bare_model
 
 DEAD = 'mmauxq/dead_quantizers'
 

@@ -11,7 +11,7 @@ from mmauxq.errors import TrainingError, UsageError
 from mmauxq.files import write_atomically
 from mmauxq.registry import HOOKS
 
-from .running import bare_model
+from ..running import bare_model
 
 GRADIENTS = 'gradients'
 

@@ -7,11 +7,12 @@ import torch
 from mmengine import dist
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
 
 from mmauxq.errors import UsageError
 from mmauxq.guidance import KnowledgeDistillation
 from mmauxq.registry import HOOKS
+
+from ..running import bare_model
 
 
 @HOOKS.register_module()
@@ -38,8 +39,7 @@ class TeacherCheckHook(Hook):
 
     def before_train(self, runner) -> None:
         """Check all teachers of the model."""
-        model = runner.model
-        model = model.module if is_model_wrapper(model) else model
+        model = bare_model(runner)
         teachers = [
             guidance
             for guidance in getattr(model, 'guidances', [])

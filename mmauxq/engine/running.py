@@ -1,4 +1,4 @@
-"""What hooks ask of a runner."""
+"""What hooks and loops ask of a runner."""
 
 from typing import Any
 

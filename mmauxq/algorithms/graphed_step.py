@@ -88,9 +88,15 @@ class GraphedStep:
 
     def _record(self, inputs: Tensor, kind: tuple) -> '_Recording':
         start, before = time.perf_counter(), _random_state()
+        generator = torch.cuda.default_generators[inputs.device.index]
+        of_the_gpu = generator.get_state()
         try:
             recording = _Recording(self.step, self.model, inputs, kind)
         except RuntimeError as error:
+            # torch's own takes itself to be in the recording for ever
+            fresh = torch.Generator(inputs.device)
+            fresh.set_state(of_the_gpu)
+            generator.graphsafe_set_state(fresh)
             cause: BaseException = error
             while cause.__context__ is not None:  # the end of a recording
                 cause = cause.__context__  # that failed fails, too

@@ -164,9 +164,19 @@ def test_what_cannot_be_recorded_is_one_line(between, message):
     step = GraphedStep(lambda x: between(layer(x)), layer)
     inputs = torch.ones(2, 4, device='cuda')
     step(inputs)
+    torch.cuda.manual_seed(3)
     with pytest.raises(UsageError, match=message) as error:
         step(inputs)
     assert '\n' not in str(error.value)
+    # and the process can go on: numbers are drawn, other steps recorded
+    drawn = torch.rand(5, device='cuda')
+    torch.cuda.manual_seed(3)
+    assert torch.equal(drawn, torch.rand(5, device='cuda'))
+    other = GraphedStep(layer, layer)
+    for _ in range(3):
+        out = other(inputs)
+    assert other._recording is not None
+    assert torch.equal(out, layer(inputs))
 
 
 @pytest.mark.gpu

@@ -60,7 +60,8 @@ def train(argv: list[str] | None = None) -> int:
     parser.add_argument(
         '--cuda-graph',
         action='store_true',
-        help='record the training step as CUDA graphs, without a compiler',
+        help='record the training step as CUDA graphs, without a compiler, '
+        "and use the fused form of torch's optimizer",
     )
 
     def command(args: argparse.Namespace, started: Callable) -> None:
@@ -76,7 +77,7 @@ def train(argv: list[str] | None = None) -> int:
             cfg.model.compile = dict(mode=args.compile)
         if args.cuda_graph:
             _check_joint(cfg, args, '--cuda-graph')
-            cfg.model.cuda_graph = True
+            _set_cuda_graph(cfg)
         set_start(cfg, args.resume)
         make_exact(cfg)
         add_guards(cfg)
@@ -148,6 +149,28 @@ def _set_amp(cfg: Config) -> None:
         cfg.optim_wrapper.setdefault('loss_scale', scale)
     else:
         cfg.optim_wrapper.type = 'mmauxq.CPUAmpOptimWrapper'
+
+
+def _set_cuda_graph(cfg: Config) -> None:
+    """Record the step; launch the optimizer in one go as well.
+
+    A fused one also looks itself whether its gradients are finite, so that
+    the host need not wait for them.
+    """
+    import torch
+
+    from .optimizers import optimizer_takes
+
+    compat.enable()  # its type may be one of MMPretrain's
+    cfg.model.cuda_graph = True
+    optimizer = cfg.optim_wrapper.get('optimizer')
+    if (
+        torch.cuda.is_available()
+        and isinstance(optimizer, dict)
+        and not {'fused', 'foreach', 'differentiable'} & set(optimizer)
+        and optimizer_takes(optimizer, 'fused')
+    ):
+        optimizer.fused = True
 
 
 def _check_joint(cfg: Config, args: argparse.Namespace, option: str) -> None:

@@ -57,11 +57,6 @@ OPTIONS = {
     'plain': [],
     'compiled': ['--compile'],
     'graphed': ['--cuda-graph'],
-    'graphed-fused': [
-        '--cuda-graph',
-        '--cfg-options',
-        'optim_wrapper.optimizer.fused=True',
-    ],
     'graphed-codes': ['--cuda-graph', '--cfg-options', 'model.memory=codes'],
     'codes': ['--cfg-options', 'model.memory=codes'],
     'recompute': ['--cfg-options', 'model.memory=recompute'],

@@ -5,6 +5,7 @@ import torch
 from mmengine.config import Config
 
 from mmauxq.engine import launch
+from mmauxq.errors import UsageError
 
 
 @pytest.mark.parametrize(
@@ -24,6 +25,36 @@ def test_losses_are_scaled_where_gradients_would_vanish(
     launch._set_amp(cfg)
     assert cfg.optim_wrapper.type == 'AmpOptimWrapper'
     assert cfg.optim_wrapper.loss_scale == scale
+
+
+@pytest.mark.parametrize(
+    'optimizer, gpu, fused',
+    [
+        (dict(type='SGD', lr=0.1), True, True),
+        (dict(type=torch.optim.AdamW), True, True),
+        (dict(type='SGD', lr=0.1), False, None),  # nothing is recorded there
+        (dict(type='SGD', lr=0.1, fused=False), True, False),
+        (dict(type='SGD', lr=0.1, foreach=True), True, None),
+        (dict(type='mmpretrain.Lamb'), True, None),  # has none
+    ],
+)
+def test_a_recorded_step_has_a_fused_optimizer(
+    monkeypatch, optimizer, gpu, fused
+):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: gpu)
+    cfg = Config(dict(model={}, optim_wrapper=dict(optimizer=optimizer)))
+    launch._set_cuda_graph(cfg)
+    assert cfg.model.cuda_graph is True
+    assert cfg.optim_wrapper.optimizer.get('fused') is fused
+
+
+def test_the_optimizer_to_be_fused_must_exist(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    cfg = Config(
+        dict(model={}, optim_wrapper=dict(optimizer=dict(type='SDG')))
+    )
+    with pytest.raises(UsageError, match="optimizer 'SDG' is not registered"):
+        launch._set_cuda_graph(cfg)
 
 
 @pytest.mark.parametrize('option', ['--compile', '--cuda-graph'])

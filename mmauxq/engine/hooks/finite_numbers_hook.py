@@ -39,8 +39,9 @@ class FiniteNumbersHook(Hook):
         UsageError: If an argument is out of its range.
     """
 
-    # before anything is saved, logged or averaged
-    priority = 'VERY_HIGH'
+    # before anything is saved, logged or averaged; and before the message hub
+    # asks the GPU for each loss
+    priority = 'HIGHEST'
 
     def __init__(self, on_bad: str = 'stop', most: int = 10) -> None:
         if on_bad not in ('stop', 'skip'):
@@ -57,6 +58,7 @@ class FiniteNumbersHook(Hook):
         self.in_a_row = 0
         self._buffers: list[Tensor] = []
         self._skipped_this = False
+        self._unread: list[tuple[Tensor, dict[nn.Parameter, Tensor]]] = []
 
     def before_train(self, runner: Any) -> None:
         """Stand before every step of the optimizer."""
@@ -70,6 +72,7 @@ class FiniteNumbersHook(Hook):
             self._wrappers = [wrapper]
         for each in self._wrappers:
             each.optimizer.register_step_pre_hook(self._before_step)
+            each.optimizer.register_step_post_hook(self._after_step)
 
     def before_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None
@@ -84,23 +87,42 @@ class FiniteNumbersHook(Hook):
     def _before_step(
         self, optimizer: Optimizer, args: Any, kwargs: Any
     ) -> None:
-        if getattr(optimizer, 'found_inf', None) is not None:
-            return  # a fused one, which the loss scaler told what it found
         grads = {
             p: p.grad
             for group in optimizer.param_groups
             for p in group['params']
             if p.grad is not None
         }
-        if not grads or _norm_is_finite(list(grads.values())):
+        if not grads:
             return
+        has_state = all(p in optimizer.state for p in grads)
+        scaler_found = getattr(optimizer, 'found_inf', None)
+        if scaler_found is not None:
+            # torch's SGD would keep a momentum that nothing was written to
+            if not has_state and scaler_found.item():
+                _pass_over(grads)
+            return
+        bad = _not_finite(list(grads.values()))
+        if has_state and _is_fused(optimizer):
+            # its kernels see to it, and the host need not wait for the GPU
+            optimizer.grad_scale, optimizer.found_inf = None, bad
+            self._unread.append((bad, grads))
+        elif bad.item():
+            self._leave_out(grads)
+
+    def _after_step(
+        self, optimizer: Optimizer, args: Any, kwargs: Any
+    ) -> None:
+        asked = getattr(optimizer, 'found_inf', None)
+        if self._unread and asked is self._unread[-1][0]:
+            del optimizer.grad_scale, optimizer.found_inf
+
+    def _leave_out(self, grads: dict[nn.Parameter, Tensor]) -> None:
         bad = {
             self._names.get(p, 'a parameter outside of the model')
             for p, grad in grads.items()
             if not is_finite(grad)
         }
-        if not bad:
-            return  # their norm overflows, they do not
         place = first_bad_place(
             self._model,
             self._batch,
@@ -109,8 +131,7 @@ class FiniteNumbersHook(Hook):
         )
         if not self.skips:
             self._stop(place)
-        for parameter in grads:
-            parameter.grad = None  # the optimizer passes over those
+        _pass_over(grads)
         self._skip(place)
 
     def after_train_iter(
@@ -122,10 +143,13 @@ class FiniteNumbersHook(Hook):
     ) -> None:
         """Look at the losses; gradients need not have shown it.
 
-        Their values come to the host in one go; the message hub would ask
-        the GPU for each.
+        They come to the host in one go, with what fused optimizers found.
         """
-        _fetch_scalars(outputs)
+        unread, self._unread = self._unread, []
+        found = _fetch(outputs, [bad for bad, _ in unread])
+        for (_, grads), bad in zip(unread, found, strict=True):
+            if bad and not self._skipped_this:
+                self._leave_out(grads)
         if not self._skipped_this and not is_finite(outputs):
             bad = [k for k, v in (outputs or {}).items() if not is_finite(v)]
             place = bad[0]
@@ -173,18 +197,47 @@ class FiniteNumbersHook(Hook):
         )
 
 
-def _fetch_scalars(outputs: dict | None) -> None:
-    """Put values on the host in the place of scalar tensors on a device."""
-    found = [
-        (name, value.detach().double().reshape(()))
+def _is_fused(optimizer: Optimizer) -> bool:
+    """Whether it leaves out a step of itself where it is told to.
+
+    A resumed run has the groups of its checkpoint, fused or not.
+    """
+    return getattr(optimizer, '_step_supports_amp_scaling', False) and all(
+        group.get('fused') for group in optimizer.param_groups
+    )
+
+
+def _pass_over(grads: dict[nn.Parameter, Tensor]) -> None:
+    for parameter in grads:
+        parameter.grad = None  # the optimizer passes over those
+
+
+def _fetch(outputs: dict | None, more: list[Tensor]) -> list[float]:
+    """Put losses on the host in the place of scalar tensors on a device.
+
+    Returns:
+        The values of ``more``, on the host as well.
+    """
+    found = {
+        name: value
         for name, value in (outputs or {}).items()
         if isinstance(value, Tensor) and value.is_cuda and value.numel() == 1
-    ]
-    if found and outputs is not None:
-        names, values = zip(*found, strict=True)
-        outputs.update(zip(names, torch.stack(values).cpu(), strict=True))
+    }
+    wanted = [*found.values(), *more]
+    if not wanted:
+        return []
+    values = torch.stack(
+        [value.detach().double().reshape(()) for value in wanted]
+    ).cpu()
+    if outputs is not None:
+        outputs.update(zip(found, values, strict=False))
+    return values[len(found) :].tolist()
 
 
-def _norm_is_finite(grads: list[Tensor]) -> bool:
-    """One question to the device instead of one for each gradient."""
-    return bool(torch.nn.utils.get_total_norm(grads).isfinite())
+def _not_finite(grads: list[Tensor]) -> Tensor:
+    """1.0 if there is NaN or infinity, else 0.0, on their device.
+
+    The largest magnitude cannot overflow, as the sum of squares can.
+    """
+    largest = torch.nn.utils.get_total_norm(grads, torch.inf)
+    return (~largest.isfinite()).float()

@@ -19,6 +19,21 @@ def is_quantizer_parameter(name: str) -> bool:
     return not QUANTIZERS.isdisjoint(name.split('.'))
 
 
+def optimizer_takes(cfg: dict, argument: str) -> bool:
+    """Whether the optimizer of a config has an argument of this name.
+
+    Raises:
+        UsageError: If its type is not registered.
+    """
+    kind = cfg['type']
+    if isinstance(kind, str):
+        with OPTIMIZERS.switch_scope_and_registry(None) as registry:
+            kind = registry.get(kind)
+    if kind is None:  # MMEngine says "None is not a callable object"
+        raise UsageError(f'optimizer {cfg["type"]!r} is not registered')
+    return argument in inspect.signature(kind).parameters
+
+
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class QuantizerAwareOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     """MMEngine's default constructor, but quantizer scales do not decay.
@@ -73,15 +88,7 @@ class QuantizerAwareOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         )
 
     def _knows_decay(self) -> bool:
-        kind = self.optimizer_cfg['type']
-        if isinstance(kind, str):
-            with OPTIMIZERS.switch_scope_and_registry(None) as registry:
-                kind = registry.get(kind)
-        if kind is None:  # MMEngine says "None is not a callable object"
-            raise UsageError(
-                f'optimizer {self.optimizer_cfg["type"]!r} is not registered'
-            )
-        return 'weight_decay' in inspect.signature(kind).parameters
+        return optimizer_takes(self.optimizer_cfg, 'weight_decay')
 
 
 class _Grouped:

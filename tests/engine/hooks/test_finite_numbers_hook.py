@@ -1,5 +1,6 @@
 import pytest
 import torch
+from mmengine.hooks import Hook
 
 from mmauxq.engine.hooks import FiniteNumbersHook
 from mmauxq.engine.hooks.finite_numbers_hook import SKIPPED
@@ -8,15 +9,21 @@ from tests.networks import joint_qat
 from tests.running import Samples, make_runner, state
 
 
-def runner_with(tmp_path, dataset=None, model=None, **hook):
+def runner_with(tmp_path, dataset=None, model=None, fused=False, **hook):
     kind = dict(type='mmauxq.FiniteNumbersHook', **hook)
+    optimizer = dict(type='SGD', lr=0.01, momentum=0.9, fused=fused)
     return make_runner(
         tmp_path,
         dataset,
         model,
         custom_hooks=[kind],
         train_cfg=dict(type='mmauxq.EpochLoop', max_epochs=2),
+        optim_wrapper=dict(optimizer=optimizer),
     )
+
+
+# one that is fused looks itself, and is asked after its step
+both = pytest.mark.parametrize('fused', [False, True])
 
 
 class Spoiled(Samples):
@@ -25,6 +32,11 @@ class Spoiled(Samples):
     def __init__(self, index: int, value: float) -> None:
         super().__init__()
         self.images[index, 0, 3, 3] = value
+
+
+def parameters(model) -> dict[str, torch.Tensor]:
+    """Copies of them."""
+    return {k: v.detach().clone() for k, v in model.named_parameters()}
 
 
 def spoil(model, name: str, step: int, how: str) -> None:
@@ -60,10 +72,11 @@ def test_input(tmp_path, value):
     assert not list(tmp_path.glob('*.pth'))
 
 
-def test_output_of_a_layer_and_what_was_saved_before(tmp_path):
+@both
+def test_output_of_a_layer_and_what_was_saved_before(tmp_path, fused):
     model = joint_qat()
     spoil(model, 'architecture.backbone.layer2.0.conv2', 5, 'output')
-    runner = runner_with(tmp_path, model=model)
+    runner = runner_with(tmp_path, model=model, fused=fused)
     with pytest.raises(TrainingError) as caught:
         runner.train()
     text = str(caught.value)
@@ -80,17 +93,25 @@ def test_output_of_a_layer_and_what_was_saved_before(tmp_path):
     assert all(p.isfinite().all() for p in model.parameters())
 
 
-def test_gradient(tmp_path):
+@both
+def test_gradient(tmp_path, fused):
     model = joint_qat()
-    before = []
+    before = {}
     spoil(model, 'architecture.backbone.layer3.0.conv1', 2, 'gradient')
-    runner = runner_with(tmp_path, model=model)
+    runner = runner_with(tmp_path, model=model, fused=fused)
+
+    class Watch(Hook):
+        def before_train_iter(self, runner, **kwargs):
+            before.update(parameters(model))
+
+    runner.register_hook(Watch())
     with pytest.raises(TrainingError) as caught:
         runner.train()
     text = str(caught.value)
     assert 'step 3: ' in text and 'the gradient of ' in text
     assert 'backbone.layer3.0.conv1' in text
-    assert not before
+    for name, value in parameters(model).items():  # the step was not made
+        assert torch.equal(value, before[name]), name
 
 
 def test_loss_alone(tmp_path):
@@ -114,11 +135,12 @@ def test_parameter(tmp_path):
         runner_with(tmp_path, model=model).train()
 
 
-def test_skip_leaves_everything_as_it_was(tmp_path):
+@both
+def test_skip_leaves_everything_as_it_was(tmp_path, fused):
     """A step on a bad batch changes nothing but the count."""
     dataset = Spoiled(9, float('nan'))
     model = joint_qat()
-    runner = runner_with(tmp_path, dataset, model, on_bad='skip')
+    runner = runner_with(tmp_path, dataset, model, fused, on_bad='skip')
     seen = {}
 
     class Watch:
@@ -144,6 +166,30 @@ def test_skip_leaves_everything_as_it_was(tmp_path):
     assert not torch.equal(seen[3][key], seen[2][key])
     assert runner.message_hub.get_info(SKIPPED) == 2  # one in each epoch
     assert all(v.isfinite().all() for v in state(model).values())
+
+
+@both
+def test_a_first_step_that_is_left_out_has_no_momentum(tmp_path, fused):
+    """torch's fused SGD would go on with memory that nobody wrote."""
+    model = joint_qat()
+    calls, states = [], []
+
+    def once(module, args, output):
+        if output.requires_grad and not calls:
+            calls.append(1)
+            output.register_hook(lambda grad: grad * float('nan'))
+
+    model.get_submodule('architecture.head.fc').register_forward_hook(once)
+    runner = runner_with(tmp_path, model=model, fused=fused, on_bad='skip')
+
+    class Watch(Hook):
+        def after_train_iter(self, runner, **kwargs):
+            states.append(len(runner.optim_wrapper.optimizer.state))
+
+    runner.register_hook(Watch())
+    runner.train()
+    assert runner.message_hub.get_info(SKIPPED) == 1
+    assert states[0] == 0 and states[1] > 0
 
 
 def test_skipping_ends(tmp_path):
@@ -188,6 +234,7 @@ def test_a_loss_scaler_looks_for_its_scale(tmp_path, fused):
     assert scaler.get_scale() == 2.0**56  # left out all four
     key = 'architecture.head.fc.weight'
     assert torch.equal(state(runner.model)[key], before[key])
+    assert not runner.optim_wrapper.optimizer.state  # none was made
 
 
 def test_gradients_of_overflowing_norm_are_no_fault(tmp_path):
@@ -195,5 +242,60 @@ def test_gradients_of_overflowing_norm_are_no_fault(tmp_path):
     weight = torch.nn.Parameter(torch.zeros(2))
     weight.grad = torch.full((2,), 1e30)
     optimizer = torch.optim.SGD([weight], 0.1)
-    hook._names = {weight: 'weight'}
     hook._before_step(optimizer, (), {})
+
+
+def test_a_fused_optimizer_with_the_state_of_another(tmp_path):
+    """Loading brings the settings of the groups, and torch follows them."""
+    first, second = tmp_path / 'first', tmp_path / 'second'
+    runner_with(first).train()
+    runner = runner_with(second, fused=True)
+    runner.load_or_resume = lambda: runner.resume(str(first / 'epoch_1.pth'))
+    runner.train()
+    assert not runner.optim_wrapper.optimizer.param_groups[0]['fused']
+    assert runner.iter == 8
+
+
+on_gpu = pytest.param(
+    'cuda',
+    marks=[
+        pytest.mark.gpu,
+        pytest.mark.skipif(
+            not torch.cuda.is_available(), reason='needs a CUDA GPU'
+        ),
+    ],
+)
+
+
+@pytest.mark.parametrize('device', ['cpu', on_gpu])
+@pytest.mark.parametrize('value', [float('nan'), float('inf'), -float('inf')])
+@pytest.mark.parametrize('kind', [torch.optim.SGD, torch.optim.AdamW])
+def test_a_fused_optimizer_leaves_out_a_step(device, kind, value):
+    """Wherever the number is, and without a question to the GPU."""
+    settings = dict(momentum=0.9) if kind is torch.optim.SGD else {}
+    sizes = [(3,), (70000,), (64, 64, 3, 3), (1,)]
+    weights = [
+        torch.nn.Parameter(torch.rand(size, device=device)) for size in sizes
+    ]
+    optimizer = kind(weights, 0.1, fused=True, **settings)
+    hook = FiniteNumbersHook()
+    optimizer.register_step_pre_hook(hook._before_step)
+    optimizer.register_step_post_hook(hook._after_step)
+    for step in range(9):
+        before = [w.detach().clone() for w in weights]
+        for weight in weights:
+            weight.grad = torch.rand_like(weight)
+        place = weights[step % 4].grad.view(-1)
+        bad = step in (3, 4, 5, 6)
+        if bad:
+            place[place.numel() * 2 // 3] = value
+        if step and device == 'cuda':  # the host looks at the first
+            torch.cuda.set_sync_debug_mode('error')
+        optimizer.step()
+        if device == 'cuda':
+            torch.cuda.set_sync_debug_mode('default')
+        assert [flag.item() for flag, _ in hook._unread] == [bad] * bool(step)
+        assert not hasattr(optimizer, 'found_inf')
+        hook._unread.clear()
+        for weight, was in zip(weights, before, strict=True):
+            assert torch.equal(weight, was) == bad

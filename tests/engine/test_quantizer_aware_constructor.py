@@ -4,7 +4,10 @@ from mmengine.optim import DefaultOptimWrapperConstructor, build_optim_wrapper
 from torch import nn
 
 from mmauxq import compat
-from mmauxq.engine.optimizers import QuantizerAwareOptimWrapperConstructor
+from mmauxq.engine.optimizers import (
+    QuantizerAwareOptimWrapperConstructor,
+    quantizer_aware_constructor,
+)
 
 SGD = dict(type='SGD', lr=0.1, momentum=0.9, weight_decay=1e-4)
 CUSTOM = dict(custom_keys={'conv.weight_quantizer': dict(lr_mult=0.1)})
@@ -73,6 +76,39 @@ def test_with_paramwise_cfg(paramwise):
         lrs = {id(g['params'][0]): g['lr'] for g in optimizer.param_groups}
         scale = model.conv.weight_quantizer.scale
         assert lrs[id(scale)] == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize(
+    'paramwise, groups',
+    [
+        (CUSTOM, [4, 1, 1]),
+        (dict(norm_decay_mult=0.0), [2, 4]),  # those of the norm as scales
+        (dict(bias_lr_mult=2.0), [3, 1, 2]),
+    ],
+)
+def test_parameters_of_the_same_settings_share_a_group(
+    monkeypatch, paramwise, groups
+):
+    """And are trained as in the groups of one that MMEngine makes."""
+    model = Network()
+    optimizer = build(model, paramwise_cfg=paramwise)
+    found = [len(group['params']) for group in optimizer.param_groups]
+    assert sorted(found) == sorted(groups)
+    assert sum(found) == len(list(model.parameters()))
+
+    other = Network()
+    other.load_state_dict(model.state_dict())
+    monkeypatch.setattr(quantizer_aware_constructor, '_merged', list)
+    single = build(other, paramwise_cfg=paramwise)
+    assert len(single.param_groups) == len(list(model.parameters()))
+    for each, step in ((model, optimizer), (other, single)):
+        torch.manual_seed(0)
+        for _ in range(3):
+            for parameter in each.parameters():
+                parameter.grad = torch.randn_like(parameter)
+            step.step()
+    for a, b in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_user_may_decide_otherwise():

@@ -42,7 +42,8 @@ class QuantizerAwareOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     the levels. A model without quantizers is treated exactly as by the
     parent class. With quantizers and without ``paramwise_cfg`` there are two
     parameter groups: the scales, with ``weight_decay=0``, and all others.
-    With ``paramwise_cfg`` the learning rates are as the user set them; a
+    With ``paramwise_cfg`` the learning rates are as the user set them, in one
+    group for all parameters of the same settings; a
     ``custom_keys`` entry that names a quantizer and has ``decay_mult`` (or
     ``weight_decay``) overrides the rule.
     """
@@ -70,16 +71,19 @@ class QuantizerAwareOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
     def add_params(self, params: list, module: nn.Module, prefix='', **kwargs):
         super().add_params(params, module, prefix=prefix, **kwargs)
-        if prefix or self._user_decides() or not self._knows_decay():
+        if prefix:
             return
         scales = {
             parameter
             for name, parameter in module.named_parameters()
             if is_quantizer_parameter(name)
         }
-        for group in params:
-            if not scales.isdisjoint(group['params']):
-                group['weight_decay'] = 0.0
+        if not self._user_decides() and self._knows_decay():
+            for group in params:
+                if not scales.isdisjoint(group['params']):
+                    group['weight_decay'] = 0.0
+        if scales:
+            params[:] = _merged(params)
 
     def _user_decides(self) -> bool:
         return any(
@@ -89,6 +93,20 @@ class QuantizerAwareOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
     def _knows_decay(self) -> bool:
         return optimizer_takes(self.optimizer_cfg, 'weight_decay')
+
+
+def _merged(groups: list[dict]) -> list[dict]:
+    """Parameters of the same settings in one group.
+
+    MMEngine has a group for each, and so the optimizer some launches for each.
+    """
+    found: dict[str, dict] = {}
+    for group in groups:
+        settings = {k: v for k, v in group.items() if k != 'params'}
+        key = repr(sorted(settings.items()))
+        merged = found.setdefault(key, dict(settings, params=[]))
+        merged['params'] += group['params']
+    return list(found.values())
 
 
 class _Grouped:

@@ -53,7 +53,8 @@ def test_the_promised_recipes_are_there():
     promised |= {
         f'{g}_r20_w2a2_digits' for g in ('aux', 'auxkd', 'dsn', 'kd', 'qat')
     }
-    promised |= {'float_r20_fmnist', 'float_r20_digits'}
+    promised |= {'float_r20_fmnist', 'float_r20_digits', 'float_r56_fmnist'}
+    promised |= {f'{g}_r56_w2a2_fmnist' for g in ('auxkd', 'qat')}
     assert promised <= names
 
 
@@ -117,6 +118,16 @@ def test_every_fragment_can_be_inherited(tmp_path, guidance, bits):
     assert [cfg.type for cfg in found] == GUIDANCE[guidance]
     # mmpretrain's own schedule is kept
     assert config.optim_wrapper.optimizer.lr == 0.1
+
+
+def test_the_deep_recipe_differs_in_its_depth_and_temperature():
+    deep = read(ROOT / 'configs/auxkd_r56_w2a2_fmnist.py').model
+    flat = read(ROOT / 'configs/auxkd_r20_w2a2_fmnist.py').model
+    assert deep.architecture.backbone.depth == 56
+    assert deep.guidance[1].logits.tau == 4
+    deep.architecture.backbone.depth = 20
+    deep.guidance[1].logits.tau = flat.guidance[1].logits.tau
+    assert deep.to_dict() == flat.to_dict()
 
 
 def test_one_of_several_guidances_is_overridden():

@@ -1,4 +1,3 @@
-_base_ = [
-    './_base_/networks/fmnist_r56.py',
-    './_base_/schedules/fmnist_float.py',
-]
+_base_ = './float_r20_fmnist.py'
+
+model = dict(backbone=dict(depth=56))

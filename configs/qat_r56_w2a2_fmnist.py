@@ -1,12 +1,3 @@
-_base_ = [
-    './_base_/networks/fmnist_r56.py',
-    './_base_/qat_w2a2.py',
-    './_base_/schedules/fmnist_qat.py',
-]
+_base_ = './qat_r20_w2a2_fmnist.py'
 
-model = dict(
-    _delete_=True,
-    architecture=_base_.model,
-    input_shape=_base_.input_shape,
-    **_base_.quantization,
-)
+model = dict(architecture=dict(backbone=dict(depth=56)))

@@ -1,5 +1,6 @@
 """Training stops, or skips a step, where numbers are not finite."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -95,15 +96,14 @@ class FiniteNumbersHook(Hook):
         }
         if not grads:
             return
-        has_state = all(p in optimizer.state for p in grads)
         scaler_found = getattr(optimizer, 'found_inf', None)
         if scaler_found is not None:
             # torch's SGD would keep a momentum that nothing was written to
-            if not has_state and scaler_found.item():
+            if not _has_state(optimizer, grads) and scaler_found.item():
                 _pass_over(grads)
             return
         bad = _not_finite(list(grads.values()))
-        if has_state and _is_fused(optimizer):
+        if _is_fused(optimizer) and _has_state(optimizer, grads):
             # its kernels see to it, and the host need not wait for the GPU
             optimizer.grad_scale, optimizer.found_inf = None, bad
             self._unread.append((bad, grads))
@@ -205,6 +205,11 @@ def _is_fused(optimizer: Optimizer) -> bool:
     return getattr(optimizer, '_step_supports_amp_scaling', False) and all(
         group.get('fused') for group in optimizer.param_groups
     )
+
+
+def _has_state(optimizer: Optimizer, grads: Iterable[nn.Parameter]) -> bool:
+    """Whether this is not the first step of any of them."""
+    return all(parameter in optimizer.state for parameter in grads)
 
 
 def _pass_over(grads: dict[nn.Parameter, Tensor]) -> None:

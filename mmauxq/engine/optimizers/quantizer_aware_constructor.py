@@ -43,19 +43,15 @@ class QuantizerAwareOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     parent class. With quantizers and without ``paramwise_cfg`` there are two
     parameter groups: the scales, with ``weight_decay=0``, and all others.
     With ``paramwise_cfg`` the learning rates are as the user set them, in one
-    group for all parameters of the same settings; a
-    ``custom_keys`` entry that names a quantizer and has ``decay_mult`` (or
-    ``weight_decay``) overrides the rule.
+    group for all parameters of the same settings; a ``custom_keys`` entry
+    that names a quantizer and has ``decay_mult`` (or ``weight_decay``)
+    overrides the rule.
     """
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
         if hasattr(model, 'module'):
             model = model.module
-        scales = {
-            parameter
-            for name, parameter in model.named_parameters()
-            if is_quantizer_parameter(name)
-        }
+        scales = _scales(model)
         knows_decay = self._knows_decay()
         if not scales or self.paramwise_cfg or not knows_decay:
             return super().__call__(model)
@@ -73,11 +69,7 @@ class QuantizerAwareOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         super().add_params(params, module, prefix=prefix, **kwargs)
         if prefix:
             return
-        scales = {
-            parameter
-            for name, parameter in module.named_parameters()
-            if is_quantizer_parameter(name)
-        }
+        scales = _scales(module)
         if not self._user_decides() and self._knows_decay():
             for group in params:
                 if not scales.isdisjoint(group['params']):
@@ -93,6 +85,14 @@ class QuantizerAwareOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
     def _knows_decay(self) -> bool:
         return optimizer_takes(self.optimizer_cfg, 'weight_decay')
+
+
+def _scales(model: nn.Module) -> set[nn.Parameter]:
+    return {
+        parameter
+        for name, parameter in model.named_parameters()
+        if is_quantizer_parameter(name)
+    }
 
 
 def _merged(groups: list[dict]) -> list[dict]:

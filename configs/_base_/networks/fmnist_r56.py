@@ -1,3 +1,0 @@
-_base_ = './fmnist_r20.py'
-
-model = dict(backbone=dict(depth=56))

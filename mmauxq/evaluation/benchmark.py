@@ -74,6 +74,7 @@ def _arms() -> Iterator[str]:
     yield f'runner/r50/w4a4/plain/{BATCH}'
     for form in ('compiled', 'graphed', 'graphed-codes', 'codes'):
         yield f'runner/r50/w4a4/{form}/{BATCH}'
+    yield f'runner/r50/float/compiled-fused/{BATCH}'
     for network in ('deits', 'mbv2', 'r18'):
         for arm in (
             'float/compiled', 'float/eager', 'w4a4/compiled', 'w4a4/eager',
@@ -81,7 +82,8 @@ def _arms() -> Iterator[str]:
             'aux-amp/compiled',
         ):  # fmt: skip
             yield f'step/{network}/{arm}/{BATCH}'
-    yield f'runner/r50/aux/compiled/{BATCH}'
+    for arm in ('r50/aux-amp', 'mbv2/w4a4', 'deits/w4a4'):
+        yield f'runner/{arm}/graphed/{BATCH}'
     for arm in (
         'r50/w4a4/plain', 'r50/aux/plain', 'r50/kd/plain', 'r18/aux/plain',
         'r50/w4a4/graphed', 'r50/w4a4/compiled', 'r50/w4a4/syncbn',
@@ -194,7 +196,9 @@ def _start(name: str, out: Path, options: Sequence[str]) -> subprocess.Popen:
 
 def _last_line(log: Path) -> str:
     lines = [line for line in log.read_text().splitlines() if line.strip()]
-    return lines[-1][:400] if lines else 'killed'
+    # what a command of ours says comes before the traceback of its caller
+    said = [line for line in lines if line.startswith('error: ')]
+    return (said or lines or ['killed'])[-1][:400]
 
 
 def write_row(out: Path, row: dict) -> None:

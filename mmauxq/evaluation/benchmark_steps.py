@@ -56,6 +56,9 @@ FORMS = {
 OPTIONS = {
     'plain': [],
     'compiled': ['--compile'],
+    'compiled-fused': [
+        '--compile', '--cfg-options', 'optim_wrapper.optimizer.fused=True'
+    ],  # as the optimizer of a recorded step is
     'graphed': ['--cuda-graph'],
     'graphed-codes': ['--cuda-graph', '--cfg-options', 'model.memory=codes'],
     'codes': ['--cfg-options', 'model.memory=codes'],
@@ -270,14 +273,15 @@ def write_config(
     Args:
         work_dir: Where it goes.
         network: As in :func:`build`.
-        what: One of ``GUIDANCE``.
+        what: ``'float'``, which is the plain recipe at 32 bits, or one of
+            ``GUIDANCE``.
         batch: Images in a step of a rank.
         length: Number of images, of all ranks together.
         size: Their height and width.
         ranks: Share the cores of this machine for their loaders.
         more: Lines at the end.
     """
-    recipe, changes = GUIDANCE[what]
+    recipe, changes = GUIDANCE.get(what, ('qat', {}))
     workers = min(8, max(1, (os.cpu_count() or 2) // (2 * ranks)))
     lines = [
         f'_base_ = {str(CONFIGS / f"{recipe}_{network}_w4a4.py")!r}',
@@ -289,6 +293,7 @@ def write_config(
         "    dataset=dict(type='mmauxq.GeneratedImages',",
         f'        length={length}, shape=(3, {size}, {size})))',
         'train_cfg = dict(_delete_=True, by_epoch=True, max_epochs=1)',
+        'param_scheduler = []',  # those of the recipe may begin later
         'val_cfg = val_dataloader = val_evaluator = None',
         'test_cfg = test_dataloader = test_evaluator = None',
         'default_hooks = dict(',
@@ -299,6 +304,10 @@ def write_config(
     ]
     if changes:
         lines[-1] += f', guidance={changes!r}'
+    if what == 'float':
+        lines[-1] += (
+            ', quantizers=dict(weight=dict(bits=32), activation=dict(bits=32))'
+        )
     lines[-1] += ')'
     work_dir.mkdir(parents=True, exist_ok=True)
     config = work_dir / 'config.py'
@@ -345,19 +354,20 @@ def runner_overhead(
     turn.give()
     if status:
         raise RuntimeError(f'tools/train.py {" ".join(arguments)}: {status}')
-    times, waits = [], []
-    for log in sorted(work_dir.rglob('scalars.json')):
-        for line in log.read_text().splitlines():
-            record = json.loads(line)
-            if 'time' in record:
-                times.append(record['time'] * 1e3)
-                waits.append(record.get('data_time', 0.0) * 1e3)
+    times, waits, peaks = [], [], []
+    log = max(work_dir.rglob('scalars.json'))  # not those of runs before
+    for line in log.read_text().splitlines():
+        record = json.loads(line)
+        if 'time' in record:
+            times.append(record['time'] * 1e3)
+            waits.append(record.get('data_time', 0.0) * 1e3)
+            # MMEngine counts anew after each, and played steps allocate
+            # nothing: the first has the peak
+            peaks.append(record.get('memory', 0) / 2**10)
     late = slice(min(20 // each, len(times) // 2), None)
     return dict(
         ms=round(statistics.median(times[late]), 3),
         data_ms=round(statistics.median(waits[late]), 3),
         repeats=len(times[late]) * each,
-        peak_gib=torch.cuda.max_memory_allocated() / 2**30
-        if torch.cuda.is_available()
-        else None,
+        peak_gib=max(peaks) or None,
     )

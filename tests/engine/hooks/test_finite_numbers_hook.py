@@ -267,6 +267,8 @@ on_gpu = pytest.param(
 )
 
 
+# said once in a process, where the mode is set
+@pytest.mark.filterwarnings('ignore:Synchronization debug mode')
 @pytest.mark.parametrize('device', ['cpu', on_gpu])
 @pytest.mark.parametrize('value', [float('nan'), float('inf'), -float('inf')])
 @pytest.mark.parametrize('kind', [torch.optim.SGD, torch.optim.AdamW])

@@ -13,7 +13,7 @@ checkpoint of its own is the float network that the arm starts from. Run it
 again to go on after a kill, or with more seeds or arms. --table DIR only
 writes table and figures anew. --map DIR DIR ... --out OUT puts what the arms
 do in several such folders into one table and one figure, OUT/map.md and
-OUT/map.png.
+OUT/map.png; with --together also each arm over all of them.
 """
 
 import argparse
@@ -51,6 +51,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--reference', help='arm to compare with (the first)')
     parser.add_argument('--table', type=Path, metavar='DIR')
     parser.add_argument('--map', type=Path, nargs='+', metavar='DIR')
+    parser.add_argument('--together', action='store_true')
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, help='for all arms'
     )
@@ -104,6 +105,8 @@ def train(args: argparse.Namespace) -> None:
 def draw_map(args: argparse.Namespace) -> int:
     """Several comparisons in one table and one figure."""
     effects = survey.effects(args.map, args.reference)
+    if args.together:
+        effects += survey.together(effects)
     text = survey.table(effects)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / 'map.md').write_text(text)

@@ -57,7 +57,9 @@ OPTIONS = {
     'plain': [],
     'compiled': ['--compile'],
     'compiled-fused': [
-        '--compile', '--cfg-options', 'optim_wrapper.optimizer.fused=True'
+        '--compile',
+        '--cfg-options',
+        'optim_wrapper.optimizer.fused=True',
     ],  # as the optimizer of a recorded step is
     'graphed': ['--cuda-graph'],
     'graphed-codes': ['--cuda-graph', '--cfg-options', 'model.memory=codes'],

@@ -1,5 +1,6 @@
 """Several comparisons side by side: in which setting an arm helps."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,17 +20,21 @@ class Effect:
     Args:
         setting: Name of the comparison's folder.
         arm: Name of the arm.
-        reference: Final top-1 of the arm that it is compared with, percent,
-            one for each shared seed.
-        difference: Of the arm to that one, in points.
+        result: Its final top-1, percent, one for each shared seed.
+        reference: That of the arm that it is compared with.
         step: Its median step time over that of the other.
     """
 
     setting: str
     arm: str
+    result: tuple[float, ...]
     reference: tuple[float, ...]
-    difference: PairedDifference
     step: float
+
+    @property
+    def difference(self) -> PairedDifference:
+        """Of the arm to the other one, in points."""
+        return paired_difference(self.result, self.reference)
 
 
 def effects(
@@ -67,8 +72,8 @@ def effects(
                 Effect(
                     folder.resolve().name,
                     name,
+                    tuple(ours),
                     tuple(theirs),
-                    paired_difference(ours, theirs),
                     float(steps[0] / steps[1]),
                 )
             )
@@ -77,6 +82,28 @@ def effects(
             'no folder holds two arms that share a seed; nothing to compare'
         )
     return found
+
+
+def together(found: Sequence[Effect]) -> list[Effect]:
+    """Arms that are in several settings, all their pairs as one sample.
+
+    The interval is that of the mean over these pairs, whatever their setting:
+    settings with more seeds count more.
+    """
+    arms: dict[str, list[Effect]] = {}
+    for effect in found:
+        arms.setdefault(effect.arm, []).append(effect)
+    return [
+        Effect(
+            'together',
+            f'{name}, {len(mine)} settings',
+            tuple(itertools.chain(*(effect.result for effect in mine))),
+            tuple(itertools.chain(*(effect.reference for effect in mine))),
+            float(np.median([effect.step for effect in mine])),
+        )
+        for name, mine in arms.items()
+        if len(mine) > 1
+    ]
 
 
 def table(found: Sequence[Effect]) -> str:

@@ -24,6 +24,7 @@ from mmauxq.registry import MODELS
 from .gradients import block_gradient_norms
 
 METRIC = 'val/accuracy/top1'
+SECONDS = 'mmauxq/seconds'
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,11 @@ class Trial:
 
     Args:
         accuracy: Top-1 of F on the validation set after each epoch, percent.
-        seconds: Wall time of training and validation, of this process: a
-            resumed run does not count what came before.
-        step_seconds: Median wall time of a training step.
-        peak_memory: Most bytes allocated on the GPU, 0 without one.
+        seconds: Wall time of training and validation. A resumed run counts
+            what came before its checkpoint, too.
+        step_seconds: Median wall time of a training step, of this process.
+        peak_memory: Most bytes allocated on the GPU in a training step, of
+            this process; 0 without a GPU.
         cost: Fields of :class:`mmauxq.algorithms.dry_run.Cost`; empty for a
             float network.
         gradients: Of :func:`block_gradient_norms`, on the first training
@@ -65,14 +67,21 @@ class Trial:
 
 
 class _Progress(Hook):
-    """Tells somebody how far a run is, and times its steps."""
+    """Tells somebody how far a run is, and measures it."""
 
-    priority = 'LOWEST'
+    # before MMEngine's log sets back the count of memory
+    priority = 'NORMAL'
 
     def __init__(self, report: Callable[[int, int], None]) -> None:
         self.report = report
         self.steps: list[float] = []
-        self.begin = 0.0
+        self.peak_memory = 0
+        self.begin = self.start = 0.0
+
+    def before_train(self, runner) -> None:
+        # checkpoints keep what the message hub knows
+        known = runner.message_hub.runtime_info.get(SECONDS, 0.0)
+        self.start = time.perf_counter() - known
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
         self.begin = time.perf_counter()
@@ -81,7 +90,17 @@ class _Progress(Hook):
         self, runner, batch_idx, data_batch=None, outputs=None
     ) -> None:
         self.steps.append(time.perf_counter() - self.begin)
+        if torch.cuda.is_available():
+            self.peak_memory = max(
+                self.peak_memory, torch.cuda.max_memory_allocated()
+            )
+        runner.message_hub.update_info(SECONDS, self.seconds)
         self.report(runner.iter + 1, runner.max_iters)
+
+    @property
+    def seconds(self) -> float:
+        """Since training began, without what was lost in between."""
+        return time.perf_counter() - self.start
 
 
 def run_trial(
@@ -116,19 +135,15 @@ def run_trial(
     runner.register_hook(progress)
     runner.register_hook(TeacherCheckHook())
     runner.register_hook(EpochLengthHook())
-    begin = time.perf_counter()
     runner.train()
-    seconds = time.perf_counter() - begin
-    peak_memory = 0
-    if torch.cuda.is_available():
-        peak_memory = torch.cuda.max_memory_allocated()
+    seconds = progress.seconds
     quantized = isinstance(runner.model, JointQAT)
     history, _ = runner.message_hub.get_scalar(METRIC).data
     return Trial(
         accuracy=[float(value) for value in history],
         seconds=seconds,
         step_seconds=statistics.median(progress.steps or [0.0]),
-        peak_memory=peak_memory,
+        peak_memory=progress.peak_memory,
         cost=asdict(runner.model.cost) if quantized else {},
         gradients=_gradients(runner) if quantized else {},
         work_dir=Path(work_dir),

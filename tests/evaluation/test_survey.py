@@ -7,7 +7,7 @@ from matplotlib import pyplot as plt
 
 from mmauxq.errors import UsageError
 from mmauxq.evaluation.figures import plot_effects
-from mmauxq.evaluation.survey import effects, table
+from mmauxq.evaluation.survey import effects, table, together
 
 
 def write(folder, **arms):
@@ -52,6 +52,20 @@ def test_each_arm_beside_the_reference_of_its_folder(folders):
         '| float | 91.00 ± 1.41 | aux | +0.75 +- 3.18, 2 of 2 above | 1.50 |'
     )
     assert text[3] == '| scratch | 60.00 | aux | +1.50, 1 of 1 above | 1.00 |'
+
+
+def test_arms_of_several_settings_together(folders):
+    found = effects(folders)
+    (aux,) = together(found)
+    assert aux.arm == 'aux, 2 settings'
+    # 1.0, 0.5 and 1.5: t = 4.303 with two degrees of freedom
+    assert aux.difference.mean == pytest.approx(1.0)
+    assert aux.difference.half_width == pytest.approx(
+        4.303 * 0.5 / 3**0.5, 1e-3
+    )
+    assert (aux.difference.wins, aux.difference.pairs) == (3, 3)
+    assert aux.step == pytest.approx(1.25)
+    assert together(found[:1]) == []
 
 
 def test_another_reference(folders):

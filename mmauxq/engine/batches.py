@@ -22,7 +22,7 @@ class Batches:
         device: To which the images of a batch are moved; ``None`` leaves them.
         preprocessor: Whose work on the data samples is done ahead, too, and
             found by it while :meth:`preprocessing` is entered; see
-            :func:`plain_preprocessor`.
+            :func:`label_preprocessor`.
     """
 
     def __init__(
@@ -70,9 +70,10 @@ class Batches:
         """While entered, the preprocessor finds labels that are prepared.
 
         MMPretrain's preprocessor gives each data sample its part of the
-        labels, one by one, which takes longer than all else that the host
-        does between two steps. The images are left to their time: normalised
-        they would take four times the memory.
+        labels, and makes it one-hot where images are mixed, one by one, which
+        takes longer than all else that the host does between two steps. The
+        images are left to their time: normalised they would take four times
+        the memory, and mixing draws random numbers.
         """
         module, forward = self.preprocessor, self._preprocess
         if module is None or forward is None:
@@ -81,8 +82,8 @@ class Batches:
 
         def ahead(data: Any, training: bool = False) -> Any:
             batch, samples = self._ready
-            if data is not batch:
-                return forward(data, training)
+            if data is not batch or module.batch_augments is not None:
+                return forward(data, training)  # what mixes needs both
             images = forward(dict(inputs=data['inputs']), training)
             return dict(images, data_samples=samples)
 
@@ -100,7 +101,7 @@ class Batches:
             images, samples = batch['inputs'], batch.get('data_samples')
             if self._preprocess and isinstance(images, Tensor) and samples:
                 none = dict(inputs=images[:0], data_samples=samples)
-                done = self._preprocess(none, True)
+                done = self._preprocess(none, False)  # nothing is mixed
                 self._ready = batch, done['data_samples']
         return batch
 
@@ -122,16 +123,12 @@ def _tensors(value: Any) -> Iterator[Tensor]:
         yield from _tensors(list(value.values()))
 
 
-def plain_preprocessor(model: nn.Module) -> nn.Module | None:
-    """That of a bare model, if it takes images and labels apart.
-
-    One that mixes images draws random numbers, which have their time.
-    """
+def label_preprocessor(model: nn.Module) -> nn.Module | None:
+    """That of a bare model, if what it does to labels is known."""
     from mmpretrain.models import ClsDataPreprocessor
 
     found = getattr(model, 'data_preprocessor', None)
-    plain = type(found) is ClsDataPreprocessor and found.batch_augments is None
-    return found if plain else None
+    return found if type(found) is ClsDataPreprocessor else None
 
 
 def device_of(model: nn.Module) -> torch.device | None:

@@ -15,7 +15,7 @@ from torch.utils.data import BatchSampler, DataLoader, Sampler
 from mmauxq.errors import UsageError
 from mmauxq.registry import LOOPS
 
-from .batches import END, Batches, device_of, plain_preprocessor
+from .batches import END, Batches, device_of, label_preprocessor
 from .running import bare_model
 from .seeds import seed_step
 
@@ -81,7 +81,7 @@ class _Exact:
             if device is None:
                 yield Batches(loaded)
                 return
-            preprocessor = plain_preprocessor(bare_model(self.runner))
+            preprocessor = label_preprocessor(bare_model(self.runner))
             batches = Batches(loaded, device, preprocessor)
 
             def fetch(module: nn.Module, args: Any, output: Any) -> None:

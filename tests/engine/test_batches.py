@@ -1,12 +1,13 @@
 """Batches, and the next one ahead of its time."""
 
+import numpy
 import pytest
 import torch
 from mmpretrain.models import ClsDataPreprocessor
 from mmpretrain.structures import DataSample
 
 from mmauxq.engine import loops
-from mmauxq.engine.batches import END, Batches, plain_preprocessor
+from mmauxq.engine.batches import END, Batches, label_preprocessor
 from tests.running import make_runner
 
 
@@ -40,11 +41,13 @@ def test_a_batch_that_is_no_dict_is_left_alone():
 CUTMIX = dict(type='CutMix', alpha=1.0)
 
 
-def labelled(count):
+def labelled(count, size=2):
     return [
         dict(
-            inputs=torch.full((2, 1, 2, 2), i, dtype=torch.uint8),
-            data_samples=[DataSample().set_gt_label(i + j) for j in range(2)],
+            inputs=torch.full((size, 1, 8, 8), i, dtype=torch.uint8),
+            data_samples=[
+                DataSample().set_gt_label(i + j) for j in range(size)
+            ],
         )
         for i in range(count)
     ]
@@ -75,22 +78,54 @@ def test_labels_are_prepared_ahead_and_images_in_their_time():
     assert 'forward' not in vars(module)
 
 
-@pytest.mark.parametrize(
-    'settings, plain',
-    [
-        (dict(), True),
-        (
-            dict(batch_augments=dict(augments=dict(type='CutMix', alpha=1.0))),
-            False,
-        ),
-    ],
-)
-def test_a_preprocessor_that_mixes_images_is_not_asked_ahead(settings, plain):
+def mixing():
+    augments = [dict(type='Mixup', alpha=0.8), CUTMIX]
+    return ClsDataPreprocessor(
+        num_classes=10, batch_augments=dict(augments=augments)
+    )
+
+
+def test_mixed_images_have_the_labels_and_random_numbers_of_their_time():
+    """One-hot labels come ahead, what is drawn does not."""
+    found = []
+    for ahead in (False, True):
+        module = mixing()
+        batches = Batches(
+            iter(labelled(4, 6)),
+            torch.device('cpu') if ahead else None,
+            module if ahead else None,
+        )
+        torch.manual_seed(0)
+        numpy.random.seed(0)
+        with batches.preprocessing():
+            for _ in range(4):
+                batch = batches.take()
+                assert ('gt_score' in batch['data_samples'][0]) == ahead
+                done = module(batch, True)
+                batches.fetch()
+                scores = [s.gt_score for s in done['data_samples']]
+                found.append((done['inputs'], torch.stack(scores)))
+    mixed = 0
+    for (images, scores), (others, theirs) in zip(
+        found[:4], found[4:], strict=True
+    ):
+        assert torch.equal(images, others)
+        assert torch.equal(scores, theirs)
+        mixed += (scores > 0).sum().item() > 6
+    assert mixed
+
+
+def test_a_preprocessor_that_is_not_known_is_not_asked_ahead():
+    class Other(ClsDataPreprocessor):
+        pass
+
     model = torch.nn.Module()
-    assert plain_preprocessor(model) is None
-    model.data_preprocessor = ClsDataPreprocessor(num_classes=10, **settings)
-    expected = model.data_preprocessor if plain else None
-    assert plain_preprocessor(model) is expected
+    assert label_preprocessor(model) is None
+    for known in (ClsDataPreprocessor(), mixing()):
+        model.data_preprocessor = known
+        assert label_preprocessor(model) is known
+    model.data_preprocessor = Other()
+    assert label_preprocessor(model) is None
 
 
 @pytest.mark.parametrize(

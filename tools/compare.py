@@ -60,6 +60,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         raise UsageError(
             '--arms and --out, --map and --out, or --table, are needed'
         )
+    if args.together and not args.map:
+        raise UsageError('--together: allowed beside --map DIR DIR ...')
     if args.jobs < 1:
         raise UsageError(f'--jobs {args.jobs}: allowed are numbers from 1')
     return args

@@ -73,13 +73,16 @@ def test_killed_and_continued(tmp_path):
     # the reference is the first arm of the folder there
     assert again.stdout.count('|') == done.stdout.count('|')
     both = subprocess.run(
-        [sys.executable, COMMAND[1], '--map', str(out), '--out', str(out)],
+        [sys.executable, COMMAND[1], '--map', str(out), str(out), '--together',
+         '--out', str(out)],
         env=process_environment(), capture_output=True, text=True,
         timeout=HANGS,
     )  # fmt: skip
     assert both.returncode == 0, both.stderr
     assert (out / 'map.md').read_text() in both.stdout
-    assert '| aux |' in both.stdout and (out / 'map.png').is_file()
+    assert both.stdout.count('| aux |') == 2
+    assert '| aux, 2 settings |' in both.stdout
+    assert (out / 'map.png').is_file()
 
 
 @pytest.mark.parametrize(
@@ -88,6 +91,7 @@ def test_killed_and_continued(tmp_path):
         ([], '--arms and --out, --map and --out, or --table, are'),
         (['--map', 'a'], '--map and --out, or --table, are needed'),
         (['--map', 'a', '--out', 'x'], 'a holds no finished run'),
+        (['--table', '.', '--together'], '--together: allowed beside --map'),
         (['--arms', 'a=b.py', '--out', 'x'], 'config b.py does not exist'),
         (['--table', '.'], 'no finished run'),
         (

@@ -32,6 +32,9 @@ GUIDANCE = {
 }
 """What is trained -> the recipe, and what changes in its guidance."""
 
+RECIPES = {'float': ('qat', {}), **GUIDANCE}
+"""The same, with the network in float, or the recipe at 32 bits."""
+
 FORMS = {
     'eager': {},
     'reference': {},
@@ -94,7 +97,7 @@ def build(network: str, what: str, form: str, size: int, turn: Turn):
 
     Args:
         network: Short name of a network in the recipes, such as ``'r50'``.
-        what: ``'float'``, or one of ``GUIDANCE``.
+        what: One of ``RECIPES``.
         form: One of ``FORMS``.
         size: Height and width of the images.
         turn: Given away while a compiler works.
@@ -105,7 +108,7 @@ def build(network: str, what: str, form: str, size: int, turn: Turn):
     from mmpretrain.registry import MODELS
 
     MMLogger.get_instance('benchmark', log_level='ERROR')
-    recipe, changes = GUIDANCE.get(what, ('qat', {}))
+    recipe, changes = RECIPES[what]
     cfg = Config.fromfile(CONFIGS / f'{recipe}_{network}_w4a4.py').model
     settings = dict(FORMS[form])
     if settings.get('compile') is True:
@@ -275,15 +278,14 @@ def write_config(
     Args:
         work_dir: Where it goes.
         network: As in :func:`build`.
-        what: ``'float'``, which is the plain recipe at 32 bits, or one of
-            ``GUIDANCE``.
+        what: One of ``RECIPES``.
         batch: Images in a step of a rank.
         length: Number of images, of all ranks together.
         size: Their height and width.
         ranks: Share the cores of this machine for their loaders.
         more: Lines at the end.
     """
-    recipe, changes = GUIDANCE.get(what, ('qat', {}))
+    recipe, changes = RECIPES[what]
     workers = min(8, max(1, (os.cpu_count() or 2) // (2 * ranks)))
     lines = [
         f'_base_ = {str(CONFIGS / f"{recipe}_{network}_w4a4.py")!r}',

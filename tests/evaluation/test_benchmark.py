@@ -37,17 +37,20 @@ def test_names_are_chosen_by_pattern():
 
 
 def test_every_recipe_of_the_benchmark_exists(root):
-    from mmauxq.evaluation.benchmark_steps import FORMS, GUIDANCE
+    from mmauxq.evaluation.benchmark_steps import (
+        FORMS,
+        OPTIONS,
+        RECIPES,
+    )
 
     for name in benchmark.ARMS:
         kind, *parts = name.split('/')
         if kind not in ('step', 'runner'):
             continue
         network, what, form, _ = parts
-        recipe = GUIDANCE.get(what, ('qat',))[0]
+        recipe = RECIPES[what][0]
         assert (root / f'configs/{recipe}_{network}_w4a4.py').is_file(), name
-        assert what in GUIDANCE or what == 'float'
-        assert form in FORMS or kind == 'runner'
+        assert form in (FORMS if kind == 'step' else OPTIONS), name
 
 
 def test_ratios_are_to_the_float_network(tmp_path):

@@ -41,7 +41,6 @@ def enable() -> None:
     silence_neighbours()
     enable_safe_checkpoints()
     write_files_atomically()
-    enable_mmrazor()
     default_optim_constructor()
 
 

@@ -19,7 +19,7 @@ import torch
 
 from mmauxq import compat, files
 from mmauxq.engine import loops
-from mmauxq.engine.launch import train
+from tests.commands import train
 
 VOLATILE = {'cfg', 'eta', 'experiment_name', 'mmengine_version'}
 """What a message hub holds that two equal runs may differ in."""

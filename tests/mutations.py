@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from mmengine.config import Config
 
 from mmauxq import compat
-from mmauxq.engine.launch import train
+from tests.commands import train
 from tests.conftest import ROOT
 
 KINDS = ('qat', 'aux', 'dsn')

@@ -9,9 +9,9 @@ from mmengine.runner import load_checkpoint as load_mmengine
 
 from mmauxq import compat
 from mmauxq.checkpoint_file import inspect
+from mmauxq.deploy import save_slim
 from mmauxq.engine.resume import load_resumable
 from mmauxq.errors import UsageError
-from mmauxq.export import save_slim
 from tests.crafted import (
     CRAFTED,
     FOUR,

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mmauxq import compat
-from mmauxq.engine.launch import train
+from tests.commands import train
 from tests.conftest import ROOT, process_environment
 
 RECIPE = ROOT / 'configs/aux_r20_w2a2_digits.py'

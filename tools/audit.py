@@ -1,9 +1,7 @@
-"""Prove the level counts: tools/audit.py CONFIG CHECKPOINT [--onnx FILE]."""
+"""Count levels: tools/audit.py CONFIG CHECKPOINT [--onnx FILE]."""
 
-import sys
-
-import mmauxq  # noqa: F401  (makes mmauxq:: bases known to the config)
-from mmauxq.export.audit_command import audit_command
+from mmauxq.cli import run
+from mmauxq.cli.run_command import exit_process
 
 if __name__ == '__main__':
-    sys.exit(audit_command())
+    exit_process(run('audit'))

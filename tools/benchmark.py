@@ -15,11 +15,7 @@ import time
 from pathlib import Path
 
 from mmauxq.errors import UsageError
-from mmauxq.evaluation import (
-    benchmark,
-    benchmark_report,
-    benchmark_scaling,
-)
+from mmauxq.evaluation import benchmark, benchmark_report, benchmark_scaling
 
 
 def main(argv: list[str] | None = None) -> int:

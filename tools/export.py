@@ -1,9 +1,7 @@
 """Export a trained network: tools/export.py CONFIG CHECKPOINT --out DIR."""
 
-import sys
-
-import mmauxq  # noqa: F401  (makes mmauxq:: bases known to the config)
-from mmauxq.export.command import export_command
+from mmauxq.cli import run
+from mmauxq.cli.run_command import exit_process
 
 if __name__ == '__main__':
-    sys.exit(export_command())
+    exit_process(run('export'))

@@ -1,9 +1,7 @@
-"""Speed of the exported forms: tools/latency.py CONFIG [--batch 1 32]."""
+"""Speed of the exported forms: tools/latency.py CONFIG."""
 
-import sys
-
-import mmauxq  # noqa: F401  (makes mmauxq:: bases known to the config)
-from mmauxq.export.latency_command import latency_command
+from mmauxq.cli import run
+from mmauxq.cli.run_command import exit_process
 
 if __name__ == '__main__':
-    sys.exit(latency_command())
+    exit_process(run('latency'))

@@ -31,17 +31,16 @@ from mmauxq import compat
 
 compat.enable()
 
-from mmauxq.evaluation import (  # noqa: E402
-    Trial,
+from mmauxq.analysis import (  # noqa: E402
     block_gradient_norms,
     count_levels,
     deployed_bytes,
     operand_values,
-    paired_difference,
-    run_trial,
 )
-from mmauxq.evaluation.figures import plot_overview  # noqa: E402
-from mmauxq.export import save_slim  # noqa: E402
+from mmauxq.compare import paired_difference  # noqa: E402
+from mmauxq.compare.figures import plot_overview  # noqa: E402
+from mmauxq.compare.training_run import Trial, run_trial  # noqa: E402
+from mmauxq.deploy import save_slim  # noqa: E402
 from mmauxq.layers import restore  # noqa: E402
 
 CONFIGS = Path(__file__).resolve().parent.parent / 'configs'

@@ -1,8 +1,7 @@
 """Evaluate the low-precision network: tools/test.py CONFIG CHECKPOINT."""
 
-import mmauxq  # noqa: F401  (makes mmauxq:: bases known to the config)
-from mmauxq.engine.command_line import leave
-from mmauxq.engine.launch import test
+from mmauxq.cli import run
+from mmauxq.cli.run_command import exit_process
 
 if __name__ == '__main__':
-    leave(test())
+    exit_process(run('test'))

@@ -1,8 +1,7 @@
 """Train a classifier: tools/train.py CONFIG."""
 
-import mmauxq  # noqa: F401  (makes mmauxq:: bases known to the config)
-from mmauxq.engine.command_line import leave
-from mmauxq.engine.launch import train
+from mmauxq.cli import run
+from mmauxq.cli.run_command import exit_process
 
 if __name__ == '__main__':
-    leave(train())
+    exit_process(run('train'))

@@ -10,8 +10,6 @@ from mmengine.logging import print_log
 from mmengine.model import BaseModel, ModuleList
 from mmengine.runner import CheckpointLoader
 from mmpretrain.models import ClsHead, ImageClassifier, MultiLabelClsHead
-from mmrazor.models.algorithms import BaseAlgorithm
-from mmrazor.models.utils import add_prefix
 from torch import Tensor, nn
 
 from mmauxq.errors import UsageError
@@ -43,7 +41,7 @@ PLAIN_LOSSES = (ClsHead.loss, MultiLabelClsHead.loss)
 
 
 @MODELS.register_module()
-class JointQAT(BaseAlgorithm):
+class JointQAT(BaseModel):
     """Quantization-aware training of a classifier, with guidance.
 
     In mode ``loss`` the quantized network F runs once; its head gives
@@ -104,9 +102,8 @@ class JointQAT(BaseAlgorithm):
     ) -> None:
         check_sections(architecture, quantizers, policy, guidance)
         architecture = build_architecture(architecture, data_preprocessor)
-        # In-place activations are looked after where they matter, at the
-        # taps; mmrazor would switch all of them off.
-        super().__init__(architecture, None, init_cfg, module_inplace=True)
+        super().__init__(architecture.data_preprocessor, init_cfg)
+        self.architecture = architecture
         self.float_checkpoint = float_checkpoint
         self.guidance: Guidance | ModuleList | None = None
         self.recorders: list[TapRecorder] = []
@@ -296,6 +293,24 @@ class JointQAT(BaseAlgorithm):
         )
         self.architecture.load_state_dict(state, strict=False)
         self._float_start = True
+
+    def forward(
+        self,
+        inputs: Tensor,
+        data_samples: list | None = None,
+        mode: str = 'tensor',
+    ) -> Any:
+        """The losses of both, or what F alone gives.
+
+        Args:
+            inputs: (N, C, H, W).
+            data_samples: N of them, with the targets in mode ``'loss'``.
+            mode: ``'loss'`` for :meth:`loss`; ``'predict'`` and ``'tensor'``
+                as of the architecture.
+        """
+        if mode == 'loss':
+            return self.loss(inputs, data_samples)
+        return self.architecture(inputs, data_samples, mode=mode)
 
     def loss(
         self, inputs: Tensor, data_samples: list | None = None
@@ -516,6 +531,11 @@ def _keep_all(model: JointQAT, state: dict, prefix: str, _: Any) -> None:
         for name, tensor in own.items():
             if tensor is not None:
                 state.setdefault(inner + name, tensor.detach())
+
+
+def add_prefix(losses: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """``losses`` with ``PREFIX.`` before each name."""
+    return {f'{prefix}.{name}': value for name, value in losses.items()}
 
 
 def _as_list(value: Any) -> list:

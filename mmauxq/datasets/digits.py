@@ -6,6 +6,7 @@ import numpy as np
 from mmpretrain.datasets import BaseDataset
 
 from mmauxq.errors import UsageError
+from mmauxq.optional import need
 from mmauxq.registry import DATASETS
 
 
@@ -38,13 +39,9 @@ class Digits(BaseDataset):
 
     def load_data_list(self) -> list[dict]:
         """One ``dict(img=(8, 8) uint8, gt_label=int)`` for each image."""
-        try:
-            from sklearn.datasets import load_digits
-        except ImportError as error:
-            raise UsageError(
-                'Digits: needs scikit-learn; install it with '
-                "pip install 'mmauxq[digits]'"
-            ) from error
+        need('sklearn')
+        from sklearn.datasets import load_digits
+
         data = load_digits()
         images = np.round(data.images * (255 / 16)).astype(np.uint8)
         is_test = np.arange(len(images)) % 3 == 2

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from .figures import COLOURS, plt
+from mmauxq.compare.figures import COLOURS, plt
 
 
 def markdown(rows: Sequence[dict]) -> str:

@@ -343,7 +343,7 @@ def runner_overhead(
         work_dir: Where config and logs go.
         turn: Taken for the whole run.
     """
-    from mmauxq.engine.launch import train
+    from mmauxq.cli import run
 
     each = max(1, min(10, steps // 4))
     config = write_config(
@@ -354,7 +354,7 @@ def runner_overhead(
         str(config), '--work-dir', str(work_dir), *amp(), *options
     ]  # fmt: skip
     turn.take()
-    status = train(arguments)
+    status = run('train', arguments)
     turn.give()
     if status:
         raise RuntimeError(f'tools/train.py {" ".join(arguments)}: {status}')

@@ -19,12 +19,12 @@ from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 
 from mmauxq.algorithms import JointQAT, dry_run
+from mmauxq.analysis import count_levels
 from mmauxq.guidance.teacher import crop_size
 from mmauxq.layers import QuantizedLayer, restore
 from mmauxq.quantizers import named_quantizers
 from mmauxq.registry import MODELS
 
-from .levels import count_levels
 from .mmpretrain_configs import (
     BATCH,
     NetworkError,

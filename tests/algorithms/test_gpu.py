@@ -7,7 +7,7 @@ from mmengine.model import MMDistributedDataParallel, convert_sync_batchnorm
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from torch import nn
 
-from mmauxq.evaluation import count_levels
+from mmauxq.analysis import count_levels
 from mmauxq.quantizers import named_quantizers
 from tests.networks import batch, joint_qat
 

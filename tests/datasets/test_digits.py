@@ -6,7 +6,7 @@ import pytest
 from mmauxq.datasets import Digits
 from mmauxq.errors import UsageError
 
-load_digits = pytest.importorskip('sklearn.datasets').load_digits
+load_digits = pytest.importorskip('sklearn').load_digits
 
 
 @pytest.fixture(scope='module')
@@ -79,10 +79,10 @@ def test_bad_split():
 
 
 def test_without_scikit_learn_it_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, 'sklearn.datasets', None)
+    monkeypatch.setitem(sys.modules, 'sklearn', None)
     with pytest.raises(UsageError) as error:
         Digits('train')
     assert str(error.value) == (
-        'Digits: needs scikit-learn; install it with pip install '
-        "'mmauxq[digits]'"
+        'this needs the package sklearn, which is not installed: '
+        'pip install "mmauxq[digits]"'
     )

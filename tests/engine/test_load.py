@@ -5,11 +5,13 @@ import os
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from mmauxq import compat, files
-from mmauxq.engine import command_line, loops
+from mmauxq.cli import run_command
+from mmauxq.engine import loops
 from mmauxq.errors import TrainingError
 from tests import killing
 from tests.engine.test_resume import write_config
@@ -69,13 +71,13 @@ def while_another_is_reported() -> None:
     def run_iter(self, *args):
         raise RuntimeError('DataLoader worker (pid(s) 1) exited')
 
-    complain = command_line._complain
+    complain = run_command._complain
 
     def report(message):
         lose(1, 1)
         complain(message)
 
-    loops.EpochLoop.run_iter, command_line._complain = run_iter, report
+    loops.EpochLoop.run_iter, run_command._complain = run_iter, report
 
 
 @pytest.mark.parametrize('when', [in_a_step, while_another_is_reported])
@@ -91,16 +93,12 @@ def test_a_loader_process_that_nobody_waits_for_dies(tmp_path, when):
 
 
 def test_errors_of_the_data_are_not_taken_for_a_dead_process(capsys):
-    def command(args, started):
+    def run(args, started):
         started()
         raise RuntimeError('Caught RuntimeError in DataLoader worker process')
 
-    assert (
-        command_line.guard(
-            command_line.make_parser(''), ['config.py'], command
-        )
-        == 1
-    )
+    command = SimpleNamespace(add_arguments=lambda parser: None, run=run)
+    assert run_command.run_command(command, []) == 1
     text = capsys.readouterr().err
     assert 'Traceback' in text and 'died' not in text
 

@@ -123,9 +123,9 @@ def test_the_comparison_sees_what_mmengine_loses(tmp_path):
 
     def plain(point=lambda: None):
         def prepare():
-            from mmauxq.engine import launch
+            from mmauxq.engine import guards
 
-            launch.make_exact = lambda cfg: None
+            guards.make_exact = lambda cfg: None
             point()
 
         return prepare

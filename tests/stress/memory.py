@@ -21,7 +21,7 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
-from mmauxq.engine.launch import train
+from tests.commands import train
 from tests.conftest import ROOT
 
 PAGE = os.sysconf('SC_PAGE_SIZE') / 2**20

@@ -19,8 +19,8 @@ import torch
 from mmengine.config import Config
 
 from mmauxq import compat
-from mmauxq.evaluation.statistics import paired_difference
-from mmauxq.evaluation.trial import run_trial
+from mmauxq.compare.statistics import paired_difference
+from mmauxq.compare.training_run import run_trial
 from tests.conftest import ROOT
 
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'

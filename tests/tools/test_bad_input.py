@@ -5,8 +5,7 @@ import os
 import pytest
 import torch
 
-from mmauxq.engine.launch import test as evaluate
-from mmauxq.engine.launch import train
+from tests.commands import evaluate, train
 from tests.crafted import CRAFTED
 
 HEADLESS = "model = dict(type='ImageClassifier', backbone=dict(type='VGG'))"
@@ -71,7 +70,7 @@ def test_config(fails, text, message):
         ('param_scheduler.type=Nope', 'Nope'),
         ('val_evaluator.type=Nope', 'Nope'),
         ('load_from=none.pth', 'none.pth does not exist'),
-        ('model', '--cfg-options takes KEY=VALUE'),
+        ('model', 'expected KEY=VALUE pairs'),
     ],
 )
 def test_cfg_options(fails, option, message):

@@ -88,10 +88,10 @@ def test_killed_and_continued(tmp_path):
 @pytest.mark.parametrize(
     'words, message',
     [
-        ([], '--arms and --out, --map and --out, or --table, are'),
-        (['--map', 'a'], '--map and --out, or --table, are needed'),
+        ([], 'expected --arms and --out, or --map and --out, or --table'),
+        (['--map', 'a'], 'expected --arms and --out, or --map and --out, or --table'),
         (['--map', 'a', '--out', 'x'], 'a holds no finished run'),
-        (['--table', '.', '--together'], '--together: allowed beside --map'),
+        (['--table', '.', '--together'], '--together: expected beside --map'),
         (['--arms', 'a=b.py', '--out', 'x'], 'config b.py does not exist'),
         (['--table', '.'], 'no finished run'),
         (
@@ -106,7 +106,7 @@ def test_killed_and_continued(tmp_path):
         ),
         (
             ['--arms', 'a=b.py', '--out', 'x', '--jobs', '0'],
-            '--jobs 0: allowed',
+            "--jobs: expected an integer from 1, got '0'",
         ),
     ],
 )

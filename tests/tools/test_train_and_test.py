@@ -52,7 +52,7 @@ def test_help(tool):
 def test_amp_without_gpu(project):
     if torch.cuda.is_available():
         pytest.skip('for machines without a GPU')
-    from mmauxq.engine.launch import train
+    from tests.commands import train
 
     assert train(['config.py', '--work-dir', 'run', '--amp']) == 0
 
@@ -63,7 +63,7 @@ def test_amp_without_gpu(project):
 def test_amp(project):
     if not torch.cuda.is_available():
         pytest.skip('needs a GPU')
-    from mmauxq.engine.launch import train
+    from tests.commands import train
 
     assert train(['config.py', '--work-dir', 'run', '--amp']) == 0
     state = compat.load_checkpoint('run/epoch_1.pth')['optimizer']
@@ -199,11 +199,11 @@ def test_slurm_command(tool, project):
 
 
 @pytest.mark.parametrize('rank, finalised', [(None, True), ('1', False)])
-def test_leave(root, rank, finalised):
+def test_exit_process(root, rank, finalised):
     """A rank ends at once, after what writes on exit has written."""
     program = (
         'import atexit, threading, time\n'
-        'from mmauxq.engine.command_line import leave\n'
+        'from mmauxq.cli.run_command import exit_process\n'
         'class Late:\n'
         '    def __del__(self): print("late", flush=True)\n'
         'late = Late()\n'
@@ -212,7 +212,7 @@ def test_leave(root, rank, finalised):
         '    time.sleep(0.2)\n'
         '    print("worked")\n'
         'threading.Thread(target=work).start()\n'
-        'leave(3)\n'
+        'exit_process(3)\n'
     )
     environment = {**os.environ, 'PYTHONPATH': str(root)}
     environment.pop('RANK', None)

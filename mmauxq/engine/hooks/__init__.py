@@ -1,6 +1,7 @@
 """Schedules and other things that happen at a point in time."""
 
 from .batch_norm_hook import BatchNormHook, reestimate_batch_norm
+from .checkpoint_fit_hook import CheckpointFitHook
 from .epoch_length_hook import EpochLengthHook
 from .finite_numbers_hook import FiniteNumbersHook
 from .guidance_weight_hook import GuidanceWeightHook
@@ -10,6 +11,7 @@ from .teacher_check_hook import TeacherCheckHook
 
 __all__ = [
     'BatchNormHook',
+    'CheckpointFitHook',
     'EpochLengthHook',
     'FiniteNumbersHook',
     'GuidanceWeightHook',

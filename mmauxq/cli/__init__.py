@@ -1,0 +1,76 @@
+"""The command ``mmauxq`` and its sub-commands.
+
+A command is a module of this package with two functions:
+``add_arguments(parser)``, and ``run(args, started)``, which does the work and
+calls ``started()`` where the set-up ends (see :mod:`.run_command`). What is
+slow to import (torch, MMEngine, MMPretrain) is imported inside of ``run``, so
+that ``--help`` answers at once.
+"""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from mmauxq.version import __version__
+
+COMMANDS = {
+    'train': 'train a network as a config says',
+    'test': 'evaluate the low-precision network alone',
+    'export': 'write the files that are deployed, and check them',
+    'audit': 'count the levels of every quantized tensor',
+    'latency': 'measure the speed of the exported forms',
+    'compare': 'train several recipes by several seeds, and compare them',
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """``mmauxq COMMAND ...``; returns the exit status."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    name, *rest = argv or ['--help']
+    if name in COMMANDS:
+        return run(name, rest, f'mmauxq {name}')
+    if name in ('-h', '--help'):
+        print(_usage())
+        return 0
+    if name == '--version':
+        print(f'mmauxq {__version__}')
+        return 0
+    print(
+        f'error: expected one of {", ".join(COMMANDS)}, got {name!r} '
+        '(see mmauxq --help)',
+        file=sys.stderr,
+    )
+    return 2
+
+
+def run(
+    name: str, argv: Sequence[str] | None = None, prog: str | None = None
+) -> int:
+    """One command, such as ``'train'``; returns the exit status.
+
+    Args:
+        name: A key of :data:`COMMANDS`.
+        argv: Its arguments; by default those of the process.
+        prog: What its help calls it; by default the file that was started.
+    """
+    from .run_command import run_command
+
+    command = importlib.import_module(f'{__name__}.{name}')
+    return run_command(command, argv, prog)
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    rows = [f'  {name:{width}}  {text}' for name, text in COMMANDS.items()]
+    return '\n'.join(
+        [
+            'usage: mmauxq COMMAND ...',
+            '',
+            'Train 2- to 4-bit image classifiers with a full-precision '
+            'auxiliary module.',
+            '',
+            *rows,
+            '',
+            'mmauxq COMMAND --help lists the arguments of a command.',
+        ]
+    )

@@ -1,0 +1,61 @@
+"""Count the levels of every quantized tensor on validation images, and fail
+if one has more than 2**bits."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from mmauxq.errors import UsageError
+from mmauxq.optional import need
+
+from .export import load
+from .parser import add_config_arguments, integer
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of ``mmauxq audit``."""
+    add_config_arguments(parser)
+    parser.add_argument('checkpoint', help='training checkpoint or slim one')
+    parser.add_argument('--onnx', metavar='FILE', help='audit this file, too')
+    parser.add_argument(
+        '--images',
+        type=integer(0),
+        default=256,
+        metavar='N',
+        help='validation images (default: 256); 0 for a few generated ones',
+    )
+
+
+def run(args: argparse.Namespace, started: Callable) -> int:
+    """Print a line for each tensor; 1 if one has too many levels."""
+    if args.onnx:
+        if not Path(args.onnx).is_file():
+            raise UsageError(f'--onnx {args.onnx} does not exist')
+        need('onnx', 'onnxruntime')
+    network = load(args)
+    import torch
+
+    from mmauxq.analysis import count_levels
+    from mmauxq.deploy.network import first_images
+
+    batches = first_images(network, args.images)
+    images = torch.cat([images for images, _ in batches])
+    audits = {args.checkpoint: count_levels(network.architecture, images)}
+    if args.onnx:
+        from mmauxq.deploy.onnx.audit import audit_onnx
+
+        audits[args.onnx] = audit_onnx(args.onnx, images.numpy())
+    failed = False
+    for source, counts in audits.items():
+        for count in counts:
+            print(
+                f'{"ok  " if count.holds else "WIDE"} {count.levels:4d} '
+                f'of {2**count.bits:4d} levels  {count.name}'
+            )
+        wide = [count for count in counts if not count.holds]
+        failed |= bool(wide)
+        print(
+            f'{source}: {len(counts) - len(wide)} of {len(counts)} '
+            f'quantized tensors hold their bits on {len(images)} images'
+        )
+    return int(failed)

@@ -1,0 +1,142 @@
+"""Compare arms fairly: arms x seeds on one budget, resumable.
+
+    mmauxq compare --out DIR --seeds 0 1 2 --jobs 2 \\
+        --float configs/float_r20_digits.py \\
+        --arms plain=configs/qat_r20_w2a2_digits.py \\
+               aux=configs/aux_r20_w2a2_digits.py \\
+               narrow=configs/aux_r20_w2a2_digits.py,\\
+model.guidance.width_ratio=0.25
+
+Trains the float network once for each seed, starts every arm from it, and
+writes results.jsonl, table.md and figures into DIR. A teacher without a
+checkpoint of its own is the float network that the arm starts from. Run it
+again to go on after a kill, or with more seeds or arms. --table DIR only
+writes table and figures anew. --map DIR DIR ... --out OUT puts what the arms
+do in several such folders into one table and one figure, OUT/map.md and
+OUT/map.png; with --together also each arm over all of them.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from mmauxq.errors import UsageError
+
+from .parser import add_cfg_options, integer
+
+FLOAT = 'float'
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of ``mmauxq compare``."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument('--arms', nargs='+', default=[], metavar='NAME=CONFIG')
+    parser.add_argument('--out', type=Path, help='folder of the comparison')
+    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
+    parser.add_argument(
+        '--jobs', type=integer(1), default=1, help='runs at a time'
+    )
+    parser.add_argument(
+        '--float',
+        dest='start',
+        metavar='CONFIG|CHECKPOINT',
+        help='float recipe (trained for each seed; KEY=VALUE may follow it as '
+        'an arm) or checkpoint to start from; without it, from scratch',
+    )
+    parser.add_argument('--reference', help='arm to compare with (the first)')
+    parser.add_argument('--table', type=Path, metavar='DIR')
+    parser.add_argument('--map', type=Path, nargs='+', metavar='DIR')
+    parser.add_argument('--together', action='store_true')
+    add_cfg_options(parser, 'override settings of all arms')
+
+
+def run(args: argparse.Namespace, started: Callable) -> int:
+    """Train what is missing, and write table and figures."""
+    if args.table is None and not (args.out and (args.arms or args.map)):
+        raise UsageError(
+            'expected --arms and --out, or --map and --out, or --table'
+        )
+    if args.together and not args.map:
+        raise UsageError('--together: expected beside --map DIR DIR ...')
+    if args.map is not None:
+        _draw_map(args)
+        return 0
+    try:
+        if args.table is None:
+            _train(args)
+    except KeyboardInterrupt:
+        print('stopped; the same command goes on from here', file=sys.stderr)
+        return 130
+    from mmauxq.compare import comparison
+    from mmauxq.compare.figures import plot_comparison
+
+    out = args.table or args.out
+    records = comparison.collect(out)
+    reference = args.reference or records[0]['arm']
+    if args.arms and not args.reference:
+        reference = args.arms[0].partition('=')[0]
+    text = comparison.table(records, reference)
+    (out / 'table.md').write_text(text)
+    plot_comparison(out, records)
+    print(text)
+    return 0
+
+
+def _watch(runs: list, jobs: int, start: str | None, what: str) -> None:
+    """Train with a bar for everything and one for each run under way."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from mmauxq.compare import comparison
+
+    with Progress(console=Console(stderr=True)) as bars:
+        total = bars.add_task(what, total=len(runs))
+        tasks: dict = {}
+        for active in comparison.train(runs, jobs, start):
+            done = [run for run in runs if run.result.is_file()]
+            bars.update(total, completed=len(done))
+            for run in active:
+                if run not in tasks:
+                    tasks[run] = bars.add_task(f'  {run.arm} {run.seed}')
+                step, of = run.progress
+                bars.update(tasks[run], completed=step, total=of or None)
+            for run in set(tasks) - set(active):
+                bars.remove_task(tasks.pop(run))
+        for task in tasks.values():
+            bars.remove_task(task)
+        bars.update(total, completed=len(runs))
+
+
+def _train(args: argparse.Namespace) -> None:
+    """The float networks, then the arms."""
+    from mmauxq.compare import comparison
+
+    configs = comparison.read_arms(args.arms, args.cfg_options)
+    start = args.start
+    trained = start is not None and start.partition(',')[0].endswith('.py')
+    if trained:
+        float_config = comparison.read_arms([f'{FLOAT}={start}'])
+        comparison.check(float_config)
+    comparison.check(configs)
+    runs = comparison.plan(args.out, configs, args.seeds)
+    if trained:
+        floats = comparison.plan(args.out / FLOAT, float_config, args.seeds)
+        _watch(floats, args.jobs, None, 'float networks')
+        start = str(args.out / FLOAT / 'runs' / FLOAT / '{seed}/last.pth')
+    _watch(runs, args.jobs, start, 'arms x seeds')
+
+
+def _draw_map(args: argparse.Namespace) -> None:
+    """Several comparisons in one table and one figure."""
+    from mmauxq.compare import survey
+    from mmauxq.compare.figures import plot_effects
+
+    effects = survey.effects(args.map, args.reference)
+    if args.together:
+        effects += survey.together(effects)
+    text = survey.table(effects)
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / 'map.md').write_text(text)
+    plot_effects(args.out / 'map.png', effects)
+    print(text)

@@ -1,0 +1,126 @@
+"""Measure each exported form of a network against its float export, forms
+taking turns. Without --checkpoint weights are random and scales come from
+generated images: speed does not depend on them."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from mmauxq import compat
+from mmauxq.errors import UsageError
+from mmauxq.optional import need
+
+from .export import load
+from .load_config import load_config
+from .parser import add_config_arguments, integer
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of ``mmauxq latency``."""
+    add_config_arguments(parser)
+    parser.add_argument('--checkpoint', metavar='FILE', help='trained network')
+    parser.add_argument(
+        '--batch', type=integer(1), nargs='+', default=[1, 32], metavar='N',
+        help='images at once (default: 1 32)',
+    )  # fmt: skip
+    parser.add_argument(
+        '--threads', type=integer(1), nargs='+', default=[1, 2], metavar='N',
+        help='threads of the runtime (default: 1 2)',
+    )  # fmt: skip
+    parser.add_argument(
+        '--rounds', type=integer(1), default=15, metavar='N',
+        help='timed runs of each form (default: 15)',
+    )  # fmt: skip
+    parser.add_argument(
+        '--openvino', action='store_true', help='OpenVINO, too'
+    )
+    parser.add_argument(
+        '--save', metavar='FILE', help='keep the network as a checkpoint'
+    )
+
+
+def run(args: argparse.Namespace, started: Callable) -> None:
+    """Print a table of milliseconds."""
+    need('onnx', 'onnxscript', 'onnxruntime')
+    network = _network(args)
+    if args.save:
+        import torch
+
+        torch.save(dict(state_dict=network.algorithm.state_dict()), args.save)
+    from mmauxq.deploy.onnx import latency, runtime
+
+    models = latency.forms_of(network)
+    if args.openvino:  # before anything is timed
+        latency.openvino_runner(models['float'], 1)
+    shape = network.algorithm.cost.shape
+    print(
+        f'{runtime.cpu_name()} ({", ".join(runtime.cpu_features())}); '
+        f'load {os.getloadavg()[0]:.1f}; images of (C, H, W) = {shape}'
+    )
+    kernels = {
+        name: len(runtime.operators(model)[1])
+        for name, model in models.items()
+    }
+    print('| runtime | batch | threads | form | integer | ms | speed-up |')
+    print('| --- | ---: | ---: | --- | ---: | ---: | ---: |')
+    kinds = {'onnxruntime': latency.onnxruntime_runner}
+    if args.openvino:
+        kinds['openvino'] = latency.openvino_runner
+    for kind, make in kinds.items():
+        for batch in args.batch:
+            for threads in args.threads:
+                seconds = latency.latencies(
+                    _runners(kind, make, models, threads),
+                    (batch, *shape),
+                    args.rounds,
+                )
+                _print_rows(
+                    f'| {kind} | {batch} | {threads} |',
+                    seconds,
+                    kernels if kind == 'onnxruntime' else {},
+                )
+
+
+def _network(args: argparse.Namespace) -> Any:
+    if args.checkpoint is not None:
+        return load(args)
+    cfg = load_config(args)
+    compat.enable()
+    from mmengine.registry import init_default_scope
+
+    from mmauxq.deploy.network import check_config
+    from mmauxq.deploy.onnx import latency
+    from mmauxq.engine.checks import check_model
+
+    check_model(cfg, args.config)
+    init_default_scope(cfg.get('default_scope', 'mmpretrain'))
+    check_config(cfg)
+    return latency.calibrated_network(cfg)
+
+
+def _runners(
+    kind: str, make: Callable, models: dict[str, Any], threads: int
+) -> dict[str, Callable]:
+    """Those that the runtime takes; the others are named."""
+    runners = {}
+    for name, model in models.items():
+        try:
+            runners[name] = make(model, threads)
+        except UsageError as error:
+            if name == 'float':
+                raise
+            print(f'{kind}, {name}: {error}', file=sys.stderr)
+    return runners
+
+
+def _print_rows(
+    start: str, seconds: dict[str, float], kernels: dict[str, int]
+) -> None:
+    for name, value in seconds.items():
+        print(
+            f'{start} {name} | {kernels.get(name, "")} | {1e3 * value:.2f} | '
+            f'{seconds["float"] / value:.2f} |',
+            flush=True,
+        )

@@ -1,0 +1,43 @@
+"""The config that a command was given."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmauxq import compat
+from mmauxq.errors import UsageError
+
+from .run_command import one_line
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
+
+def load_config(args: argparse.Namespace) -> 'Config':
+    """Read ``args.config`` and lay ``args.cfg_options`` over it.
+
+    It is kept as ``args.loaded``, for the message of a later error.
+
+    Raises:
+        UsageError: If the file cannot be read, or an option does not fit.
+    """
+    from mmengine.config import Config
+
+    from mmauxq.engine.options import merge_options
+
+    path = args.config
+    if not Path(path).is_file():
+        raise UsageError(f'config {path} does not exist or is not a file')
+    try:
+        cfg = Config.fromfile(path)
+    except Exception as error:  # a config is code: it may raise anything
+        if compat.needs_pkg_resources(error):
+            raise UsageError(
+                f'config {path}: bases such as mmpretrain:: need '
+                'pkg_resources: pip install "setuptools<82"'
+            ) from error
+        raise UsageError(f'config {path}: {one_line(error)}') from error
+    merge_options(cfg, args.cfg_options or {}, '--cfg-options')
+    cfg.launcher = getattr(args, 'launcher', 'none')
+    args.loaded = cfg
+    return cfg

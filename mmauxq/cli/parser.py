@@ -1,0 +1,93 @@
+"""The arguments that commands share."""
+
+import argparse
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from mmauxq.errors import UsageError
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises :class:`UsageError` where argparse would leave the process."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f'{message} (see {self.prog} --help)')
+
+
+class _KeyValues(argparse.Action):
+    """MMEngine's ``DictAction``, imported when it is needed."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        from mmengine.config import DictAction
+
+        action = DictAction(self.option_strings, self.dest)
+        try:
+            action(parser, namespace, values, option_string)
+        except Exception as error:  # it raises what its own parts raise
+            raise UsageError(
+                '--cfg-options: expected KEY=VALUE pairs such as '
+                f'train_cfg.max_epochs=10, got {values!r} ({error})'
+            ) from error
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """``CONFIG`` and ``--cfg-options``."""
+    parser.add_argument('config', help='config file')
+    add_cfg_options(parser)
+
+
+def add_cfg_options(
+    parser: argparse.ArgumentParser,
+    help: str = 'override settings of the config, such as '
+    'model.guidance.loss_weight=0.3 or data.key="[a,b]"',
+) -> None:
+    """``--cfg-options KEY=VALUE ...``."""
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=_KeyValues,
+        metavar='KEY=VALUE',
+        help=help,
+    )
+
+
+def add_runner_arguments(parser: argparse.ArgumentParser) -> None:
+    """What commands that start MMEngine's runner take."""
+    parser.add_argument(
+        '--work-dir',
+        help='where logs and checkpoints go (default: '
+        './work_dirs/NAME-OF-CONFIG)',
+    )
+    parser.add_argument(
+        '--launcher',
+        default='none',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        help='job launcher',
+    )
+    # torch.distributed.launch writes one or the other.
+    parser.add_argument(
+        '--local_rank',
+        '--local-rank',
+        type=int,
+        default=0,
+        help=argparse.SUPPRESS,
+    )
+
+
+def integer(least: int = 0):
+    """For argparse's ``type``: an integer from ``least`` on."""
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(
+                f'expected an integer from {least}, got {text!r}'
+            )
+        return int(text)
+
+    return parse

@@ -1,0 +1,61 @@
+"""Evaluate the network of CONFIG, without its guidance, with the weights of
+CHECKPOINT (a training checkpoint or a slim one)."""
+
+import argparse
+import json
+from collections.abc import Callable
+from typing import Any
+
+from mmauxq import compat
+from mmauxq.errors import UsageError
+from mmauxq.ranks import rank
+
+from .load_config import load_config
+from .parser import add_config_arguments, add_runner_arguments
+from .run_command import flush_output
+
+QUIET_SETUP = True
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of ``mmauxq test``."""
+    add_config_arguments(parser)
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument(
+        '--out', metavar='FILE', help='write the metrics to this JSON file'
+    )
+    add_runner_arguments(parser)
+
+
+def run(args: argparse.Namespace, started: Callable) -> None:
+    """Evaluate, and print the metrics as one line of JSON."""
+    cfg = load_config(args)
+    from mmauxq.engine.checks import check_model, set_work_dir, writable_file
+
+    check_model(cfg, args.config)
+    for key in ('test_dataloader', 'test_evaluator', 'test_cfg'):
+        if cfg.get(key) is None:
+            raise UsageError(f'{args.config} has no `{key}`')
+    out = writable_file(args.out) if args.out else None
+    compat.load_checkpoint(args.checkpoint)  # before anything is built
+    set_work_dir(cfg, args.config, args.work_dir)
+    if cfg.model.get('type') == 'mmauxq.JointQAT':
+        cfg.model.guidance = None
+    cfg.resume, cfg.load_from = False, args.checkpoint
+    compat.enable()
+    from mmauxq.engine.build_runner import build_runner
+    from mmauxq.engine.hooks import CheckpointFitHook
+
+    runner = build_runner(cfg, args.launcher, started)
+    runner.register_hook(CheckpointFitHook(args.checkpoint))
+    metrics = {k: _plain(v) for k, v in runner.test().items()}
+    if rank() == 0:
+        line = json.dumps(metrics)
+        if out is not None:
+            out.write_text(line + '\n')
+        flush_output()
+        print(line, flush=True)
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if hasattr(value, 'tolist') else value

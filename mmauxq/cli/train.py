@@ -1,0 +1,148 @@
+"""Train a classifier as CONFIG says."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmauxq.errors import UsageError
+from mmauxq.ranks import rank
+
+from .load_config import load_config
+from .parser import add_config_arguments, add_runner_arguments
+from .run_command import announce
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
+QUIET_SETUP = True
+COMPILE_MODES = ('default', 'reduce-overhead', 'max-autotune')
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of ``mmauxq train``."""
+    add_config_arguments(parser)
+    add_runner_arguments(parser)
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='PATH',
+        help='continue from PATH, or from the newest checkpoint in the work '
+        'directory (starting fresh, with a warning, when there is none)',
+    )
+    parser.add_argument(
+        '--amp', action='store_true', help='automatic mixed precision'
+    )
+    parser.add_argument(
+        '--compile',
+        nargs='?',
+        const='default',
+        choices=COMPILE_MODES,
+        metavar='MODE',
+        help='torch.compile the training step: default, reduce-overhead '
+        '(CUDA graphs) or max-autotune',
+    )
+    parser.add_argument(
+        '--cuda-graph',
+        action='store_true',
+        help='record the training step as CUDA graphs, without a compiler, '
+        "and use the fused form of torch's optimizer",
+    )
+
+
+def run(args: argparse.Namespace, started: Callable) -> None:
+    """Train, and leave ``slim.pth`` beside the checkpoints."""
+    cfg = load_config(args)
+    from mmauxq import compat
+    from mmauxq.engine.checks import (
+        check_model,
+        check_training,
+        set_work_dir,
+    )
+    from mmauxq.engine.guards import add_guards, make_exact
+    from mmauxq.engine.resume import set_start
+    from mmauxq.engine.settings import check_settings
+
+    check_model(cfg, args.config)
+    check_training(cfg, args.config)
+    check_settings(cfg)
+    set_work_dir(cfg, args.config, args.work_dir)
+    if rank() == 0:
+        announce(f'Setting up; logs go to {cfg.work_dir}')
+    if args.amp:
+        _set_amp(cfg)
+    if args.compile:
+        _check_joint(cfg, args, '--compile')
+        cfg.model.compile = dict(mode=args.compile)
+    if args.cuda_graph:
+        _check_joint(cfg, args, '--cuda-graph')
+        _set_cuda_graph(cfg)
+    set_start(cfg, args.resume)
+    make_exact(cfg)
+    add_guards(cfg)
+    compat.enable()
+    from mmauxq.engine.build_runner import build_runner
+
+    build_runner(cfg, args.launcher, started).train()
+    if cfg.model.get('type') == 'mmauxq.JointQAT' and rank() == 0:
+        _write_slim(Path(cfg.work_dir))
+
+
+def _write_slim(work_dir: Path) -> None:
+    """Leave what ships, the last network alone, beside the checkpoints."""
+    from mmauxq.deploy import save_slim
+    from mmauxq.engine.resume import named_checkpoint
+
+    last = named_checkpoint(work_dir)
+    if last is None:
+        print('No checkpoint was saved, so no slim.pth', file=sys.stderr)
+        return
+    size = save_slim(last, work_dir / 'slim.pth')
+    print(f'{work_dir / "slim.pth"}: the network of {last.name}, {size} bytes')
+
+
+def _set_amp(cfg: 'Config') -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        # bfloat16 has the range of float32: no gradient is lost without a
+        # scale, and no step passed over that has an infinite one
+        bfloat16 = cfg.optim_wrapper.get('dtype') == 'bfloat16'
+        scale = dict(enabled=False) if bfloat16 else 'dynamic'
+        cfg.optim_wrapper.setdefault('loss_scale', scale)
+    else:
+        cfg.optim_wrapper.type = 'mmauxq.CPUAmpOptimWrapper'
+
+
+def _set_cuda_graph(cfg: 'Config') -> None:
+    """Record the step; launch the optimizer in one go as well.
+
+    A fused one also looks itself whether its gradients are finite, so that
+    the host need not wait for them.
+    """
+    import torch
+
+    from mmauxq import compat
+    from mmauxq.engine.optimizers import optimizer_takes
+
+    compat.enable()  # its type may be one of MMPretrain's
+    cfg.model.cuda_graph = True
+    optimizer = cfg.optim_wrapper.get('optimizer')
+    if (
+        torch.cuda.is_available()
+        and isinstance(optimizer, dict)
+        and not {'fused', 'foreach', 'differentiable'} & set(optimizer)
+        and optimizer_takes(optimizer, 'fused')
+    ):
+        optimizer.fused = True
+
+
+def _check_joint(cfg: 'Config', args: argparse.Namespace, option: str) -> None:
+    if cfg.model.get('type') != 'mmauxq.JointQAT':
+        raise UsageError(
+            f'{option}: {args.config} trains a {cfg.model.get("type")}; '
+            'allowed are recipes of mmauxq.JointQAT'
+        )

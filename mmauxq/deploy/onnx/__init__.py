@@ -1,0 +1,4 @@
+"""The network as an ONNX file, checked against PyTorch.
+
+Needs ``pip install "mmauxq[export]"``: onnx, onnxscript and onnxruntime.
+"""

@@ -1,0 +1,263 @@
+"""One folder with all that ships, and the proof that it computes F."""
+
+import copy
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmauxq import compat
+from mmauxq.analysis import count_levels, deployed_bytes
+from mmauxq.engine.hooks import reestimate_batch_norm
+from mmauxq.errors import UsageError
+from mmauxq.layers import restore
+from mmauxq.layers.checkpoint import normalise
+from mmauxq.version import __version__
+
+from ..folder import check_folder, complete_or_absent
+from ..network import Network, first_images, guidance_cost
+from ..packed import load_packed, save_packed
+from ..slim import save_slim
+from ..weight_operands import weight_operands
+from . import runtime
+from .agreement import Agreement, compare, differing_weights, logits_and_top1
+from .description import add_metadata, describe, runtime_facts
+from .layer_table import layer_table
+from .lower import Lowered
+from .onnx_model import to_onnx
+from .report import as_markdown
+from .trace import logits_of, trace
+
+Say = Callable[[str], None]
+Batches = list[tuple[Tensor, Tensor]]
+# Images that everything but the agreement is done with.
+SAMPLE = 250
+
+
+def export(
+    network: Network,
+    checkpoint: str | os.PathLike,
+    out: str | os.PathLike,
+    weights: str = 'typed',
+    residual: str = 'float',
+    images: int = 1000,
+    batch_norm: int = 0,
+    say: Say = print,
+) -> dict[str, Any]:
+    """Write slim.pth, packed.safetensors, model.onnx and the report.
+
+    Args:
+        network: Of :func:`mmauxq.deploy.network.load_network`.
+        checkpoint: The file that it came from.
+        out: Folder, complete or left as it was.
+        weights: ``'typed'`` or ``'int8'``, see :func:`to_onnx`.
+        residual: ``'float'`` or ``'int8'``, see :func:`to_onnx`.
+        images: Validation images to compare on; 0 for a few generated ones.
+        batch_norm: Training batches to re-estimate batch norms from first.
+        say: Takes a line for each step.
+
+    Returns:
+        The report.
+
+    Raises:
+        UsageError: If something cannot be exported as asked.
+    """
+    if residual == 'int8' and weights != 'int8':
+        raise UsageError(
+            '--residual int8 is for integer kernels: it needs --weights int8'
+        )
+    out = check_folder(out)
+    batches = first_images(network, images)
+    sample = torch.cat([b for b, _ in batches[:2]])[:SAMPLE]
+    report: dict[str, Any] = dict(mmauxq_version=__version__)
+    report.update(describe(network), real_images=bool(images))
+    with complete_or_absent(out) as part:
+        if batch_norm:
+            report['batch_norm'] = _reestimate(
+                network, batch_norm, batches, say
+            )
+        logits, top1 = logits_and_top1(network.architecture, batches)
+        sizes = _write_checkpoints(network, checkpoint, part, sample, say)
+        audit = count_levels(network.architecture, sample)
+        wide = [count.name for count in audit if not count.holds]
+        if wide:
+            raise UsageError(f'{wide[0]} has more levels than its bits allow')
+        say(f'levels: all {len(audit)} quantized tensors hold their bits')
+        lowered, notes = _to_onnx(network, sample, weights, residual, say)
+        add_metadata(lowered, network)
+        file = part / 'model.onnx'
+        file.write_bytes(lowered.model.SerializeToString())
+        sizes['model.onnx'] = file.stat().st_size
+        operators, kernels = runtime.operators(lowered.model)
+        say(
+            f'model.onnx: opset {lowered.opset}, {sizes["model.onnx"]:,} '
+            f'bytes; {len(kernels)} of {len(lowered.containers)} quantized '
+            'products run in integer kernels'
+        )
+        agreement = _check(
+            network, sample, lowered, residual, batches, logits, say
+        )
+        same = dict(bit_equal_on=len(sample), top1=top1)
+        report.update(
+            layer_table(network, sample[:1], audit, kernels),
+            guidance=guidance_cost(network.cfg),
+            sizes=sizes,
+            onnx=dict(
+                weights=lowered.weights,
+                residual=residual,
+                opset=lowered.opset,
+                containers=lowered.containers,
+                batch_norms_folded=len(lowered.folded),
+                batch_norms_kept=lowered.kept,
+                exact_channels=lowered.exact_channels,
+                rounded_channels=lowered.rounded,
+                float_layers=lowered.float_layers,
+                integer_layers=kernels,
+                operators=operators,
+                notes=notes,
+            ),
+            agreement={
+                'slim.pth': same,
+                'packed.safetensors': same,
+                'model.onnx': agreement.as_dict(),
+            },
+            runtime=runtime_facts(),
+        )
+        (part / 'report.json').write_text(json.dumps(report, indent=1) + '\n')
+        (part / 'report.md').write_text(as_markdown(report))
+    say(f'written: {out}')
+    return report
+
+
+def _reestimate(
+    network: Network, batch_norm: int, batches: Batches, say: Say
+) -> dict[str, Any]:
+    _, before = logits_and_top1(network.architecture, batches)
+    used = reestimate_batch_norm(
+        network.architecture, network.training_batches(batch_norm)
+    )
+    _, after = logits_and_top1(network.architecture, batches)
+    say(
+        f'batch norm: {used} batches, top-1 {_percent(before)} before, '
+        f'{_percent(after)} after'
+    )
+    return dict(batches=used, top1_before=before, top1_after=after)
+
+
+def _percent(value: float | None) -> str:
+    return 'unknown' if value is None else f'{value:.2%}'
+
+
+@torch.no_grad()
+def _write_checkpoints(
+    network: Network,
+    checkpoint: str | os.PathLike,
+    part: Path,
+    sample: Tensor,
+    say: Say,
+) -> dict[str, int]:
+    """slim.pth and packed.safetensors, each loaded and run again."""
+    architecture = network.architecture
+    logits = logits_of(architecture, sample)
+    sizes = dict(
+        float=deployed_bytes(restore(copy.deepcopy(architecture))),
+        sum_of_bits=deployed_bytes(architecture),
+    )
+
+    def check(name: str, load: Callable) -> None:
+        again = copy.deepcopy(architecture)
+        for parameter in again.parameters():
+            parameter.zero_()
+        load(part / name, again)
+        if not torch.equal(logits_of(again, sample), logits):
+            raise UsageError(f'{name}: does not give the same network back')
+
+    def load_slim(file: Path, again: torch.nn.Module) -> None:
+        again.load_state_dict(
+            normalise(compat.load_checkpoint(file), str(file))
+        )
+
+    sizes['slim.pth'] = save_slim(checkpoint, part / 'slim.pth', architecture)
+    check('slim.pth', load_slim)
+    say(f'slim.pth: {sizes["slim.pth"]:,} bytes, loads back to the bit')
+    sizes['packed.safetensors'] = save_packed(
+        architecture, part / 'packed.safetensors', sample[:1],
+        describe(network),
+    )  # fmt: skip
+    check('packed.safetensors', load_packed)
+    say(
+        f'packed.safetensors: {sizes["packed.safetensors"]:,} bytes '
+        f'({sizes["packed.safetensors"] / sizes["sum_of_bits"] - 1:+.1%} of '
+        'the sum of bits), loads back to the bit'
+    )
+    return sizes
+
+
+def _to_onnx(
+    network: Network, images: Tensor, weights: str, residual: str, say: Say
+) -> tuple[Lowered, list[str]]:
+    """The ONNX form asked for, or the next that the runtime takes."""
+    notes = []
+    traced = trace(network.architecture, images.shape[1:])
+    for kind in [weights, 'int8'] if weights == 'typed' else [weights]:
+        lowered = to_onnx(
+            network.architecture, images, kind, residual,
+            copy.deepcopy(traced),
+        )  # fmt: skip
+        lowered.weights = kind
+        try:
+            runtime.session(lowered.model)
+        except UsageError as error:
+            if kind == 'int8':
+                raise
+            notes.append(f'{error}; fell back to the int8 container')
+            say(f'warning: {notes[-1]}')
+            continue
+        break
+    return lowered, notes
+
+
+def _check(
+    network: Network,
+    sample: Tensor,
+    lowered: Lowered,
+    residual: str,
+    batches: Batches,
+    logits: Tensor,
+    say: Say,
+) -> Agreement:
+    architecture = network.architecture
+    wrong = differing_weights(
+        architecture, lowered.model, weight_operands(architecture, sample[:1])
+    )
+    if wrong:
+        raise UsageError(f'model.onnx: {wrong[0]} has other weight codes')
+    # a quantized residual is another network; its codes differ by design
+    agreement = compare(
+        architecture, lowered.model, batches,
+        lowered if residual == 'float' else None, logits,
+    )  # fmt: skip
+    if residual == 'float' and not agreement.holds:
+        raise UsageError(
+            f'model.onnx differs from PyTorch: {agreement.unexplained} codes '
+            f'and {agreement.unexplained_classes} classes away from rounding '
+            f'ties, logits by {agreement.max_difference:.1e}'
+        )
+    codes = (
+        f'{agreement.codes:,} codes compared, {agreement.ties} differ at '
+        f'rounding ties, {agreement.rounded} by rounded biases'
+        if residual == 'float'
+        else 'residual sums in 8 bits are another network: codes not compared'
+    )
+    say(
+        f'agreement: same class for {agreement.same_class} of '
+        f'{agreement.images} images, logits within '
+        f'{agreement.max_difference:.1e} (largest '
+        f'{agreement.largest_logit:.1f}), top-1 {_percent(agreement.top1)} '
+        f'(PyTorch {_percent(agreement.top1_torch)}); {codes}'
+    )
+    return agreement

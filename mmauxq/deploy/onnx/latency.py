@@ -1,0 +1,114 @@
+"""How long a batch takes, form against form."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.config import Config
+
+from mmauxq.errors import UsageError
+from mmauxq.optional import need
+from mmauxq.quantizers import calibrating
+
+from ..network import Network, build
+from . import runtime
+from .onnx_model import float_onnx, to_onnx
+from .trace import INPUT, OUTPUT, trace
+
+# name -> weights and residual of `to_onnx`
+FORMS = {
+    'typed': ('typed', 'float'),
+    'int8': ('int8', 'float'),
+    'int8, residual int8': ('int8', 'int8'),
+}
+Runner = Callable[[np.ndarray], Any]
+
+
+def calibrated_network(cfg: Config, seed: int = 0) -> Network:
+    """Random weights, scales from generated images: for speed only."""
+    torch.manual_seed(seed)
+    algorithm = build(cfg, None).cpu()
+    algorithm.init_weights()
+    images = torch.randn(4, *algorithm.cost.shape)
+    algorithm.train()
+    with torch.no_grad(), calibrating(algorithm.architecture):
+        algorithm.architecture(images, mode='tensor')
+    return Network(algorithm.eval(), cfg, {})
+
+
+def forms_of(network: Network) -> dict[str, Any]:
+    """The float export of a network, and its quantized ones.
+
+    Returns:
+        Name -> ``onnx.ModelProto``.
+    """
+    shape = network.algorithm.cost.shape
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(4, *shape, generator=generator)
+    models = {'float': float_onnx(network.architecture, shape)}
+    for name, (weights, residual) in FORMS.items():
+        models[name] = to_onnx(
+            network.architecture, images, weights, residual,
+            trace(network.architecture, shape),
+        ).model  # fmt: skip
+    return models
+
+
+def onnxruntime_runner(model: Any, threads: int) -> Runner:
+    """Runs a model in ONNX Runtime on the CPU."""
+    running = runtime.session(model, threads)
+    return lambda images: running.run([OUTPUT], {INPUT: images})
+
+
+def openvino_runner(model: Any, threads: int) -> Runner:
+    """Runs a model in OpenVINO on the CPU.
+
+    Raises:
+        UsageError: If OpenVINO is not there, or refuses the model.
+    """
+    need('openvino')
+    import openvino
+
+    try:
+        core = openvino.Core()
+        compiled = core.compile_model(
+            core.read_model(model.SerializeToString()),
+            'CPU',
+            {
+                'INFERENCE_NUM_THREADS': threads,
+                'INFERENCE_PRECISION_HINT': 'f32',
+                'PERFORMANCE_HINT': 'LATENCY',
+            },
+        )
+    except Exception as error:  # the runtime's classes are not public
+        reason = ' '.join(str(error).split())[:200]
+        raise UsageError(f'OpenVINO refuses the model ({reason})') from error
+    request = compiled.create_infer_request()
+    return lambda images: request.infer({INPUT: images})
+
+
+def latencies(
+    runners: Mapping[str, Runner],
+    shape: Sequence[int],
+    rounds: int = 15,
+) -> dict[str, float]:
+    """Median seconds of a batch of that shape, runners taking turns.
+
+    Args:
+        runners: Name -> what takes a batch of images.
+        shape: (N, C, H, W).
+        rounds: Timed runs of each, after two that are not.
+    """
+    images = np.random.default_rng(0).standard_normal(shape)
+    images = images.astype(np.float32)
+    times: dict[str, list[float]] = {name: [] for name in runners}
+    for turn in range(rounds + 2):
+        for name, one in runners.items():
+            begin = time.perf_counter()
+            one(images)
+            if turn >= 2:
+                times[name].append(time.perf_counter() - begin)
+    return {name: statistics.median(values) for name, values in times.items()}

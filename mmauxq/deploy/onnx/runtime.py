@@ -1,0 +1,138 @@
+"""ONNX Runtime: sessions, integer kernels, latency."""
+
+import platform
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmauxq.errors import UsageError
+from mmauxq.optional import need
+
+from .graph import count_ops
+from .trace import INPUT, OUTPUT
+
+INTEGER_OPS = (
+    'QLinearConv', 'QLinearMatMul', 'QGemm', 'QLinearAdd', 'ConvInteger',
+    'MatMulInteger', 'MatMulIntegerToFloat', 'DynamicQuantizeMatMul',
+)  # fmt: skip
+
+
+def session(model: Any, threads: int = 1, optimised: Path | None = None):
+    """An ``onnxruntime.InferenceSession`` on the CPU.
+
+    Args:
+        model: An ``onnx.ModelProto``, or a file.
+        threads: Of one operator.
+        optimised: File to write the graph to that really runs.
+
+    Raises:
+        UsageError: If the runtime refuses the model.
+    """
+    need('onnxruntime')
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    if optimised is not None:
+        options.optimized_model_filepath = str(optimised)
+    content = (
+        model.SerializeToString()
+        if hasattr(model, 'SerializeToString')
+        else str(model)
+    )
+    try:
+        return onnxruntime.InferenceSession(
+            content, options, providers=['CPUExecutionProvider']
+        )
+    except Exception as error:  # the runtime's classes are not public
+        reason = ' '.join(str(error).split())[:200]
+        raise UsageError(
+            f'onnxruntime {onnxruntime.__version__} refuses the model '
+            f'({reason})'
+        ) from error
+
+
+def run(running: Any, images: np.ndarray, size: int = 250) -> np.ndarray:
+    """Logits (N, K) of images (N, C, H, W), in batches."""
+    return np.concatenate(
+        [
+            running.run([OUTPUT], {INPUT: images[i : i + size]})[0]
+            for i in range(0, len(images), size)
+        ]
+    )
+
+
+def with_outputs(model: Any, names: Sequence[str]) -> Any:
+    """A copy of ``model`` that also gives inner values."""
+    import onnx
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    copy.graph.output.extend(
+        onnx.helper.make_empty_tensor_value_info(name) for name in names
+    )
+    return copy
+
+
+def value_ranges(
+    model: Any, names: Sequence[str], images: np.ndarray
+) -> dict[str, tuple[float, float]]:
+    """Least and greatest value of inner values on sample images."""
+    running = session(with_outputs(model, names))
+    ranges = {name: (np.inf, -np.inf) for name in names}
+    for start in range(0, len(images), 50):
+        batch = {INPUT: images[start : start + 50]}
+        for name, value in zip(names, running.run(names, batch), strict=True):
+            low, high = ranges[name]
+            ranges[name] = (
+                min(low, float(value.min())),
+                max(high, float(value.max())),
+            )
+    return ranges
+
+
+def operators(model: Any) -> tuple[dict[str, int], dict[str, str]]:
+    """What the runtime makes of a model.
+
+    Returns:
+        Operator -> count in the graph that really runs; quantized layer ->
+        the integer operator that runs it, for those that have one.
+    """
+    import onnx
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / 'optimised.onnx'
+        session(model, optimised=file)
+        optimised = onnx.load(str(file))
+    kernels = {}
+    for node in optimised.graph.node:
+        for name in node.input if node.op_type in INTEGER_OPS else ():
+            layer, found, _ = name.partition('.weight_quantizer.codes')
+            if found:
+                kernels[layer] = node.op_type
+    return count_ops(optimised), kernels
+
+
+def cpu_features() -> list[str]:
+    """Those of this machine that integer kernels use (Linux)."""
+    wanted = ('avx2', 'avx512f', 'avx512_vnni', 'avx_vnni', 'amx_int8',
+              'asimddp', 'i8mm')  # fmt: skip
+    try:
+        words = set(Path('/proc/cpuinfo').read_text().split())
+    except OSError:
+        return []
+    return [name for name in wanted if name in words]
+
+
+def cpu_name() -> str:
+    """As the system gives it."""
+    try:
+        lines = Path('/proc/cpuinfo').read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [x.split(':')[1].strip() for x in lines if 'model name' in x]
+    return names[0] if names else platform.processor()

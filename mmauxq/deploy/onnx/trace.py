@@ -1,0 +1,110 @@
+"""From PyTorch to an ONNX graph in which every quantizer is one node."""
+
+import copy
+import logging
+import warnings
+from collections.abc import Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmauxq.errors import UsageError
+from mmauxq.optional import need
+from mmauxq.quantizers import named_quantizers
+
+DOMAIN = 'mmauxq'
+INPUT, OUTPUT = 'images', 'logits'
+
+
+class _Placeholder(nn.Module):
+    """Stands in the graph for the quantizer of that name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.onnx.ops.symbolic(
+            f'{DOMAIN}::Quantizer',
+            (x,),
+            dict(name=self.name),
+            dtype=x.dtype,
+            shape=x.shape,
+            version=1,
+        )
+
+
+class _Logits(nn.Module):
+    def __init__(self, architecture: nn.Module) -> None:
+        super().__init__()
+        self.architecture = architecture
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.architecture(images, mode='tensor')
+        return logits[0] if isinstance(logits, (tuple, list)) else logits
+
+
+def logits_of(architecture: nn.Module, images: Tensor) -> Tensor:
+    """What the exported graph computes, (N, K)."""
+    return _Logits(architecture)(images)
+
+
+@contextmanager
+def _quiet():
+    loggers = [logging.getLogger(n) for n in ('torch.onnx', 'onnxscript')]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # torch about itself
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def trace(
+    architecture: nn.Module, shape: Sequence[int], opset: int = 21
+) -> Any:
+    """The graph of a classifier, its quantizers as ``mmauxq::Quantizer``.
+
+    Args:
+        architecture: In evaluation mode; left as it was.
+        shape: (C, H, W) of an image.
+        opset: Of the ONNX operators.
+
+    Returns:
+        An ``onnx.ModelProto`` with input ``images`` (batch, C, H, W) and
+        output ``logits`` (batch, K).
+
+    Raises:
+        UsageError: If PyTorch cannot express the network in ONNX.
+    """
+    need('onnx', 'onnxscript')
+    names = [name for name, _ in named_quantizers(architecture)]
+    architecture = copy.deepcopy(architecture).cpu().eval()
+    for name in names:
+        parent, _, child = name.rpartition('.')
+        architecture.get_submodule(parent)._modules[child] = _Placeholder(name)
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                _Logits(architecture).eval(),
+                (torch.zeros(2, *shape),),
+                dynamo=True,
+                dynamic_shapes=({0: torch.export.Dim('batch')},),
+                opset_version=opset,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                verbose=False,
+            )
+    except Exception as error:  # the exporter wraps whatever went wrong
+        cause = error.__cause__ or error
+        reason = ' '.join(str(cause).split())[:200]
+        raise UsageError(
+            f'PyTorch cannot express this network in ONNX ({reason})'
+        ) from error
+    return program.model_proto

@@ -1,0 +1,39 @@
+"""Packages that only some commands need."""
+
+import importlib.util
+
+from .errors import UsageError
+
+INSTALL = {
+    'onnx': '"mmauxq[export]"',
+    'onnxruntime': '"mmauxq[export]"',
+    'onnxscript': '"mmauxq[export]"',
+    'openvino': 'openvino',
+    'safetensors': '"mmauxq[export]"',
+    'sklearn': '"mmauxq[digits]"',
+}
+"""Import name -> what to give to ``pip install``."""
+
+
+def need(*packages: str) -> None:
+    """See that packages are there, before work is done that would be lost.
+
+    Args:
+        packages: Import names, keys of :data:`INSTALL`.
+
+    Raises:
+        UsageError: If one is missing, with what installs it.
+    """
+    for name in packages:
+        if _find(name) is None:
+            raise UsageError(
+                f'this needs the package {name}, which is not installed: '
+                f'pip install {INSTALL[name]}'
+            )
+
+
+def _find(name: str):
+    try:
+        return importlib.util.find_spec(name)
+    except (ImportError, ValueError):  # hidden, or half imported
+        return None

@@ -1,0 +1,67 @@
+"""What the options of the commands make of a config."""
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from mmauxq.cli import train as command
+from mmauxq.errors import UsageError
+from tests.commands import train
+
+
+@pytest.mark.parametrize(
+    'given, scale',
+    [
+        ({}, 'dynamic'),
+        (dict(dtype='float16'), 'dynamic'),
+        (dict(dtype='bfloat16'), dict(enabled=False)),
+        (dict(dtype='bfloat16', loss_scale=512.0), 512.0),
+    ],
+)
+def test_losses_are_scaled_where_gradients_would_vanish(
+    monkeypatch, given, scale
+):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    cfg = Config(dict(optim_wrapper=given))
+    command._set_amp(cfg)
+    assert cfg.optim_wrapper.type == 'AmpOptimWrapper'
+    assert cfg.optim_wrapper.loss_scale == scale
+
+
+@pytest.mark.parametrize(
+    'optimizer, gpu, fused',
+    [
+        (dict(type='SGD', lr=0.1), True, True),
+        (dict(type=torch.optim.AdamW), True, True),
+        (dict(type='SGD', lr=0.1), False, None),  # nothing is recorded there
+        (dict(type='SGD', lr=0.1, fused=False), True, False),
+        (dict(type='SGD', lr=0.1, foreach=True), True, None),
+        (dict(type='mmpretrain.Lamb'), True, None),  # has none
+    ],
+)
+def test_a_recorded_step_has_a_fused_optimizer(
+    monkeypatch, optimizer, gpu, fused
+):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: gpu)
+    cfg = Config(dict(model={}, optim_wrapper=dict(optimizer=optimizer)))
+    command._set_cuda_graph(cfg)
+    assert cfg.model.cuda_graph is True
+    assert cfg.optim_wrapper.optimizer.get('fused') is fused
+
+
+def test_the_optimizer_to_be_fused_must_exist(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    cfg = Config(
+        dict(model={}, optim_wrapper=dict(optimizer=dict(type='SDG')))
+    )
+    with pytest.raises(UsageError, match="optimizer 'SDG' is not registered"):
+        command._set_cuda_graph(cfg)
+
+
+@pytest.mark.parametrize('option', ['--compile', '--cuda-graph'])
+def test_forms_of_the_step_are_for_quantized_recipes(option, capsys, tmp_path):
+    words = ['configs/float_r20_digits.py', '--work-dir', str(tmp_path)]
+    assert train([*words, option]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f'error: {option}: configs/float_r20_digits.py')
+    assert 'allowed are recipes of mmauxq.JointQAT' in error

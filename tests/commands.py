@@ -1,0 +1,12 @@
+"""The commands, called in this process."""
+
+from functools import partial
+
+from mmauxq.cli import run
+
+train = partial(run, 'train')
+evaluate = partial(run, 'test')
+export_command = partial(run, 'export')
+audit_command = partial(run, 'audit')
+latency_command = partial(run, 'latency')
+compare_command = partial(run, 'compare')

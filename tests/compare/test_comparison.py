@@ -1,0 +1,293 @@
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from mmengine.config import Config
+from scipy import stats
+
+from mmauxq.compare import comparison
+from mmauxq.compare import training_run as trial
+from mmauxq.compare.figures import _mean_norms, plot_comparison
+from mmauxq.errors import UsageError
+from tests.conftest import ROOT
+
+QAT = ROOT / 'configs/qat_r20_w2a2_digits.py'
+AUX = ROOT / 'configs/aux_r20_w2a2_digits.py'
+KD = ROOT / 'configs/kd_r20_w2a2_digits.py'
+DSN = ROOT / 'configs/dsn_r20_w2a2_digits.py'
+
+
+def records():
+    finals = dict(plain=[90.0, 91.0, 92.0], aux=[91.0, 93.0, 92.5])
+    return [
+        dict(
+            arm=arm,
+            seed=seed,
+            final=final,
+            best=final + 1,
+            accuracy=[50.0, final],
+            step_seconds=0.01 * (1 + (arm == 'aux')),
+            peak_memory=2**20 * (1 + seed),
+            cost=dict(
+                parameters=1000,
+                multiply_adds=2000,
+                guidance_parameters=80 * (arm == 'aux'),
+                guidance_multiply_adds=250 * (arm == 'aux'),
+            ),
+            gradients=dict(
+                student={'a': 1.0 + seed, 'b': 2.0},
+                **({'joint': {'a': 4.0, 'b': 9.0}} if arm == 'aux' else {}),
+            ),
+        )
+        for arm, values in finals.items()
+        for seed, final in enumerate(values)
+    ]
+
+
+def write(out, items):
+    for item in items:
+        folder = out / 'runs' / item['arm'] / str(item['seed'])
+        folder.mkdir(parents=True)
+        (folder / 'result.json').write_text(json.dumps(item))
+
+
+def test_arms_are_configs_with_overrides():
+    arms = comparison.read_arms(
+        [
+            f'plain={QAT}',
+            f'narrow={AUX},model.guidance.width_ratio=0.25',
+        ],
+        {'model.policy.first': 8},
+    )
+    assert list(arms) == ['plain', 'narrow']
+    assert arms['narrow'].model.guidance.width_ratio == 0.25
+    assert all(arm.model.policy.first == 8 for arm in arms.values())
+
+
+def test_overrides_may_be_lists():
+    hooks = '[{"type": "SyncBuffersHook"}, {"type": "mmauxq.GuidanceWeightHook", "end_weight": 0.1}]'  # noqa: E501
+    arms = comparison.read_arms(
+        [
+            f'a={AUX},custom_hooks={hooks},model.guidance.loss_weight=0.5',
+            f'b={DSN},model.guidance.alphas=[1.0, 2.0],seed=3',
+        ]
+    )
+    assert arms['a'].custom_hooks[1]['end_weight'] == 0.1
+    assert arms['a'].model.guidance.loss_weight == 0.5
+    assert arms['b'].model.guidance.alphas == [1.0, 2.0]
+    assert arms['b'].seed == 3
+
+
+@pytest.mark.parametrize(
+    'arms, message',
+    [
+        (['plain'], "arm 'plain'; allowed is NAME=CONFIG"),
+        ([f'a/b={QAT}'], 'allowed is NAME=CONFIG'),
+        ([f'a={QAT}', f'a={AUX}'], "arm 'a' is given twice"),
+        (['a=nowhere.py'], 'config nowhere.py does not exist'),
+        ([f'a={QAT},b'], "arm 'a': 'b'; allowed is KEY=VALUE"),
+        (
+            [f'a={QAT}', f'b={AUX},optim_wrapper.optimizer.lr=1'],
+            "arms 'a' and 'b' differ in optim_wrapper",
+        ),
+        (
+            [f'a={QAT}', f'b={AUX},val_dataloader.dataset.split=train'],
+            "arms 'a' and 'b' differ in val_dataloader",
+        ),
+        (
+            [f'a={QAT}', f'b={AUX},train_cfg.max_epochs=99'],
+            "arms 'a' and 'b' differ in train_cfg",
+        ),
+    ],
+)
+def test_unfair_or_unknown_arms_are_refused(arms, message):
+    with pytest.raises(UsageError, match=message):
+        comparison.read_arms(arms)
+
+
+def test_a_folder_keeps_what_is_finished(tmp_path):
+    arms = comparison.read_arms([f'plain={QAT}'])
+    runs = comparison.plan(tmp_path, arms, [0, 1])
+    runs[0].result.write_text('{}')
+    more = comparison.read_arms([f'plain={QAT}', f'aux={AUX}'])
+    again = comparison.plan(tmp_path, more, [0, 1])
+    assert [(r.arm, r.seed) for r in again if r.result.is_file()] == [
+        ('plain', 0)
+    ]
+    assert len(again) == 4
+    # nothing left to train for a finished run
+    assert list(comparison.train(again[:1], 1)) == []
+
+
+def test_a_folder_of_another_comparison_is_refused(tmp_path):
+    comparison.plan(tmp_path, comparison.read_arms([f'plain={QAT}']), [0])
+    other = comparison.read_arms([f'plain={AUX}'])
+    with pytest.raises(UsageError, match="holds an arm 'plain' with another"):
+        comparison.plan(tmp_path, other, [0])
+
+
+def test_the_table(tmp_path):
+    write(tmp_path, records())
+    found = comparison.collect(tmp_path)
+    assert len((tmp_path / 'results.jsonl').read_text().splitlines()) == 6
+    text = comparison.table(found, 'plain')
+    low, high = stats.ttest_rel(
+        [91, 93, 92.5], [90, 91, 92]
+    ).confidence_interval()
+    expected = f'+1.17 +- {(high - low) / 2:.2f}, 3 of 3 above'
+    assert (
+        f'| aux | 3 | 92.17 ± 1.04 | 93.17 ± 1.04 | {expected} | 20.0 ms | '
+        '+8.0%, +12.5% | 3 MiB |'
+    ) in text
+    assert '| plain | 3 | 91.00 ± 1.00 | 92.00 ± 1.00 |  | 10.0 ms |' in text
+
+
+def test_the_table_from_the_lines_alone(tmp_path):
+    """As it is done for what the docs show."""
+    write(tmp_path / 'a', records())
+    comparison.collect(tmp_path / 'a')
+    (tmp_path / 'a/results.jsonl').rename(tmp_path / 'results.jsonl')
+    shown = comparison.table(comparison.collect(tmp_path), 'aux')
+    expected = comparison.table(records(), 'aux')
+    assert sorted(shown.splitlines()) == sorted(expected.splitlines())
+
+
+def test_arms_keep_the_order_in_which_they_were_asked_for(tmp_path):
+    arms = comparison.read_arms([f'plain={QAT}', f'aux={AUX}'])
+    for run in comparison.plan(tmp_path, arms, [1, 0]):
+        run.result.write_text(json.dumps(dict(arm=run.arm, seed=run.seed)))
+    assert [(r['arm'], r['seed']) for r in comparison.collect(tmp_path)] == [
+        ('plain', 0),
+        ('plain', 1),
+        ('aux', 0),
+        ('aux', 1),
+    ]
+
+
+def test_only_shared_seeds_are_compared():
+    some = [r for r in records() if (r['arm'], r['seed']) != ('aux', 0)]
+    assert '2 of 2 above' in comparison.table(some, 'plain')
+
+
+def test_nothing_to_show(tmp_path):
+    with pytest.raises(UsageError, match='no finished run'):
+        comparison.collect(tmp_path)
+    with pytest.raises(UsageError, match='no such arm; there are plain, aux'):
+        comparison.table(records(), 'kd')
+
+
+def test_figures(tmp_path):
+    plot_comparison(tmp_path, records())
+    assert {p.name for p in tmp_path.iterdir()} == {
+        'accuracy.png',
+        'cost.png',
+        'gradients.png',
+    }
+
+
+def test_the_gradients_that_are_drawn():
+    """Of all losses; the geometric mean over seeds."""
+    runs = dict(plain=[], aux=[])
+    for record in records():
+        runs[record['arm']].append(record)
+    norms = _mean_norms(runs['plain'])
+    assert norms == pytest.approx({'a': 6 ** (1 / 3), 'b': 2.0})
+    assert _mean_norms(runs['aux']) == pytest.approx({'a': 4.0, 'b': 9.0})
+    assert _mean_norms([dict(final=1.0)]) == {}
+
+
+TEACHER = f'{KD},model.guidance.train_teacher=true,model.guidance.teacher'
+
+
+@pytest.mark.parametrize(
+    'arm, message',
+    [
+        (f'{AUX},model.guidance.taps=backbone.layer9.*', 'matches nothing'),
+        (f'{DSN},model.guidance.alphas=[1, 1]', '2 weights for 9 taps'),
+        (
+            f'{TEACHER}={ROOT / "configs/float_r20_fmnist.py"}',
+            'made for images of 28 pixels, F gets 8',
+        ),
+        (
+            f'{KD},model.guidance.checkpoint=none.pth',
+            'none.pth does not exist',
+        ),
+        (f'{KD},model.guidance.logits.type=mmrazor.Nope', 'is not registered'),
+        (f'{AUX},model.guidance.width=2', 'width'),
+        (f'{AUX},model.architecture.head.type=Nope', 'Nope'),
+    ],
+)
+def test_an_arm_that_cannot_be_built_is_refused(arm, message):
+    """Before any run begins; the arms before it are in order."""
+    arms = comparison.read_arms([f'plain={QAT}', f'bad={arm}'])
+    with pytest.raises(UsageError, match=f"arm 'bad': .*{message}") as error:
+        comparison.check(arms)
+    assert '\n' not in str(error.value)
+
+
+def test_a_teacher_with_other_classes_is_refused(tmp_path):
+    other = tmp_path / 'other.py'
+    other.write_text(
+        f"_base_ = '{ROOT / 'configs/float_r20_digits.py'}'\n"
+        'model = dict(head=dict(num_classes=7))\n'
+    )
+    arms = comparison.read_arms([f'bad={TEACHER}={other}'])
+    with pytest.raises(UsageError, match='it has 7 classes, F has 10'):
+        comparison.check(arms)
+
+
+def test_a_run_that_fails_stops_the_comparison(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, 'executable', '/bin/false')
+    runs = comparison.plan(
+        tmp_path, comparison.read_arms([f'plain={QAT}']), [0]
+    )
+    with pytest.raises(UsageError, match="arm 'plain', seed 0 failed"):
+        list(comparison.train(runs, 1))
+
+
+@pytest.mark.parametrize('kind', [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_the_runs_wherever_it_comes(
+    tmp_path, monkeypatch, kind
+):
+    """Here while another error is handled, which would swallow it."""
+    runs = [comparison.Run('a', i, tmp_path / str(i)) for i in range(3)]
+    begun = []
+
+    def begin(run, start):
+        begun.append(subprocess.Popen(['sleep', '600']))
+        return begun[-1]
+
+    monkeypatch.setattr(comparison, '_begin', begin)
+    before = [signal.getsignal(k) for k in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(KeyboardInterrupt):
+        for active in comparison.train(runs, 2):
+            assert active == runs[:2]
+            with contextlib.suppress(BaseException):
+                os.kill(os.getpid(), kind)
+    assert [process.poll() for process in begun] == [-signal.SIGTERM] * 2
+    after = [signal.getsignal(k) for k in (signal.SIGINT, signal.SIGTERM)]
+    assert after == before
+
+
+def test_a_run_ends_with_the_comparison_that_began_it(tmp_path, monkeypatch):
+    """Or the next comparison would train it a second time, beside it."""
+    Config(dict(model=dict(type='x'))).dump(tmp_path / 'recipe.py')
+    seen = []
+
+    def run_trial(config, folder, seed, report, resume):
+        for step in range(3):
+            report(step, 3)
+            seen.append(step)
+            if step == 1:
+                monkeypatch.setattr(os, 'getppid', lambda: 1)
+
+    monkeypatch.setattr(trial, 'run_trial', run_trial)
+    monkeypatch.setattr(os, 'getppid', lambda: 77)
+    with pytest.raises(SystemExit, match='comparison that began this run is'):
+        comparison.run_one(tmp_path, 0)
+    assert seen == [0, 1]
+    assert not (tmp_path / 'result.json').exists()

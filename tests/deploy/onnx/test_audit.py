@@ -1,0 +1,105 @@
+import json
+
+import onnx
+import pytest
+from onnx import numpy_helper
+from tests.deploy.conftest import CONFIG, OPTIONS
+
+from mmauxq.quantizers import LSQ
+from tests.commands import audit_command, export_command
+
+
+@pytest.fixture(scope='module')
+def exported(checkpoint, tmp_path_factory):
+    """One of each form."""
+    out = tmp_path_factory.mktemp('audit')
+    for weights in ('typed', 'int8'):
+        args = [CONFIG, checkpoint, '--out', out / weights, '--images', 8,
+                '--weights', weights, *OPTIONS]  # fmt: skip
+        assert export_command([str(a) for a in args]) == 0
+    return out
+
+
+def audit(capfd, *args):
+    """Status and lines."""
+    capfd.readouterr()
+    status = audit_command([str(a) for a in [CONFIG, *args, *OPTIONS]])
+    out = capfd.readouterr().out.splitlines()
+    return status, [x for x in out if 'quantize' in x and 'INFO' not in x]
+
+
+@pytest.mark.parametrize('weights', ['typed', 'int8'])
+def test_all_hold(exported, checkpoint, capfd, weights):
+    file = exported / weights / 'model.onnx'
+    status, lines = audit(capfd, checkpoint, '--onnx', file, '--images', 100)
+    assert status == 0
+    assert lines[16] == (
+        f'{checkpoint}: 16 of 16 quantized tensors hold their bits on '
+        '100 images'
+    )
+    assert lines[33].startswith(f'{file}: 16 of 16')
+    assert sum(x.startswith('ok      4 of    4 levels') for x in lines) > 20
+
+
+def test_a_network_with_more_levels_fails(checkpoint, capfd, monkeypatch):
+    def unclipped(self, x):
+        step = self._spread(self.step, x)
+        return (x / step).round() * step
+
+    monkeypatch.setattr(LSQ, 'quantize', unclipped)
+    status, lines = audit(capfd, checkpoint)
+    assert status == 1
+    assert any(x.startswith('WIDE') for x in lines)
+    assert '16 of 16' not in lines[-1]
+
+
+def change_limit(model):
+    """Let one activation have more codes."""
+    for tensor in model.graph.initializer:
+        if tensor.name == 'backbone.layer1.0.conv1.input_quantizer.min':
+            value = numpy_helper.to_array(tensor) * 4
+            tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
+
+
+def claim_one_bit(model):
+    """Let one weight have fewer bits than levels."""
+    for entry in model.metadata_props:
+        if entry.key == 'mmauxq_quantizers':
+            found = json.loads(entry.value)
+            found['backbone.layer1.0.conv1.weight_quantizer']['bits'] = 1
+            entry.value = json.dumps(found)
+
+
+@pytest.mark.parametrize(
+    'change, name',
+    [(change_limit, 'input_quantizer'), (claim_one_bit, 'weight_quantizer')],
+)
+def test_a_file_with_more_levels_fails(
+    exported, checkpoint, tmp_path, capfd, change, name
+):
+    model = onnx.load(exported / 'typed' / 'model.onnx')
+    change(model)
+    onnx.save(model, tmp_path / 'wide.onnx')
+    status, lines = audit(capfd, checkpoint, '--onnx', tmp_path / 'wide.onnx')
+    assert status == 1
+    wide = [x for x in lines if x.startswith('WIDE')]
+    assert len(wide) == 1
+    assert wide[0].endswith(f'backbone.layer1.0.conv1.{name}')
+
+
+@pytest.mark.parametrize(
+    'content, message',
+    [
+        (None, 'f.onnx does not exist'),
+        (b'', 'was not written by tools/export.py'),
+        (b'text', 'is no ONNX model'),
+    ],
+)
+def test_a_file_that_is_none_of_ours(
+    checkpoint, tmp_path, fails, content, message
+):
+    file = tmp_path / 'f.onnx'
+    if content is not None:
+        file.write_bytes(content)
+    line = fails(audit_command, CONFIG, checkpoint, '--onnx', file, *OPTIONS)
+    assert message in line

@@ -1,0 +1,295 @@
+import copy
+import json
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from tests.deploy.conftest import CONFIG, OPTIONS
+
+from mmauxq.analysis import deployed_bytes
+from mmauxq.deploy.folder import FILES
+from mmauxq.deploy.onnx import export as export_module
+from mmauxq.deploy.onnx import runtime
+from mmauxq.deploy.onnx.agreement import Agreement
+from mmauxq.errors import UsageError
+from tests.commands import evaluate, export_command
+
+
+@pytest.fixture(scope='module')
+def exported(checkpoint, tmp_path_factory):
+    """The folder that the command writes, and what it said."""
+    out = tmp_path_factory.mktemp('export') / 'new' / 'digits'
+    args = [CONFIG, checkpoint, '--out', out, '--images', 599, *OPTIONS]
+    assert export_command([str(a) for a in args]) == 0
+    return out
+
+
+def report_of(folder):
+    return json.loads((folder / 'report.json').read_text())
+
+
+def test_the_folder_holds_these_files(exported):
+    assert {p.name for p in exported.iterdir()} == set(FILES)
+    assert [p.name for p in exported.parent.iterdir()] == ['digits']
+
+
+def test_the_report_names_every_byte(exported, network):
+    sizes = report_of(exported)['sizes']
+    for name in ('slim.pth', 'packed.safetensors', 'model.onnx'):
+        assert sizes[name] == (exported / name).stat().st_size
+    assert sizes['sum_of_bits'] == deployed_bytes(network.architecture)
+    assert sizes['float'] > 6 * sizes['sum_of_bits']
+
+
+def test_model_onnx_agrees_on_the_whole_test_set(exported):
+    agreement = report_of(exported)['agreement']['model.onnx']
+    assert agreement['holds'] and agreement['images'] == 599
+    assert agreement['same_class'] == 599 or agreement['ties'] > 0
+    assert agreement['codes'] == 599 * (4 * 512 + 3 * 256 + 128)
+    assert agreement['ties'] <= 20 and agreement['unexplained'] == 0
+    assert agreement['top1'] == pytest.approx(
+        agreement['top1_torch'], abs=0.01
+    )
+
+
+def test_the_slim_checkpoint_works_with_the_test_command(
+    exported, tmp_path, capfd
+):
+    args = [CONFIG, exported / 'slim.pth', '--work-dir', tmp_path, *OPTIONS]
+    assert evaluate([str(a) for a in args]) == 0
+    metrics = json.loads(capfd.readouterr().out.splitlines()[-1])
+    top1 = report_of(exported)['agreement']['slim.pth']['top1']
+    assert metrics['accuracy/top1'] == pytest.approx(100 * top1, abs=1e-3)
+
+
+def test_the_report_tells_the_cost(exported):
+    report = report_of(exported)
+    first = report['layers'][1]
+    assert first['name'] == 'backbone.layer1.0.conv1'
+    assert first['multiply_adds'] == 8 * 8 * 9 * 8 * 8
+    assert first['bit_operations'] == 4 * first['multiply_adds']
+    # how many of the 4 levels are in use depends on the training
+    assert 2 <= first['weight_levels'] <= 4
+    assert 2 <= first['input_levels'] <= 4
+    assert report['layers'][0]['weight_bits'] == 32
+    assert report['guidance']['type'] == 'mmauxq.AuxAdaptorAggregator'
+    assert report['guidance']['parameters'] > 0
+    assert report['guidance_left'] == 0
+    page = (exported / 'report.md').read_text()
+    assert '| backbone.layer1.0.conv1 | 2 | 2 |' in page
+    assert 'of its tensors are left' in page
+
+
+def test_the_metadata_say_how_to_use_it(exported):
+    model = onnx.load(exported / 'model.onnx')
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    assert json.loads(metadata['mean']) == pytest.approx([77.84])
+    assert json.loads(metadata['std']) == pytest.approx([95.89])
+    assert json.loads(metadata['classes']) == list('0123456789')
+    assert 'argmax' in metadata['postprocessing']
+
+
+def test_integer_kernels(network, checkpoint, tmp_path):
+    said = []
+    report = export_module.export(
+        network, checkpoint, tmp_path / 'out', 'int8', 'int8', 64,
+        say=said.append,
+    )  # fmt: skip
+    layers = report['onnx']['integer_layers']
+    assert len(layers) == 8 and set(layers.values()) == {'QLinearConv'}
+    assert report['onnx']['float_layers'] == {}
+    assert any('8 of 8 quantized products run in integer' in s for s in said)
+    assert report['agreement']['model.onnx']['same_class'] > 50
+
+
+def test_an_export_takes_the_place_of_an_earlier_one(
+    network, checkpoint, tmp_path
+):
+    out = tmp_path / 'out'
+    out.mkdir()
+    (out / 'model.onnx').write_text('old')
+    export_module.export(network, checkpoint, out, images=0, say=lambda _: 0)
+    assert (out / 'model.onnx').stat().st_size > 1000
+
+
+def test_a_runtime_that_refuses_the_type_is_not_silent(
+    network, checkpoint, tmp_path, monkeypatch
+):
+    session = runtime.session
+
+    def refuse(model, *args, **kwargs):
+        if model.opset_import[0].version >= 25:
+            raise UsageError('onnxruntime 0 refuses the model')
+        return session(model, *args, **kwargs)
+
+    monkeypatch.setattr(runtime, 'session', refuse)
+    said = []
+    report = export_module.export(
+        network, checkpoint, tmp_path / 'out', images=0, say=said.append
+    )
+    note = 'onnxruntime 0 refuses the model; fell back to the int8 container'
+    assert f'warning: {note}' in said
+    assert report['onnx']['notes'] == [note]
+    assert report['onnx']['weights'] == 'int8'
+    assert note in (tmp_path / 'out' / 'report.md').read_text()
+
+
+def test_batch_norm_is_estimated_anew(network, checkpoint, tmp_path):
+    said = []
+    norm = network.architecture.backbone.layer1[0].bn1
+    before = norm.running_mean.clone()
+    report = export_module.export(
+        network, checkpoint, tmp_path / 'out', images=599, batch_norm=5,
+        say=said.append,
+    )  # fmt: skip
+    assert said[0].startswith('batch norm: 5 batches, top-1 ')
+    norms = report['batch_norm']
+    assert norms['batches'] == 5 and norms['top1_before'] is not None
+    assert norms['top1_after'] == report['agreement']['slim.pth']['top1']
+    assert not torch.equal(norm.running_mean, before)
+    state = torch.load(tmp_path / 'out' / 'slim.pth', weights_only=True)
+    assert torch.equal(
+        state['state_dict']['backbone.layer1.0.bn1.running_mean'],
+        norm.running_mean,
+    )
+
+
+# --- bad input -------------------------------------------------------------
+
+
+def tree(folder):
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob('*'))
+
+
+def test_a_failure_leaves_the_folder_as_it_was(
+    exported, checkpoint, tmp_path, fails, monkeypatch
+):
+    out = tmp_path / 'out'
+    out.mkdir()
+    (out / 'report.md').write_text('the old one')
+    wrong = Agreement(unexplained=3, largest_logit=1.0)
+    monkeypatch.setattr(export_module, 'compare', lambda *args: wrong)
+    line = fails(
+        export_command, CONFIG, checkpoint, '--out', out, '--images', 8,
+        *OPTIONS,
+    )  # fmt: skip
+    assert 'model.onnx differs from PyTorch: 3 codes' in line
+    assert tree(tmp_path) == ['out', 'out/report.md']
+    assert (out / 'report.md').read_text() == 'the old one'
+
+
+@pytest.mark.parametrize(
+    'kind, message',
+    [
+        ('other', 'holds notes.txt; allowed are a new folder, an empty one'),
+        ('file', 'is a file; allowed is a folder'),
+        ('under a file', 'cannot be written: File exists'),
+    ],
+)
+def test_a_folder_that_cannot_be_used(
+    checkpoint, tmp_path, fails, kind, message
+):
+    out = tmp_path / 'out'
+    if kind == 'other':
+        out.mkdir()
+        (out / 'notes.txt').write_text('mine')
+    else:
+        out.write_text('mine')
+    before = tree(tmp_path)
+    if kind == 'under a file':
+        out = out / 'deep'
+    args = [CONFIG, checkpoint, '--out', out, '--images', 0, *OPTIONS]
+    assert message in fails(export_command, *args)
+    assert tree(tmp_path) == before
+
+
+def uncalibrated(state):
+    for name in state:
+        if name.endswith('conv2.input_quantizer.calibrated'):
+            state[name] = torch.zeros_like(state[name])
+    return state
+
+
+def without_quantizers(state):
+    return {k: v for k, v in state.items() if '_quantizer.' not in k}
+
+
+def of_another(state):
+    return {'backbone.conv1.weight': torch.zeros(1)}
+
+
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (uncalibrated, '3 quantizers have no calibrated scale, such as '
+         'backbone.layer1.0.conv2.input_quantizer'),
+        (without_quantizers, '16 quantizers have no calibrated scale'),
+        (of_another, 'is not one of this architecture'),
+        (None, 'none.pth does not exist'),
+    ],
+)  # fmt: skip
+def test_a_checkpoint_that_cannot_be_used(
+    checkpoint, tmp_path, fails, change, message
+):
+    file = tmp_path / 'none.pth'
+    if change is not None:
+        state = torch.load(checkpoint, weights_only=True)['state_dict']
+        file = tmp_path / 'changed.pth'
+        torch.save(dict(state_dict=change(state)), file)
+    before = tree(tmp_path)
+    line = fails(
+        export_command, CONFIG, file, '--out', tmp_path / 'out', *OPTIONS
+    )
+    assert message in line and str(file) in line
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    'args, message',
+    [
+        (['--residual', 'int8'], '--residual int8 is for integer kernels'),
+        (['--images', 'x'], "argument --images: 'x'; allowed are 0, 1, 2"),
+        (['--weights', 'int2'], "invalid choice: 'int2'"),
+    ],
+)
+def test_arguments(checkpoint, tmp_path, fails, args, message):
+    args = [CONFIG, checkpoint, '--out', tmp_path / 'out', *args, *OPTIONS]
+    assert message in fails(export_command, *args)
+    assert tree(tmp_path) == []
+
+
+def test_a_float_network_is_refused(checkpoint, tmp_path, fails, root):
+    line = fails(
+        export_command, root / 'configs/float_r20_digits.py', checkpoint,
+        '--out', tmp_path / 'out',
+    )  # fmt: skip
+    assert "exported are networks trained with 'mmauxq.JointQAT'" in line
+
+
+def test_codes_that_no_type_holds(small_config, tmp_path, fails):
+    """DoReFa's 8-bit weights have the codes -255 to 255."""
+    from mmauxq.deploy.onnx.latency import calibrated_network
+
+    cfg = copy.deepcopy(small_config)
+    cfg.model.quantizers.weight = dict(type='mmauxq.DoReFaWeight', bits=8)
+    state = calibrated_network(cfg).algorithm.state_dict()
+    torch.save(dict(state_dict=state), tmp_path / 'dorefa.pth')
+    line = fails(
+        export_command, CONFIG, tmp_path / 'dorefa.pth', '--images', 0,
+        '--out', tmp_path / 'out', *OPTIONS,
+        'model.quantizers.weight.type=mmauxq.DoReFaWeight',
+        'model.quantizers.weight.bits=8',
+    )  # fmt: skip
+    assert 'codes from -255 to 255 fit none of int2, int4, int8' in line
+    assert tree(tmp_path) == ['dorefa.pth']
+
+
+def test_images_are_what_the_runtime_saw(exported, network):
+    """The file alone, as a user runs it."""
+    images, _ = network.images(16)[0]
+    with torch.no_grad():
+        want = network.architecture(images, mode='tensor').numpy()
+    running = runtime.session(exported / 'model.onnx')
+    have = runtime.run(running, images.numpy())
+    assert np.abs(have - want).max() < 1e-4 * np.abs(want).max()

@@ -1,0 +1,274 @@
+"""Layers of every kind through PyTorch's exporter and ONNX Runtime."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from mmauxq.deploy.onnx import runtime
+from mmauxq.deploy.onnx.agreement import compare, differing_weights
+from mmauxq.deploy.onnx.lower import weight_operands
+from mmauxq.deploy.onnx.onnx_model import to_onnx
+from mmauxq.deploy.onnx.trace import trace
+from mmauxq.errors import UsageError
+from mmauxq.layers import quantize_layer
+from mmauxq.quantizers import LSQ, LSQPlus, calibrating
+
+SHAPE = (4, 6, 6)
+
+
+class Net(nn.Module):
+    """Called as a classifier; averages over space."""
+
+    def __init__(self, *layers):
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x, mode='tensor'):
+        return self.layers(x).flatten(2).mean(2)
+
+
+def quantized(layer, bits=2, activation=LSQ, **settings):
+    return quantize_layer(
+        layer, LSQ(bits, 'weight', **settings), activation(bits)
+    )
+
+
+def images(count=16):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(count, *SHAPE, generator=generator)
+
+
+def prepared(*layers):
+    """Calibrated, with batch norms as after training."""
+    torch.manual_seed(0)
+    network = Net(*layers).eval()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.weight)
+            nn.init.normal_(module.bias, std=0.3)
+            nn.init.normal_(module.running_mean, std=0.3)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+    with torch.no_grad(), calibrating(network):
+        network(images())
+    return network
+
+
+def exported(network, graph, weights):
+    """The model and its kernels, after every code was compared."""
+    lowered = to_onnx(network, images(), weights, traced=copy.deepcopy(graph))
+    labels = torch.full((16,), -1)
+    result = compare(network, lowered.model, [(images(), labels)], lowered)
+    assert result.holds and result.codes > 0 and result.ties < 10
+    operands = weight_operands(network, images())
+    assert differing_weights(network, lowered.model, operands) == []
+    return lowered, runtime.operators(lowered.model)[1]
+
+
+class Standardised(nn.Conv2d):
+    def forward(self, x):
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return self._conv_forward(x, weight, self.bias)
+
+
+def convolutions(bits=2, activation=LSQ):
+    """One of each kind, with batch norms and ReLUs between them."""
+    torch.manual_seed(0)
+    layers = []
+    for layer in (
+        nn.Conv2d(4, 8, 3, padding=1),
+        nn.Conv2d(8, 8, 3, stride=2, padding=1, bias=False),
+        nn.Conv2d(8, 16, 3, groups=8, padding=2, dilation=2),
+        Standardised(16, 8, 3, padding=1),
+    ):
+        nn.init.normal_(layer.weight, std=0.3)
+        layers += [quantized(layer, bits), nn.BatchNorm2d(layer.out_channels)]
+        layers += [nn.ReLU()]
+    return prepared(*layers, quantized(nn.Conv2d(8, 8, 1), bits, activation))
+
+
+@pytest.fixture(scope='module')
+def chain():
+    """Its trace, which is the same for all quantizers."""
+    return trace(convolutions(), SHAPE)
+
+
+@pytest.mark.parametrize('weights', ['typed', 'int8'])
+@pytest.mark.parametrize('bits', [2, 4])
+def test_convolutions(chain, bits, weights):
+    network = convolutions(bits)
+    lowered, kernels = exported(network, chain, weights)
+    if weights == 'typed':
+        assert kernels == {} and len(lowered.codes) == 5
+        return
+    names = ['layers.0', 'layers.3', 'layers.6', 'layers.9']
+    assert kernels == dict.fromkeys(names, 'QLinearConv')
+    assert lowered.exact_channels == 8 + 8 + 16 + 8 and not lowered.rounded
+    assert lowered.float_layers == {
+        'layers.12': 'its result goes on in float, to Reshape'
+    }
+
+
+class Tokens(nn.Module):
+    """(N, C, H, W) to (N, tokens, C), a layer, and back."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        x = x.flatten(2).transpose(1, 2)
+        if isinstance(self.layer, nn.MultiheadAttention):
+            x = self.layer(x, x, x, need_weights=False)[0]
+        else:
+            x = self.layer(x)
+        return x.transpose(1, 2)
+
+
+def tokens(per_channel):
+    torch.manual_seed(0)
+    channels = dict(num_channels=8) if per_channel else {}
+    attention = quantized(nn.MultiheadAttention(8, 2, batch_first=True), 4)
+    attention.out_proj = quantized(attention.out_proj, 4)
+    return prepared(
+        Tokens(quantized(nn.Linear(4, 8), 4, **channels)), Tokens(attention)
+    )
+
+
+@pytest.fixture(scope='module')
+def tokens_graph():
+    return trace(tokens(False), SHAPE)
+
+
+@pytest.mark.parametrize('weights', ['typed', 'int8'])
+@pytest.mark.parametrize('per_channel', [False, True])
+def test_linear_layers_and_attention(tokens_graph, weights, per_channel):
+    network = tokens(per_channel)
+    lowered, kernels = exported(network, tokens_graph, weights)
+    kind = 'int4' if weights == 'typed' else 'int8'
+    assert list(lowered.containers.values()) == [kind] * 3
+    names = ['layers.0.layer', 'layers.1.layer', 'layers.1.layer.out_proj']
+    assert kernels == (
+        dict.fromkeys(names, 'MatMulIntegerToFloat')
+        if weights == 'int8'
+        else {}
+    )
+
+
+@pytest.mark.parametrize('weights', ['typed', 'int8'])
+def test_an_offset_is_kept_and_named(chain, weights):
+    network = convolutions(3, LSQPlus)
+    nn.init.constant_(network.layers[-1].input_quantizer.offset, 0.07)
+    lowered, kernels = exported(network, chain, weights)
+    assert 'layers.12' not in kernels
+    if weights == 'int8':
+        assert lowered.float_layers == {
+            'layers.9': 'its result goes on in float, to Relu',
+            'layers.12': 'its input has an offset (LSQPlus)',
+        }
+
+
+def test_a_scale_for_each_channel_of_the_input_is_named(chain):
+    network = convolutions(4)
+    layer = network.layers[3]
+    layer.input_quantizer = LSQ(4, num_channels=8, channel_axis=1)
+    with torch.no_grad(), calibrating(network):
+        network(images())
+    lowered, kernels = exported(network, chain, 'int8')
+    assert 'layers.0' not in kernels and 'layers.3' not in kernels
+    assert lowered.float_layers['layers.3'] == (
+        'its input has a scale for each channel'
+    )
+
+
+def test_a_batch_norm_that_would_need_a_wider_type_stays(chain):
+    network = convolutions(2)
+    nn.init.constant_(network.layers[1].weight, -1.0)
+    graph = trace(network, SHAPE)
+    lowered, _ = exported(network, graph, 'typed')
+    reasons = [x for x in lowered.kept.values() if x.startswith('layers.0.')]
+    assert len(reasons) == 1 and 'turns code -2 into 2' in reasons[0]
+    lowered, _ = exported(network, graph, 'int8')  # which is wide enough
+    assert len(lowered.folded) == 4 and not lowered.kept
+
+
+def test_a_layer_that_runs_twice_is_refused():
+    layer = quantized(nn.Conv2d(4, 4, 1))
+    network = prepared(layer, layer)
+    with pytest.raises(UsageError, match='is used 2 times in one forward'):
+        to_onnx(network, images())
+
+
+def test_a_weight_that_enters_two_products_is_refused():
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = quantized(nn.Conv2d(4, 4, 1))
+
+        def forward(self, x):
+            weight = self.layer.weight_quantizer(self.layer.weight)
+            x = self.layer.input_quantizer(x)
+            conv = nn.functional.conv2d
+            return conv(x, weight) + conv(-x, weight)
+
+    with pytest.raises(UsageError, match='goes to several operators'):
+        to_onnx(prepared(Both()), images())
+
+
+class Branches(nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+def test_what_pytorch_cannot_express_is_one_line():
+    network = prepared(quantized(nn.Conv2d(4, 4, 1)), Branches())
+    with pytest.raises(UsageError, match='PyTorch cannot express') as error:
+        to_onnx(network, images())
+    assert '\n' not in str(error.value)
+
+
+class Residual(nn.Module):
+    """The stem of a ResNet and a block."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(4, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)
+        )
+        self.block = nn.Sequential(
+            quantized(nn.Conv2d(8, 8, 3, padding=1), 4),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            quantized(nn.Conv2d(8, 8, 3, padding=1), 4),
+            nn.BatchNorm2d(8),
+        )
+
+    def forward(self, x):
+        x = self.stem(x)
+        return torch.relu(self.block(x) + x)
+
+
+def test_quantized_residual_sums():
+    network = prepared(Residual())
+    lowered = to_onnx(network, images(), 'int8', 'int8')
+    counts, kernels = runtime.operators(lowered.model)
+    assert list(kernels.values()) == ['QLinearConv'] * 2
+    assert counts['QLinearAdd'] == 1 and not lowered.float_layers
+    # the pooling gives floats, and its two takers quantize them
+    nodes = {n.op_type: n for n in lowered.model.graph.node}
+    pooled = nodes['MaxPool'].output[0]
+    takers = [n for n in lowered.model.graph.node if pooled in n.input]
+    assert [n.op_type for n in takers] == ['QuantizeLinear'] * 2
+    want = network(images()).detach()
+    have = runtime.run(runtime.session(lowered.model), images().numpy())
+    assert abs(torch.from_numpy(have) - want).max() < 0.02 * want.max()
+
+
+def test_without_a_residual_sum_the_option_changes_nothing(chain):
+    network = convolutions(4)
+    models = [
+        to_onnx(network, images(), 'int8', kind, copy.deepcopy(chain)).model
+        for kind in ('float', 'int8')
+    ]
+    assert models[0] == models[1]

@@ -1,0 +1,167 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from mmauxq.deploy.onnx import runtime, whole_bias
+from mmauxq.deploy.onnx.agreement import LOGITS, compare, differing_weights
+from mmauxq.deploy.onnx.lower import weight_operands
+from mmauxq.deploy.onnx.onnx_model import to_onnx
+from mmauxq.deploy.onnx.trace import trace
+from tests.networks import batch, joint_qat
+
+SETTINGS = {
+    'lsq2': ('LSQ', 'LSQ', 2, {}),
+    'lsq4': ('LSQ', 'LSQ', 4, {}),
+    'lsq8': ('LSQ', 'LSQ', 8, {}),
+    'lsq3 channels': ('LSQ', 'LSQ', 3, dict(per_channel=True)),
+    'dorefa3': ('DoReFaWeight', 'DoReFaActivation', 3, {}),
+    'pact4': ('DoReFaWeight', 'PACTActivation', 4, {}),
+    'lsq+2': ('LSQPlus', 'LSQPlus', 2, {}),
+}
+
+
+# activations of one image: inputs of the eight quantized layers
+CODES = 8 * 8 * 4 * 2 + 8 * 8 * 4 * 2 + 4 * 4 * 8 + 4 * 4 * 8 * 2 + 2 * 2 * 16
+
+
+def unlabelled(images):
+    return [(images, torch.full((len(images),), -1))]
+
+
+def trained(weight='LSQ', activation='LSQ', bits=2, extra=None, **settings):
+    quantizers = dict(
+        weight=dict(type=f'mmauxq.{weight}', bits=bits, **(extra or {})),
+        activation=dict(type=f'mmauxq.{activation}', bits=bits),
+    )
+    model = joint_qat(guidance=None, quantizers=quantizers, **settings)
+    model.loss(*batch())
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            # statistics and slopes of both signs, as after training
+            nn.init.normal_(norm.weight)
+            nn.init.normal_(norm.bias, std=0.3)
+            nn.init.normal_(norm.running_mean, std=0.3)
+            nn.init.uniform_(norm.running_var, 0.5, 2)
+    return model.eval().architecture
+
+
+@pytest.fixture(scope='module')
+def traced():
+    """One trace for all: quantizers are nodes in it."""
+    network = trained()
+    graph = trace(network, (1, 8, 8))
+    return network, graph
+
+
+def lowered_like(traced, name, weights, residual='float'):
+    """Another network of the same structure, in the traced graph."""
+    network = trained(*SETTINGS[name])
+    first, graph = traced
+    network.load_state_dict(
+        {
+            key: value
+            for key, value in first.state_dict().items()
+            if '_quantizer' not in key
+        },
+        strict=False,
+    )
+    images = torch.cat([batch(seed=s)[0] for s in range(8)])
+    return (
+        network,
+        images,
+        to_onnx(network, images, weights, residual, copy.deepcopy(graph)),
+    )
+
+
+@pytest.mark.parametrize('weights', ['typed', 'int8'])
+@pytest.mark.parametrize('name', SETTINGS)
+def test_every_code_is_that_of_pytorch(traced, name, weights):
+    network, images, lowered = lowered_like(traced, name, weights)
+    result = compare(network, lowered.model, unlabelled(images), lowered)
+    assert result.codes == 64 * CODES
+    assert result.unexplained == 0 and result.unexplained_classes == 0
+    assert result.ties < 10
+    assert result.images_touched <= result.ties + result.rounded
+    assert result.max_difference <= LOGITS * result.largest_logit
+    assert result.holds
+    # 256 levels have too many thresholds for one line
+    assert result.rounded == 0 or (name, weights) == ('lsq8', 'int8')
+    assert bool(lowered.rounded) == ((name, weights) == ('lsq8', 'int8'))
+    operands = weight_operands(network, images[:1])
+    assert differing_weights(network, lowered.model, operands) == []
+
+
+def test_rounded_biases_are_counted(traced):
+    network, images, lowered = lowered_like(traced, 'lsq8', 'int8')
+    result = compare(network, lowered.model, unlabelled(images), lowered)
+    assert 0 < result.rounded < 0.02 * result.codes
+    assert result.holds and 0 < max(lowered.reach.values()) < 0.5
+    lowered.reach.clear()  # without the allowance they are faults
+    result = compare(network, lowered.model, unlabelled(images), lowered)
+    assert result.unexplained > 0 and not result.holds
+
+
+def test_a_layer_without_an_exact_bias_runs_in_float(traced, monkeypatch):
+    monkeypatch.setattr(whole_bias, 'exact_line', lambda *args: None)
+    network, images, lowered = lowered_like(traced, 'lsq4', 'int8')
+    reason = lowered.float_layers['backbone.layer1.0.conv1']
+    assert reason == (
+        '4 of its channels have no whole bias that gives the same codes'
+    )
+    assert 'QLinearConv' not in runtime.operators(lowered.model)[0]
+    assert compare(
+        network, lowered.model, unlabelled(images), lowered
+    ).ties < 10  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    'name, kind, opset',
+    [('lsq2', 'int2', 25), ('lsq4', 'int4', 21), ('dorefa3', 'int4', 21)],
+)
+def test_weights_take_the_narrowest_type(traced, name, kind, opset):
+    _, _, lowered = lowered_like(traced, name, 'typed')
+    assert set(lowered.containers.values()) == {kind}
+    assert lowered.opset == opset
+    assert lowered.folded or lowered.kept
+
+
+def test_products_run_in_integer_kernels(traced):
+    _, _, lowered = lowered_like(traced, 'lsq4', 'int8')
+    counts, _ = runtime.operators(lowered.model)
+    assert counts['QLinearConv'] == 3  # the first of each block
+    _, _, lowered = lowered_like(traced, 'lsq4', 'int8', 'int8')
+    counts, _ = runtime.operators(lowered.model)
+    assert counts['QLinearConv'] == 8 - len(lowered.float_layers)
+    assert counts['QLinearAdd'] == 3
+
+
+def test_a_quantized_residual_is_near(traced):
+    network, images, lowered = lowered_like(traced, 'lsq4', 'int8', 'int8')
+    with torch.no_grad():
+        want = network(images, mode='tensor').numpy()
+    have = runtime.run(runtime.session(lowered.model), images.numpy())
+    assert np.abs(have - want).mean() < 0.2 * np.abs(want).mean()
+
+
+def test_the_batch_is_dynamic(traced):
+    _, images, lowered = lowered_like(traced, 'lsq2', 'typed')
+    running = runtime.session(lowered.model)
+    for count in (1, 5):
+        assert len(runtime.run(running, images[:count].numpy())) == count
+
+
+def test_a_wrong_network_is_found(traced):
+    network, images, lowered = lowered_like(traced, 'lsq2', 'typed')
+    with torch.no_grad():
+        network.backbone.layer1[0].conv1.weight.copy_(
+            network.backbone.layer1[0].conv1.weight.flip(0)
+        )
+    result = compare(network, lowered.model, unlabelled(images), lowered)
+    assert result.unexplained > 0 and not result.holds
+    operands = weight_operands(network, images[:1])
+    assert differing_weights(network, lowered.model, operands) == [
+        'backbone.layer1.0.conv1.weight_quantizer'
+    ]

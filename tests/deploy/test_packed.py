@@ -1,0 +1,172 @@
+import pytest
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from mmauxq import compat
+from mmauxq.analysis import deployed_bytes
+from mmauxq.deploy import load_packed, save_packed
+from mmauxq.deploy.onnx.latency import calibrated_network
+from mmauxq.deploy.packed import quantized_weights, read_packed
+from mmauxq.errors import UsageError
+from mmauxq.layers import quantize_layer
+from mmauxq.quantizers import LSQ, calibrating
+from tests.conftest import ROOT
+from tests.networks import batch, joint_qat
+
+IMAGE = batch(1)[0]
+
+
+def trained(weight='LSQ', bits=2, **settings):
+    quantizers = dict(
+        weight=dict(type=f'mmauxq.{weight}', bits=bits),
+        activation=dict(type='mmauxq.LSQ', bits=bits),
+    )
+    model = joint_qat(guidance=None, quantizers=quantizers, **settings)
+    model.loss(*batch())
+    return model.eval().architecture
+
+
+@pytest.mark.parametrize('bits', [2, 3, 4, 8])
+@pytest.mark.parametrize('weight', ['LSQ', 'LSQPlus', 'DoReFaWeight'])
+def test_it_loads_back_to_the_bit(tmp_path, weight, bits):
+    network = trained(weight, bits)
+    file = tmp_path / 'packed.safetensors'
+    assert save_packed(network, file, IMAGE) == file.stat().st_size
+    again = trained(weight, bits, seed=5)
+    load_packed(file, again)
+    inputs = batch(seed=3)[0]
+    assert torch.equal(
+        again(inputs, mode='tensor'), network(inputs, mode='tensor')
+    )
+
+
+def test_its_size_is_the_sum_of_bits(tmp_path):
+    """Of the smallest network that the repository trains: 25 kB."""
+    compat.enable()
+    from mmengine.config import Config
+
+    cfg = Config.fromfile(ROOT / 'configs/aux_r20_w2a2_digits.py')
+    network = calibrated_network(cfg).architecture
+    meta = dict(mean=[77.84], std=[95.89], channel_order='as read')
+    meta['classes'] = list('0123456789')
+    size = save_packed(network, tmp_path / 'p', IMAGE, meta)
+    assert 1 <= size / deployed_bytes(network) < 1.03
+
+
+def test_codes_can_be_read_without_the_network(tmp_path):
+    network = trained()
+    save_packed(network, tmp_path / 'p', IMAGE, dict(mean=[0]))
+    state, codes, meta = read_packed(tmp_path / 'p')
+    name = 'backbone.layer1.0.conv1.weight'
+    found, bits = codes[name]
+    layer = network.backbone.layer1[0].conv1
+    assert bits == 2
+    assert torch.equal(found, layer.weight_quantizer.codes(layer.weight))
+    assert meta == dict(mean=[0])
+    whole = network.state_dict()
+    assert state.keys() | codes.keys() == whole.keys()
+    assert all(torch.equal(state[key], whole[key]) for key in state)
+    with safe_open(tmp_path / 'p', 'pt') as content:
+        assert set(content.keys()) == {'float32', 'int32', 'uint8', 'layout'}
+
+
+def test_another_network_is_refused(tmp_path):
+    save_packed(trained(), tmp_path / 'p', IMAGE)
+    with pytest.raises(UsageError, match='2 bits and shape .* 3 bits'):
+        load_packed(tmp_path / 'p', trained(bits=3))
+    with pytest.raises(UsageError, match='quantizes backbone.layer1.0.conv1'):
+        load_packed(
+            tmp_path / 'p',
+            trained(policy=dict(layers={'backbone.layer1.0.conv1': 32})),
+        )
+
+
+@pytest.mark.parametrize('content', [b'', b'no network', None])
+def test_another_file_is_refused(tmp_path, content):
+    file = tmp_path / 'p'
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(UsageError, match='p: cannot be read'):
+        load_packed(file, trained())
+
+
+def test_one_bit_dorefa_is_refused(tmp_path):
+    quantizers = dict(
+        weight=dict(type='mmauxq.DoReFaWeight', bits=1),
+        activation=dict(type='mmauxq.LSQ', bits=2),
+    )
+    model = joint_qat(guidance=None, quantizers=quantizers)
+    model.loss(*batch())
+    with pytest.raises(UsageError, match='no integer form at 1 bits'):
+        save_packed(model.eval().architecture, tmp_path / 'p', IMAGE)
+
+
+class Standardised(nn.Conv2d):
+    def forward(self, x):
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return self._conv_forward(x, weight, self.bias)
+
+
+class Padded(nn.Conv2d):
+    def forward(self, x):
+        return self._conv_forward(
+            nn.functional.pad(x, (1, 1, 1, 1)), self.weight, self.bias
+        )
+
+
+class Takes(nn.Module):
+    """A classifier as far as packing is concerned."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x, mode='tensor'):
+        x = self.layer(x)
+        return x[0] if isinstance(x, tuple) else x
+
+
+def calibrated(layer, x):
+    layer = quantize_layer(layer, LSQ(2, 'weight'), LSQ(2))
+    with torch.no_grad(), calibrating(layer):
+        Takes(layer)(x)
+    return Takes(layer).eval()
+
+
+def test_a_weight_that_is_computed_is_refused(tmp_path):
+    network = calibrated(Standardised(1, 4, 3), IMAGE)
+    with pytest.raises(UsageError, match='layer.weight: what is quantized'):
+        save_packed(network, tmp_path / 'p', IMAGE)
+    assert not (tmp_path / 'p').exists()
+
+
+def test_a_weight_of_a_layer_with_its_own_forward(tmp_path):
+    torch.manual_seed(0)
+    network = calibrated(Padded(1, 4, 3), IMAGE)
+    save_packed(network, tmp_path / 'p', IMAGE)
+    want = network(IMAGE)
+    nn.init.zeros_(network.layer.weight)
+    load_packed(tmp_path / 'p', network)
+    assert torch.equal(network(IMAGE), want)
+
+
+def test_projections_of_attention(tmp_path):
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 8)
+    attention = quantize_layer(
+        nn.MultiheadAttention(8, 2), LSQ(2, 'weight'), LSQ(2)
+    )
+
+    class Attends(Takes):
+        def forward(self, x, mode='tensor'):
+            return self.layer(x, x, x, need_weights=False)[0]
+
+    network = Attends(attention).eval()
+    with torch.no_grad(), calibrating(network):
+        want = network(x)
+    assert set(quantized_weights(network)) == {'layer.in_proj_weight'}
+    save_packed(network, tmp_path / 'p', x)
+    nn.init.zeros_(attention.in_proj_weight)
+    load_packed(tmp_path / 'p', network)
+    assert torch.equal(network(x), want)

@@ -6,7 +6,7 @@ import pytest
 from mmauxq.datasets import Digits
 from mmauxq.errors import UsageError
 
-load_digits = pytest.importorskip('sklearn').load_digits
+load_digits = pytest.importorskip('sklearn.datasets').load_digits
 
 
 @pytest.fixture(scope='module')

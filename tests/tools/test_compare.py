@@ -88,8 +88,8 @@ def test_killed_and_continued(tmp_path):
 @pytest.mark.parametrize(
     'words, message',
     [
-        ([], 'expected --arms and --out, or --map and --out, or --table'),
-        (['--map', 'a'], 'expected --arms and --out, or --map and --out, or --table'),
+        ([], 'expected --arms and --out, or --map and --out, or'),
+        (['--map', 'a'], 'expected --arms and --out, or --map and'),
         (['--map', 'a', '--out', 'x'], 'a holds no finished run'),
         (['--table', '.', '--together'], '--together: expected beside --map'),
         (['--arms', 'a=b.py', '--out', 'x'], 'config b.py does not exist'),

@@ -3,10 +3,10 @@ import json
 import onnx
 import pytest
 from onnx import numpy_helper
-from tests.deploy.conftest import CONFIG, OPTIONS
 
 from mmauxq.quantizers import LSQ
 from tests.commands import audit_command, export_command
+from tests.deploy.conftest import CONFIG, OPTIONS
 
 
 @pytest.fixture(scope='module')

@@ -5,7 +5,6 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from tests.deploy.conftest import CONFIG, OPTIONS
 
 from mmauxq.analysis import deployed_bytes
 from mmauxq.deploy.folder import FILES
@@ -14,6 +13,7 @@ from mmauxq.deploy.onnx import runtime
 from mmauxq.deploy.onnx.agreement import Agreement
 from mmauxq.errors import UsageError
 from tests.commands import evaluate, export_command
+from tests.deploy.conftest import CONFIG, OPTIONS
 
 
 @pytest.fixture(scope='module')

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
-from tests.deploy.conftest import CONFIG, OPTIONS
 
 from mmauxq.deploy.onnx import latency
 from tests.commands import latency_command
+from tests.deploy.conftest import CONFIG, OPTIONS
 
 
 def test_runners_take_turns():

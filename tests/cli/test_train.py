@@ -4,6 +4,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
+import mmauxq.engine.optimizers  # noqa: F401  (before a GPU is feigned)
 from mmauxq.cli import train as command
 from mmauxq.errors import UsageError
 from tests.commands import train

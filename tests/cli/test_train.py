@@ -3,11 +3,14 @@
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 
-import mmauxq.engine.optimizers  # noqa: F401  (before a GPU is feigned)
 from mmauxq.cli import train as command
 from mmauxq.errors import UsageError
 from tests.commands import train
+
+# It asks for the GPU when it is made, so before a GPU is feigned.
+MMLogger.get_current_instance()
 
 
 @pytest.mark.parametrize(

@@ -71,14 +71,18 @@ def test_the_list_of_commands_is_light(run_python, words):
 
 
 def test_a_training_imports_no_more_than_it_uses(run_python):
-    """MMRazor's predictors bring SciPy and scikit-learn for nothing."""
+    """MMRazor's predictors would bring SciPy and scikit-learn for nothing."""
     packages, ours = loaded(
         run_python,
         'import mmauxq.algorithms, mmauxq.engine.build_runner\n'
         'import mmauxq.engine.loops, mmauxq.engine.optimizers, mmauxq.deploy',
     )
+    # what MMEngine tries to import differs from machine to machine
+    theirs, _ = loaded(
+        run_python, 'import mmengine.runner, mmpretrain.datasets\n'
+        'import mmpretrain.models',
+    )  # fmt: skip
     assert {'torch', 'mmpretrain'} <= packages
-    assert not packages & (HEAVY - {'mmcv', 'mmpretrain', 'torch',
-                                    'torchvision'})  # fmt: skip
+    assert not (packages - theirs) & HEAVY
     later = ('mmauxq.compare', 'mmauxq.deploy.onnx', 'mmauxq.evaluation')
     assert not [name for name in ours if name.startswith(later)]

@@ -249,7 +249,10 @@ def test_a_checkpoint_that_cannot_be_used(
     'args, message',
     [
         (['--residual', 'int8'], '--residual int8 is for integer kernels'),
-        (['--images', 'x'], "argument --images: 'x'; allowed are 0, 1, 2"),
+        (
+            ['--images', 'x'],
+            "argument --images: expected an integer from 0, got 'x'",
+        ),
         (['--weights', 'int2'], "invalid choice: 'int2'"),
     ],
 )

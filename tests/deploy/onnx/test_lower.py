@@ -8,9 +8,9 @@ from torch import nn
 
 from mmauxq.deploy.onnx import runtime
 from mmauxq.deploy.onnx.agreement import compare, differing_weights
-from mmauxq.deploy.onnx.lower import weight_operands
 from mmauxq.deploy.onnx.onnx_model import to_onnx
 from mmauxq.deploy.onnx.trace import trace
+from mmauxq.deploy.weight_operands import weight_operands
 from mmauxq.errors import UsageError
 from mmauxq.layers import quantize_layer
 from mmauxq.quantizers import LSQ, LSQPlus, calibrating

@@ -7,9 +7,9 @@ from torch import nn
 
 from mmauxq.deploy.onnx import runtime, whole_bias
 from mmauxq.deploy.onnx.agreement import LOGITS, compare, differing_weights
-from mmauxq.deploy.onnx.lower import weight_operands
 from mmauxq.deploy.onnx.onnx_model import to_onnx
 from mmauxq.deploy.onnx.trace import trace
+from mmauxq.deploy.weight_operands import weight_operands
 from tests.networks import batch, joint_qat
 
 SETTINGS = {

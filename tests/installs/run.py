@@ -9,10 +9,11 @@ this Python's own pip, in a fresh clone of what is committed and a fresh
 environment. Then, from a folder outside of the clone, a recipe is trained,
 tested and audited. Blocks that add to an installation (`pip install
 "mmauxq[...]"`) are what a command asks for that lacks something; they are
-tried on top of the others. The first line of "Two commands", the quick start,
-has a clone to itself.
+tried on top of the first and the last of the others. The first line of "Two
+commands", the quick start, has a clone and the machine to itself; after that
+there are two environments at a time, because pip uses one core.
 
-Needs Python with venv, git, a package index and 6 GB; nothing stays.
+Needs Python with venv, git, a package index and 12 GB; nothing stays.
 """
 
 import argparse
@@ -24,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +46,7 @@ class Failed(Exception):
 class Place:
     """A clone, an environment and a folder outside of both."""
 
+    number: int
     folder: Path
 
     def __post_init__(self) -> None:
@@ -72,7 +75,7 @@ class Place:
         Raises:
             Failed: If it ends with another status, or prints something else.
         """
-        print(f'  $ {line}', flush=True)
+        begin = time.monotonic()
         done = subprocess.run(
             ['bash', '-euo', 'pipefail', '-c', line],
             cwd=where or self.outside,
@@ -85,6 +88,7 @@ class Place:
         )
         with self.log.open('a') as log:
             log.write(f'$ {line}\n{done.stdout}')
+        self.say(f'$ {line} ({time.monotonic() - begin:.0f} s)')
         if done.returncode != status:
             raise Failed(
                 f'exit status {done.returncode} instead of {status}: {line}'
@@ -92,6 +96,10 @@ class Place:
         if expected not in done.stdout:
             raise Failed(f'no {expected!r} in what this printed: {line}')
         return done.stdout
+
+    def say(self, text: str) -> None:
+        """Print a line; other places print between them."""
+        print(f'[{self.number}] {text}', flush=True)
 
     def python(self, code: str) -> str:
         """Run Python in the environment, outside of the clone."""
@@ -149,7 +157,7 @@ def expect(text: str, part: str, line: str) -> None:
         raise Failed(f'no {part!r} in what this printed: {line}')
 
 
-def try_commands(place: Place, lines: list[str], additions: list[str]) -> None:
+def try_commands(place: Place, lines: list[str]) -> None:
     """Use what was installed, from the outside."""
     shutil.copy(HERE / 'recipe.py', place.outside)
     for name in ('', *COMMANDS):
@@ -164,14 +172,18 @@ def try_commands(place: Place, lines: list[str], additions: list[str]) -> None:
     place.type('mmauxq audit recipe.py run/slim.pth --images 64')
     if any('onedl' in line for line in lines):
         place.type(f'python {HERE / "forks.py"}')
+
+
+def try_additions(place: Place, additions: list[str]) -> None:
+    """Commands that lack something name the line that adds it."""
     for line in (
         'mmauxq export recipe.py run/slim.pth --out ship --images 64',
         'mmauxq compare --arms aux=recipe.py --seeds 0 --out compared',
     ):
         said = place.type(line, status=2)
-        addition = said[said.rindex('pip install') :].strip()
+        addition = ''.join(said.rpartition('pip install')[1:]).strip()
         if addition not in additions:
-            raise Failed(f'README does not know what was asked for: {said}')
+            raise Failed(f'README has no line {addition!r}: {said}')
         place.type(addition)
         place.type(line)
     place.type(
@@ -193,11 +205,15 @@ def versions(place: Place) -> str:
     )
 
 
-def try_block(folder: Path, lines: list[str], additions: list[str]) -> Row:
+def try_block(number: int, lines: list[str], additions: list[str]) -> Row:
     """Type an installation, and use it."""
+    with tempfile.TemporaryDirectory(prefix='mmauxq-install-') as folder:
+        return try_in(Place(number, Path(folder)), lines, additions)
+
+
+def try_in(place: Place, lines: list[str], additions: list[str]) -> Row:
     row = Row(' && '.join(lines))
-    print(f'\n{row.name}', flush=True)
-    place = Place(folder)
+    place.say(row.name)
     begin = time.monotonic()
     try:
         place.clone_repository()
@@ -210,11 +226,13 @@ def try_block(folder: Path, lines: list[str], additions: list[str]) -> Row:
             row.versions = versions(place)
             row.installed = time.monotonic() - begin
             shutil.rmtree(place.clone)
-            try_commands(place, lines, additions)
+            try_commands(place, lines)
+            if additions:
+                try_additions(place, additions)
     except (Failed, subprocess.SubprocessError) as trouble:
-        print(place.log.read_text() if place.log.is_file() else '')
+        log = place.log.read_text() if place.log.is_file() else ''
         row.trouble = f'FAILED: {" ".join(str(trouble).split())[:300]}'
-        print(f'  {row.trouble}', flush=True)
+        place.say(f'{log}{row.trouble}')
     row.tried = time.monotonic() - begin - row.installed
     return row
 
@@ -229,11 +247,12 @@ def main() -> int:
     args = parser.parse_args()
     text = (ROOT / 'README.md').read_text()
     found = blocks(text, 'Install')
-    additions = [b for b in found if b[0].startswith(ADDS)]
+    added = sum((b for b in found if b[0].startswith(ADDS)), [])
+    bases = [b for b in found if not b[0].startswith(ADDS)]
     start = [[b[0]] for b in blocks(text, 'Two commands')]
     chosen = [
         block
-        for block in start + [b for b in found if b not in additions]
+        for block in start + bases
         if not args.words or any(w in ' '.join(block) for w in args.words)
     ]
     if args.list:
@@ -244,10 +263,15 @@ def main() -> int:
     )
     if dirty:
         print(f'Not committed, so not tried:\n{dirty}')
-    rows = []
-    for block in chosen:
-        with tempfile.TemporaryDirectory(prefix='mmauxq-install-') as folder:
-            rows.append(try_block(Path(folder), block, sum(additions, [])))
+    numbered = list(enumerate(chosen, 1))
+    with ThreadPoolExecutor(2) as pool:
+        rows = [try_block(n, b, []) for n, b in numbered if b in start]
+        rows += pool.map(
+            lambda at: try_block(
+                *at, added if at[1] in (bases[0], bases[-1]) else []
+            ),
+            [at for at in numbered if at[1] not in start],
+        )
     print(
         f'\n| install line (Python {platform.python_version()}) | versions '
         '| installed in | tried in | verdict |\n|---|---|---|---|---|'

@@ -11,41 +11,51 @@ version = re.search(
 ).group(1)
 readme = here / 'README.md'
 
+# Bounds only: the versions that are tested stand in constraints.txt.
+#
 # The OpenMMLab packages exist twice under the same import names (openmmlab
 # and the maintained onedl forks), so neither row is required outright.
-export = ['onnx', 'onnxscript', 'onnxruntime', 'safetensors']
+mmrazor = ['mmrazor>=1.0.0', 'joblib']  # imports joblib and does not say so
+export = [
+    'onnx>=1.20',  # INT2
+    # Runs it. There is none for Python 3.10, where export says so and takes
+    # the 8-bit container.
+    'onnxruntime>=1.24; python_version >= "3.11"',
+    'onnxruntime>=1.20; python_version < "3.11"',
+    'onnxscript>=0.7',  # older ones fail with onnx-ir 1.1
+    'safetensors>=0.5',
+    'torch>=2.8',  # has torch.onnx.ops
+]
+digits = ['scikit-learn']
 extras = {
     'openmmlab': [
-        'mmengine==0.10.7',
-        'mmcv-lite==2.1.0',
-        'mmpretrain==1.2.0',
-        'mmrazor==1.0.0',
-        'joblib',  # mmrazor imports it and does not say so
+        'mmengine>=0.10.7',
+        'mmcv-lite>=2.1.0',
+        'mmpretrain>=1.2.0',
+        *mmrazor,
     ],
-    # mmcv-lite 2.1.0 would bring mmengine in, over its fork: install it by
-    # hand with --no-deps (README).
     'onedl': [
-        'onedl-mmengine==0.10.12',
-        'onedl-mmpretrain==1.3.6',
-        'mmrazor==1.0.0',
-        'joblib',
-        'opencv-python>=3',
-        'Pillow',
-        'addict',
-        'yapf',
+        'onedl-mmengine>=0.10.12',
+        'onedl-mmcv>=2.3.6',
+        'onedl-mmpretrain>=1.3.6',
+        *mmrazor,
     ],
-    'digits': ['scikit-learn'],
+    'compare': ['matplotlib', 'rich', 'scipy'],
+    'digits': digits,
     'export': export,
     'tests': [
+        *digits,
         *export,
         'build',
         'codespell',
         'hypothesis',
+        'matplotlib',
         'mypy',
         'pytest>=8',
         'pytest-xdist',
+        'rich',
         'ruff',
-        'scikit-learn',
+        'scipy',
         'wheel',
     ],
 }
@@ -65,12 +75,10 @@ setup(
         'torch>=2.6',
         'torchvision',
         'numpy',
-        'matplotlib',
-        'rich',
-        'scipy',
-        'setuptools<82',
+        'setuptools<82',  # MMEngine imports pkg_resources
     ],
     extras_require=extras,
+    entry_points={'console_scripts': ['mmauxq = mmauxq.__main__:command']},
     classifiers=[
         'License :: OSI Approved :: Apache Software License',
         'Programming Language :: Python :: 3.10',

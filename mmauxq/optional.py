@@ -5,14 +5,20 @@ import importlib.util
 from .errors import UsageError
 
 INSTALL = {
+    'matplotlib': '"mmauxq[compare]"',
     'onnx': '"mmauxq[export]"',
     'onnxruntime': '"mmauxq[export]"',
     'onnxscript': '"mmauxq[export]"',
     'openvino': 'openvino',
+    'rich': '"mmauxq[compare]"',
     'safetensors': '"mmauxq[export]"',
+    'scipy': '"mmauxq[compare]"',
     'sklearn': '"mmauxq[digits]"',
 }
-"""Import name -> what to give to ``pip install``."""
+"""Import name -> what to give to ``pip install``.
+
+No index has MMAuxQ, but pip adds an extra to what is installed already.
+"""
 
 
 def need(*packages: str) -> None:

@@ -7,6 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
+
+# How long an example takes depends on what else the machine does.
+settings.register_profile(
+    'any machine', deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile('any machine')
 
 # Kernels run on the GPU where there is one, else in Triton's interpreter.
 # Read when Triton is imported.
@@ -70,7 +77,7 @@ def run_python(tmp_path):
             env=environment,
             capture_output=True,
             text=True,
-            timeout=600,
+            timeout=1200,
         )
 
     return run

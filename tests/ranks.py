@@ -44,7 +44,7 @@ def run_rank(
 
 
 def on_ranks(
-    count: int, work: Callable, *args: Any, cuda: bool = False, patience=300
+    count: int, work: Callable, *args: Any, cuda: bool = False, patience=1200
 ) -> list[Any]:
     """What ``work(rank, *args)`` returns on each rank.
 
@@ -70,6 +70,6 @@ def on_ranks(
         process.start()
     results = dict(queue.get(timeout=patience) for _ in ranks)
     for process in ranks:
-        process.join(60)
+        process.join(patience)
         assert process.exitcode == 0
     return [results[rank] for rank in range(count)]

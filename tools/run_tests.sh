@@ -5,6 +5,9 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . tools/setup_env.sh
 setup_env openmmlab,tests
+# The tests start hundreds of processes; without bytecode each would compile
+# mmpretrain anew.
+unset PYTHONDONTWRITEBYTECODE
 # One thread per worker: the tests are small and there are two workers.
 export OMP_NUM_THREADS=1
 exec python -m pytest -n 2 "$@"

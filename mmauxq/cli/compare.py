@@ -22,6 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mmauxq.errors import UsageError
+from mmauxq.optional import need
 
 from .parser import add_cfg_options, integer
 
@@ -59,6 +60,7 @@ def run(args: argparse.Namespace, started: Callable) -> int:
         )
     if args.together and not args.map:
         raise UsageError('--together: expected beside --map DIR DIR ...')
+    need('matplotlib', 'rich', 'scipy')
     if args.map is not None:
         _draw_map(args)
         return 0

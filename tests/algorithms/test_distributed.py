@@ -1,7 +1,5 @@
 """Two processes through gloo, each with half the batch."""
 
-import time
-
 import pytest
 import torch
 import torch.distributed as dist
@@ -165,9 +163,7 @@ def test_two_gpus_through_nccl_are_one_process(tmp_path):
     """SyncBN: two halves through NCCL are one whole batch; ranks equal."""
     import torch.multiprocessing as mp
 
-    begin = time.monotonic()
     mp.spawn(_train_on_gpu, (tmp_path, free_port()), nprocs=2)
-    assert time.monotonic() - begin < 300
     first, second, whole = (
         torch.load(tmp_path / f'{name}.pt', weights_only=True)
         for name in ('0', '1', 'whole')

@@ -1,6 +1,7 @@
 """Several GPUs: names, tables and, on the CPU, that it runs."""
 
 import json
+import signal
 import sys
 
 import pytest
@@ -102,11 +103,17 @@ def test_a_run_that_hangs_is_ended(tmp_path):
     script = (
         'import signal, sys, time\n'
         'signal.signal(signal.SIGTERM, lambda *a: sys.exit(print("bye")))\n'
+        'signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})\n'
         'time.sleep(100)\n'
     )
     log = tmp_path / 'log'
     command = [sys.executable, '-uc', script]
-    assert scaling._run(command, log, 1.5) == 'took more than 2 s'
+    # it inherits that the signal is held back until it is ready for it
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        assert scaling._run(command, log, 1.5) == 'took more than 2 s'
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     assert log.read_text() == 'bye\n'
 
 
@@ -151,7 +158,8 @@ def test_two_processes(tmp_path, monkeypatch, root):
     assert scaling.run_all([f'{ARM}/2'], tmp_path, None, **settings) == []
     (found,) = benchmark.rows(tmp_path)
     assert (found['arm'], found['gpus'], found['batch']) == (f'{ARM}/2', 2, 2)
-    assert found['images_per_s'] == pytest.approx(4e3 / found['ms'], rel=0.01)
+    # rounded to a tenth, which is much where a step takes a second
+    assert found['images_per_s'] == pytest.approx(4e3 / found['ms'], abs=0.06)
     assert found['repeats'] == 3 and found['data_ms'] > 0
     assert 0 < found['launch_s'] < found['seconds']
     assert found['split'] is None and found['peak_gib'] is None

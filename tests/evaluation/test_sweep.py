@@ -7,27 +7,32 @@ from mmauxq.evaluation.mmpretrain_configs import classifier_configs
 def broken(config):
     if config == 'raises':
         raise RuntimeError('no')
-    if config == 'hangs':
+    if config.startswith('hangs'):
         import time
 
-        time.sleep(60)
+        time.sleep(600)
     return sweep.Row(config, verdict='pass')
 
 
 def test_one_that_fails_does_not_stop_the_others():
     seen = []
     rows = sweep.sweep(
-        ['good', 'raises', 'hangs', 'fine'],
+        ['good', 'raises', 'fine'],
         broken,
         jobs=2,
-        timeout=3,
+        timeout=600,
         on_row=lambda row: seen.append(row.config),
     )
-    assert [row.config for row in rows] == ['good', 'raises', 'hangs', 'fine']
-    assert [row.verdict for row in rows] == ['pass', 'fail', 'fail', 'pass']
+    assert [row.config for row in rows] == ['good', 'raises', 'fine']
+    assert [row.verdict for row in rows] == ['pass', 'fail', 'pass']
     assert 'ended with' in rows[1].reason
-    assert rows[2].reason == 'given up after 3 s'
     assert sorted(seen) == sorted(row.config for row in rows)
+
+
+def test_one_that_hangs_does_not_stop_the_others():
+    """The others hang, too: they need not be quick for that."""
+    rows = sweep.sweep(['hangs', 'hangs too'], broken, jobs=1, timeout=1)
+    assert [row.reason for row in rows] == ['given up after 1 s'] * 2
 
 
 def test_the_smallest_of_a_type():

@@ -94,7 +94,7 @@ def tool(root, project):
             env=environment,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=1200,
         )
 
     return run

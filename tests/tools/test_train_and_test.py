@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -103,18 +102,17 @@ def test_dead_rank_ends_the_job(tool, project):
     assert 'error: rank 1 was killed by signal 9' in done.stderr
 
 
-def test_rank_that_dies_in_training_ends_the_job_within_a_minute(
-    tool, project
-):
+def test_rank_that_dies_in_training_ends_the_job(tool, project):
+    """At once, and not when the others have waited for half an hour."""
     if torch.cuda.is_available():
         pytest.skip('for machines without a GPU')
     with (project / 'toyset.py').open('a') as file:
         file.write(
-            'import os, time\n'
+            'import os\n'
             'get = ToySet.__getitem__\n'
             'def dying(self, i):\n'
             '    if i == 7 and os.environ["RANK"] == "1":\n'
-            '        open("died", "w").write(str(time.time()))\n'
+            '        open("died", "w").close()\n'
             '        os.kill(os.getpid(), 9)\n'
             '    return get(self, i)\n'
             'ToySet.__getitem__ = dying\n'
@@ -124,9 +122,8 @@ def test_rank_that_dies_in_training_ends_the_job_within_a_minute(
         '--cfg-options', 'train_dataloader.batch_size=2',
         'find_unused_parameters=True',
     )  # fmt: skip
-    ended = time.time()
+    # within the time limit of `tool`, which is shorter
     assert (project / 'died').exists(), done.stderr[-2000:]
-    assert ended - float((project / 'died').read_text()) < 60
     assert done.returncode == 1
     assert 'error: rank 1 was killed by signal 9' in done.stderr
 

@@ -1,0 +1,51 @@
+"""What only the environment of the maintained forks can show.
+
+onedl-mmengine answers a checkpoint that torch refuses by loading it unsafely,
+so that its code runs; ``mmauxq.compat`` must keep it from that.
+"""
+
+import os
+from importlib.metadata import distributions
+
+import torch
+from mmengine.logging import HistoryBuffer
+from mmengine.runner.checkpoint import CheckpointLoader, _safe_torch_load
+
+from mmauxq import compat
+
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, ('ran',)
+
+
+class Getattr:
+    def __reduce__(self):
+        return getattr, (torch.Size, 'numel')
+
+
+names = {distribution.name for distribution in distributions()}
+assert 'onedl-mmengine' in names, names
+mixed = names & {'mmengine', 'mmcv-lite', 'mmcv', 'mmpretrain'}
+assert not mixed, f'beside the forks: {mixed}'
+
+torch.save(Evil(), 'evil.pth')
+torch.save(Getattr(), 'getattr.pth')
+_safe_torch_load('evil.pth')
+assert os.path.isdir('ran'), (
+    'the fork is safe now: shorten compat.enable_safe_checkpoints'
+)
+os.rmdir('ran')
+
+compat.enable()
+torch.save({'log': HistoryBuffer([1.0, 3.0], [1, 1])}, 'good.pth')
+for load in (_safe_torch_load, CheckpointLoader.load_checkpoint):
+    for name in ('evil.pth', 'getattr.pth'):
+        try:
+            load(name)
+        except Exception as error:
+            print(name, load.__name__, 'refused:', error)
+        else:
+            raise SystemExit(f'{load.__name__} takes {name}')
+    assert load('good.pth')['log'].mean() == 2.0
+assert not os.path.isdir('ran'), 'code of a checkpoint ran'

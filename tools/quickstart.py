@@ -40,16 +40,30 @@ STEPS_PER_EPOCH = 19
 
 CLASSIFY = """\
 from mmpretrain import ImageClassificationInferencer
-classify = ImageClassificationInferencer('{out}/slim.py', '{out}/slim.pth')
-print(classify('{out}/digit.png')[0]['pred_class'])
+classify = ImageClassificationInferencer({config!r}, {slim!r})
+print(classify({image!r})[0]['pred_class'])
 """
-NEXT = """\
-Next: train the same recipe by hand, or compare it over more seeds:
-  python tools/train.py configs/{module}.py \\
-    --cfg-options model.float_checkpoint={start}
-  python tools/compare.py --out {out}_compare --seeds 0 1 2 3 4 --jobs 2 \\
-    --float configs/{float}.py \\
-    --arms plain=configs/{plain}.py module=configs/{module}.py
+REPORT = f"""\
+{{table}}
+
+Figure: {{out}}/quickstart.png; numbers: {{out}}/results.jsonl
+{{out}}/slim.pth is what ships of "{{module}}", seed {{seed}}:
+the network alone, {{size:,}} bytes in float32 until tools/export.py packs it.
+Read back, it has the top-1 that training logged, {{top1:.2f}} %.
+
+{{out}}/digit.png shows a {{digit}}. Three lines of Python classify it:
+
+{{lines}}
+They print: {{printed}}
+
+Next, the same recipe by hand, and more seeds:
+
+python tools/train.py configs/{RECIPES[MODULE]}.py \\
+    --cfg-options model.float_checkpoint={{start}}
+python tools/compare.py --out {{out}}_compare --seeds 0 1 2 3 4 --jobs 2 \\
+    --float configs/{RECIPES[FLOAT]}.py \\
+    --arms plain=configs/{RECIPES[PLAIN]}.py \\
+    module=configs/{RECIPES[MODULE]}.py
 """
 
 
@@ -80,8 +94,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, started: Callable) -> int:
-    """Train, compare, ship, classify."""
+    """The job; 130 if it was interrupted."""
     check(args)
+    try:
+        print(job(args, started))
+    except KeyboardInterrupt:
+        print('stopped; the same command begins anew', file=sys.stderr)
+        return 130
+    return 0
+
+
+def job(args: argparse.Namespace, started: Callable) -> str:
+    """Train, compare, ship, classify; returns what is to be read."""
     warnings.filterwarnings('ignore')
     logging.captureWarnings(True)
     seconds = {
@@ -92,8 +116,8 @@ def run(args: argparse.Namespace, started: Callable) -> int:
     # the logs of MMEngine are in the folders of the runs
     with Progress(total) as progress, redirect_stdout(io.StringIO()):
         progress.say(
-            'ResNet-8 (8-16-32 channels) on 1,198 digits of 8 x 8 pixels; '
-            'top-1 on 599 others.'
+            'ResNet-8 (8-16-32 channels) trains on 1,198 handwritten digits '
+            'of\n8 x 8 pixels; top-1 is of 599 others.'
         )
         progress.begin('loading PyTorch and the OpenMMLab packages', LOADING)
         from mmauxq import compat
@@ -107,32 +131,26 @@ def run(args: argparse.Namespace, started: Callable) -> int:
         network = ship(args.out, trials[MODULE][0])
         rows = results(args.seeds, trials, network)
         draw(args, trials, network)
-        lines = CLASSIFY.format(out=args.out)
+        lines = CLASSIFY.format(
+            config=str(args.out / 'slim.py'),
+            slim=str(args.out / 'slim.pth'),
+            image=str(args.out / 'digit.png'),
+        )
         printed: list[str] = []
         exec(lines, dict(print=printed.append))
-    print(table(rows, args))
-    print(
-        f'\nFigure: {args.out}/quickstart.png. Numbers: '
-        f'{args.out}/results.jsonl.\n'
-        f'{args.out}/slim.pth is the low-precision network alone ({MODULE}, '
-        f'seed {args.seeds[0]}): read back, it has the top-1 of its training, '
-        f'{trials[MODULE][0].accuracy[-1]:.2f} %.\n'
-        f'{args.out}/digit.png shows a {first_digit()["gt_label"]}. '
-        'Three lines of Python classify it:\n\n'
-        f'{lines}\nThey print: {printed[0]}\n'
+    trial, start = trials[MODULE][0], trials[FLOAT][0].last_checkpoint
+    return REPORT.format(
+        table=table(rows, args),
+        out=args.out,
+        size=(args.out / 'slim.pth').stat().st_size,
+        module=MODULE,
+        seed=args.seeds[0],
+        top1=trial.accuracy[-1],
+        digit=digit()['gt_label'],
+        lines=lines,
+        printed=printed[0],
+        start=start,
     )
-    start = trials[FLOAT][0].last_checkpoint
-    names = {key.split('_')[0]: key for key in RECIPES.values()}
-    print(
-        NEXT.format(
-            out=args.out,
-            start=start,
-            float=names['float'],
-            plain=names['qat'],
-            module=names['aux'],
-        )
-    )
-    return 0
 
 
 def check(args: argparse.Namespace) -> None:
@@ -190,7 +208,7 @@ def train(
             if name != FLOAT:
                 start = trials[FLOAT][-1].last_checkpoint
                 config.model.float_checkpoint = str(start)
-            progress.begin(f'seed {seed}: {name}', seconds[name])
+            progress.begin(f'seed {seed}: {name}', seconds[name], True)
             folder = args.out / f'seed{seed}' / recipe
             trial = run_trial(config, folder, seed, progress.step)
             trials[name].append(trial)
@@ -239,15 +257,16 @@ def ship(out: Path, trial):
             test_dataloader=dict(dataset=dataset),
         )
     ).dump(out / 'slim.py')
-    mmcv.imwrite(first_digit()['img'], str(out / 'digit.png'))
+    mmcv.imwrite(digit()['img'], str(out / 'digit.png'))
     return network
 
 
-def first_digit() -> dict:
-    """The first test image, and its label."""
+def digit() -> dict:
+    """A test image, and its label."""
     from mmauxq.datasets import Digits
 
-    return Digits('test').get_data_info(0)
+    # the first two are hard to read at 8 x 8 pixels
+    return Digits('test').get_data_info(2)
 
 
 def results(seeds: list[int], trials: dict[str, list], network) -> list[dict]:
@@ -285,36 +304,38 @@ def table(rows: list[dict], args: argparse.Namespace) -> str:
         ''.join(json.dumps(row) + '\n' for row in rows)
     )
     count = len(args.seeds)
+    head = 'of one seed'
+    if count > 1:
+        head = f'of {count} seeds, mean ± standard deviation'
     lines = [
-        f'Digits, {args.epochs} epochs at 2 bits from the float network; '
-        'first and last layer stay float.',
-        f'{"network":22}{"top-1 (%)":>16}{"bytes":>10}   '
-        + ('mean ± standard deviation' if count > 1 else 'one seed')
-        + (f' of {count} seeds' if count > 1 else ''),
+        f'Top-1 {head}. The 2-bit networks train {args.epochs}',
+        'epochs from the float network; their first and last layer stay '
+        'float.',
+        '',
+        f'{"network":22}{"top-1 (%)":>14}{"bytes at its bits":>20}',
     ]
     for row in rows:
         lines.append(
-            f'{row["network"]:22}{spread(row["top1"]):>16}'
-            f'{row["bytes"]:>10,}'
+            f'{row["network"]:22}{spread(row["top1"]):>14}{row["bytes"]:>20,}'
         )
-    lines.append('\nDifferences, paired by seed, with their 95% interval:')
+    lines += ['', 'Differences, paired by seed, and their 95% interval:']
     for row in rows[1:]:
         width = row.get('interval')
         lines.append(
             f'{row["network"]} - {row["minus"]}: {row["difference"]:+.2f}'
             + ('' if width is None else f' ± {width:.2f}')
-            + f' ({in_words(row["difference"], width, count)})'
         )
+        lines.append(f'    {in_words(row["difference"], width, count)}')
     return '\n'.join(lines)
 
 
 def in_words(mean: float, width: float | None, count: int) -> str:
     """What a paired difference says."""
     if width is None:
-        return 'one seed: nothing can be said'
+        return 'one seed says nothing'
     if abs(mean) <= width:
         return f'no difference seen: within the spread of {count} seeds'
-    return f'{"better" if mean > 0 else "worse"} over {count} seeds'
+    return f'{"better" if mean > 0 else "worse"}: 0 is outside of the interval'
 
 
 def draw(args: argparse.Namespace, trials: dict[str, list], network) -> None:
@@ -345,10 +366,9 @@ def draw(args: argparse.Namespace, trials: dict[str, list], network) -> None:
             name: np.array([trial.accuracy for trial in runs])
             for name, runs in trials.items()
         },
-        f'{LAYER.removeprefix("backbone.")} of {MODULE}, '
-        f'seed {args.seeds[0]}',
+        f'{LAYER.removeprefix("backbone.")} of {MODULE}, seed {args.seeds[0]}',
         {
-            f'{what} (before and after its quantizer)': tensors[what]
+            f'{what} of the layer': tensors[what]
             for what in ('weight', 'input')
         },
     )

@@ -9,6 +9,22 @@
 
 TORCH='torch==2.11.0 torchvision==0.26.0'
 
+# TEXT COMMAND...: run it, with a line now and every 8 seconds, since the
+# installers say nothing where there is no terminal.
+say_while() {
+    local text=$1 status=0 speaker
+    shift
+    echo "  [$SECONDS s] $text"
+    (while sleep 8 && kill -0 $$ 2>/dev/null; do
+        echo "  [$SECONDS s] still at it: $text"
+    done) &
+    speaker=$!
+    "$@" || status=$?
+    kill "$speaker" 2>/dev/null
+    wait "$speaker" 2>/dev/null || true
+    return "$status"
+}
+
 setup_env() {
     local extras=$1 python=${PYTHON:-python3} venv=.venv stamp
     if ! "$python" -c 'import sys; sys.exit(
@@ -18,9 +34,9 @@ setup_env() {
     fi
     stamp="$extras $(cksum <setup.py) $(cksum <tools/setup_env.sh) $PWD"
     if [ "$(cat "$venv/installed-$extras" 2>/dev/null)" != "$stamp" ]; then
-        echo "Setting up $venv for mmauxq[$extras] ..."
+        echo "Setting up $venv for mmauxq[$extras], once: 1 to 3 minutes"
         if [ ! -x "$venv/bin/python" ]; then
-            "$python" -m venv "$venv" || {
+            say_while "1 of 4: $venv" "$python" -m venv "$venv" || {
                 echo "error: $python -m venv failed (Debian: install" \
                     "python3-venv)" >&2
                 return 2
@@ -28,13 +44,15 @@ setup_env() {
         fi
         # uv is only quicker; pip does the same.
         local -a install=("$venv/bin/python" -m pip install -q)
-        if "${install[@]}" uv 2>/dev/null; then
+        if say_while '2 of 4: uv' "${install[@]}" uv 2>/dev/null; then
             install=("$venv/bin/uv" pip install -q
                 --python "$venv/bin/python")
         fi
         # shellcheck disable=SC2086
-        "${install[@]}" $TORCH 'setuptools<82' wheel || return 1
-        "${install[@]}" -e ".[$extras]" || return 1
+        say_while "3 of 4: $TORCH" \
+            "${install[@]}" $TORCH 'setuptools<82' wheel || return 1
+        say_while "4 of 4: mmauxq[$extras] and what it needs" \
+            "${install[@]}" -e ".[$extras]" || return 1
         echo "$stamp" >"$venv/installed-$extras"
     fi
     # shellcheck disable=SC1091

@@ -100,8 +100,9 @@ def plot_seeds(axes: Axes, finals: Mapping[str, Sequence[float]]) -> None:
             place + 0.13, runs.mean(), spread, fmt='_', markersize=14,
             capsize=4, color=colour,
         )  # fmt: skip
-    axes.set_xticks(places, [label.replace(' with', '\nwith')
-                             for label in finals])  # fmt: skip
+    axes.set_xticks(
+        places, [label.replace(' with', '\nwith') for label in finals]
+    )
     axes.set_xlim(-0.4, len(values) - 0.6)
     axes.set(ylabel='top-1 (%)')
 
@@ -120,15 +121,16 @@ def plot_rounding(
     values = before.flatten().numpy()
     low, high = np.quantile(values, [0.001, 0.999])
     levels, counts = after.flatten().unique(return_counts=True)
-    levels, share = levels.numpy(), 100 * (counts / counts.sum()).numpy()
+    levels = levels.numpy() + 0.0  # no -0
+    share = 100 * (counts / counts.sum()).numpy()
     edges = np.linspace(min(low, levels[0]), max(high, levels[-1]), 41)
     axes.hist(
         values, edges, weights=np.full(len(values), 100 / len(values)),
         color='#bbbbbb', label='before: float',
     )  # fmt: skip
     axes.bar(
-        levels, share, 0.25 * (edges[1] - edges[0]) + 0.1 * np.ptp(levels) / 9,
-        color=colour, label=f'after: {len(levels)} values',
+        levels, share, (edges[-1] - edges[0]) / 80, color=colour,
+        label=f'after: {len(levels)} values',
     )  # fmt: skip
     for level, part in zip(levels, share, strict=True):
         axes.annotate(
@@ -136,7 +138,7 @@ def plot_rounding(
             textcoords='offset points', fontsize=8, color=colour,
         )  # fmt: skip
     axes.margins(y=0.15)
-    axes.set(ylabel='share (%)')
+    axes.set(ylabel='values (%)')
     axes.legend(frameon=False, fontsize=8, loc='upper right')
 
 
@@ -158,23 +160,30 @@ def plot_quickstart(
         tensors: Name -> (what its quantizer got, what it gave), two of them.
     """
     figure = plt.figure(figsize=(12.5, 4.4), layout='constrained')
-    grid = figure.add_gridspec(2, 3, width_ratios=(1.15, 1, 1.15))
+    grid = figure.add_gridspec(2, 3, width_ratios=(1.1, 1, 1.1))
     curves, seeds = (figure.add_subplot(grid[:, i]) for i in (0, 1))
     (label, start), *others = accuracy.items()
     plot_accuracy(curves, dict(others), COLOURS[1:])
     final = start[:, -1]
     curves.axhline(
         final.mean(), color=COLOURS[0], linestyle='--',
-        label=f'{label}, where both start',
+        label=f'{label}, where both begin',
     )  # fmt: skip
     curves.axhspan(
         final.min(), final.max(), color=COLOURS[0], alpha=0.1, linewidth=0
     )
     curves.legend(frameon=False, fontsize=9, loc='lower right')
     curves.margins(x=0.02)
-    curves.set_title('from the float network; band: all seeds', fontsize=10)
+    count = len(start)
+    curves.set_title(
+        'Each epoch: mean and range of seeds' if count > 1 else
+        'Each epoch', fontsize=10,
+    )  # fmt: skip
     plot_seeds(seeds, {name: runs[:, -1] for name, runs in accuracy.items()})
-    seeds.set_title('last epoch; grey: one seed', fontsize=10)
+    seeds.set_title(
+        'Last epoch: seeds, mean ± std. deviation' if count > 1
+        else 'Last epoch', fontsize=10,
+    )  # fmt: skip
     for row, (name, (before, after)) in enumerate(tensors.items()):
         axes = figure.add_subplot(grid[row, 2])
         plot_rounding(axes, before, after, COLOURS[2])

@@ -51,7 +51,7 @@ Figure: {{out}}/quickstart.png; numbers: {{out}}/results.jsonl
 the network alone, {{size:,}} bytes in float32 until tools/export.py packs it.
 Read back, it has the top-1 that training logged, {{top1:.2f}} %.
 
-{{out}}/digit.png shows a {{digit}}. Three lines of Python classify it:
+{{out}}/digit.png shows the digit {{digit}}. Three lines of Python classify it:
 
 {{lines}}
 They print: {{printed}}
@@ -318,7 +318,8 @@ def table(rows: list[dict], args: argparse.Namespace) -> str:
         lines.append(
             f'{row["network"]:22}{spread(row["top1"]):>14}{row["bytes"]:>20,}'
         )
-    lines += ['', 'Differences, paired by seed, and their 95% interval:']
+    interval = ', paired by seed, and their 95% interval' if count > 1 else ''
+    lines += ['', f'Differences{interval}:']
     for row in rows[1:]:
         width = row.get('interval')
         lines.append(

@@ -53,6 +53,8 @@ def test_the_promised_recipes_are_there():
     promised |= {
         f'{g}_r20_w2a2_digits' for g in ('aux', 'auxkd', 'dsn', 'kd', 'qat')
     }
+    promised |= {f'{g}_r8_w2a2_digits' for g in ('aux', 'qat')}
+    promised |= {'float_r8_digits'}
     promised |= {'float_r20_fmnist', 'float_r20_digits', 'float_r56_fmnist'}
     promised |= {f'{g}_r56_w2a2_fmnist' for g in ('auxkd', 'qat')}
     assert promised <= names

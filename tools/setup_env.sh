@@ -7,12 +7,13 @@
 # PYTHON chooses the interpreter (default python3). Nothing is installed when
 # the environment is there already and what it is made from is unchanged.
 
-# installing WHAT COMMAND...: run it, and say every 10 seconds how far it is.
+# installing WHAT COMMAND...: run it, and say every 8 seconds how far it is;
+# installers say nothing where there is no terminal.
 installing() {
     local what=$1 begin=$SECONDS status=0 ticker
     shift
     echo "Installing $what ..."
-    while sleep 10 >/dev/null 2>&1; do
+    while sleep 8 >/dev/null 2>&1 && kill -0 $$ 2>/dev/null; do
         echo "  $(du -sm .venv 2>/dev/null | cut -f1) MB in .venv" \
             "after $((SECONDS - begin)) s"
     done &

@@ -22,20 +22,24 @@ from .survey import Effect  # noqa: E402
 COLOURS = ('#000000', '#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00')
 
 
-def plot_accuracy(axes: Axes, curves: Mapping[str, np.ndarray]) -> None:
-    """Accuracy over epochs, with the spread over seeds.
+def plot_accuracy(
+    axes: Axes,
+    curves: Mapping[str, np.ndarray],
+    colours: Sequence[str] = COLOURS,
+) -> None:
+    """Accuracy over epochs: mean line, band from the least to the best seed.
 
     Args:
         axes: To draw on.
         curves: Label -> (seeds, epochs), percent.
+        colours: Of the labels, in turn.
     """
     for colour, (label, runs) in zip(
-        itertools.cycle(COLOURS), curves.items(), strict=False
+        itertools.cycle(colours), curves.items(), strict=False
     ):
         runs = np.atleast_2d(runs)
         epochs = np.arange(1, runs.shape[1] + 1)
-        style = '--' if 'scratch' in label else '-'
-        axes.plot(epochs, runs.mean(0), style, color=colour, label=label)
+        axes.plot(epochs, runs.mean(0), color=colour, label=label)
         if len(runs) > 1:
             axes.fill_between(
                 epochs,
@@ -46,6 +50,7 @@ def plot_accuracy(axes: Axes, curves: Mapping[str, np.ndarray]) -> None:
                 linewidth=0,
             )
     axes.set(xlabel='epoch', ylabel='top-1 (%)')
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(frameon=False, fontsize=8, loc='lower right')
 
 
@@ -76,55 +81,116 @@ def plot_gradients(
     axes.legend(frameon=False, fontsize=8)
 
 
-def plot_levels(axes: Axes, value: Tensor, title: str, colour: str) -> None:
-    """How often each level of a quantized tensor occurs.
+def plot_seeds(axes: Axes, finals: Mapping[str, Sequence[float]]) -> None:
+    """Final accuracy of each run, those of one seed joined by a line.
 
     Args:
         axes: To draw on.
-        value: Output of a quantizer with one scale.
-        title: Of the panel.
-        colour: Of the bars.
+        finals: Label -> final top-1 of each seed, percent.
     """
-    levels, counts = value.flatten().unique(return_counts=True)
-    share = 100 * counts.float() / counts.sum()
-    axes.bar(range(len(levels)), share.tolist(), color=colour, width=0.6)
-    for place, part in enumerate(share.tolist()):
-        axes.text(
-            place, part, f'{part:.0f}%', ha='center', va='bottom', fontsize=8
-        )
+    values = np.array(list(finals.values()))
+    places = np.arange(len(values))
+    axes.plot(places, values, color='#bbbbbb', linewidth=1, zorder=0)
+    for place, (colour, runs) in enumerate(
+        zip(itertools.cycle(COLOURS), values, strict=False)
+    ):
+        axes.plot([place] * len(runs), runs, 'o', color=colour, alpha=0.5)
+        spread = runs.std(ddof=1) if len(runs) > 1 else 0
+        axes.errorbar(
+            place + 0.13, runs.mean(), spread, fmt='_', markersize=14,
+            capsize=4, color=colour,
+        )  # fmt: skip
     axes.set_xticks(
-        range(len(levels)), [f'{level:.3g}' for level in levels.tolist()]
+        places, [label.replace(' with', '\nwith') for label in finals]
     )
-    axes.set_title(f'{title}: {len(levels)} levels', fontsize=9)
-    axes.set(ylabel='share of values (%)')
+    axes.set_xlim(-0.4, len(values) - 0.6)
+    axes.set(ylabel='top-1 (%)')
+
+
+def plot_rounding(
+    axes: Axes, before: Tensor, after: Tensor, colour: str
+) -> None:
+    """The values of a tensor before and after its quantizer.
+
+    Args:
+        axes: To draw on.
+        before: What the quantizer got.
+        after: What it gave.
+        colour: Of the levels.
+    """
+    values = before.flatten().numpy()
+    low, high = np.quantile(values, [0.001, 0.999])
+    levels, counts = after.flatten().unique(return_counts=True)
+    levels = levels.numpy() + 0.0  # no -0
+    share = 100 * (counts / counts.sum()).numpy()
+    edges = np.linspace(min(low, levels[0]), max(high, levels[-1]), 41)
+    axes.hist(
+        values, edges, weights=np.full(len(values), 100 / len(values)),
+        color='#bbbbbb', label='before: float',
+    )  # fmt: skip
+    axes.bar(
+        levels, share, (edges[-1] - edges[0]) / 80, color=colour,
+        label=f'after: {len(levels)} values',
+    )  # fmt: skip
+    for level, part in zip(levels, share, strict=True):
+        axes.annotate(
+            f'{level:.2g}', (level, part), xytext=(0, 2), ha='center',
+            textcoords='offset points', fontsize=8, color=colour,
+        )  # fmt: skip
     axes.margins(y=0.15)
+    axes.set(ylabel='values (%)')
+    axes.legend(frameon=False, fontsize=8, loc='upper right')
 
 
-def plot_overview(
+def plot_quickstart(
     path: Path,
     title: str,
-    curves: Mapping[str, np.ndarray],
-    norms: Mapping[str, Mapping[str, float]],
-    levels: Sequence[tuple[str, Tensor]],
+    accuracy: Mapping[str, np.ndarray],
+    where: str,
+    tensors: Mapping[str, tuple[Tensor, Tensor]],
 ) -> None:
-    """One sheet: accuracy, gradients, levels.
+    """One sheet: accuracy over epochs and by seed, values before and after.
 
     Args:
         path: File to write.
         title: Of the sheet.
-        curves: See :func:`plot_accuracy`.
-        norms: See :func:`plot_gradients`.
-        levels: (title, output of a quantizer), two of them.
+        accuracy: Label -> (seeds, epochs), percent; the float network is the
+            first, and drawn in the first panel as the level it ends at.
+        where: The layer and the run that the tensors come from.
+        tensors: Name -> (what its quantizer got, what it gave), two of them.
     """
-    figure = plt.figure(figsize=(13, 4.4), layout='constrained')
-    grid = figure.add_gridspec(2, 3, width_ratios=(1.2, 1.2, 0.8))
-    plot_accuracy(figure.add_subplot(grid[:, 0]), curves)
-    plot_gradients(figure.add_subplot(grid[:, 1]), norms)
-    for row, (name, value) in enumerate(levels):
-        plot_levels(
-            figure.add_subplot(grid[row, 2]), value, name, COLOURS[row + 1]
-        )
-    figure.suptitle(title, fontsize=11)
+    figure = plt.figure(figsize=(12.5, 4.4), layout='constrained')
+    grid = figure.add_gridspec(2, 3, width_ratios=(1.1, 1, 1.1))
+    curves, seeds = (figure.add_subplot(grid[:, i]) for i in (0, 1))
+    (label, start), *others = accuracy.items()
+    plot_accuracy(curves, dict(others), COLOURS[1:])
+    final = start[:, -1]
+    curves.axhline(
+        final.mean(), color=COLOURS[0], linestyle='--',
+        label=f'{label}, where both begin',
+    )  # fmt: skip
+    curves.axhspan(
+        final.min(), final.max(), color=COLOURS[0], alpha=0.1, linewidth=0
+    )
+    curves.legend(frameon=False, fontsize=9, loc='lower right')
+    curves.margins(x=0.02)
+    count = len(start)
+    curves.set_title(
+        'Each epoch: mean and range of seeds' if count > 1 else
+        'Each epoch', fontsize=10,
+    )  # fmt: skip
+    plot_seeds(seeds, {name: runs[:, -1] for name, runs in accuracy.items()})
+    seeds.set_title(
+        'Last epoch: seeds, mean ± std. deviation' if count > 1
+        else 'Last epoch', fontsize=10,
+    )  # fmt: skip
+    for row, (name, (before, after)) in enumerate(tensors.items()):
+        axes = figure.add_subplot(grid[row, 2])
+        plot_rounding(axes, before, after, COLOURS[2])
+        axes.set_xlabel(name)
+        if not row:
+            axes.set_title(where, fontsize=10)
+    figure.suptitle(title, fontsize=12)
     _save(figure, path)
 
 

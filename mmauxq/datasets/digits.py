@@ -33,6 +33,8 @@ class Digits(BaseDataset):
                 f"Digits: split={split!r}; allowed are 'train' and 'test'"
             )
         self.split = split
+        # made for millions of records; here it only takes half a second
+        kwargs.setdefault('serialize_data', False)
         super().__init__(
             ann_file='', pipeline=pipeline, test_mode=split == 'test', **kwargs
         )

@@ -1,0 +1,4 @@
+_base_ = [
+    './_base_/networks/digits_r8.py',
+    './_base_/schedules/digits_short_float.py',
+]

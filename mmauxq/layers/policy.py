@@ -33,8 +33,8 @@ def match(pattern: str, names: Sequence[str], what: str) -> list[str]:
     if not found:
         shown = ', '.join(names[:20]) + (', ...' if len(names) > 20 else '')
         raise UsageError(
-            f'{what}: expected a pattern of some of {len(names)} names '
-            f'({shown}), got {pattern!r}, which matches nothing'
+            f'{what}: expected a pattern of names, got {pattern!r}, which '
+            f'matches nothing; there are {len(names)}: {shown}'
         )
     return found
 

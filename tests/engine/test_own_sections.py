@@ -6,6 +6,7 @@ from mmengine.config import Config
 import mmauxq  # noqa: F401
 from mmauxq.algorithms import JointQAT
 from mmauxq.backbones import CIFARResNet
+from mmauxq.compare.training_run import build_model
 from mmauxq.datasets import Digits
 from mmauxq.engine.hooks import EpochLengthHook, SafeCheckpointHook
 from mmauxq.engine.own_sections import (
@@ -159,3 +160,45 @@ def test_the_mark_of_an_inherited_config_is_removed(tmp_path):
     settle_own_sections(cfg)
     assert cfg.model.type == 'mmauxq.JointQAT'
     assert cfg.model.architecture['_scope_'] == 'mmpretrain'
+
+
+@pytest.mark.parametrize(
+    'name, size',
+    [('aux_r20_w2a2_digits', (1, 8, 8)), ('kd_r20_w4a4_fmnist', (1, 28, 28))],
+)
+def test_a_whole_recipe_is_inherited(tmp_path, name, size):
+    """MMEngine wants a folder after the colons."""
+    (tmp_path / 'mine.py').write_text(
+        f"_base_ = 'mmauxq::_base_/../{name}.py'"
+    )
+    cfg = Config.fromfile(tmp_path / 'mine.py')
+    settle_own_sections(cfg)
+    assert _scopes(cfg.to_dict()) <= {'mmpretrain'}
+    model = build_model(cfg)
+    assert model.cost.shape == size
+
+
+@pytest.mark.parametrize('data', ['digits', 'fmnist'])
+def test_networks_and_data_are_inherited(tmp_path, data):
+    (tmp_path / 'mine.py').write_text(
+        f"_base_ = ['mmauxq::_base_/networks/{data}_r20.py',\n"
+        "          'mmauxq::_base_/aux_w2a2.py']\n"
+        'model = dict(_delete_=True, architecture=_base_.model,\n'
+        '             input_shape=_base_.input_shape,\n'
+        '             **_base_.quantization)\n'
+    )
+    cfg = Config.fromfile(tmp_path / 'mine.py')
+    settle_own_sections(cfg)
+    assert 'mmauxq' not in _scopes(
+        {k: v for k, v in cfg.to_dict().items() if k != 'quantization'}
+    )
+    assert build_model(cfg).cost.num_classes == 10
+
+
+def _scopes(value):
+    if isinstance(value, dict):
+        own = {value['_scope_']} if '_scope_' in value else set()
+        return own.union(*map(_scopes, value.values()))
+    if isinstance(value, list):
+        return set().union(*map(_scopes, value))
+    return set()

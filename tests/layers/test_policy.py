@@ -94,9 +94,8 @@ def test_a_pattern_that_matches_nothing_lists_what_exists():
     with pytest.raises(UsageError) as error:
         Policy(layers={'layer9.*': 4}).assign(NAMES, 2, 2)
     assert str(error.value) == (
-        'model.policy.layers: expected a pattern of some of 5 names ('
-        + ', '.join(NAMES)
-        + "), got 'layer9.*', which matches nothing"
+        "model.policy.layers: expected a pattern of names, got 'layer9.*', "
+        'which matches nothing; there are 5: ' + ', '.join(NAMES)
     )
 
 
@@ -105,9 +104,8 @@ def test_a_long_list_is_cut():
     with pytest.raises(UsageError) as error:
         match('fc', names, 'taps')
     assert str(error.value) == (
-        'taps: expected a pattern of some of 30 names ('
-        + ', '.join(names[:20])
-        + ", ...), got 'fc', which matches nothing"
+        "taps: expected a pattern of names, got 'fc', which matches nothing; "
+        'there are 30: ' + ', '.join(names[:20]) + ', ...'
     )
 
 

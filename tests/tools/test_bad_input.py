@@ -254,9 +254,9 @@ def recipes(project):
          'model.guidance: expected a dict with `type`, a list of such dicts, '
          "or None, got 'aux'"),
         ('model.guidance.taps=backbone.nope',
-         'guidance.taps: expected a pattern of some of 3 names '
-         '(backbone.layer1.0, backbone.layer2.0, backbone.layer3.0), got '
-         "'backbone.nope', which matches nothing"),
+         "guidance.taps: expected a pattern of names, got 'backbone.nope', "
+            'which matches nothing; there are 3: backbone.layer1.0, '
+            'backbone.layer2.0, backbone.layer3.0'),
         ('model.guidance.type=mmauxq.AuxAdaptor',
          'model.guidance.type: expected one of mmauxq.AuxAdaptorAggregator, '),
         ('model.input_shape=(3,8,8)', 'a forward pass on (1, 3, 8, 8) fails'),

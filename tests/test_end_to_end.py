@@ -97,11 +97,11 @@ def test_a_killed_run_is_resumed(tmp_path):
     [
         (
             'model.guidance.taps=backbone.layer9.*',
-            "taps: 'backbone.layer9.*' matches nothing",
+            "got 'backbone.layer9.*', which matches nothing",
         ),
         (
             'model.policy.layers="[(backbone.nothing,8)]"',
-            "policy.layers 'backbone.nothing' matches nothing",
+            "got 'backbone.nothing', which matches nothing",
         ),
         ('model.policy.layers=7', 'policy.layers=7; allowed are'),
         (

@@ -1,18 +1,22 @@
 """What the arguments of JointQAT may be, and what is made of them."""
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 from mmengine.model import BaseModel
 from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
 from torch import nn
 
-from mmauxq.errors import UsageError
+from mmauxq.errors import UsageError, unknown_name
 from mmauxq.layers import LayerBits, Policy
 from mmauxq.quantizers import FLOAT_BITS
 from mmauxq.quantizers.base import check_bits
 
 from . import dry_run
+
+ROLES = ('weight', 'activation')
+POLICY = tuple(field.name for field in fields(Policy))
 
 
 def build_architecture(
@@ -25,7 +29,9 @@ def build_architecture(
     """
     if isinstance(architecture, dict):
         architecture = dict(architecture)
-        architecture.setdefault('_scope_', 'mmpretrain')
+        # that of this package marks what was inherited from its configs
+        if architecture.get('_scope_') in (None, 'mmauxq'):
+            architecture['_scope_'] = 'mmpretrain'
         if data_preprocessor is not None:
             architecture.setdefault('data_preprocessor', data_preprocessor)
         architecture = MMPRETRAIN_MODELS.build(architecture)
@@ -46,36 +52,54 @@ def build_architecture(
 def check_sections(
     architecture: Any, quantizers: Any, policy: Any, guidance: Any
 ) -> None:
-    """Raise UsageError unless all sections are of their types."""
-    if policy is not None and not isinstance(policy, dict):
-        raise UsageError(
-            f'model.policy={policy!r}; allowed are a dict and None'
-        )
+    """Raise UsageError unless all sections are of their types, and those
+    without a ``type`` have the keys that they are to have."""
+    if policy is not None:
+        _check_dict('model.policy', policy, 'a dict or None')
+        _check_keys('model.policy', policy, POLICY)
     parts = guidance if isinstance(guidance, (list, tuple)) else [guidance]
     if guidance is not None and not (
         parts and all(isinstance(part, dict) for part in parts)
     ):
         raise UsageError(
-            f'model.guidance={guidance!r}; allowed are a dict, a list of '
-            'dicts, and None'
+            'model.guidance: expected a dict with `type`, a list of such '
+            f'dicts, or None, got {guidance!r}'
         )
     if not isinstance(architecture, (dict, nn.Module)):
         raise UsageError(
-            f'model.architecture={architecture!r}; allowed is the config of '
-            'a classifier'
+            'model.architecture: expected the config of a classifier, got '
+            f'{architecture!r}'
         )
-    if not isinstance(quantizers, dict):
-        raise UsageError(
-            f'model.quantizers={quantizers!r}; allowed is a dict with the '
-            "keys 'weight' and 'activation'"
-        )
-    for role in ('weight', 'activation'):
-        cfg = quantizers.get(role, {})
-        if not isinstance(cfg, dict):
+    _check_dict('model.quantizers', quantizers, f'a dict with {_both()}')
+    _check_keys('model.quantizers', quantizers, ROLES)
+    for role in ROLES:
+        place = f'model.quantizers.{role}'
+        if role not in quantizers:
             raise UsageError(
-                f'model.quantizers.{role}={cfg!r}; allowed is a dict with '
-                "'type' and 'bits'"
+                f'model.quantizers: expected {_both()}, got no {role!r}'
             )
+        cfg = quantizers[role]
+        _check_dict(place, cfg, 'a dict with `type` and `bits`')
+        if 'bits' not in cfg:
+            raise UsageError(
+                f'{place}: expected `bits`, 1 to 8 or {FLOAT_BITS} for '
+                f'floating point, got {dict(cfg)}, which has no `bits`'
+            )
+
+
+def _both() -> str:
+    return ' and '.join(map(repr, ROLES))
+
+
+def _check_dict(place: str, value: Any, expected: str) -> None:
+    if not isinstance(value, dict):
+        raise UsageError(f'{place}: expected {expected}, got {value!r}')
+
+
+def _check_keys(place: str, section: dict, names: Sequence[str]) -> None:
+    for key in section:
+        if key not in names and key != '_scope_':
+            raise unknown_name(place, key, names)
 
 
 def check_taps(taps: Any) -> None:
@@ -87,8 +111,8 @@ def check_taps(taps: Any) -> None:
         or not all(isinstance(name, str) for name in names)
     ):
         raise UsageError(
-            f"guidance.taps={taps!r}; allowed are 'auto', 'stage_ends', a "
-            'pattern of module names, and a list of patterns'
+            "guidance.taps: expected 'auto', 'stage_ends', a pattern of "
+            f'module names, or a list of patterns, got {taps!r}'
         )
 
 
@@ -96,13 +120,13 @@ def check_shape(shape: Sequence[int] | None) -> tuple[int, ...] | None:
     """(C, H, W) as a tuple; UsageError if it is another thing."""
     if shape is None:
         return None
-    shape = tuple(shape) if isinstance(shape, (list, tuple)) else (shape,)
-    if len(shape) != 3 or not all(type(n) is int and n > 0 for n in shape):
+    found = tuple(shape) if isinstance(shape, (list, tuple)) else ()
+    if len(found) != 3 or not all(type(n) is int and n > 0 for n in found):
         raise UsageError(
-            f'input_shape={shape}; allowed are three positive '
-            'integers (C, H, W)'
+            'model.input_shape: expected three positive integers (C, H, W), '
+            f'got {shape!r}'
         )
-    return shape
+    return found
 
 
 def assign_bits(
@@ -113,29 +137,11 @@ def assign_bits(
     Raises:
         UsageError: If quantizers or policy ask for what does not exist.
     """
-    if set(quantizers) - {'_scope_'} != {'weight', 'activation'}:
-        raise UsageError(
-            f'quantizers has the keys {sorted(quantizers)}; '
-            "allowed and needed are 'weight' and 'activation'"
-        )
-    for role in ('weight', 'activation'):
-        if 'bits' not in quantizers[role]:
-            raise UsageError(
-                f'model.quantizers.{role}={dict(quantizers[role])} has no '
-                f'`bits`; allowed are 1 to 8, and {FLOAT_BITS} for floating '
-                'point'
-            )
     widths = [
-        check_bits(quantizers[role]['bits'], 1, f'quantizers.{role}')
-        for role in ('weight', 'activation')
+        check_bits(quantizers[role]['bits'], 1, f'model.quantizers.{role}')
+        for role in ROLES
     ]
     policy = {k: v for k, v in (policy or {}).items() if k != '_scope_'}
-    unknown = set(policy) - {'first', 'last', 'layers'}
-    if unknown:
-        raise UsageError(
-            f'policy has no {sorted(unknown)}; allowed are '
-            "'first', 'last' and 'layers'"
-        )
     bits = Policy(**policy).assign(list(found.products), *widths)
     reasons = {p.name: p.reason for p in found.products.values() if p.reason}
     reasons |= {name: 'does not run in evaluation' for name in found.unused}

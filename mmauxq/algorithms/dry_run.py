@@ -128,8 +128,8 @@ def run(model: nn.Module, inputs: Tensor) -> Pass:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UsageError(
             f'architecture: a forward pass on {tuple(inputs.shape)} fails '
-            f'({reason}); set model.input_shape to the (C, H, W) that the '
-            'network is trained on'
+            f'({reason}); model.input_shape is the (C, H, W) of the images '
+            'that it is trained on'
         ) from error
     if isinstance(logits, (tuple, list)) and len(logits):
         logits = logits[0]
@@ -240,6 +240,14 @@ def guidance_multiply_adds(
         with FlopCounterMode(display=False) as counter:
             guidance(outputs)
     return counter.get_total_flops() // 2 // len(inputs)
+
+
+def with_unit(count: int) -> str:
+    """A count for people: ``'640'``, ``'623.10 k'``, ``'1.81 G'``."""
+    for unit, size in (('G', 1e9), ('M', 1e6), ('k', 1e3)):
+        if count >= size:
+            return f'{count / size:.2f} {unit}'
+    return str(count)
 
 
 def count_parameters(module: nn.Module) -> int:

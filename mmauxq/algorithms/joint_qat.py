@@ -64,7 +64,8 @@ class JointQAT(BaseModel):
         float_checkpoint: File or URL of a float checkpoint of the
             architecture, loaded by ``init_weights``.
         input_shape: (C, H, W) of the dry run that finds shapes and counts
-            multiply-adds; by default what the backbone says, else 224 pixels.
+            multiply-adds. The commands set it from the data of a recipe; by
+            default it is what the backbone says, else 224 pixels.
         compile: Arguments of ``torch.compile`` for what a training step
             computes from tensors alone: F and its guidance, without the
             losses; ``True`` for its defaults, ``None`` for eager steps. The
@@ -166,10 +167,9 @@ class JointQAT(BaseModel):
         cls = MODELS.get(kind) if isinstance(kind, str) else kind
         if not (isinstance(cls, type) and issubclass(cls, Guidance)):
             raise UsageError(
-                f'guidance.type={kind!r} is no guidance; there are '
-                'mmauxq.AuxAdaptorAggregator, '
-                'mmauxq.IntermediateClassifiers and '
-                'mmauxq.KnowledgeDistillation'
+                'guidance.type: expected mmauxq.AuxAdaptorAggregator, '
+                'mmauxq.IntermediateClassifiers or '
+                f'mmauxq.KnowledgeDistillation, got {kind!r}'
             )
         taps = cfg.pop('taps', cls.default_taps(cfg))
         found = Taps([], [], False)
@@ -244,8 +244,8 @@ class JointQAT(BaseModel):
             ]
         note = ', in training only' if relative else ''
         print_log(
-            f'JointQAT: {name} has {parameters / 1e6:.3f} M parameters'
-            f'{more[0]}, {multiply_adds / 1e9:.4f} G multiply-adds'
+            f'JointQAT: {name} has {dry_run.with_unit(parameters)} parameters'
+            f'{more[0]}, {dry_run.with_unit(multiply_adds)} multiply-adds'
             f'{more[1]} at {tuple(self.cost.shape)}{note}',
             logger='current',
         )

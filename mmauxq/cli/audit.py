@@ -56,6 +56,7 @@ def run(args: argparse.Namespace, started: Callable) -> int:
         failed |= bool(wide)
         print(
             f'{source}: {len(counts) - len(wide)} of {len(counts)} '
-            f'quantized tensors hold their bits on {len(images)} images'
+            f'quantized tensors hold their bits on {len(images)} images of '
+            f'(C, H, W) = {tuple(images.shape[1:])}'
         )
     return int(failed)

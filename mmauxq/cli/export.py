@@ -21,7 +21,9 @@ def load(args: argparse.Namespace):
     compat.load_checkpoint(args.checkpoint)  # before anything is built
     compat.enable()
     from mmauxq.deploy.network import load_network
+    from mmauxq.engine.image_shape import set_image_shape
 
+    set_image_shape(cfg, 'val')
     return load_network(cfg, args.checkpoint)
 
 

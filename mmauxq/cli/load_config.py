@@ -19,11 +19,13 @@ def load_config(args: argparse.Namespace) -> 'Config':
     It is kept as ``args.loaded``, for the message of a later error.
 
     Raises:
-        UsageError: If the file cannot be read, or an option does not fit.
+        UsageError: If the file cannot be read, or an option or a section of
+            this package does not fit.
     """
     from mmengine.config import Config
 
     from mmauxq.engine.options import merge_options
+    from mmauxq.engine.own_sections import settle_own_sections
 
     path = args.config
     if not Path(path).is_file():
@@ -40,4 +42,5 @@ def load_config(args: argparse.Namespace) -> 'Config':
     merge_options(cfg, args.cfg_options or {}, '--cfg-options')
     cfg.launcher = getattr(args, 'launcher', 'none')
     args.loaded = cfg
+    settle_own_sections(cfg)
     return cfg

@@ -45,7 +45,9 @@ def run(args: argparse.Namespace, started: Callable) -> None:
     compat.enable()
     from mmauxq.engine.build_runner import build_runner
     from mmauxq.engine.hooks import CheckpointFitHook
+    from mmauxq.engine.image_shape import set_image_shape
 
+    set_image_shape(cfg, 'val')
     runner = build_runner(cfg, args.launcher, started)
     runner.register_hook(CheckpointFitHook(args.checkpoint))
     metrics = {k: _plain(v) for k, v in runner.test().items()}

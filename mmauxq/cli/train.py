@@ -62,6 +62,7 @@ def run(args: argparse.Namespace, started: Callable) -> None:
         set_work_dir,
     )
     from mmauxq.engine.guards import add_guards, make_exact
+    from mmauxq.engine.image_shape import set_image_shape
     from mmauxq.engine.resume import set_start
     from mmauxq.engine.settings import check_settings
 
@@ -83,6 +84,7 @@ def run(args: argparse.Namespace, started: Callable) -> None:
     make_exact(cfg)
     add_guards(cfg)
     compat.enable()
+    set_image_shape(cfg)
     from mmauxq.engine.build_runner import build_runner
 
     build_runner(cfg, args.launcher, started).train()

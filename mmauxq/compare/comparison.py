@@ -28,6 +28,7 @@ import numpy as np
 from mmengine.config import Config
 
 from mmauxq.engine.options import merge_options
+from mmauxq.engine.own_sections import settle_own_sections
 from mmauxq.errors import UsageError
 from mmauxq.files import write_atomically
 
@@ -78,8 +79,8 @@ def read_arms(
         options: Overrides for all arms.
 
     Raises:
-        UsageError: If a name comes twice, a file is missing, or the arms
-            differ in their budget.
+        UsageError: If a name comes twice, a file is missing, a section does
+            not fit, or the arms differ in their budget.
     """
     configs: dict[str, Config] = {}
     for text in arms:
@@ -97,6 +98,10 @@ def read_arms(
         merge_options(
             config, dict(_override(name, o) for o in own), f'arm {name!r}:'
         )
+        try:
+            settle_own_sections(config)
+        except UsageError as error:
+            raise UsageError(f'arm {name!r}: {error}') from error
         configs[name] = config
     _check_equal(configs)
     return configs
@@ -367,7 +372,7 @@ def table(records: Sequence[dict], reference: str) -> str:
     rows = [
         '| arm | seeds | final top-1 | best top-1 | '
         f'final - {reference}, 95% interval, wins | step | guidance: '
-        'parameters, multiply-adds | peak memory |',
+        f'parameters, multiply-adds{_size(records)} | peak memory |',
         '|---|---|---|---|---|---|---|---|',
     ]
     for name, runs in arms.items():
@@ -387,6 +392,13 @@ def table(records: Sequence[dict], reference: str) -> str:
 def finals(seeds: Sequence[int], *arms: dict[int, dict]) -> list[list[float]]:
     """Final top-1 of each arm, seed by seed."""
     return [[runs[seed]['final'] for seed in seeds] for runs in arms]
+
+
+def _size(records: Sequence[dict]) -> str:
+    """Of the images for which multiply-adds are counted, (C, H, W)."""
+    costs = [record.get('cost') or {} for record in records]
+    shapes = {tuple(cost['shape']) for cost in costs if 'shape' in cost}
+    return ''.join(f' at {shape}' for shape in sorted(shapes))
 
 
 def _cost(runs: dict[int, dict]) -> str:

@@ -18,6 +18,7 @@ from mmauxq.algorithms import JointQAT
 from mmauxq.analysis import block_gradient_norms
 from mmauxq.engine.guards import add_guards, make_exact
 from mmauxq.engine.hooks import EpochLengthHook, TeacherCheckHook
+from mmauxq.engine.image_shape import set_image_shape
 from mmauxq.engine.resume import set_start
 from mmauxq.errors import UsageError
 from mmauxq.registry import MODELS
@@ -123,6 +124,7 @@ def run_trial(
     config.work_dir = str(work_dir)
     config.randomness = dict(seed=seed)
     config.experiment_name = f'{Path(work_dir).name}_{time.time_ns()}'
+    set_image_shape(config)
     make_exact(config)
     add_guards(config)
     if resume and (Path(work_dir) / 'last_checkpoint').is_file():
@@ -166,7 +168,9 @@ def build_model(config: Config) -> nn.Module:
         UsageError: If it cannot be built.
     """
     init_default_scope(config.get('default_scope', 'mmpretrain'))
-    model = copy.deepcopy(config.model)
+    config = copy.deepcopy(config)
+    set_image_shape(config)
+    model = config.model
     if config.get('data_preprocessor') is not None:
         model.setdefault('data_preprocessor', config.data_preprocessor)
     try:

@@ -1,7 +1,7 @@
 """A trained network, as a config and a checkpoint describe it."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -12,8 +12,11 @@ from torch import Tensor
 
 from mmauxq import compat
 from mmauxq.errors import UsageError
-from mmauxq.layers.checkpoint import check_architecture, normalise
-from mmauxq.quantizers import named_quantizers
+from mmauxq.layers.checkpoint import (
+    check_architecture,
+    check_scales,
+    normalise,
+)
 from mmauxq.registry import MODELS
 
 
@@ -98,29 +101,7 @@ def load_network(cfg: Config, checkpoint: str) -> Network:
     state = normalise(content, str(checkpoint))
     algorithm = build(cfg, None).cpu().eval()
     check_architecture(algorithm.architecture, state, str(checkpoint))
-    calibrated = [
-        f'{name}.calibrated'
-        for name, _ in named_quantizers(algorithm.architecture)
-    ]
-    missing = [
-        key for key in calibrated if not bool(state.get(key, torch.tensor(0)))
-    ]
-    if missing:
-        raise UsageError(
-            f'{checkpoint}: {len(missing)} quantizers have no calibrated '
-            f'scale, such as {missing[0].removesuffix(".calibrated")}; train '
-            'the quantized network first'
-        )
-    unexpected = [
-        key
-        for key in state
-        if key not in algorithm.architecture.state_dict()
-        and '_quantizer.' in key
-    ]
-    if unexpected:
-        raise UsageError(
-            f'{checkpoint}: quantizes more than this config: {unexpected[0]}'
-        )
+    check_scales(algorithm.architecture, state, str(checkpoint))
     algorithm.architecture.load_state_dict(state, strict=False)
     meta = content.get('meta') if isinstance(content, dict) else None
     return Network(algorithm.eval(), cfg, meta or {})
@@ -134,25 +115,43 @@ def check_config(cfg: Config) -> None:
     """
     if cfg.model.get('type') != 'mmauxq.JointQAT':
         raise UsageError(
-            f'model.type={cfg.model.get("type")!r}; exported are networks '
-            "trained with 'mmauxq.JointQAT'"
+            "model.type: expected 'mmauxq.JointQAT', which trains quantized "
+            f'networks, got {cfg.model.get("type")!r}'
         )
 
 
-def build(cfg: Config, guidance: Any) -> Any:
-    """The algorithm of a config, with this guidance or ``None``."""
+def build(
+    cfg: Config, guidance: Any, shape: Sequence[int] | None = None
+) -> Any:
+    """The algorithm of a config, with this guidance or ``None``.
+
+    Args:
+        cfg: A complete recipe.
+        guidance: Takes the place of that of ``cfg``.
+        shape: (C, H, W) of the images; by default what ``cfg`` says.
+    """
     model = copy.deepcopy(cfg.model)
     model.guidance, model.float_checkpoint = guidance, None
+    if shape is not None:
+        model.input_shape = tuple(shape)
     if cfg.get('data_preprocessor') is not None:
         model.setdefault('data_preprocessor', cfg.data_preprocessor)
     return MODELS.build(model)
 
 
-def guidance_cost(cfg: Config) -> dict[str, Any]:
+def guidance_cost(
+    cfg: Config, shape: Sequence[int] | None = None
+) -> dict[str, Any]:
     """What the guidance of a config costs while training, for one image.
 
-    ``parameters`` and ``multiply_adds`` are ``None`` where it cannot be built
-    any more, such as a teacher whose checkpoint is gone.
+    Args:
+        cfg: The config, with the guidance that training had.
+        shape: (C, H, W) of the image; by default what ``cfg`` says.
+
+    Returns:
+        ``type``, ``parameters`` and ``multiply_adds``; the last two ``None``
+        where it cannot be built any more, such as a teacher whose checkpoint
+        is gone.
     """
     guidance = cfg.model.get('guidance')
     if guidance is None:
@@ -160,7 +159,7 @@ def guidance_cost(cfg: Config) -> dict[str, Any]:
     parts = guidance if isinstance(guidance, (list, tuple)) else [guidance]
     names = ' and '.join(part['type'] for part in parts)
     try:
-        cost = build(cfg, guidance).cost
+        cost = build(cfg, guidance, shape).cost
     except (UsageError, OSError):
         return dict(type=names, parameters=None, multiply_adds=None)
     return dict(

@@ -81,4 +81,5 @@ class _StartMark(Hook):
         self.started()
 
     def before_test(self, runner: Any) -> None:
+        check_samples(runner)
         self.started()

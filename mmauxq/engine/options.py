@@ -1,5 +1,6 @@
 """``KEY=VALUE`` of a command line, laid over a config."""
 
+import functools
 import inspect
 import re
 from typing import Any
@@ -36,7 +37,7 @@ def merge_options(cfg: Config, options: dict[str, Any], source: str) -> None:
 def _way(cfg: Config, key: str) -> list[tuple[Any, str]]:
     """What the parts of a key are looked up in, one after the other."""
     parts = key.split('.')
-    if parts[0] not in cfg and parts[0] not in _settings_of_a_run():
+    if parts[0] not in cfg and parts[0] not in settings_of_a_run():
         raise UsageError(
             f'neither the config nor a run has {parts[0]!r}; the config has '
             f'{sorted(cfg)}'
@@ -60,7 +61,8 @@ def _way(cfg: Config, key: str) -> list[tuple[Any, str]]:
     return way
 
 
-def _settings_of_a_run() -> set[str]:
+@functools.cache
+def settings_of_a_run() -> set[str]:
     """Arguments of MMEngine's runner, and what it asks its config for."""
     from mmengine.runner import Runner  # takes a second
 

@@ -194,6 +194,7 @@ def find_taps(
     taps: str | Sequence[str],
     stem: bool,
     inputs: Tensor,
+    place: str = 'guidance.taps',
 ) -> Taps:
     """Where to read, found by a training pass.
 
@@ -207,6 +208,7 @@ def find_taps(
         stem: Whether to read the input of the first one too, unless it is
             the image.
         inputs: (1, C, H, W).
+        place: Where ``taps`` are from, for messages.
 
     Raises:
         UsageError: If there is nothing to read.
@@ -222,22 +224,22 @@ def find_taps(
         if taps == STAGE_ENDS:
             names = _stage_ends(names, watch)
     else:
-        names = resolve_taps(model, taps)
+        names = resolve_taps(model, taps, place)
         watch = _Watch(model, inputs, names)
         for name in names:
             if name not in watch.seen:
                 raise UsageError(
-                    f'taps: {name} did not run in this forward pass'
+                    f'{place}: {name} did not run in this forward pass'
                 )
             if not watch.seen[name].grad:
                 raise UsageError(
-                    f'taps: {name} runs inside activation checkpointing, no '
-                    'gradient leads back from it; tap the checkpointed block '
-                    'itself, or set with_cp=False'
+                    f'{place}: {name} runs inside activation checkpointing, '
+                    'no gradient leads back from it; tap the checkpointed '
+                    'block itself, or set with_cp=False'
                 )
             if not watch.parts(name):
                 raise UsageError(
-                    f'taps: {name} gives a {watch.seen[name].kind}; only '
+                    f'{place}: {name} gives a {watch.seen[name].kind}; only '
                     'modules that give feature maps or tokens can be tapped'
                 )
     names = [name for name in watch.seen if name in set(names)]

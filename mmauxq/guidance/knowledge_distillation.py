@@ -398,7 +398,9 @@ def _teacher_taps(
     generator = torch.Generator().manual_seed(0)
     device = next(model.parameters()).device
     images = torch.randn(2, *image.shape, generator=generator).to(device)
-    found = find_taps(model, teacher_taps, False, images)
+    found = find_taps(
+        model, teacher_taps, False, images, 'guidance.teacher_taps'
+    )
     if len(found.taps) != len(taps):
         raise UsageError(
             f'guidance.teacher_taps: {len(found.taps)} places in the teacher '

@@ -157,7 +157,11 @@ def find_layers(model: nn.Module) -> list[str]:
     ]
 
 
-def resolve_taps(model: nn.Module, taps: str | Sequence[str]) -> list[str]:
+def resolve_taps(
+    model: nn.Module,
+    taps: str | Sequence[str],
+    place: str = 'guidance.taps',
+) -> list[str]:
     """Module names that ``taps`` stands for.
 
     Args:
@@ -165,6 +169,7 @@ def resolve_taps(model: nn.Module, taps: str | Sequence[str]) -> list[str]:
         taps: Shell patterns of module names such as ``'backbone.layer*.*'``.
             A ``*`` does not cross a dot, so that the pattern above means
             blocks, not their layers.
+        place: Where they are from, for the message.
 
     Raises:
         UsageError: If nothing is found; the message lists what exists.
@@ -176,9 +181,9 @@ def resolve_taps(model: nn.Module, taps: str | Sequence[str]) -> list[str]:
         depth = pattern.count('.')
         level = [name for name in names if name.count('.') == depth]
         try:
-            found = match(pattern, level or names, 'taps:')
+            found = match(pattern, level or names, place)
         except UsageError:
-            found = match(pattern, blocks or names, 'taps:')
+            found = match(pattern, blocks or names, place)
         chosen += [name for name in found if name not in chosen]
     return chosen
 

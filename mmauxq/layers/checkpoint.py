@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
@@ -110,3 +111,55 @@ def check_architecture(
             + (f', and {len(problems) - 1} more' if problems[1:] else '')
         )
     return state
+
+
+def check_scales(
+    architecture: nn.Module, state: dict[str, Tensor], source: str
+) -> None:
+    """See that a checkpoint quantizes what the architecture quantizes.
+
+    Args:
+        architecture: The classifier, quantized or not.
+        state: Its keys have no prefix, and it is one of ``architecture``.
+        source: What to call it in a message.
+
+    Raises:
+        UsageError: If the checkpoint is a float one and the network is
+            quantized, or the other way round; or scales are missing or were
+            never calibrated.
+    """
+    quantizers = [
+        name
+        for name, module in architecture.named_modules()
+        if isinstance(module, Quantizer)
+    ]
+    scales = [key for key in state if '_quantizer.' in key]
+    if quantizers and not scales:
+        raise UsageError(
+            f'{source}: expected a quantized network, got a float one, '
+            f'without scales for {len(quantizers)} quantizers; train from it '
+            f'with model.float_checkpoint={source}, or test it with the '
+            'config of the float network'
+        )
+    if scales and not quantizers:
+        raise UsageError(
+            f'{source}: expected a float network, got a quantized one, with '
+            f'{scales[0]}; test it with the config that it was trained with'
+        )
+    no = torch.tensor(0)
+    missing = [
+        name
+        for name in quantizers
+        if not bool(state.get(f'{name}.calibrated', no))
+    ]
+    if missing:
+        raise UsageError(
+            f'{source}: {len(missing)} quantizers have no calibrated scale, '
+            f'such as {missing[0]}; train the quantized network first'
+        )
+    known = architecture.state_dict().keys()
+    unexpected = [key for key in scales if key not in known]
+    if unexpected:
+        raise UsageError(
+            f'{source}: quantizes more than this config: {unexpected[0]}'
+        )

@@ -33,8 +33,8 @@ def match(pattern: str, names: Sequence[str], what: str) -> list[str]:
     if not found:
         shown = ', '.join(names[:20]) + (', ...' if len(names) > 20 else '')
         raise UsageError(
-            f'{what} {pattern!r} matches nothing; there are '
-            f'{len(names)}: {shown}'
+            f'{what}: expected a pattern of names, got {pattern!r}, which '
+            f'matches nothing; there are {len(names)}: {shown}'
         )
     return found
 
@@ -108,7 +108,7 @@ class Policy:
         for pattern, value in self.layers.items():
             if not isinstance(value, dict):
                 value = dict(weight=value, activation=value)
-            for name in match(pattern, list(names), 'policy.layers'):
+            for name in match(pattern, list(names), 'model.policy.layers'):
                 bits[name] = LayerBits(
                     value.get('weight', bits[name].weight),
                     value.get('activation', bits[name].activation),

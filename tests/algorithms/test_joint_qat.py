@@ -295,13 +295,19 @@ def test_an_average_of_the_weights_follows_the_scales():
             ),
             'has no backbone and no head',
         ),
-        (dict(guidance=dict(type='mmauxq.Nothing')), 'guidance.type='),
+        (
+            dict(guidance=dict(type='mmauxq.Nothing')),
+            'guidance.type: expected',
+        ),
         (
             dict(guidance=dict(AUX, taps='backbone.layer7.*')),
-            "'backbone.layer7.*' matches nothing",
+            "'backbone.layer7.*', which matches nothing",
         ),
         (dict(policy=dict(layers={'nothing.*': 8})), 'policy.layers'),
-        (dict(policy=dict(frist=8)), 'policy has no'),
+        (
+            dict(policy=dict(frist=8)),
+            'model.policy: expected one of first, .*did you mean first',
+        ),
         (dict(policy=dict(first=9)), 'policy.first: bits=9'),
         (
             dict(
@@ -321,11 +327,11 @@ def test_an_average_of_the_weights_follows_the_scales():
         ),
         (
             dict(quantizers=dict(weight=dict(bits=2))),
-            'quantizers has the keys',
+            "model.quantizers: expected 'weight' and 'activation'",
         ),
         (
             dict(quantizers=dict(QUANTIZERS, weight=dict(type='mmauxq.LSQ'))),
-            'weight=.* has no `bits`',
+            'model.quantizers.weight: .* has no `bits`',
         ),
         (
             dict(
@@ -342,7 +348,7 @@ def test_an_average_of_the_weights_follows_the_scales():
             ),
             "role='weight'",
         ),
-        (dict(input_shape=(8, 8)), 'input_shape='),
+        (dict(input_shape=(8, 8)), 'model.input_shape: expected three'),
         (dict(input_shape=(3, 8, 8)), 'forward pass on'),
     ],
 )
@@ -482,9 +488,12 @@ def test_the_cost_of_each_guidance_is_printed():
 @pytest.mark.parametrize(
     'guidance, message',
     [
-        ([AUX, 7], 'allowed are a dict, a list of dicts, and None'),
-        (7, 'model.guidance=7; allowed are a dict, a list of dicts'),
-        ([dict(AUX, taps=3)], 'guidance.taps=3'),
+        (
+            [AUX, 7],
+            'expected a dict with `type`, a list of such dicts, or None',
+        ),
+        (7, 'model.guidance: expected a dict .*got 7'),
+        ([dict(AUX, taps=3)], 'guidance.taps: expected .*got 3'),
     ],
 )
 def test_what_is_no_list_of_guidances(guidance, message):

@@ -217,15 +217,15 @@ TEACHER = f'{KD},model.guidance.train_teacher=true,model.guidance.teacher'
             'none.pth does not exist',
         ),
         (f'{KD},model.guidance.logits.type=mmrazor.Nope', 'is not registered'),
-        (f'{AUX},model.guidance.width=2', 'width'),
+        (f'{AUX},model.guidance.width=2', 'did you mean width_ratio'),
         (f'{AUX},model.architecture.head.type=Nope', 'Nope'),
     ],
 )
 def test_an_arm_that_cannot_be_built_is_refused(arm, message):
     """Before any run begins; the arms before it are in order."""
-    arms = comparison.read_arms([f'plain={QAT}', f'bad={arm}'])
+    arms = [f'plain={QAT}', f'bad={arm}']
     with pytest.raises(UsageError, match=f"arm 'bad': .*{message}") as error:
-        comparison.check(arms)
+        comparison.check(comparison.read_arms(arms))
     assert '\n' not in str(error.value)
 
 

@@ -536,11 +536,11 @@ OTHER = classifier(depth=14)
         bad(dict(taps='backbone.layer1'), 'only if `features`'),
         bad(
             dict(taps='backbone.layer9', features=AT),
-            "'backbone.layer9' matches nothing",
+            "got 'backbone.layer9', which matches nothing",
         ),
         bad(
             dict(features=AT, teacher_taps='backbone.layer9'),
-            "'backbone.layer9' matches nothing",
+            "got 'backbone.layer9', which matches nothing",
         ),
         bad(
             dict(features=AT, teacher_taps='backbone.layer1'),

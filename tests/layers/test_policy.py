@@ -94,19 +94,18 @@ def test_a_pattern_that_matches_nothing_lists_what_exists():
     with pytest.raises(UsageError) as error:
         Policy(layers={'layer9.*': 4}).assign(NAMES, 2, 2)
     assert str(error.value) == (
-        "policy.layers 'layer9.*' matches nothing; there are 5: "
-        + ', '.join(NAMES)
+        "model.policy.layers: expected a pattern of names, got 'layer9.*', "
+        'which matches nothing; there are 5: ' + ', '.join(NAMES)
     )
 
 
 def test_a_long_list_is_cut():
     names = [f'conv{i}' for i in range(30)]
     with pytest.raises(UsageError) as error:
-        match('fc', names, 'pattern')
+        match('fc', names, 'taps')
     assert str(error.value) == (
-        "pattern 'fc' matches nothing; there are 30: "
-        + ', '.join(names[:20])
-        + ', ...'
+        "taps: expected a pattern of names, got 'fc', which matches nothing; "
+        'there are 30: ' + ', '.join(names[:20]) + ', ...'
     )
 
 

@@ -5,7 +5,12 @@ import os
 import pytest
 import torch
 
-from tests.commands import evaluate, train
+from tests.commands import (
+    audit_command,
+    evaluate,
+    export_command,
+    train,
+)
 from tests.crafted import CRAFTED
 
 HEADLESS = "model = dict(type='ImageClassifier', backbone=dict(type='VGG'))"
@@ -197,3 +202,162 @@ def test_missing_pkg_resources(fails, monkeypatch):
     except AssertionError:
         pytest.skip('this mmengine needs no pkg_resources')
     assert 'setuptools<82' in line or 'no `model`' in line
+
+
+# --- sections of this package, classes, checkpoints ------------------------
+
+NETWORK = """
+_base_ = ['mmauxq::_base_/networks/digits_r20.py',
+          'mmauxq::_base_/aux_w2a2.py',
+          'mmauxq::_base_/schedules/digits_w2a2.py']
+model = dict(_delete_=True, architecture=_base_.model, **_base_.quantization)
+model['architecture']['backbone']['depth'] = 8
+train_cfg = dict(max_epochs=1)
+import time
+experiment_name = f'mine_{time.time_ns()}'
+"""
+FLOAT = """
+_base_ = ['mmauxq::_base_/networks/digits_r20.py',
+          'mmauxq::_base_/schedules/digits_float.py']
+model = dict(backbone=dict(depth=8))
+train_cfg = dict(max_epochs=1)
+import time
+experiment_name = f'float_{time.time_ns()}'
+"""
+
+
+@pytest.fixture
+def recipes(project):
+    """A downstream project, which has no file of ours."""
+    write(NETWORK, 'mine.py')
+    write(FLOAT, 'float.py')
+
+
+@pytest.mark.parametrize(
+    'option, message',
+    [
+        ('model.guidance.los_weight=0.3',
+         'model.guidance: expected one of taps, loss_weight, width_ratio, '
+         'groups, guides_student, separate_bn, dtype, init_cfg, got '
+         "'los_weight'; did you mean loss_weight?"),
+        ('model.quantizer.weight.bits=3', 'did you mean quantizers?'),
+        ('model.quantizers.weigth.bits=3',
+         'model.quantizers: expected one of weight, activation, got '
+         "'weigth'; did you mean weight?"),
+        ('model.quantizers.weight.bit=3',
+         'model.quantizers.weight: expected one of bits, per_channel, got '
+         "'bit'; did you mean bits?"),
+        ('model.policy.frist=8',
+         'model.policy: expected one of first, last, layers, got '
+         "'frist'; did you mean first?"),
+        ('model.guidance=aux',
+         'model.guidance: expected a dict with `type`, a list of such dicts, '
+         "or None, got 'aux'"),
+        ('model.guidance.taps=backbone.nope',
+         "guidance.taps: expected a pattern of names, got 'backbone.nope', "
+            'which matches nothing; there are 3: backbone.layer1.0, '
+            'backbone.layer2.0, backbone.layer3.0'),
+        ('model.guidance.type=mmauxq.AuxAdaptor',
+         'model.guidance.type: expected one of mmauxq.AuxAdaptorAggregator, '),
+        ('model.input_shape=(3,8,8)', 'a forward pass on (1, 3, 8, 8) fails'),
+        ('model.input_shape=8',
+         'model.input_shape: expected three positive integers (C, H, W), '
+         'got 8'),
+        ('model.architecture.head.num_classes=2',
+         'model.architecture.head.num_classes: expected 10, the classes of '
+         'train_dataloader.dataset (0, 1, 2, 3, 4, ...), got 2'),
+        ('data_preprocessor.mean=[1,2]',
+         'train_dataloader.dataset: expected images on which the network '
+         'runs, such as (1, 8, 8), got (2, 8, 8) after data_preprocessor='),
+    ],
+)  # fmt: skip
+def test_sections_of_this_package(fails, recipes, option, message):
+    args = ['mine.py', '--work-dir', 'run', '--cfg-options', option]
+    assert message in fails(train, *args)
+
+
+def test_more_classes_in_the_data_than_in_the_head(fails, project):
+    args = ['--work-dir', 'run', '--cfg-options', 'model.head.num_classes=2']
+    message = (
+        'error: model.head.num_classes: expected 3, the classes of '
+        '{}_dataloader.dataset (a, b, c), got 2'
+    )
+    assert fails(train, 'config.py', *args) == message.format('train')
+    torch.save(dict(state_dict=two_classes()), 'two.pth')
+    line = fails(evaluate, 'config.py', 'two.pth', *args)
+    assert line == message.format('test')
+
+
+def two_classes():
+    from mmengine.config import Config
+    from mmpretrain.registry import MODELS
+
+    model = Config.fromfile('config.py').model
+    model.head.num_classes = 2
+    return MODELS.build(model).state_dict()
+
+
+def test_more_classes_in_the_head_is_a_warning(project, capfd):
+    args = ['config.py', '--work-dir', 'run', '--cfg-options']
+    assert train([*args, 'model.head.num_classes=4']) == 0
+    out, err = capfd.readouterr()
+    said = [line for line in out.splitlines() if 'num_classes=4 is' in line]
+    assert len(said) == 2  # training and validation data
+    assert (
+        'model.head.num_classes=4 is more than the 3 of the classes of '
+        'train_dataloader.dataset (a, b, c)'
+    ) in said[0]
+
+
+def test_networks_of_ours_and_checkpoints_of_the_wrong_kind(
+    recipes, fails, capfd
+):
+    assert train(['mine.py', '--work-dir', 'run']) == 0
+    assert 'multiply-adds at (1, 8, 8)' in capfd.readouterr().out
+    assert train(['float.py', '--work-dir', 'float']) == 0
+    assert evaluate(['mine.py', 'run/slim.pth', '--work-dir', 'test']) == 0
+    capfd.readouterr()
+    message = (
+        'float/epoch_1.pth: expected a quantized network, got a float one, '
+        'without scales for 16 quantizers; train from it with '
+        'model.float_checkpoint=float/epoch_1.pth, or test it with the '
+        'config of the float network'
+    )
+    work_dir = ['--work-dir', 'test']
+    for command, more in (
+        (evaluate, work_dir),
+        (audit_command, []),
+        (export_command, ['--out', 'out']),
+    ):
+        assert message in fails(command, 'mine.py', 'float/epoch_1.pth', *more)
+    line = fails(evaluate, 'float.py', 'run/slim.pth', *work_dir)
+    assert line.startswith(
+        'error: run/slim.pth: expected a float network, got a quantized one'
+    )
+    line = fails(
+        train, 'mine.py', '--work-dir', 'run', '--cfg-options',
+        'model.float_checkpoint=nowhere.pth',
+    )  # fmt: skip
+    assert 'nowhere.pth' in line
+
+
+@pytest.mark.parametrize(
+    'name, base',
+    [
+        ('conformer', 'conformer/conformer-tiny-p16_8xb128_in1k.py'),
+        ('hrnet', 'hrnet/hrnet-w18_4xb32_in1k.py'),
+    ],
+)
+def test_any_classifier_of_mmpretrain_passes_the_checks(
+    fails, project, name, base
+):
+    """The data are not there; all checks before them pass."""
+    write(
+        f"_base_ = ['mmpretrain::{base}', 'mmauxq::_base_/aux_w4a4.py']\n"
+        'model = dict(_delete_=True, architecture=_base_.model, '
+        '**_base_.quantization)\n',
+        'mine.py',
+    )
+    line = fails(train, 'mine.py', '--work-dir', 'run')
+    assert line.startswith('error: train_dataloader.dataset={')
+    assert 'imagenet' in line and 'FileNotFoundError' in line

@@ -102,7 +102,7 @@ def test_killed_and_continued(tmp_path):
                 '--out',
                 'x',
             ],
-            "arm 'a': taps: 'backbone.none' matches nothing",
+            "arm 'a': guidance.taps: expected a pattern of names",
         ),
         (
             ['--arms', 'a=b.py', '--out', 'x', '--jobs', '0'],

@@ -104,7 +104,7 @@ def export(
         same = dict(bit_equal_on=len(sample), top1=top1)
         report.update(
             layer_table(network, sample[:1], audit, kernels),
-            guidance=guidance_cost(network.cfg),
+            guidance=guidance_cost(network.cfg, sample.shape[1:]),
             sizes=sizes,
             onnx=dict(
                 weights=lowered.weights,

@@ -47,6 +47,7 @@ def layer_table(
                 row[f'{role}_levels'] = levels.get(name)
         rows.append(row)
     return dict(
+        image_shape=list(image.shape[1:]),
         layers=rows,
         parameters=count_parameters(architecture)
         - sum(p.numel() for q in quantizers.values() for p in q.parameters()),

@@ -162,7 +162,7 @@ def _cost(report: dict[str, Any]) -> list[str]:
         '',
         f'{report["parameters"]:,} parameters, {report["multiply_adds"]:,} '
         f'multiply-adds, {report["bit_operations"]:,} bit-operations for one '
-        'image.',
+        f'image of (C, H, W) = {tuple(report["image_shape"])}.',
         '',
     ]
     if guidance['type']:

@@ -6,6 +6,7 @@ from mmengine.hooks import Hook
 
 from mmauxq.engine.running import bare_model
 from mmauxq.errors import UsageError
+from mmauxq.layers.checkpoint import check_scales, normalise
 
 
 class CheckpointFitHook(Hook):
@@ -27,7 +28,8 @@ class CheckpointFitHook(Hook):
 
         Raises:
             UsageError: If an entry of the network is missing in the
-                checkpoint, or has another shape or kind of number.
+                checkpoint, or has another shape or kind of number; or one of
+                the two is quantized and the other is not.
         """
         model = bare_model(runner)
         state = checkpoint.get('state_dict', checkpoint)
@@ -50,15 +52,10 @@ class CheckpointFitHook(Hook):
         missing = [
             k
             for k in missing
-            if 'num_batches_tracked' not in k and k not in state
+            if 'num_batches_tracked' not in k
+            and '_quantizer.' not in k
+            and k not in state
         ]
-        if missing and all('_quantizer.' in key for key in missing):
-            raise UsageError(
-                f'checkpoint {self.path} is a float checkpoint: expected '
-                f'scales for {len(missing)} entries such as {missing[0]}, '
-                'got none; train from it with model.float_checkpoint='
-                f'{self.path}, or test it with the config of the float network'
-            )
         if missing:
             raise UsageError(
                 self._other(
@@ -66,6 +63,11 @@ class CheckpointFitHook(Hook):
                     f'{", ".join(missing[:3])}'
                 )
             )
+        check_scales(
+            getattr(model, 'architecture', model),
+            normalise(checkpoint, self.path),
+            self.path,
+        )
 
     def _other(self, detail: str) -> str:
         return f'checkpoint {self.path} is of another architecture: {detail}'

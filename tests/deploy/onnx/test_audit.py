@@ -35,7 +35,7 @@ def test_all_hold(exported, checkpoint, capfd, weights):
     assert status == 0
     assert lines[16] == (
         f'{checkpoint}: 16 of 16 quantized tensors hold their bits on '
-        '100 images'
+        '100 images of (C, H, W) = (1, 8, 8)'
     )
     assert lines[33].startswith(f'{file}: 16 of 16')
     assert sum(x.startswith('ok      4 of    4 levels') for x in lines) > 20

@@ -224,7 +224,7 @@ def of_another(state):
     [
         (uncalibrated, '3 quantizers have no calibrated scale, such as '
          'backbone.layer1.0.conv2.input_quantizer'),
-        (without_quantizers, '16 quantizers have no calibrated scale'),
+        (without_quantizers, 'expected a quantized network, got a float one'),
         (of_another, 'is not one of this architecture'),
         (None, 'none.pth does not exist'),
     ],
@@ -267,7 +267,7 @@ def test_a_float_network_is_refused(checkpoint, tmp_path, fails, root):
         export_command, root / 'configs/float_r20_digits.py', checkpoint,
         '--out', tmp_path / 'out',
     )  # fmt: skip
-    assert "exported are networks trained with 'mmauxq.JointQAT'" in line
+    assert "model.type: expected 'mmauxq.JointQAT'" in line
 
 
 def test_codes_that_no_type_holds(small_config, tmp_path, fails):

@@ -47,4 +47,4 @@ def test_arguments(fails, name):
 
 def test_a_float_network_is_refused(fails, root):
     line = fails(latency_command, root / 'configs/float_r20_digits.py')
-    assert "exported are networks trained with 'mmauxq.JointQAT'" in line
+    assert "model.type: expected 'mmauxq.JointQAT'" in line

@@ -176,7 +176,7 @@ def check(args: argparse.Namespace) -> None:
             '--out: expected a folder that can be written, got '
             f'{args.out} ({error.strerror})'
         ) from error
-    need('sklearn')
+    need('sklearn', 'matplotlib', 'rich', 'scipy')
 
 
 def epochs_of(name: str, args: argparse.Namespace) -> int:

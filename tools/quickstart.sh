@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . tools/setup_env.sh
-setup_env openmmlab,digits
+setup_env openmmlab,compare,digits
 # The network is so small that a second thread only costs.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 exec python tools/quickstart.py "$@"

@@ -51,13 +51,15 @@ Figure: {{out}}/quickstart.png; numbers: {{out}}/results.jsonl
 the network alone, {{size:,}} bytes in float32 until tools/export.py packs it.
 Read back, it has the top-1 that training logged, {{top1:.2f}} %.
 
-{{out}}/digit.png shows the digit {{digit}}. Three lines of Python classify it:
+{{out}}/digit.png shows the digit {{digit}}. Three lines of Python (that
+of .venv) classify it:
 
 {{lines}}
 They print: {{printed}}
 
 Next, the same recipe by hand, and more seeds:
 
+. .venv/bin/activate
 python tools/train.py configs/{RECIPES[MODULE]}.py \\
     --cfg-options model.float_checkpoint={{start}}
 python tools/compare.py --out {{out}}_compare --seeds 0 1 2 3 4 --jobs 2 \\

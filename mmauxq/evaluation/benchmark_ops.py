@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch._functorch import config as functorch
 
-from mmauxq import ops
+from mmauxq import compat, ops
 
 from .timing import graphed, kernel_ms, timed
 
@@ -78,6 +78,7 @@ class _Peer(nn.Module):
 
 
 def _mmrazor() -> nn.Module:
+    compat.enable_mmrazor()
     from mmrazor.models.fake_quants.lsq import LearnableFakeQuantize
     from torch.ao.quantization.observer import MinMaxObserver
 

@@ -249,7 +249,11 @@ def main() -> int:
     found = blocks(text, 'Install')
     added = sum((b for b in found if b[0].startswith(ADDS)), [])
     bases = [b for b in found if not b[0].startswith(ADDS)]
-    start = [[b[0]] for b in blocks(text, 'Two commands')]
+    start = [
+        [b[0]]
+        for b in blocks(text, 'Two commands')
+        if b[0].startswith('bash ')
+    ]
     chosen = [
         block
         for block in start + bases

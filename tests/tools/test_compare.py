@@ -8,16 +8,17 @@ import time
 
 import pytest
 
+from tests.commands import compare_command
 from tests.conftest import ROOT, process_environment
 
 COMMAND = [
     sys.executable,
     str(ROOT / 'tools/compare.py'),
     '--seeds', '0',
-    '--float', str(ROOT / 'configs/float_r20_digits.py'),
+    '--float', str(ROOT / 'configs/float_r8_digits.py'),
     '--arms',
-    f'plain={ROOT / "configs/qat_r20_w2a2_digits.py"}',
-    f'aux={ROOT / "configs/aux_r20_w2a2_digits.py"}',
+    f'plain={ROOT / "configs/qat_r8_w2a2_digits.py"}',
+    f'aux={ROOT / "configs/aux_r8_w2a2_digits.py"}',
     '--cfg-options', 'train_cfg.max_epochs=1', 'param_scheduler.T_max=1',
 ]  # fmt: skip
 
@@ -110,12 +111,8 @@ def test_killed_and_continued(tmp_path):
         ),
     ],
 )
-def test_wrong_use_is_one_line(tmp_path, words, message):
-    done = subprocess.run(
-        [sys.executable, COMMAND[1], *words],
-        env=process_environment(), cwd=tmp_path, capture_output=True,
-        text=True, timeout=HANGS,
-    )  # fmt: skip
-    assert done.returncode == 2
-    lines = done.stderr.strip().splitlines()
-    assert len(lines) == 1 and message in lines[0], done.stderr
+def test_wrong_use_is_one_line(tmp_path, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(tmp_path)
+    assert compare_command(words) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and message in lines[0], lines

@@ -98,8 +98,8 @@ class Place:
         return done.stdout
 
     def say(self, text: str) -> None:
-        """Print a line; other places print between them."""
-        print(f'[{self.number}] {text}', flush=True)
+        """Print lines in one go: another place prints at the same time."""
+        print(f'[{self.number}] {text}\n', end='', flush=True)
 
     def python(self, code: str) -> str:
         """Run Python in the environment, outside of the clone."""

@@ -22,6 +22,7 @@ DYING = """
 import os
 from mmauxq.datasets import Digits
 from mmauxq.registry import DATASETS
+from torch.utils.data import get_worker_info
 
 
 @DATASETS.register_module(name='Dying{name}', force=True)
@@ -29,7 +30,8 @@ class Dying(Digits):
     served = 0
 
     def __getitem__(self, index):
-        Dying.served += 1
+        # the main process looks at the first sample before it trains
+        Dying.served += get_worker_info() is not None
         if Dying.served > 2:
             os._exit(1)
         return super().__getitem__(index)

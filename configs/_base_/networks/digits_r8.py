@@ -1,27 +1,36 @@
 # Small enough that bash tools/quickstart.sh trains nine of them in a minute
-_base_ = ['../datasets/digits_in_memory.py', '../runtime.py']
+_base_ = './digits_r20.py'
 
 model = dict(
-    type='ImageClassifier',
     backbone=dict(
-        type='mmauxq.CIFARResNet',
         depth=8,
-        in_channels=1,
-        base_channels=8,
         # three blocks need no help to start, and learn in half the epochs
         zero_init_residual=False,
-    ),
-    neck=dict(type='GlobalAveragePooling'),
-    head=dict(
-        type='LinearClsHead',
-        num_classes=10,
-        in_channels=32,
-        loss=dict(type='CrossEntropyLoss'),
-    ),
+    )
 )
-input_shape = (1, 8, 8)
+# The same digits and crops; a batch is one gather instead of 64 pipelines,
+# which saves a third of a training step on a CPU
+train_dataloader = dict(
+    dataset=dict(
+        _delete_=True,
+        type='mmauxq.InMemoryImages',
+        dataset=dict(type='mmauxq.Digits', split='train'),
+        padding=1,
+    ),
+    collate_fn=dict(type='mmauxq.collated'),
+)
+val_dataloader = dict(
+    dataset=dict(
+        _delete_=True,
+        type='mmauxq.InMemoryImages',
+        dataset=dict(type='mmauxq.Digits', split='test'),
+    ),
+    collate_fn=dict(type='mmauxq.collated'),
+)
+test_dataloader = val_dataloader
 # A checkpoint takes as long as ten steps
 default_hooks = dict(
-    logger=dict(interval=10),
-    checkpoint=dict(interval=-1, save_last=True, save_best=None),
+    checkpoint=dict(
+        interval=-1, save_last=True, save_best=None, max_keep_ckpts=2
+    )
 )

@@ -99,7 +99,7 @@ def check_samples(runner: Any) -> None:
         try:
             with generators_kept():
                 sample = dataset[0]
-                batch = _batch(loop.dataloader)
+                batch = _batch(loop.dataloader, sample)
         except Exception:
             continue
         if not isinstance(sample, dict) or 'inputs' not in sample:
@@ -111,11 +111,11 @@ def check_samples(runner: Any) -> None:
         _check_classes(bare_model(runner), dataset, place, runner.logger)
 
 
-def _batch(loader: Any) -> Any:
+def _batch(loader: Any, sample: Any) -> Any:
     """A batch of the first sample, as torch's loader puts it together."""
     if hasattr(loader.dataset, '__getitems__'):
         return loader.collate_fn(loader.dataset.__getitems__([0]))
-    return loader.collate_fn([loader.dataset[0]])
+    return loader.collate_fn([sample])
 
 
 def _check_images(runner: Any, batch: Any, place: str) -> None:

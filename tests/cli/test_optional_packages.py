@@ -5,10 +5,14 @@ be imported, as on a machine that does not have them.
 """
 
 import json
+import shutil
 
 import pytest
 
 from mmauxq.optional import INSTALL
+from tests.conftest import ROOT
+
+RECIPE = ROOT / 'tests/installs/recipe.py'
 
 # Nobody but an export, a comparison, the digits or a distillation needs these.
 # MMEngine itself imports the two that are taken out.
@@ -51,38 +55,6 @@ ends(0, 'test', 'recipe.py', 'run/slim.pth', '--out', 'metrics.json')
 ends(0, 'audit', 'recipe.py', 'run/slim.pth', '--images', 8)
 """
 
-RECIPE = """
-model = dict(
-    type='mmauxq.JointQAT',
-    architecture=dict(
-        type='ImageClassifier',
-        backbone=dict(
-            type='mmauxq.CIFARResNet', depth=8, in_channels=1,
-            base_channels=4),
-        neck=dict(type='GlobalAveragePooling'),
-        head=dict(type='LinearClsHead', num_classes=4, in_channels=16,
-                  loss=dict(type='CrossEntropyLoss'))),
-    quantizers=dict(weight=dict(type='mmauxq.LSQ', bits=2),
-                    activation=dict(type='mmauxq.LSQ', bits=2)),
-    guidance=dict(type='mmauxq.AuxAdaptorAggregator'),
-    input_shape=(1, 8, 8))
-default_scope = 'mmpretrain'
-data_preprocessor = dict(num_classes=4, mean=[127.0], std=[60.0])
-train_dataloader = dict(
-    batch_size=8, num_workers=0,
-    dataset=dict(type='mmauxq.GeneratedImages', length=16, shape=(1, 8, 8),
-                 num_classes=4),
-    sampler=dict(type='DefaultSampler', shuffle=True))
-val_dataloader = train_dataloader
-test_dataloader = train_dataloader
-val_evaluator = dict(type='Accuracy', topk=(1,))
-test_evaluator = val_evaluator
-train_cfg = dict(by_epoch=True, max_epochs=1)
-val_cfg = dict()
-test_cfg = dict()
-optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.01))
-"""
-
 
 def blocking(*packages) -> str:
     """A program that cannot import these, up to here."""
@@ -94,7 +66,7 @@ def test_training_test_and_audit_need_no_optional_package(
     run_python, tmp_path, blocked
 ):
     packages = OPTIONAL if blocked == 'all of them' else [blocked]
-    (tmp_path / 'recipe.py').write_text(RECIPE)
+    shutil.copy(RECIPE, tmp_path)
     (tmp_path / 'program.py').write_text(blocking(*packages) + RUNS)
     done = run_python('program.py')
     assert done.returncode == 0, done.stderr[-3000:]
@@ -115,7 +87,7 @@ def test_training_test_and_audit_need_no_optional_package(
 def test_a_missing_package_is_one_line(
     run_python, tmp_path, command, words, package
 ):
-    (tmp_path / 'recipe.py').write_text(RECIPE)
+    shutil.copy(RECIPE, tmp_path)
     (tmp_path / 'program.py').write_text(
         f'{blocking(package)}\nfrom mmauxq.cli import run\n'
         f'sys.exit(run({command!r}, {words!r}))\n'

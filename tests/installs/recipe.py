@@ -11,7 +11,6 @@ _base_.model.head = dict(type='LinearClsHead', num_classes=10, in_channels=120)
 model = dict(
     _delete_=True,
     architecture=_base_.model,
-    input_shape=(1, 32, 32),
     **_base_.quantization,
 )
 

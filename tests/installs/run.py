@@ -152,11 +152,6 @@ def blocks(text: str, heading: str) -> list[list[str]]:
     ]
 
 
-def expect(text: str, part: str, line: str) -> None:
-    if part not in text:
-        raise Failed(f'no {part!r} in what this printed: {line}')
-
-
 def try_commands(place: Place, lines: list[str]) -> None:
     """Use what was installed, from the outside."""
     shutil.copy(HERE / 'recipe.py', place.outside)

@@ -12,6 +12,7 @@ from torch import Tensor
 from mmauxq import compat
 from mmauxq.errors import UsageError
 from mmauxq.files import PART
+from mmauxq.ranks import rank
 
 POINTER = 'last_checkpoint'
 
@@ -138,5 +139,5 @@ def _what_is_missing(checkpoint: Any) -> str | None:
 
 
 def _warn(message: str) -> None:
-    if int(os.environ.get('RANK', 0) or 0) == 0:
+    if not rank():
         print(f'warning: {message}', file=sys.stderr, flush=True)

@@ -9,21 +9,13 @@ from mmauxq.errors import UsageError
 from mmauxq.optional import need
 
 from .export import load
-from .parser import add_config_arguments, integer
+from .parser import add_network_arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Of ``mmauxq audit``."""
-    add_config_arguments(parser)
-    parser.add_argument('checkpoint', help='training checkpoint or slim one')
+    add_network_arguments(parser, 256, 'validation images')
     parser.add_argument('--onnx', metavar='FILE', help='audit this file, too')
-    parser.add_argument(
-        '--images',
-        type=integer(0),
-        default=256,
-        metavar='N',
-        help='validation images (default: 256); 0 for a few generated ones',
-    )
 
 
 def run(args: argparse.Namespace, started: Callable) -> int:

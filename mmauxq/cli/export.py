@@ -9,15 +9,12 @@ from mmauxq import compat
 from mmauxq.optional import need
 
 from .load_config import load_config
-from .parser import add_config_arguments, integer
+from .parser import add_network_arguments, integer
 
 
 def load(args: argparse.Namespace):
     """The network of ``args.config`` and ``args.checkpoint``."""
     cfg = load_config(args)
-    from mmauxq.engine.checks import check_model
-
-    check_model(cfg, args.config)
     compat.load_checkpoint(args.checkpoint)  # before anything is built
     compat.enable()
     from mmauxq.deploy.network import load_network
@@ -29,8 +26,7 @@ def load(args: argparse.Namespace):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Of ``mmauxq export``."""
-    add_config_arguments(parser)
-    parser.add_argument('checkpoint', help='training checkpoint or slim one')
+    add_network_arguments(parser, 1000, 'validation images to compare on')
     parser.add_argument('--out', required=True, metavar='DIR', help='folder')
     parser.add_argument(
         '--weights',
@@ -45,14 +41,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default='float',
         help='int8: quantize residual sums to 8 bits, so that all products '
         'run in integer kernels (with --weights int8)',
-    )
-    parser.add_argument(
-        '--images',
-        type=integer(0),
-        default=1000,
-        metavar='N',
-        help='validation images to compare on (default: 1000); 0 for a few '
-        'generated ones',
     )
     parser.add_argument(
         '--batch-norm',

@@ -92,10 +92,8 @@ def _network(args: argparse.Namespace) -> Any:
 
     from mmauxq.deploy.network import check_config
     from mmauxq.deploy.onnx import latency
-    from mmauxq.engine.checks import check_model
     from mmauxq.engine.image_shape import set_image_shape
 
-    check_model(cfg, args.config)
     init_default_scope(cfg.get('default_scope', 'mmpretrain'))
     check_config(cfg)
     set_image_shape(cfg, 'val')

@@ -19,11 +19,12 @@ def load_config(args: argparse.Namespace) -> 'Config':
     It is kept as ``args.loaded``, for the message of a later error.
 
     Raises:
-        UsageError: If the file cannot be read, or an option or a section of
-            this package does not fit.
+        UsageError: If the file cannot be read, has no classifier, or an
+            option or a section of this package does not fit.
     """
     from mmengine.config import Config
 
+    from mmauxq.engine.checks import check_model
     from mmauxq.engine.options import merge_options
     from mmauxq.engine.own_sections import settle_own_sections
 
@@ -43,4 +44,5 @@ def load_config(args: argparse.Namespace) -> 'Config':
     cfg.launcher = getattr(args, 'launcher', 'none')
     args.loaded = cfg
     settle_own_sections(cfg)
+    check_model(cfg, path)
     return cfg

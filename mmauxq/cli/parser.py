@@ -42,6 +42,27 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     add_cfg_options(parser)
 
 
+def add_network_arguments(
+    parser: argparse.ArgumentParser, images: int, what: str
+) -> None:
+    """A trained network, and the images to look at it with.
+
+    Args:
+        parser: Of the command.
+        images: Default of ``--images``.
+        what: What they are, for the help.
+    """
+    add_config_arguments(parser)
+    parser.add_argument('checkpoint', help='training checkpoint or slim one')
+    parser.add_argument(
+        '--images',
+        type=integer(0),
+        default=images,
+        metavar='N',
+        help=f'{what} (default: {images}); 0 for a few generated ones',
+    )
+
+
 def add_cfg_options(
     parser: argparse.ArgumentParser,
     help: str = 'override settings of the config, such as '

@@ -30,9 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, started: Callable) -> None:
     """Evaluate, and print the metrics as one line of JSON."""
     cfg = load_config(args)
-    from mmauxq.engine.checks import check_model, set_work_dir, writable_file
+    from mmauxq.engine.checks import set_work_dir, writable_file
 
-    check_model(cfg, args.config)
     for key in ('test_dataloader', 'test_evaluator', 'test_cfg'):
         if cfg.get(key) is None:
             raise UsageError(f'{args.config} has no `{key}`')

@@ -57,7 +57,6 @@ def run(args: argparse.Namespace, started: Callable) -> None:
     cfg = load_config(args)
     from mmauxq import compat
     from mmauxq.engine.checks import (
-        check_model,
         check_training,
         set_work_dir,
     )
@@ -66,7 +65,6 @@ def run(args: argparse.Namespace, started: Callable) -> None:
     from mmauxq.engine.resume import set_start
     from mmauxq.engine.settings import check_settings
 
-    check_model(cfg, args.config)
     check_training(cfg, args.config)
     check_settings(cfg)
     set_work_dir(cfg, args.config, args.work_dir)

@@ -9,7 +9,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from mmauxq.errors import UsageError
-from mmauxq.quantizers import Quantizer
+from mmauxq.quantizers import Quantizer, named_quantizers
 
 
 def is_joint(state: Iterable[str]) -> bool:
@@ -128,11 +128,7 @@ def check_scales(
             quantized, or the other way round; or scales are missing or were
             never calibrated.
     """
-    quantizers = [
-        name
-        for name, module in architecture.named_modules()
-        if isinstance(module, Quantizer)
-    ]
+    quantizers = [name for name, _ in named_quantizers(architecture)]
     scales = [key for key in state if '_quantizer.' in key]
     if quantizers and not scales:
         raise UsageError(

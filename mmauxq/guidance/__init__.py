@@ -1,10 +1,10 @@
-"""What guides the low-precision network while it trains, and then goes."""
+"""Training-time guidance of the low-precision network; never shipped."""
 
-from .aux_adaptor_aggregator import AuxAdaptorAggregator
+from .aux_module import AuxAdaptorAggregator
 from .base import Guidance
+from .deep_supervision import IntermediateClassifiers
+from .distillation import KnowledgeDistillation
 from .find_taps import Taps, find_taps
-from .intermediate_classifiers import IntermediateClassifiers
-from .knowledge_distillation import KnowledgeDistillation
 from .taps import Tap, TapRecorder
 
 __all__ = [

@@ -1,47 +1,57 @@
-"""What every form of guidance has in common."""
+"""What every form of guidance has in common.
 
+The low-precision network F is read at P *taps*, the outputs O_1..O_P of its
+blocks. Guidance computes losses from them; here with the auxiliary module H::
+
+      images
+        |
+      stem ------------------------> phi_0 ---> g_0
+        |                                        |
+      block 1 --- tap O_1 ---------> phi_1 ---> (+) ReLU ---> g_1
+        |                                        |
+       ...                                      ...
+        |                                        |
+      block P --- tap O_P ---------> phi_P ---> (+) ReLU ---> g_P
+        |                                        |
+      pool, classifier                   pool, classifier
+        |                                        |
+      L_F  (student.*)                   L_H  (guidance.*)
+
+      F: low precision, shipped          H: full precision, training only
+"""
+
+import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from mmengine.model import BaseModule
+from mmpretrain.models import MultiLabelClsHead
+from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
 from torch import Tensor, nn
 
 from mmauxq.errors import UsageError
+from mmauxq.network import forked_generators
 
-from .taps import Tap, TapRecorder
-
-LOGITS = 'logits'
-"""Key of the logits of F among the signals of :meth:`Guidance.losses`."""
-
-AUX_LOGITS = 'aux_logits'
-"""Key of the logits of the auxiliary module, if there is one."""
-
-
-def is_weight(value: object) -> bool:
-    """Whether ``value`` is a finite number from 0."""
-    return (
-        isinstance(value, (int, float))
-        and not isinstance(value, bool)
-        and 0 <= value < math.inf
-    )
+from .taps import CHANNELS_LAST, MAP, Tap, TapRecorder
 
 
 class Guidance(BaseModule):
-    """Takes what was tapped from F and returns losses; F does not know it.
+    """Losses computed from the tapped outputs of F, in training only.
 
     Built by the algorithm after the shapes are known, so that DDP and the
     optimizer see every parameter. A step has two parts: :meth:`forward`,
-    from tensors to tensors, which may be compiled, and :meth:`losses`, which
-    knows the targets.
+    from tensors to tensors, which may be compiled or recorded, and
+    :meth:`losses`, which knows the targets.
 
     Args:
         taps: What is read from F, in the order in which it is computed; the
             images first if ``uses_image``, the stem first if ``uses_stem``.
-        head: The head of F. Its loss module serves the guidance's own
-            classifiers too, so that label smoothing and mixed targets are the
+        head: The head of F. Its loss module serves the classifiers of the
+            guidance too, so that label smoothing and mixed targets are the
             same for both.
         num_classes: K, the width of the logits of F.
         loss_weight: Factor on all losses returned, not negative. A schedule
@@ -50,21 +60,19 @@ class Guidance(BaseModule):
             under automatic mixed precision; ``None`` lets autocast decide.
 
     Attributes:
-        loss_weight: Shape (), float32. Not stored in checkpoints: it is the
-            config's and the schedule's.
-        frozen: Modules that are used and not trained. They move with this one
-            from device to device; no optimizer, no DDP and no initialiser
-            sees them.
-        recorders: Of modules of its own, such as a teacher; entered together
-            with that of F.
-        gives: Key of :meth:`losses`' signals under which others find what
-            ``forward`` returned; ``None`` if nobody may.
-        needs: Keys of signals that must be there.
+        loss_weight: Shape (), float32. Not stored in checkpoints: it belongs
+            to the config and the schedule.
+        recorders: Recorders of other modules than F, such as a teacher;
+            entered together with that of F.
+        gives_aux_logits: Whether :meth:`forward` returns the logits of an
+            auxiliary module, which other guidances may use.
+        needs_aux_logits: Whether :meth:`losses` needs them.
     """
 
     uses_stem = False
     uses_image = False
-    gives: str | None = None
+    gives_aux_logits = False
+    needs_aux_logits = False
 
     def __init__(
         self,
@@ -78,16 +86,14 @@ class Guidance(BaseModule):
         super().__init__(init_cfg)
         if not is_weight(loss_weight):
             raise UsageError(
-                f'guidance.loss_weight={loss_weight!r}; allowed '
-                'are numbers from 0'
+                'guidance.loss_weight: expected a number from 0, got '
+                f'{loss_weight!r}'
             )
         if dtype not in ('float32', None):
             raise UsageError(
-                f"guidance.dtype={dtype!r}; allowed are 'float32' and None"
+                f"guidance.dtype: expected 'float32' or None, got {dtype!r}"
             )
         self.dtype = dtype
-        self.frozen: list[nn.Module] = []
-        self.needs: list[str] = []
         self.recorders: list[TapRecorder] = []
         self.register_buffer(
             'loss_weight', torch.tensor(float(loss_weight)), persistent=False
@@ -95,8 +101,17 @@ class Guidance(BaseModule):
 
     @classmethod
     def default_taps(cls, config: dict) -> str | None:
-        """What ``taps`` is in a config that does not say it."""
+        """The value of ``taps`` for a config without it."""
         return 'auto'
+
+    def init_weights(self) -> None:
+        """Initialise with random numbers of its own.
+
+        F, initialised before or after, starts from the same weights whatever
+        guides it.
+        """
+        with forked_generators(self):
+            super().init_weights()
 
     def attach(self, network: nn.Module, recorder: TapRecorder) -> TapRecorder:
         """Called once, after the guidance was built.
@@ -106,19 +121,19 @@ class Guidance(BaseModule):
             recorder: Of the taps.
 
         Returns:
-            What reads F's own pass for :meth:`forward`.
+            The recorder of F's own pass for :meth:`forward`.
         """
         return recorder
 
     def prepare(self, network: nn.Module) -> None:
-        """Called before the first step of a process, weights are loaded.
+        """Called before the first step of a process, with weights loaded.
 
         Args:
             network: F, quantized, calibrated or not.
         """
 
     def forward(self, outputs: dict[str, Tensor]) -> Any:
-        """What can be computed from tensors alone.
+        """The part of the guidance that is computed from tensors alone.
 
         Args:
             outputs: Name of a tap -> its tensor, (N, *shape of the tap).
@@ -130,14 +145,19 @@ class Guidance(BaseModule):
         raise NotImplementedError
 
     def losses(
-        self, found: Any, signals: dict[str, Tensor], data_samples: list
+        self,
+        output: Any,
+        logits: Tensor | None,
+        aux_logits: Tensor | None,
+        data_samples: list,
     ) -> dict[str, Tensor]:
         """Losses, already weighted.
 
         Args:
-            found: What :meth:`forward` gave.
-            signals: ``'logits'`` of F, (N, K); ``'aux_logits'``, those of the
-                auxiliary module, if there is one.
+            output: Result of :meth:`forward`.
+            logits: Logits of F, (N, K); ``None`` if its head hides them.
+            aux_logits: Logits of the auxiliary module, (N, K), if there is
+                one.
             data_samples: The samples of the batch, as the head of F gets.
 
         Returns:
@@ -146,17 +166,8 @@ class Guidance(BaseModule):
         """
         raise NotImplementedError
 
-    def loss(
-        self,
-        outputs: dict[str, Tensor],
-        data_samples: list,
-        signals: dict[str, Tensor] | None = None,
-    ) -> dict[str, Tensor]:
-        """:meth:`forward` and :meth:`losses` in one."""
-        return self.losses(self(outputs), signals or {}, data_samples)
-
     def precision(self) -> AbstractContextManager:
-        """In which the guidance computes: without autocast, or as it is."""
+        """The context that the guidance computes in: autocast or not."""
         if self.dtype is None:
             return nullcontext()
         return torch.autocast(self.loss_weight.device.type, enabled=False)
@@ -165,25 +176,31 @@ class Guidance(BaseModule):
         """``x`` in the precision of the guidance."""
         return x if self.dtype is None else x.float()
 
-    def _apply(self, fn: Callable, *args: Any, **kwargs: Any) -> 'Guidance':
-        for module in self.frozen:
-            module._apply(fn, *args, **kwargs)
-        return super()._apply(fn, *args, **kwargs)
 
-
-def student_logits(signals: dict[str, Tensor]) -> Tensor:
-    """Logits of F, (N, K), float32.
+def student_logits(logits: Tensor | None) -> Tensor:
+    """Logits of F, (N, K), in float32.
 
     Raises:
         UsageError: If its head does not show them.
     """
-    logits = signals[LOGITS]
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         raise UsageError(
-            'guidance: the head of F gives no logits (N, K) in training, so '
-            'that nothing can be compared with them'
+            'guidance: expected a head of F that gives logits (N, K) in '
+            'training, got one that gives none to compare with'
         )
     return logits.float()
+
+
+# --- arguments ---------------------------------------------------------------
+
+
+def is_weight(value: object) -> bool:
+    """Whether ``value`` is a finite number from 0."""
+    return (
+        isinstance(value, (int, float))
+        and not isinstance(value, bool)
+        and 0 <= value < math.inf
+    )
 
 
 def check_weights(
@@ -194,7 +211,7 @@ def check_weights(
     Args:
         weights: One for all, or one for each, not negative.
         taps: What is weighted.
-        where: What to call them in a message.
+        where: The config key, for messages.
 
     Raises:
         UsageError: If there are more or fewer weights than taps, or one is
@@ -202,18 +219,65 @@ def check_weights(
     """
     if isinstance(weights, (int, float)):
         weights = [weights] * len(taps)
-    if not isinstance(weights, (list, tuple)):
+    if not isinstance(weights, (list, tuple)) or not all(
+        map(is_weight, weights)
+    ):
         raise UsageError(
-            f'{where}={weights!r}; allowed are a number from 0 and a list of '
-            'them'
+            f'{where}: expected a number from 0 or a list of them, got '
+            f'{weights!r}'
         )
     if len(weights) != len(taps):
         raise UsageError(
-            f'{where}: {len(weights)} weights for {len(taps)} taps '
-            f'({", ".join(tap.name for tap in taps)})'
-        )
-    if not all(map(is_weight, weights)):
-        raise UsageError(
-            f'{where}={list(weights)}; allowed are numbers from 0'
+            f'{where}: expected {len(taps)} weights, one for each tap '
+            f'({", ".join(tap.name for tap in taps)}), got {len(weights)}'
         )
     return list(weights)
+
+
+# --- classifiers -------------------------------------------------------------
+
+
+def pool(features: Tensor, layout: str) -> Tensor:
+    """The mean over all positions, (N, C).
+
+    Args:
+        features: (N, C, H, W), (N, H, W, C) or (N, L, C).
+        layout: Which of them, see :class:`.taps.Tap`.
+    """
+    if layout == MAP:
+        return F.adaptive_avg_pool2d(features, 1).flatten(1)
+    return features.mean((1, 2) if layout == CHANNELS_LAST else 1)
+
+
+def linear_classifier(
+    head: nn.Module, in_channels: int, num_classes: int
+) -> nn.Module:
+    """A linear head of mmpretrain with the loss of another head.
+
+    Args:
+        head: The head of F. Its loss module is copied, not shared: it may
+            have state.
+        in_channels: Width of the pooled features.
+        num_classes: K.
+
+    Raises:
+        UsageError: If ``head`` has no loss module.
+    """
+    if not isinstance(getattr(head, 'loss_module', None), nn.Module):
+        raise UsageError(
+            'architecture.head: expected a head with a loss_module, which '
+            f'guidance uses too, got a {type(head).__name__}'
+        )
+    kind = 'LinearClsHead'
+    if isinstance(head, MultiLabelClsHead):
+        kind = 'MultiLabelLinearClsHead'
+    classifier = MMPRETRAIN_MODELS.build(
+        dict(
+            type=kind,
+            num_classes=num_classes,
+            in_channels=in_channels,
+            _scope_='mmpretrain',
+        )
+    )
+    classifier.loss_module = copy.deepcopy(head.loss_module)
+    return classifier

@@ -20,7 +20,7 @@ def build_distance(
 
     Args:
         config: With ``type``, e.g. ``'mmrazor.KLDivergence'``.
-        where: What to call the config in a message.
+        where: The config key, for messages.
         num_classes: K, if it is to compare logits (N, K).
 
     Raises:
@@ -32,33 +32,35 @@ def build_distance(
     needed = [p.name for p in parameters if p.default is p.empty]
     if len(needed) != 2:
         raise UsageError(
-            f'{where}.type={config["type"]!r} takes {", ".join(needed)}; '
-            'allowed are losses of mmrazor that take two tensors, such as '
-            'mmrazor.KLDivergence, mmrazor.ATLoss and mmrazor.L2Loss'
+            f'{where}.type: expected a loss of mmrazor that takes two '
+            'tensors, such as mmrazor.KLDivergence, mmrazor.ATLoss or '
+            f'mmrazor.L2Loss, got {config["type"]!r}, which takes '
+            f'{", ".join(needed)}'
         )
     if num_classes and not comparable(module, *[(2, num_classes)] * 2):
         raise UsageError(
-            f'{where}.type={config["type"]!r} does not compare logits (N, '
-            f'{num_classes}); mmrazor.KLDivergence does'
+            f'{where}.type: expected a loss that compares logits (N, '
+            f'{num_classes}), such as mmrazor.KLDivergence, got '
+            f'{config["type"]!r}'
         )
     return module
 
 
 def comparable(
-    distance: nn.Module, mine: Sequence[int], its: Sequence[int]
+    distance: nn.Module, ours: Sequence[int], theirs: Sequence[int]
 ) -> bool:
     """Whether a distance takes these shapes, without stretching an axis.
 
     Args:
-        distance: Of :func:`build_distance`.
-        mine: Shape of the student's tensor.
-        its: Shape of the teacher's.
+        distance: Made by :func:`build_distance`.
+        ours: Shape of the student's tensor.
+        theirs: Shape of the teacher's.
     """
-    if len(mine) != len(its) or tuple(mine[2:]) != tuple(its[2:]):
+    if len(ours) != len(theirs) or tuple(ours[2:]) != tuple(theirs[2:]):
         return False
     try:
         with torch.no_grad():
-            distance(torch.zeros(*mine), torch.zeros(*its))
+            distance(torch.zeros(*ours), torch.zeros(*theirs))
     except (RuntimeError, ValueError, IndexError, TypeError):
         return False
     return True
@@ -72,9 +74,9 @@ def build_connector(
     Args:
         config: With ``type``, e.g. ``'mmrazor.ConvModuleConnector'``; the
             widths are filled in where the class has them.
-        in_channels: Of the student's features.
-        out_channels: Of the teacher's.
-        where: What to call the config in a message.
+        in_channels: Channels of the student's features.
+        out_channels: Channels of the teacher's features.
+        where: The config key, for messages.
 
     Raises:
         UsageError: If there is no such connector, or it does not take the
@@ -89,14 +91,17 @@ def _build(config: dict, where: str, defaults: dict) -> nn.Module:
     from mmrazor.registry import MODELS
 
     if not isinstance(config, dict) or 'type' not in config:
-        raise UsageError(f'{where}={config!r}; allowed is a dict with `type`')
+        raise UsageError(
+            f'{where}: expected a dict with `type`, got {config!r}'
+        )
     config = {k: v for k, v in config.items() if k != '_scope_'}
     kind = config.pop('type')
     cls = MODELS.get(kind) if isinstance(kind, str) else kind
     if cls is None:
         raise UsageError(
-            f'{where}.type={kind!r} is not registered; there are '
-            'mmrazor.KLDivergence, mmrazor.ATLoss, mmrazor.L2Loss, ...'
+            f'{where}.type: expected a class registered in mmrazor, such as '
+            'mmrazor.KLDivergence, mmrazor.ATLoss or mmrazor.L2Loss, got '
+            f'{kind!r}'
         )
     known = inspect.signature(cls.__init__).parameters
     for key, value in defaults.items():

@@ -1,27 +1,17 @@
-"""Where a guidance reads the network, found by a training pass."""
+"""Finding where guidance reads a network, from a training pass."""
 
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmauxq.errors import UsageError
 from mmauxq.layers import is_quantizable
+from mmauxq.layers.policy import match
+from mmauxq.network import TrainingPass
 
-from .taps import (
-    STEM,
-    Tap,
-    TapRecorder,
-    find_blocks,
-    find_layers,
-    flat_tensors,
-    layout_of,
-    resolve_taps,
-)
+from .taps import STEM, Tap, TapRecorder, layout_of
 
 AUTO = 'auto'
 STAGE_ENDS = 'stage_ends'
@@ -29,26 +19,27 @@ STAGE_ENDS = 'stage_ends'
 
 @dataclass
 class Taps:
-    """Where to read, and how.
+    """Where a network is read.
 
     Args:
         taps: In the order of running, the stem first if it is read.
-        names: Of the modules that are tapped.
+        names: Names of the modules that are tapped.
         stem: Whether the input of the first of them is read.
         overwritten: Names of taps that a later operation overwrites.
-        parts: See :class:`mmauxq.guidance.TapRecorder`.
+        parts: Which outputs of a module are read, see
+            :class:`.taps.TapRecorder`.
     """
 
-    taps: list[Tap]
-    names: list[str]
-    stem: bool
+    taps: list[Tap] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    stem: bool = False
     overwritten: list[str] = field(default_factory=list)
     parts: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def recorder(
         self, model: nn.Module, with_grad: bool = True
     ) -> TapRecorder:
-        """That reads here."""
+        """A recorder of these taps in ``model``."""
         return TapRecorder(
             model,
             self.names,
@@ -58,221 +49,88 @@ class Taps:
             with_grad,
         )
 
-
-@contextmanager
-def _training(model: nn.Module) -> Iterator[None]:
-    """The backbone as in a training step, without a trace of it afterwards.
-
-    Batch norms stay in evaluation mode: one sample has no statistics. So does
-    the head, where some refuse to run outside of their loss.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    buffers = [(b, b.clone()) for b in model.buffers()]
-    for module in model.backbone.modules():
-        module.training = not isinstance(module, _BatchNorm)
-    devices = {b.device for b in model.parameters() if b.is_cuda}
-    try:
-        with (
-            torch.random.fork_rng(list(devices)),
-            torch.enable_grad(),
-            warnings.catch_warnings(),
-        ):
-            # they will come, once, when training starts
-            warnings.simplefilter('ignore')
-            torch.manual_seed(0)
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        with torch.no_grad():
-            for buffer, value in buffers:
-                if not torch.equal(buffer, value):
-                    buffer.copy_(value)
-
-
-@dataclass
-class _Seen:
-    """What a module was given and gave."""
-
-    given: list[Tensor]
-    gave: list[Tensor]
-    versions: list[int]
-    kind: str
-    grad: bool
-
-
-class _Watch:
-    """A training pass during which modules of the backbone are watched."""
-
-    def __init__(
-        self, model: nn.Module, inputs: Tensor, names: Sequence[str]
-    ) -> None:
-        # else a frozen backbone would seem to send no gradient; its learned
-        # scales will
-        inputs = self.inputs = inputs.detach().requires_grad_()
-        self.seen: dict[str, _Seen] = {}
-        self.first_given: dict[str, tuple[list, list[int]]] = {}
-        handles = []
-        for name in names:
-            module = model.get_submodule(name)
-            handles += [
-                module.register_forward_pre_hook(
-                    lambda _, args, kwargs, name=name: self._before(
-                        name, args or tuple(kwargs.values())
-                    ),
-                    with_kwargs=True,
-                ),
-                module.register_forward_hook(
-                    lambda _, args, kwargs, gave, name=name: self._after(
-                        name, args or tuple(kwargs.values()), gave
-                    ),
-                    with_kwargs=True,
-                ),
-            ]
-        try:
-            with _training(model):
-                model(inputs, mode='tensor')
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _before(self, name: str, given: tuple) -> None:
-        # lists may grow later, as those of a DenseNet do
-        arguments = [flat_tensors(argument) for argument in given]
-        versions = [t._version for mine in arguments for t in mine]
-        self.first_given.setdefault(name, (arguments, versions))
-
-    def _after(self, name: str, given: tuple, gave: object) -> None:
-        tensors = flat_tensors(gave)
-        self.seen[name] = _Seen(
-            flat_tensors(given),
-            tensors,
-            [t._version for t in tensors],
-            type(gave).__name__,
-            torch.is_grad_enabled(),
-        )
-
-    def chained(self, names: list[str]) -> bool:
-        """Whether each takes a tensor that the one before gives."""
-        if any(name not in self.seen for name in names):
-            return False
-        return all(
-            any(
-                given is gave
-                for given in self.seen[after].given
-                for gave in self.seen[before].gave
-            )
-            for before, after in zip(names, names[1:], strict=False)
-        )
-
-    def parts(self, name: str) -> tuple[int, ...]:
-        """Which of the tensors that a module gives are features."""
-        return tuple(
-            i
-            for i, tensor in enumerate(self.seen[name].gave)
-            if tensor.is_floating_point()
-            and tensor.dim() > 1
-            and tensor.shape[0] == len(self.inputs)
-        )
-
-    def usable(self, name: str) -> bool:
-        """Whether the module gives features that a gradient comes from."""
-        seen = self.seen.get(name)
-        return (
-            seen is not None
-            and seen.grad
-            and any(
-                seen.gave[i].dim() in (3, 4) and seen.gave[i].requires_grad
-                for i in self.parts(name)
-            )
-        )
+    def add(self, key: str, tensor: Tensor, images: Tensor, overwritten: bool):
+        """Read ``tensor``, (N, ...), under the name ``key``."""
+        shape = tuple(tensor.shape[1:])
+        self.taps.append(Tap(key, shape, layout_of(shape, images.shape[1:])))
+        if overwritten:
+            self.overwritten.append(key)
 
 
 def find_taps(
-    model: nn.Module,
+    run: TrainingPass,
     taps: str | Sequence[str],
-    stem: bool,
-    inputs: Tensor,
+    stem: bool = False,
     place: str = 'guidance.taps',
 ) -> Taps:
-    """Where to read, found by a training pass.
+    """Find where to read a network.
 
     Args:
-        model: A float image classifier; left as it was.
+        run: A training pass of the network, a float image classifier.
         taps: Shell patterns of module names, or ``'auto'``: the repeated
             blocks of the backbone; else the layers that stand in its lists;
-            else its children. What gives no feature map or tokens, or no
-            gradient, is passed over. ``'stage_ends'``: of these, the last
-            before each change of shape.
-        stem: Whether to read the input of the first one too, unless it is
+            else its children. Modules that return no feature map or tokens,
+            or send back no gradient, are passed over. ``'stage_ends'``: of
+            these, the last before each change of shape.
+        stem: Whether to read the input of the first module too, unless it is
             the image.
-        inputs: (1, C, H, W).
-        place: Where ``taps`` are from, for messages.
+        place: The config key of ``taps``, for messages.
 
     Raises:
         UsageError: If there is nothing to read.
     """
     if taps in (AUTO, STAGE_ENDS):
-        watched = [
-            f'backbone.{name}'
-            for name, _ in model.backbone.named_modules()
-            if name
-        ]
-        watch = _Watch(model, inputs, watched)
-        names = _auto(model, watch)
+        chosen = _auto(run)
         if taps == STAGE_ENDS:
-            names = _stage_ends(names, watch)
+            chosen = _stage_ends(chosen, run)
     else:
-        names = resolve_taps(model, taps, place)
-        watch = _Watch(model, inputs, names)
-        for name in names:
-            if name not in watch.seen:
-                raise UsageError(
-                    f'{place}: {name} did not run in this forward pass'
-                )
-            if not watch.seen[name].grad:
-                raise UsageError(
-                    f'{place}: {name} runs inside activation checkpointing, '
-                    'no gradient leads back from it; tap the checkpointed '
-                    'block itself, or set with_cp=False'
-                )
-            if not watch.parts(name):
-                raise UsageError(
-                    f'{place}: {name} gives a {watch.seen[name].kind}; only '
-                    'modules that give feature maps or tokens can be tapped'
-                )
-    names = [name for name in watch.seen if name in set(names)]
-    found = Taps([], names, False)
+        chosen = resolve_taps(run.model, taps, place)
+        for name in chosen:
+            _check_readable(name, run, place)
+    names = [name for name in run.calls if name in set(chosen)]
+    found = Taps(names=names)
     if stem:
-        _read_stem(found, watch, watch.inputs)
+        _add_stem(found, run)
     for name in names:
-        seen, parts = watch.seen[name], watch.parts(name)
-        if seen.kind not in ('Tensor', 'Parameter'):
+        call, parts = run.calls[name], run.features(name)
+        if call.kind not in ('Tensor', 'Parameter'):
             found.parts[name] = parts
         for i in parts:
             key = name if len(parts) == 1 else f'{name}:{i}'
-            found.taps.append(_tap(key, seen.gave[i], inputs))
-            if seen.gave[i]._version != seen.versions[i]:
-                found.overwritten.append(key)
+            found.add(key, call.outputs[i], run.images, call.overwritten(i))
     return found
 
 
-def _read_stem(found: Taps, watch: _Watch, inputs: Tensor) -> None:
+def _check_readable(name: str, run: TrainingPass, place: str) -> None:
+    if name not in run.calls:
+        raise UsageError(f'{place}: {name} did not run in a forward pass')
+    if not run.calls[name].grad:
+        raise UsageError(
+            f'{place}: {name} runs inside activation checkpointing, where no '
+            'gradient leads back from it; tap the checkpointed block itself, '
+            'or set with_cp=False'
+        )
+    if not run.features(name):
+        raise UsageError(
+            f'{place}: expected feature maps or tokens from {name}, got a '
+            f'{run.calls[name].kind}; tap another module'
+        )
+
+
+def _add_stem(found: Taps, run: TrainingPass) -> None:
     """Add what enters the first tapped module, unless it is the image."""
-    arguments, versions = watch.first_given[found.names[0]]
-    tensors = [tensor for mine in arguments for tensor in mine]
+    arguments, versions = run.first_inputs[found.names[0]]
+    tensors = [tensor for argument in arguments for tensor in argument]
     offset = 0
-    for mine in arguments:
+    for argument in arguments:
         features = [
             i
-            for i, tensor in enumerate(mine, offset)
-            if tensor.is_floating_point()
+            for i, tensor in enumerate(argument, offset)
+            if run.is_feature(tensor)
             and tensor.dim() in (3, 4)
-            and tensor.shape[0] == len(inputs)
-            and tensor is not inputs
+            and tensor is not run.images
         ]
-        offset += len(mine)
+        offset += len(argument)
         if features:
             break
     else:
@@ -281,23 +139,18 @@ def _read_stem(found: Taps, watch: _Watch, inputs: Tensor) -> None:
     found.parts[STEM] = tuple(features)
     for i in features:
         key = STEM if len(features) == 1 else f'{STEM}:{i}'
-        found.taps.append(_tap(key, tensors[i], inputs))
-        if tensors[i]._version != versions[i]:
-            found.overwritten.append(key)
+        overwritten = tensors[i]._version != versions[i]
+        found.add(key, tensors[i], run.images, overwritten)
 
 
-def _tap(name: str, tensor: Tensor, inputs: Tensor) -> Tap:
-    shape = tuple(tensor.shape[1:])
-    return Tap(name, shape, layout_of(shape, inputs.shape[1:]))
-
-
-def _auto(model: nn.Module, watch: _Watch) -> list[str]:
+def _auto(run: TrainingPass) -> list[str]:
+    model = run.model
     children = [
         (f'backbone.{name}', child)
         for name, child in model.backbone.named_children()
     ]
     for names in (
-        find_blocks(model, watch.chained),
+        find_blocks(model, run),
         find_layers(model),
         [
             name
@@ -306,20 +159,20 @@ def _auto(model: nn.Module, watch: _Watch) -> list[str]:
         ],
         [name for name, _ in children],
     ):
-        usable = [name for name in names if watch.usable(name)]
+        usable = [name for name in names if run.is_usable(name)]
         if usable:
             return usable
     raise UsageError(
-        "taps='auto' finds no block with a feature map or tokens in "
+        "guidance.taps: 'auto' finds no block with a feature map or tokens in "
         f'{type(model.backbone).__name__}; name the modules to tap'
     )
 
 
-def _stage_ends(names: Sequence[str], watch: _Watch) -> list[str]:
+def _stage_ends(names: Sequence[str], run: TrainingPass) -> list[str]:
     """Those after which the shape changes, and the last."""
-    names = [name for name in watch.seen if name in set(names)]
+    names = [name for name in run.calls if name in set(names)]
     shapes = [
-        [watch.seen[name].gave[i].shape for i in watch.parts(name)]
+        [run.calls[name].outputs[i].shape for i in run.features(name)]
         for name in names
     ]
     return [
@@ -329,3 +182,124 @@ def _stage_ends(names: Sequence[str], watch: _Watch) -> list[str]:
         )
         if shape != after
     ]
+
+
+# --- candidates --------------------------------------------------------------
+
+
+def find_blocks(
+    model: nn.Module, run: TrainingPass | None = None
+) -> list[str]:
+    """Names of the repeated blocks of ``model.backbone``.
+
+    A block is a child of a Sequential or ModuleList, has children itself and
+    is not inside another block; so the stages of a ResNet are passed through
+    and their residual blocks are found. So is one of at least three children
+    of the backbone that are of one class and have several layers. A stage
+    that is no list but holds one, as in a Swin Transformer, is passed through
+    as well if the modules in that list have several layers each and each
+    takes what the one before returns.
+
+    Args:
+        model: An image classifier.
+        run: Tells what modules take and return; without it, such stages are
+            themselves the blocks.
+    """
+    blocks: list[str] = []
+
+    def visit(prefix: str, module: nn.Module) -> None:
+        alike = Counter(type(child) for child in module.children())
+        for name, child in module.named_children():
+            path = f'{prefix}.{name}'
+            # the backbone itself may be the list
+            inside = _is_list(module) or (
+                module is model.backbone
+                and alike[type(child)] > 2
+                and _layers(child) > 1
+            )
+            if inside and not _is_list(child) and _has_children(child):
+                blocks.extend(_inner_blocks(path, child, run) or [path])
+            else:
+                visit(path, child)
+
+    visit('backbone', model.backbone)
+    return blocks
+
+
+def _inner_blocks(
+    path: str, module: nn.Module, run: TrainingPass | None
+) -> list[str]:
+    if run is None:
+        return []
+    found: list[str] = []
+    for name, child in module.named_children():
+        members = list(child.named_children())
+        names = [f'{path}.{name}.{member}' for member, _ in members]
+        if (
+            _is_list(child)
+            and len(members) > 1
+            and all(
+                _has_children(member) and _layers(member) > 1
+                for _, member in members
+            )
+            and run.are_chained(names)
+        ):
+            found += names
+    return found
+
+
+def find_layers(model: nn.Module) -> list[str]:
+    """Names of the layers that stand in a list of ``model.backbone``.
+
+    For networks that repeat bare layers instead of blocks.
+    """
+    return [
+        f'backbone.{path}.{name}' if path else f'backbone.{name}'
+        for path, module in model.backbone.named_modules()
+        if _is_list(module)
+        for name, child in module.named_children()
+        if is_quantizable(child)
+    ]
+
+
+def _is_list(module: nn.Module) -> bool:
+    return isinstance(module, (nn.Sequential, nn.ModuleList))
+
+
+def _has_children(module: nn.Module) -> bool:
+    return any(True for _ in module.children())
+
+
+def _layers(module: nn.Module) -> int:
+    return sum(is_quantizable(inner) for inner in module.modules())
+
+
+def resolve_taps(
+    model: nn.Module,
+    taps: str | Sequence[str],
+    place: str = 'guidance.taps',
+) -> list[str]:
+    """Module names that patterns stand for.
+
+    Args:
+        model: An image classifier.
+        taps: Shell patterns of module names such as ``'backbone.layer*.*'``.
+            A ``*`` does not cross a dot, so that the pattern above means
+            blocks, not their layers.
+        place: The config key of ``taps``, for messages.
+
+    Raises:
+        UsageError: If nothing is found; the message lists what exists.
+    """
+    blocks = find_blocks(model)
+    names = [name for name, _ in model.named_modules() if name]
+    chosen: list[str] = []
+    for pattern in [taps] if isinstance(taps, str) else taps:
+        depth = pattern.count('.')
+        level = [name for name in names if name.count('.') == depth]
+        try:
+            found = match(pattern, level or names, place)
+        except UsageError:
+            found = match(pattern, blocks or names, place)
+        chosen += [name for name in found if name not in chosen]
+    return chosen

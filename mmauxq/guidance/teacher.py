@@ -1,4 +1,4 @@
-"""A float classifier that shows its logits and features."""
+"""The teacher: a float classifier and its features."""
 
 import copy
 from collections.abc import Sequence
@@ -18,19 +18,19 @@ from .find_taps import Taps
 
 
 class Teacher(nn.Module):
-    """A classifier, fed with the images that F gets.
+    """A classifier that runs on the images of F.
 
     F's data preprocessor has normalised them. If the teacher was trained
-    with other means or another order of the colours, they are taken from one
-    normalisation to the other; batch augmentations, which mix images, commute
-    with that.
+    with other means or another order of the colours, they are converted from
+    one normalisation to the other; batch augmentations, which mix images,
+    commute with that.
 
     Args:
         network: The classifier.
         taps: What to read from it.
-        ours: The data preprocessor of F.
-        trained: Whether it is trained along; else it is frozen, in evaluation
-            mode.
+        preprocessor: The data preprocessor of F.
+        trained: Whether it is trained along; otherwise it is frozen, always in
+            evaluation mode.
     """
 
     scale: Tensor
@@ -40,7 +40,7 @@ class Teacher(nn.Module):
         self,
         network: nn.Module,
         taps: Taps,
-        ours: nn.Module | None,
+        preprocessor: nn.Module | None,
         trained: bool = False,
     ) -> None:
         super().__init__()
@@ -48,27 +48,34 @@ class Teacher(nn.Module):
         self.trained = trained
         self.recorder = taps.recorder(network, trained)
         self.names = [tap.name for tap in taps.taps]
-        theirs = getattr(network, 'data_preprocessor', None)
-        self.flip = _to_rgb(ours) != _to_rgb(theirs)
-        mean, std = _normalisation(ours, self.flip)
-        other_mean, other_std = _normalisation(theirs, False)
-        self.register_buffer('scale', std / other_std, persistent=False)
+        own = getattr(network, 'data_preprocessor', None)
+        self.flip = _to_rgb(preprocessor) != _to_rgb(own)
+        mean, std = _normalisation(preprocessor, self.flip)
+        own_mean, own_std = _normalisation(own, False)
+        self.register_buffer('scale', std / own_std, persistent=False)
         self.register_buffer(
-            'shift', (mean - other_mean) / other_std, persistent=False
+            'shift', (mean - own_mean) / own_std, persistent=False
         )
-        self.agrees = not self.flip and bool(
+        self.same_normalisation = not self.flip and bool(
             (self.scale == 1).all() and (self.shift == 0).all()
         )
         if not trained:
             self.eval().requires_grad_(False)
 
+    def train(self, mode: bool = True) -> 'Teacher':
+        """A frozen teacher stays in evaluation mode."""
+        return super().train(mode and self.trained)
+
+    def init_weights(self) -> None:
+        """Nothing: the weights are those of a checkpoint or of F."""
+
     def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Logits (N, K), and the features at the taps.
 
         Args:
-            images: (N, C, H, W), as F gets them.
+            images: (N, C, H, W), preprocessed for F.
         """
-        if not self.agrees:
+        if not self.same_normalisation:
             if self.flip:
                 images = images.flip(1)
             images = images * self.scale + self.shift
@@ -116,8 +123,8 @@ def build_network(teacher: str | dict) -> tuple[nn.Module, int | None]:
     model = config.get('model', config)
     if not isinstance(model, dict) or not model.get('head'):
         raise UsageError(
-            f'guidance.teacher={_short(teacher)}: is no config of an image '
-            'classifier with a head'
+            f'guidance.teacher={_short(teacher)}: expected the config of an '
+            'image classifier with a head'
         )
     model = copy.deepcopy(dict(model))
     model.setdefault('_scope_', 'mmpretrain')
@@ -132,8 +139,8 @@ def build_network(teacher: str | dict) -> tuple[nn.Module, int | None]:
         ) from error
     if not isinstance(getattr(network, 'backbone', None), nn.Module):
         raise UsageError(
-            f'guidance.teacher={_short(teacher)}: a '
-            f'{type(network).__name__} is no image classifier'
+            f'guidance.teacher={_short(teacher)}: expected an image '
+            f'classifier, got a {type(network).__name__}'
         )
     return network, _declared_size(network, config)
 

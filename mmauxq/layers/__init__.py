@@ -1,33 +1,38 @@
-"""Quantized convolution and linear layers, and the way there and back."""
+"""Quantized layers, and the way from a float network to them and back."""
 
-from .chains import Chains
-from .convert import build_quantizer, convert, is_quantizable, restore
-from .memory import LessMemory, compiling_for
-from .policy import LayerBits, Policy
-from .products import Product, ProductTrace
-from .quantized import (
-    QuantizedLayer,
-    WeightReader,
-    quantize_layer,
-    restore_layer,
+from .convert import (
+    LayerUse,
+    build_quantizer,
+    convert,
+    is_quantizable,
+    restore,
 )
-from .weights_at_once import WeightsAtOnce
+from .policy import LayerBits, Policy
+from .quant_layers import (
+    QuantConv1d,
+    QuantConv2d,
+    QuantConv3d,
+    QuantLayer,
+    QuantLinear,
+    QuantMultiheadAttention,
+    WeightReader,
+    quant_class,
+)
 
 __all__ = [
-    'Chains',
     'LayerBits',
-    'LessMemory',
+    'LayerUse',
     'Policy',
-    'Product',
-    'ProductTrace',
-    'QuantizedLayer',
+    'QuantConv1d',
+    'QuantConv2d',
+    'QuantConv3d',
+    'QuantLayer',
+    'QuantLinear',
+    'QuantMultiheadAttention',
     'WeightReader',
-    'WeightsAtOnce',
     'build_quantizer',
-    'compiling_for',
     'convert',
     'is_quantizable',
-    'quantize_layer',
+    'quant_class',
     'restore',
-    'restore_layer',
 ]

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from torch import nn
 
@@ -10,22 +11,35 @@ from mmauxq.quantizers import FLOAT_BITS, Quantizer
 from mmauxq.registry import MODELS
 
 from .policy import LayerBits
-from .quantized import (
-    CONVOLUTIONS,
-    QUANTIZABLE,
-    QuantizedLayer,
-    WeightReader,
-    quantize_layer,
-    quantize_reader,
-    restore_layer,
-    restore_reader,
-)
+from .quant_layers import QuantLayer, WeightReader, quant_class
+from .weight_uses import CONVOLUTIONS, QUANTIZABLE
+
+
+@dataclass
+class LayerUse:
+    """How the weight of a layer is used in a forward pass.
+
+    Args:
+        name: Name of the module that owns the weight.
+        readers: Names of other modules in whose forward a product with the
+            weight is computed; empty if the layer computes it itself.
+        called: Whether the layer computes a product itself.
+        reason: Why it cannot be quantized, or ``''``.
+        sample_size: Number of values of one sample in the input, if axis 0
+            of the input does not hold the samples; else ``None``.
+    """
+
+    name: str
+    readers: list[str] = field(default_factory=list)
+    called: bool = False
+    reason: str = ''
+    sample_size: int | None = None
 
 
 def is_quantizable(module: nn.Module) -> bool:
     """Whether ``module`` is a float convolution or linear layer."""
     return isinstance(module, QUANTIZABLE) and not isinstance(
-        module, QuantizedLayer
+        module, QuantLayer
     )
 
 
@@ -39,7 +53,7 @@ def build_quantizer(
             ``per_channel``: one scale for each output channel of a weight,
             or each input channel of an activation.
         role: ``'weight'`` or ``'activation'``.
-        layer: A convolution or linear layer.
+        layer: A convolution, linear or attention layer.
         bits: 1 to 8, or 32.
 
     Raises:
@@ -54,25 +68,24 @@ def build_quantizer(
     cls = MODELS.get(type_) if isinstance(type_, str) else type_
     if not (inspect.isclass(cls) and issubclass(cls, Quantizer)):
         raise UsageError(
-            f'quantizers.{role}.type={type_!r} is not a '
-            'quantizer; there are mmauxq.LSQ, mmauxq.LSQPlus, '
-            'mmauxq.PACTActivation, mmauxq.DoReFaActivation and '
-            'mmauxq.DoReFaWeight'
+            f'quantizers.{role}.type: expected mmauxq.LSQ, mmauxq.LSQPlus, '
+            'mmauxq.PACTActivation, mmauxq.DoReFaActivation or '
+            f'mmauxq.DoReFaWeight, got {type_!r}'
         )
     known = set(inspect.signature(cls).parameters)
     if cfg.pop('per_channel', False):
         if 'num_channels' not in known:
             raise UsageError(
-                f'quantizers.{role}: {cls.__name__} has no '
-                'per-channel form; remove per_channel'
+                f'quantizers.{role}: {cls.__name__} has no per-channel form; '
+                'remove per_channel'
             )
         cfg['num_channels'] = _num_channels(layer, role)
         cfg['channel_axis'] = _channel_axis(layer, role)
     unknown = set(cfg) - known
     if unknown:
         raise UsageError(
-            f'quantizers.{role}: {cls.__name__} takes no '
-            f'{sorted(unknown)}; it takes {sorted(known)}'
+            f'quantizers.{role}: expected arguments of {cls.__name__}, '
+            f'{sorted(known)}, got {sorted(unknown)}'
         )
     return cls(**cfg)
 
@@ -96,7 +109,7 @@ def convert(
     bits: dict[str, LayerBits],
     weight: dict,
     activation: dict,
-    readers: dict[str, list[str]] | None = None,
+    uses: dict[str, LayerUse] | None = None,
 ) -> nn.Module:
     """Quantize the named layers of ``model`` in their place.
 
@@ -108,49 +121,43 @@ def convert(
         bits: Name of a layer -> its bits; layers not named stay float.
         weight: Config of the weight quantizer.
         activation: Config of the input quantizer.
-        readers: Name of a layer -> names of the modules above it that
-            multiply by its weight in their own forward.
+        uses: Name of a layer -> how its weight is used; by default each layer
+            computes its own product on samples along axis 0.
 
     Returns:
         ``model``; the quantized layer if ``model`` is itself one layer.
     """
+    uses = uses or {}
     modules = dict(model.named_modules(remove_duplicate=False))
     new = {}
     for name, layer_bits in bits.items():
         if layer_bits.is_float:
             continue
         layer = modules[name]
-        new[id(layer)] = quantize_layer(
-            layer,
+        quantizers = (
             build_quantizer(weight, 'weight', layer, layer_bits.weight),
             build_quantizer(
                 activation, 'activation', layer, layer_bits.activation
             ),
         )
+        if name in uses:
+            quantizers[1].sample_size = uses[name].sample_size
+        cls = quant_class(type(layer))
+        new[id(layer)] = cls.from_float(layer, *quantizers)
     model = _replace(model, lambda child: new.get(id(child)))
-    return _read_quantized(model, bits, readers or {})
-
-
-def _read_quantized(
-    model: nn.Module,
-    bits: dict[str, LayerBits],
-    readers: dict[str, list[str]],
-) -> nn.Module:
-    layers_of: dict[str, list[str]] = {}
-    for name, modules in readers.items():
+    readers: dict[str, list[str]] = {}
+    for name, use in uses.items():
         if name in bits and not bits[name].is_float:
-            for module in modules:
-                layers_of.setdefault(module, []).append(name)
-    # the innermost first, so that names above stay what they were
-    for reader in sorted(layers_of, key=lambda name: -name.count('.')):
+            for reader in use.readers:
+                readers.setdefault(reader, []).append(name)
+    # the innermost first, so that the names above stay valid
+    for reader in sorted(readers, key=lambda name: -name.count('.')):
         old = model.get_submodule(reader)
         prefix = f'{reader}.' if reader else ''
-        new = quantize_reader(
-            old, [name.removeprefix(prefix) for name in layers_of[reader]]
-        )
+        layers = [name.removeprefix(prefix) for name in readers[reader]]
+        by_id = {id(old): WeightReader.from_float(old, layers)}
         model = _replace(
-            model,
-            lambda child, old=old, new=new: new if child is old else None,
+            model, lambda child, by_id=by_id: by_id.get(id(child))
         )
     return model
 
@@ -162,26 +169,21 @@ def restore(model: nn.Module, names: Sequence[str] | None = None) -> nn.Module:
         model: Changed in place.
         names: Only these layers; all if ``None``.
     """
-    memo: dict[int, nn.Module] = {}
     chosen = None
     if names is not None:
         chosen = {id(model.get_submodule(name)) for name in names}
+    memo: dict[int, nn.Module] = {}
 
-    def float_layer(child: nn.Module) -> nn.Module | None:
-        if not isinstance(child, (QuantizedLayer, WeightReader)) or (
+    def to_float(child: nn.Module) -> nn.Module | None:
+        if not isinstance(child, (QuantLayer, WeightReader)) or (
             chosen is not None and id(child) not in chosen
         ):
             return None
         if id(child) not in memo:
-            undo = (
-                restore_layer
-                if isinstance(child, QuantizedLayer)
-                else restore_reader
-            )
-            memo[id(child)] = undo(child)
+            memo[id(child)] = child.to_float()
         return memo[id(child)]
 
-    return _replace(model, float_layer)
+    return _replace(model, to_float)
 
 
 def _replace(

@@ -1,10 +1,10 @@
-"""Modules that own scale, clip, offset and bits; the arithmetic is in ops."""
+"""Modules that own scale, clip, offset and bits; functional.py has the
+arithmetic."""
 
-from .base import FLOAT_BITS, Quantizer, calibrating, named_quantizers
+from .base import FLOAT_BITS, Grid, QParams, Quantizer, named_quantizers
+from .calibrate import calibrate, uncalibrated
 from .dorefa import DoReFaActivation, DoReFaWeight
-from .grid import Grid
-from .lsq import LSQ
-from .lsq_plus import LSQPlus
+from .lsq import LSQ, LSQPlus
 from .pact import PACTActivation
 
 __all__ = [
@@ -15,7 +15,9 @@ __all__ = [
     'LSQ',
     'LSQPlus',
     'PACTActivation',
+    'QParams',
     'Quantizer',
-    'calibrating',
+    'calibrate',
     'named_quantizers',
+    'uncalibrated',
 ]

@@ -6,18 +6,17 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor
 
-from mmauxq import ops
 from mmauxq.registry import MODELS
 
-from .base import Quantizer
-from .grid import Grid
+from .base import Grid, Quantizer
+from .functional import dorefa_activation, dorefa_weight
 
 
 @MODELS.register_module()
 class DoReFaWeight(Quantizer):
     """Weights on ``2**bits`` even levels of [-1, 1]; nothing is learned.
 
-    See :func:`mmauxq.ops.dorefa_weight`.
+    See :func:`.functional.dorefa_weight`.
 
     Source: Zhou et al., DoReFa-Net, arXiv:1606.06160.
 
@@ -33,7 +32,7 @@ class DoReFaWeight(Quantizer):
 
     def quantize(self, x: Tensor) -> Tensor:
         """Weights of any shape to levels of [-1, 1]."""
-        return ops.dorefa_weight(x, self.bits)
+        return dorefa_weight(x, self.bits)
 
     def grid(self) -> Grid:
         """Odd codes -n to n in units of ``1 / n``; none for one bit."""
@@ -43,7 +42,10 @@ class DoReFaWeight(Quantizer):
         return Grid(torch.tensor([1 / n]), None, -n, n, stride=2)
 
     def weight_of(self, codes: Tensor) -> Tensor:
-        """Weights on these codes; one of them is -n or n, as always."""
+        """Weights that the quantizer maps to these codes.
+
+        One of them must be -n or n, as in every quantized weight.
+        """
         n = 2**self.bits - 1
         # beyond 10 the float32 tanh is 1
         return (codes.float() / n).atanh().clamp(-20, 20)
@@ -53,7 +55,7 @@ class DoReFaWeight(Quantizer):
 class DoReFaActivation(Quantizer):
     """Activations on ``2**bits`` even levels of [0, 1]; nothing is learned.
 
-    See :func:`mmauxq.ops.dorefa_activation`. Below 4 bits the fixed range
+    See :func:`.functional.dorefa_activation`. Below 4 bits the fixed range
     costs a post-activation ResNet 10 and more points on ImageNet; the
     constructor says so. A learned range (``LSQ``, ``PACTActivation``) does
     not have that weakness.
@@ -71,7 +73,7 @@ class DoReFaActivation(Quantizer):
     def __init__(self, bits: int, role: str = 'activation') -> None:
         super().__init__(bits, role)
         if bits < 4 and not DoReFaActivation._warned:
-            DoReFaActivation._warned = True  # once is enough
+            DoReFaActivation._warned = True
             print_log(
                 f'DoReFaActivation: the fixed range [0, 1] at {bits} bits is '
                 'known to collapse on post-activation ResNets; LSQ or '
@@ -82,7 +84,7 @@ class DoReFaActivation(Quantizer):
 
     def quantize(self, x: Tensor) -> Tensor:
         """Activations of any shape to levels of [0, 1]."""
-        return ops.dorefa_activation(x, self.bits)
+        return dorefa_activation(x, self.bits)
 
     def grid(self) -> Grid:
         """Codes 0 to n in units of ``1 / n``."""

@@ -6,30 +6,32 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from mmauxq import ops
 from mmauxq.registry import MODELS
 
-from .base import FLOAT_BITS, Quantizer, extreme_over_ranks, mean_over_ranks
-from .grid import Grid
+from .base import FLOAT_BITS, Grid, Quantizer
+from .functional import pact
+from .over_ranks import max_over_ranks, mean_over_ranks
+from .straight_through import MIN_SCALE, clamp_min_ste
 
 
 @MODELS.register_module()
 class PACTActivation(Quantizer):
     """Activations on ``2**bits`` even levels of [0, alpha].
 
-    See :func:`mmauxq.ops.pact`. The paper starts ``alpha`` at a large number
-    and lets an L2 penalty pull it down; here it starts at
-    ``2 mean|x| sqrt(2**bits - 1)``, the range that LSQ starts with, and is
-    not decayed. It never starts above the largest value of the first batch,
-    where it would get no gradient and, without decay, stay for ever.
+    The paper starts ``alpha`` at a large number and lets an L2 penalty pull it
+    down. Here it starts at ``2 mean|x| sqrt(2**bits - 1)``, the range that LSQ
+    starts with, and is not decayed. It never starts above the largest value of
+    the calibration data: it would get no gradient there and, without decay,
+    would stay for ever.
 
     Source: Choi et al., PACT, arXiv:1805.06085.
 
     Args:
         bits: Width in bits, 1 to 8; 32 leaves the activations as they are.
-        num_channels: One ``alpha`` per channel; ``None`` for one in all (the
-            paper's form).
-        channel_axis: Axis of the channels.
+        role: ``'activation'``, the only one.
+        num_channels: Number of channels with an ``alpha`` each; ``None`` for
+            a single one, the paper's form.
+        channel_axis: Axis of the channels, by default 1.
 
     Attributes:
         alpha: Upper end of the range, shape (1,) or (num_channels,).
@@ -43,7 +45,7 @@ class PACTActivation(Quantizer):
         bits: int,
         role: str = 'activation',
         num_channels: int | None = None,
-        channel_axis: int = 1,
+        channel_axis: int | None = None,
     ) -> None:
         super().__init__(bits, role, num_channels, channel_axis)
         self.alpha = nn.Parameter(
@@ -53,15 +55,15 @@ class PACTActivation(Quantizer):
     def grid(self) -> Grid:
         """Codes 0 to n in steps of ``alpha / n``."""
         n = 2**self.bits - 1
-        return Grid(ops.lower_bound(self.alpha.detach()) / n, None, 0, n)
+        return Grid(clamp_min_ste(self.alpha.detach()) / n, None, 0, n)
 
-    def calibrate(self, x: Tensor) -> None:
+    def set_scales(self, x: Tensor) -> None:
         """Set ``alpha`` from a batch of activations."""
-        rows = self._per_scale(x)
+        rows = self.rows(x)
         mean = mean_over_ranks(rows.abs().mean(1))
-        high = extreme_over_ranks(rows.amax(1), 'max')
+        high = max_over_ranks(rows.amax(1))
         alpha = (2 * mean * (2**self.bits - 1) ** 0.5).minimum(high)
-        self.alpha.copy_(alpha.clamp_min(ops.LEAST_SCALE))
+        self.alpha.copy_(alpha.clamp_min(MIN_SCALE))
         negative = mean_over_ranks((x < 0).float().mean()).item()
         if negative > 0:
             print_log(
@@ -74,5 +76,5 @@ class PACTActivation(Quantizer):
 
     def quantize(self, x: Tensor) -> Tensor:
         """Activations to levels of [0, alpha]."""
-        alpha = self._spread(ops.lower_bound(self.alpha), x)
-        return ops.pact(x, alpha, self.bits)
+        alpha = self.broadcast(clamp_min_ste(self.alpha), x)
+        return pact(x, alpha, self.bits)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from mmauxq.algorithms import JointQAT, dry_run
-from mmauxq.layers import QuantizedLayer
+from mmauxq.layers import QuantLayer
 from mmauxq.quantizers import named_quantizers
 from tests.networks import AUX, QUANTIZERS, classifier
 
@@ -270,7 +270,7 @@ def test_all_layers_are_quantized(kind):
     expected = LAYOUTS[kind][2]
     assert sum(not bits.is_float for bits in model.bits.values()) == expected
     assert expected == sum(
-        isinstance(m, QuantizedLayer) for m in model.architecture.modules()
+        isinstance(m, QuantLayer) for m in model.architecture.modules()
     )
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from mmauxq.errors import UsageError
 from mmauxq.layers import (
     LayerBits,
-    QuantizedLayer,
+    QuantLayer,
     build_quantizer,
     convert,
     is_quantizable,
@@ -71,7 +71,7 @@ def quantized_names(network):
     return [
         name
         for name, module in network.named_modules()
-        if isinstance(module, QuantizedLayer)
+        if isinstance(module, QuantLayer)
     ]
 
 
@@ -97,13 +97,13 @@ def test_one_operand_may_stay_float(network, x):
 def test_a_shared_layer_stays_shared(network):
     quantize(network)
     assert network.again is network.body[0]
-    assert isinstance(network.again, QuantizedLayer)
+    assert isinstance(network.again, QuantLayer)
 
 
 def test_a_shared_layer_is_found_by_its_second_name(network):
     quantize(network, ['again'])
     assert network.again is network.body[0]
-    assert isinstance(network.again, QuantizedLayer)
+    assert isinstance(network.again, QuantLayer)
 
 
 def test_a_restored_shared_layer_stays_shared(network):
@@ -157,7 +157,7 @@ def test_restore_leaves_a_float_network_alone(network):
 def test_a_bare_layer_goes_there_and_back():
     layer = nn.Linear(3, 2)
     there = quantize(layer, [''])
-    assert isinstance(there, QuantizedLayer)
+    assert isinstance(there, QuantLayer)
     assert type(restore(there)) is nn.Linear
 
 

@@ -1,4 +1,4 @@
-"""Chains of batch norms, and recorded steps, in all types of networks.
+"""FusedBatchNorms of batch norms, and recorded steps, in all types of networks.
 
     python -m tests.stress.chains --jobs 2 --out DIR [CONFIG ...]
     python -m tests.stress.chains --recorded --jobs 8 --out DIR    # on a GPU
@@ -80,7 +80,7 @@ def normalise_quantize(z, norm, relu, step, qmin, qmax, grad_scale):
     return learned_step_quantize(x, step, qmin, qmax, grad_scale=grad_scale)
 
 
-def normalise_both(z, norm, identity, relu, step, qmin, qmax, grad_scale):
+def norm_add_relu_quantize(z, norm, identity, relu, step, qmin, qmax, grad_scale):
     x = normalise(z, norm, identity, relu)
     return (
         x,
@@ -97,7 +97,7 @@ def can_normalise(z, weight, bias):
 def stand_ins():
     """In the place of the kernels."""
     ours = (can_normalise, batch_statistics, normalise, normalise_quantize,
-            normalise_both)  # fmt: skip
+            norm_add_relu_quantize)  # fmt: skip
     return mock.patch.multiple(chains, **{f.__name__: f for f in ours})
 
 

@@ -1,0 +1,368 @@
+"""Batch norms fused with what follows them."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from mmauxq.quantizers.functional import learned_step_quantize
+
+from .kernels.norm import (
+    BatchNorm,
+    batch_statistics,
+    can_normalise,
+    norm_add_relu_quantize,
+    normalise,
+    normalise_quantize,
+)
+
+RELUS = (F.relu, torch.relu, Tensor.relu)
+INPLACE_RELUS = (torch.relu_, Tensor.relu_)
+SUMS = (torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__)
+INPLACE_SUMS = (Tensor.add_, Tensor.__iadd__)
+QUANTIZE, ADD, RELU, UNFUSED = 'quantize', 'add', 'relu', 'unfused'
+METADATA = (
+    'shape', 'ndim', 'dim', 'size', 'numel', 'dtype', 'is_floating_point',
+    'device', 'is_cuda', 'requires_grad',
+)  # fmt: skip
+"""What the result of a batch norm has in common with its input."""
+SUM_NODE, RELU_NODE = 'AddBackward0', 'ReluBackward0'
+Key = tuple[int, int]
+"""Address of a batch norm's weight, and number of its call in the step."""
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """What follows a batch norm, when nothing else reads what is in between.
+
+    Args:
+        kind: ``'quantize'``, ``'add'`` or ``'relu'``: the last operation of
+            the fused pass; ``'unfused'`` for the batch norm alone.
+        relu: Whether there is a ReLU: before the quantizer, after the sum.
+        quantized: Whether a quantizer reads the sum, beside others.
+    """
+
+    kind: str
+    relu: bool
+    quantized: bool = False
+
+
+@dataclass
+class DeferredTensor:
+    """The result of a batch norm, not computed until it is known what follows.
+
+    Functions that can be fused continue it; any other gets the tensor. It is
+    an object of its own only until :meth:`tensor` is called: in-place
+    operations change this object, like the tensor that it stands for.
+    """
+
+    z: Tensor
+    norm: BatchNorm
+    fusion: Fusion
+    identity: Tensor | None = None
+    rectified: bool = False
+    value: Tensor | None = None
+    tap: Tensor | None = None
+
+    def tensor(self) -> Tensor:
+        """The tensor that it stands for."""
+        if self.value is None:
+            self.value = normalise(
+                self.z, self.norm, self.identity, self.rectified
+            )
+        return self.value
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith('__'):
+            raise AttributeError(name)
+        return getattr(self.z if name in METADATA else self.tensor(), name)
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        first = args[0] if args else None
+        if isinstance(first, DeferredTensor) and first.value is None:
+            if func in INPLACE_RELUS or _is_inplace_relu(func, args, kwargs):
+                return first._become(first._rectify())
+            if func in RELUS:
+                return first._rectify()
+            if func in INPLACE_SUMS and len(args) == 2 and not kwargs:
+                if first._takes(args[1]):
+                    return first._become(first._add(_plain(args[1])))
+        if func in SUMS and len(args) == 2 and not kwargs:
+            for one, other in (args, args[::-1]):
+                if isinstance(one, DeferredTensor) and one._takes(other):
+                    return one._add(_plain(other))
+        if func is learned_step_quantize and isinstance(first, DeferredTensor):
+            return first._quantize(*args[1:], **kwargs)
+        return func(
+            *map(_plain, args), **{n: _plain(v) for n, v in kwargs.items()}
+        )
+
+    def _become(self, result: 'Tensor | DeferredTensor') -> 'DeferredTensor':
+        """Take the state of a result, for an operation in place."""
+        if isinstance(result, DeferredTensor):
+            self.__dict__.update(result.__dict__)
+        else:
+            self.value, self.tap = result, None
+        return self
+
+    def _rectify(self) -> 'Tensor | DeferredTensor':
+        if not self.rectified:
+            if self.fusion.kind == QUANTIZE or self._waits_for_codes:
+                return replace(self, rectified=True)
+            if self.fusion.kind == RELU or self.identity is not None:
+                return normalise(self.z, self.norm, self.identity, True)
+        return F.relu(self.tensor())
+
+    def _takes(self, other: object) -> bool:
+        return (
+            self.fusion.kind == ADD
+            and self.identity is None
+            and self.value is None
+            and not self.rectified
+            and isinstance(other, (Tensor, DeferredTensor))
+            and other.shape == self.shape
+            and other.dtype == self.dtype
+        )
+
+    def _add(self, other: Tensor) -> 'Tensor | DeferredTensor':
+        if other.stride() != self.z.stride():
+            other = torch.empty_like(self.z).copy_(other)
+        if self.fusion.relu or self.fusion.quantized:
+            return replace(self, identity=other)
+        return normalise(self.z, self.norm, other, False)
+
+    @property
+    def _waits_for_codes(self) -> bool:
+        return self.fusion.quantized and self.identity is not None
+
+    def _quantize(
+        self,
+        step: Tensor,
+        qmin: int,
+        qmax: int,
+        offset: Tensor | None = None,
+        grad_scale: float = 1.0,
+    ) -> Tensor:
+        if self.value is None and step.numel() == 1 and offset is None:
+            how = (self.rectified, step, qmin, qmax, grad_scale)
+            if self.fusion.kind == QUANTIZE:
+                return normalise_quantize(self.z, self.norm, *how)
+            if self._waits_for_codes:
+                self.value, self.tap, codes = norm_add_relu_quantize(
+                    self.z, self.norm, self.identity, *how
+                )
+                return codes
+        return learned_step_quantize(
+            self.tensor(), step, qmin, qmax, offset, grad_scale
+        )
+
+    def __add__(self, other: object) -> Any:
+        return torch.add(self, other)  # type: ignore[call-overload]
+
+    __radd__ = __add__
+
+    def __iadd__(self, other: object) -> Any:
+        return DeferredTensor.__torch_function__(
+            Tensor.__iadd__, (), (self, other)
+        )
+
+
+def _is_inplace_relu(func: Callable, args: tuple, kwargs: dict) -> bool:
+    return func is F.relu and bool(
+        kwargs.get('inplace', args[1] if len(args) > 1 else False)
+    )
+
+
+def _operator(name: str) -> Callable:
+    def apply(self: DeferredTensor, *args: Any) -> Any:
+        return getattr(self.tensor(), name)(*map(_plain, args))
+
+    return apply
+
+
+# Python looks these up in the class, not through __getattr__
+for _name in ('getitem', 'len', 'iter', 'neg', 'sub', 'rsub', 'mul', 'rmul',
+              'truediv', 'rtruediv', 'pow', 'matmul', 'abs', 'lt', 'le', 'gt',
+              'ge'):  # fmt: skip
+    setattr(DeferredTensor, f'__{_name}__', _operator(f'__{_name}__'))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, DeferredTensor):
+        return value.tensor()
+    if type(value) in (list, tuple):
+        return type(value)(map(_plain, value))
+    return value
+
+
+class FusedBatchNorms(TorchFunctionMode):
+    """While entered, batch norms run in one pass with what follows them.
+
+    A batch norm, a ReLU and a quantizer of activations are one pass over
+    memory each way, and so are a batch norm, a residual sum, a ReLU and the
+    quantizer of the next block; see :mod:`.kernels.norm`. The first step that
+    is run inside is only observed: :meth:`plan` reads from its autograd graph
+    which results of batch norms have a single reader. From then on those are
+    computed where they are used.
+
+    Batch norms cannot be replaced by fused modules instead: the sum and the
+    ReLU of a residual block are calls in the forward of the block, not
+    modules of their own.
+
+    Applies to feature maps with channels last in training mode, where there
+    are kernels; other batch norms run as usual. Eager and recorded steps
+    only. A forward hook on a batch norm or ReLU that was fused is given a
+    :class:`DeferredTensor`, which any function of torch takes for the tensor.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fusions: dict[Key, Fusion] | None = None
+        self._calls: Counter[int] = Counter()
+        self._norms: dict[Key, Any] = {}
+        self._quantizers: list[Any] = []
+
+    def __enter__(self) -> 'FusedBatchNorms':
+        self._calls.clear()
+        return super().__enter__()
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.batch_norm:
+            return self._batch_norm(*args, **kwargs)
+        if any(isinstance(a, DeferredTensor) for a in args):
+            # before outer modes see it, which do not know the class
+            return DeferredTensor.__torch_function__(func, types, args, kwargs)
+        output = func(*args, **kwargs)
+        if self.fusions is None and func is learned_step_quantize:
+            self._quantizers.append(output.grad_fn)
+        return output
+
+    def _batch_norm(
+        self,
+        input: Any,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        training: bool = False,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+    ) -> Any:
+        z = _plain(input)
+        place = 0 if weight is None else weight.data_ptr()
+        key = (place, self._calls[place])
+        self._calls[place] += 1
+        fusion = (self.fusions or {}).get(key)
+        if (
+            fusion is None
+            or not training
+            or not torch.is_grad_enabled()
+            or not can_normalise(z, weight, bias)
+        ):
+            output = F.batch_norm(
+                z, running_mean, running_var, weight, bias, training,
+                momentum, eps,
+            )  # fmt: skip
+            if self.fusions is None and output.grad_fn is not None:
+                self._norms[key] = output.grad_fn
+            return output
+        assert weight is not None and bias is not None
+        norm = batch_statistics(
+            z.detach(), weight, bias, running_mean, running_var, momentum, eps
+        )
+        if fusion.kind == UNFUSED:
+            return normalise(z, norm, None, False)
+        return DeferredTensor(z, norm, fusion)
+
+    def plan(
+        self, outputs: Iterable[Any], tapped: Iterable[Tensor] = ()
+    ) -> None:
+        """Find what to fuse in the graph that led to ``outputs``, once.
+
+        Args:
+            outputs: Everything that the step computed and that losses may
+                depend on; what is no tensor is ignored.
+            tapped: Tensors that were read through :func:`materialize`.
+        """
+        if self.fusions is not None or not self._norms:
+            return
+        readers = _readers(o.grad_fn for o in outputs if isinstance(o, Tensor))
+        quantizers = set(self._quantizers)
+        known = {tensor.grad_fn for tensor in tapped}
+
+        def is_quantized(node: Any) -> bool:
+            """Whether all readers are the quantizer of the next block, sums
+            and taps."""
+            found = readers.get(node, [])
+            return any(reader in quantizers for reader in found) and (
+                node in known
+                or all(r in quantizers or r.name() == SUM_NODE for r in found)
+            )
+
+        self.fusions, sums = {}, set()
+        for key, norm in self._norms.items():
+            reader = _only(readers, norm)
+            after = _only(readers, reader)
+            name = reader.name() if reader else ''
+            if reader in quantizers:
+                self.fusions[key] = Fusion(QUANTIZE, False)
+            elif name == RELU_NODE and after in quantizers:
+                self.fusions[key] = Fusion(QUANTIZE, True)
+            elif name == RELU_NODE:
+                self.fusions[key] = Fusion(RELU, True)
+            elif name == SUM_NODE and reader not in sums:
+                sums.add(reader)
+                relu = after is not None and after.name() == RELU_NODE
+                self.fusions[key] = Fusion(
+                    ADD, relu, is_quantized(after if relu else reader)
+                )
+            else:
+                self.fusions[key] = Fusion(UNFUSED, False)
+        self._norms, self._quantizers = {}, []
+
+
+def materialize(value: 'Tensor | DeferredTensor') -> Tensor:
+    """The tensor for a tap.
+
+    It is an alias of the result, so that its gradient is added in the fused
+    backward pass.
+    """
+    if isinstance(value, DeferredTensor):
+        tensor = value.tensor()
+        return tensor if value.tap is None else value.tap
+    return value
+
+
+def _readers(roots: Iterable[Any]) -> dict[Any, list]:
+    """Node of the autograd graph -> the nodes that read its result."""
+    readers: dict[Any, list] = {}
+    todo = [root for root in roots if root is not None]
+    known = set(todo)
+    while todo:
+        node = todo.pop()
+        for source, _ in node.next_functions:
+            if source is None:
+                continue
+            readers.setdefault(source, []).append(node)
+            if source not in known:
+                known.add(source)
+                todo.append(source)
+    return readers
+
+
+def _only(readers: dict[Any, list], node: Any) -> Any:
+    """The one reader of a node; ``None`` if there are more, or none."""
+    found = readers.get(node, []) if node is not None else []
+    return found[0] if len(found) == 1 else None

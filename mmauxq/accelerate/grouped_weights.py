@@ -1,0 +1,156 @@
+"""The weights of all layers, quantized together before the network runs."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from mmauxq.layers import QuantLayer
+from mmauxq.quantizers import FLOAT_BITS, QParams, Quantizer
+
+from .kernels.dispatch import wants_kernel
+from .kernels.weights import GroupedQuantizer, WeightRange, can_group
+
+
+class GroupedWeights:
+    """Gives every layer its quantized weight, from one launch for all.
+
+    While :meth:`active`, layers use what was computed for them; values and
+    gradients are those that they would compute themselves. So do layers that
+    are run once more in the backward pass, by activation checkpointing. Only
+    layers that multiply by the weight itself take part, with a learned step,
+    float32 weights, and on a GPU; the others quantize on their own.
+
+    With DDP and ``find_unused_parameters``, a layer of the group that did not
+    run counts as used and gets a gradient of zero.
+    """
+
+    def __init__(self) -> None:
+        self.entries: list[_Precomputed] = []
+        self.groups: list[tuple[slice, GroupedQuantizer]] = []
+        self.in_step = False
+        self._key: list | None = None
+
+    @contextmanager
+    def active(self, model: nn.Module, groups: int = 1) -> Iterator[None]:
+        """Quantize now; layers use it inside, and in the backward pass.
+
+        Args:
+            model: Whose quantized layers are meant; calibrated.
+            groups: In how many launches. The gradients of a group appear
+                together, when the backward pass is through all of its layers:
+                with several groups, ranks exchange the first ones meanwhile.
+        """
+        self._prepare(model, groups)
+        if self.entries:
+            self._quantize()
+        self.in_step = True
+        try:
+            yield
+        finally:
+            self.in_step = False
+
+    def is_valid(self) -> bool:
+        """Whether layers may use what was precomputed.
+
+        After the step, its backward pass alone may: the weights change
+        between steps.
+        """
+        return self.in_step or (
+            not torch.compiler.is_compiling()
+            and torch._C._current_graph_task_id() != -1
+        )
+
+    def _prepare(self, model: nn.Module, groups: int) -> None:
+        """Choose the layers, unless nothing changed since the last step."""
+        candidates = [
+            (layer, params)
+            for layer in model.modules()
+            if isinstance(layer, QuantLayer)
+            and (params := _params(layer)) is not None
+        ]
+        key = [
+            (id(layer), p.qmin, p.qmax, p.grad_scale) for layer, p in candidates
+        ]
+        if candidates:
+            weight = candidates[0][0].product_weight
+            key.append((weight.device, wants_kernel(weight), groups))
+        if key == self._key:
+            return
+        self._key = key
+        for entry in self.entries:
+            entry.layer.precomputed = None
+        self.entries, ranges = [], []
+        for layer, params in candidates:
+            weight = layer.product_weight
+            if can_group(weight, params.step) and wants_kernel(weight):
+                entry = _Precomputed(self, layer)
+                layer.precomputed = entry
+                self.entries.append(entry)
+                ranges.append(
+                    WeightRange(params.qmin, params.qmax, params.grad_scale)
+                )
+        self.groups = []
+        size = max(1, -(-len(ranges) // groups))
+        for start in range(0, len(ranges), size):
+            part = slice(start, start + size)
+            self.groups.append((part, GroupedQuantizer(ranges[part])))
+
+    def _quantize(self) -> None:
+        # read anew: the parameters may have been replaced
+        weights = [entry.layer.product_weight for entry in self.entries]
+        steps = [
+            getattr(entry.layer.weight_quantizer, 'step')  # noqa: B009
+            for entry in self.entries
+        ]
+        dtype = operand_dtype(weights[0])
+        for part, group in self.groups:
+            results = group(weights[part], steps[part], dtype)
+            for entry, weight, result in zip(
+                self.entries[part], weights[part], results, strict=True
+            ):
+                entry.weight, entry.result, entry.dtype = weight, result, dtype
+
+
+class _Precomputed:
+    """The quantized weight of one layer."""
+
+    def __init__(self, owner: GroupedWeights, layer: QuantLayer) -> None:
+        self.owner, self.layer = owner, layer
+        self.weight: Tensor | None = None
+        self.result: Tensor | None = None
+        self.dtype = torch.float32
+
+    def __call__(self, weight: Tensor) -> Tensor | None:
+        if (
+            weight is not self.weight
+            or not self.owner.is_valid()
+            # a region without autocast wants another dtype
+            or operand_dtype(weight) != self.dtype
+        ):
+            return None
+        return self.result
+
+
+def _params(layer: QuantLayer) -> QParams | None:
+    """How the weight is quantized, if by a learned step along axis 0."""
+    quantizer = layer.weight_quantizer
+    if (
+        not layer.multiplies_by_weight
+        or not isinstance(quantizer, Quantizer)
+        or quantizer.bits == FLOAT_BITS
+        or not isinstance(layer.product_weight, nn.Parameter)
+        or quantizer.channel_axis != 0
+    ):
+        return None
+    params = quantizer.qparams(layer.product_weight)
+    return None if params is None or params.offset is not None else params
+
+
+def operand_dtype(operand: Tensor) -> torch.dtype:
+    """What a product makes of a float32 operand: autocast may shorten it."""
+    device = operand.device.type
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return operand.dtype

@@ -1,0 +1,343 @@
+"""A batch norm and what follows it, in one pass over memory each way.
+
+::
+
+    x = act(batch_norm(z) + identity)        normalise
+    q = quantize(act(batch_norm(z)))         normalise_quantize
+    x, x, quantize(x)                        norm_add_relu_quantize
+
+with batch statistics, ``act`` ReLU or nothing, and the quantizer that of
+:func:`~mmauxq.ops.learned_step_quantize` with one step. Separate operations
+read and write the feature map for each; here only ``z`` (and ``x``) are kept
+for the backward pass, which makes the rest again on the way.
+
+Values are rounded where separate operations would round, sums are taken in
+float32 and in an order that never changes.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_unary
+
+from .dispatch import (
+    KERNEL_DTYPES,
+    on_device,
+    runs_triton,
+    wants_kernel,
+)
+from .tiles import is_wide, power_of_two, splits_of
+
+# (elements of a tile, channels in it at the most) and warps, the best of a
+# sweep over the shapes of ResNet-50 on one NVIDIA H200; where programs sum
+# over tiles, also how many of them a multiprocessor has
+FORWARD_TILE = BACKWARD_TILE = (4096, 128)
+WARPS = 4
+STATISTICS_TILE, STATISTICS_WARPS, STATISTICS_PROGRAMS = (4096, 64), 8, 4
+REDUCE_TILE, REDUCE_WARPS, REDUCE_PROGRAMS = (1024, 64), 4, 16
+
+
+@dataclass
+class BatchNorm:
+    """What a batch norm knows of a batch.
+
+    Args:
+        mean: Of each channel, (C,), float32.
+        rstd: 1 / sqrt(variance + eps), likewise.
+        weight: (C,).
+        bias: (C,).
+    """
+
+    mean: Tensor
+    rstd: Tensor
+    weight: Tensor
+    bias: Tensor
+
+
+def has_kernels(x: Tensor) -> bool:
+    """Whether these ops run where ``x`` is."""
+    return wants_kernel(x) and runs_triton(x)
+
+
+def can_normalise(
+    z: Tensor, weight: Tensor | None, bias: Tensor | None
+) -> bool:
+    """Whether these ops take a feature map: (N, C, H, W), channels last."""
+    return (
+        has_kernels(z)
+        and z.dim() == 4
+        and z.dtype in KERNEL_DTYPES
+        and z.numel() > z.shape[1] > 0
+        and z.is_contiguous(memory_format=torch.channels_last)
+        and weight is not None
+        and bias is not None
+        and weight.device == bias.device == z.device
+    )
+
+
+def _tiles(z: Tensor, tile: tuple[int, int]) -> tuple[int, int, dict]:
+    """Rows and columns of tiles, and the arguments that describe them."""
+    values, width = tile
+    channels = z.shape[1]
+    rows = z.numel() // channels
+    width = min(power_of_two(channels), width)
+    height = min(power_of_two(rows), values // width)
+    arguments = dict(
+        rows=rows, channels=channels, ROWS=height, CHANNELS=width,
+        WIDE=is_wide(z),
+    )  # fmt: skip
+    return -(-rows // height), -(-channels // width), arguments
+
+
+def _split_tiles(
+    z: Tensor, tile: tuple[int, int], programs_each: int
+) -> tuple[int, dict]:
+    """Programs that sum over several tiles each, and their arguments."""
+    blocks, columns, arguments = _tiles(z, tile)
+    splits, repeats = splits_of(blocks, columns, z, programs_each)
+    arguments.update(repeats=repeats, splits=splits)
+    return splits * columns, arguments
+
+
+@torch.no_grad()
+def batch_statistics(
+    z: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float,
+    eps: float,
+) -> BatchNorm:
+    """Mean and variance of a batch; updates the running ones.
+
+    Args:
+        z: As :func:`can_normalise` demands.
+        weight: As of :func:`torch.nn.functional.batch_norm`; the others too.
+    """
+    from .norm_triton import finish_kernel, statistics_kernel
+
+    programs, tiles = _split_tiles(z, STATISTICS_TILE, STATISTICS_PROGRAMS)
+    channels, splits = z.shape[1], tiles['splits']
+    partial = torch.empty(
+        2, splits, channels, dtype=torch.float32, device=z.device
+    )
+    mean, rstd = torch.empty_like(partial[:, 0])
+    width = min(power_of_two(channels), 16)
+    with on_device(z):
+        statistics_kernel[(programs,)](
+            z, partial, **tiles, num_warps=STATISTICS_WARPS
+        )
+        finish_kernel[(-(-channels // width),)](
+            z,
+            partial,
+            mean,
+            rstd,
+            mean if running_mean is None else running_mean,
+            rstd if running_var is None else running_var,
+            tiles['rows'],
+            channels,
+            splits,
+            eps,
+            momentum,
+            RUNNING=running_mean is not None,
+            SPLITS=min(power_of_two(splits), 128),
+            CHANNELS=width,
+            num_warps=4,
+        )
+    return BatchNorm(mean, rstd, weight, bias)
+
+
+def normalise(
+    z: Tensor, norm: BatchNorm, identity: Tensor | None, relu: bool
+) -> Tensor:
+    """``act(batch_norm(z) + identity)``.
+
+    Args:
+        z: (N, C, H, W), channels last.
+        norm: Of :func:`batch_statistics` for ``z``; gradients reach ``z``
+            through the statistics too.
+        identity: Of the shape, dtype and layout of ``z``, or ``None``.
+        relu: Whether ``act`` is ReLU.
+    """
+    if has_torch_function_unary(z):
+        return handle_torch_function(normalise, (z,), z, norm, identity, relu)
+    return _Normalise.apply(
+        z, norm.weight, norm.bias, identity, None, norm, relu, None
+    )
+
+
+def normalise_quantize(
+    z: Tensor,
+    norm: BatchNorm,
+    relu: bool,
+    step: Tensor,
+    qmin: int,
+    qmax: int,
+    grad_scale: float,
+) -> Tensor:
+    """``learned_step_quantize(act(batch_norm(z)), step, ...)``.
+
+    Args:
+        z: As of :func:`normalise`, with the next two.
+        step: Of one element, positive; the rest as of
+            :func:`~mmauxq.ops.learned_step_quantize`.
+    """
+    if has_torch_function_unary(z):
+        return handle_torch_function(
+            normalise_quantize, (z,), z, norm, relu, step, qmin, qmax,
+            grad_scale,
+        )  # fmt: skip
+    return _Normalise.apply(
+        z, norm.weight, norm.bias, None, step, norm, relu,
+        (qmin, qmax, grad_scale),
+    )  # fmt: skip
+
+
+def norm_add_relu_quantize(
+    z: Tensor,
+    norm: BatchNorm,
+    identity: Tensor,
+    relu: bool,
+    step: Tensor,
+    qmin: int,
+    qmax: int,
+    grad_scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``x = normalise(...)``, again ``x``, and ``learned_step_quantize(x)``.
+
+    For a residual sum, which the next block, its quantizer and perhaps a tap
+    read. The two ``x`` lie in the same memory; with one for each reader, their
+    gradients are added in the same pass.
+
+    Args:
+        z: As of :func:`normalise`, with the next three.
+        step: As of :func:`normalise_quantize`, with the rest.
+    """
+    if has_torch_function_unary(z):
+        return handle_torch_function(
+            norm_add_relu_quantize, (z,), z, norm, identity, relu, step, qmin, qmax,
+            grad_scale,
+        )  # fmt: skip
+    return _Normalise.apply(
+        z, norm.weight, norm.bias, identity, step, norm, relu,
+        (qmin, qmax, grad_scale),
+    )  # fmt: skip
+
+
+def _launch(
+    kernel: Any, z: Tensor, programs: int, warps: int, *args: Any, **how: Any
+) -> None:
+    with on_device(z):
+        kernel[(programs,)](
+            *args, **how, num_warps=warps, enable_fp_fusion=False
+        )
+
+
+def _like(grad: Tensor | None, z: Tensor) -> Tensor | None:
+    """A gradient in the layout and dtype of ``z``."""
+    if grad is None or (grad.stride() == z.stride() and grad.dtype == z.dtype):
+        return grad
+    return torch.empty_like(z).copy_(grad)
+
+
+class _Normalise(torch.autograd.Function):
+    """x if there is no step, its codes if there is, and with a step and an
+    identity x twice and its codes."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        z: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        identity: Tensor | None,
+        step: Tensor | None,
+        norm: BatchNorm,
+        relu: bool,
+        codes: tuple[int, int, float] | None,
+    ) -> Tensor | tuple[Tensor, ...]:
+        from .norm_triton import forward_kernel
+
+        ctx.set_materialize_grads(False)
+        both = identity is not None and codes is not None
+        out = torch.empty_like(z)
+        x = torch.empty_like(z) if both else out
+        blocks, columns, tiles = _tiles(z, FORWARD_TILE)
+        qmin, qmax, _ = codes or (0, 1, 1.0)
+        _launch(
+            forward_kernel, z, blocks * columns, WARPS,
+            z, z if identity is None else identity, norm.mean, norm.rstd,
+            weight, bias, norm.mean if step is None else step, x, out,
+            QMIN=qmin, QMAX=qmax, IDENTITY=identity is not None, RELU=relu,
+            QUANTIZE=codes is not None, BOTH=both, **tiles,
+        )  # fmt: skip
+        # what a ReLU let through is seen in its result, unless that is codes
+        read = x if both or (relu and codes is None) else None
+        ctx.save_for_backward(
+            z, read, norm.mean, norm.rstd, weight, bias, step
+        )
+        ctx.has_identity = identity is not None
+        ctx.relu, ctx.codes = relu, codes
+        return (x, x.detach(), out) if both else out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        from .norm_triton import backward_kernel, reduce_kernel
+
+        z, x, mean, rstd, weight, bias, step = ctx.saved_tensors
+        grad, *others = (_like(grad, z) for grad in grads[::-1])
+        others = [other for other in others if other is not None]
+        if grad is None and not others:
+            return (None,) * 8
+        if grad is None:
+            grad = torch.zeros_like(z)
+        qmin, qmax, grad_scale = ctx.codes or (0, 1, 1.0)
+        given = (
+            grad, *[*others, z, z][:2], z, z if x is None else x, mean,
+            rstd, weight, bias, mean if step is None else step,
+        )  # fmt: skip
+        flags = dict(
+            QMIN=qmin, QMAX=qmax, RELU=ctx.relu, QUANTIZE=step is not None,
+            OTHERS=len(others), READ=x is not None,
+        )  # fmt: skip
+        programs, tiles = _split_tiles(z, REDUCE_TILE, REDUCE_PROGRAMS)
+        partial = torch.empty(
+            (2 if step is None else 3, tiles['splits'], z.shape[1]),
+            dtype=torch.float32,
+            device=z.device,
+        )
+        grad_identity = torch.empty_like(z) if ctx.has_identity else None
+        _launch(
+            reduce_kernel, z, programs, REDUCE_WARPS, *given, partial,
+            grad if grad_identity is None else grad_identity,
+            IDENTITY=ctx.has_identity, **flags, **tiles,
+        )  # fmt: skip
+        sums = partial.sum(1)
+        if grad_identity is not None:
+            # holds all that came in, in as many bits: one read instead of
+            # up to four
+            given = (grad_identity, *given[1:])
+            flags.update(RELU=False, QUANTIZE=False, OTHERS=0, READ=False)
+        grad_z = torch.empty_like(z)
+        blocks, columns, tiles = _tiles(z, BACKWARD_TILE)
+        _launch(
+            backward_kernel, z, blocks * columns, WARPS, *given, sums,
+            grad_z, **flags, **tiles,
+        )  # fmt: skip
+        grad_step = None
+        if step is not None:
+            grad_step = (sums[2].sum() * grad_scale).reshape(step.shape)
+            grad_step = grad_step.to(step.dtype)
+        return (
+            grad_z,
+            sums[1].to(weight.dtype),
+            sums[0].to(bias.dtype),
+            grad_identity,
+            grad_step,
+            None,
+            None,
+            None,
+        )

@@ -1,0 +1,360 @@
+"""Triton kernels of a batch norm and what follows it; see :mod:`.norm`.
+
+Memory is seen as (rows, channels), channels side by side: N H W rows for a
+channels-last feature map.
+"""
+
+import triton
+import triton.language as tl
+
+from .lsq_triton import quantized, slopes
+
+
+@triton.jit
+def places_of(block, column, rows, channels, ROWS, CHANNELS):
+    """Where a tile lies, which of it exists, and its channels."""
+    m = block * ROWS + tl.arange(0, ROWS)
+    c = column * CHANNELS + tl.arange(0, CHANNELS)
+    places = m[:, None] * channels + c[None, :]
+    return places, (m < rows)[:, None] & (c < channels)[None, :], c
+
+
+@triton.jit
+def row_of(ptr, c, channels):
+    """What belongs to each channel of a tile, (1, CHANNELS), float32."""
+    value = tl.load(ptr + c, mask=c < channels, other=0.0)
+    return value.to(tl.float32)[None, :]
+
+
+@triton.jit
+def statistics_kernel(
+    z_ptr,
+    partial_ptr,
+    rows,
+    channels,
+    repeats,
+    splits,
+    WIDE: tl.constexpr,
+    ROWS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    """Sums of ``z - z[0]`` and of its square, (2, splits, channels).
+
+    What is subtracted lies among the values, so that the variance does not
+    drown in the square of the mean.
+    """
+    columns = tl.cdiv(channels, CHANNELS)
+    column = tl.program_id(0) % columns
+    split = tl.program_id(0) // columns
+    first = split * repeats
+    if WIDE:
+        first = first.to(tl.int64)
+    total = tl.zeros([ROWS, CHANNELS], dtype=tl.float32)
+    squares = tl.zeros([ROWS, CHANNELS], dtype=tl.float32)
+    c = column * CHANNELS + tl.arange(0, CHANNELS)
+    start = row_of(z_ptr, c, channels)
+    i = 0
+    while i < repeats:  # the interpreter cannot count to a tensor
+        places, mask, _ = places_of(
+            first + i, column, rows, channels, ROWS, CHANNELS
+        )
+        z = tl.load(z_ptr + places, mask=mask, other=0.0).to(tl.float32)
+        d = tl.where(mask, z - start, 0.0)
+        total += d
+        squares += d * d
+        i += 1
+    out = partial_ptr + split * channels + c
+    tl.store(out, tl.sum(total, 0), mask=c < channels)
+    out += splits * channels
+    tl.store(out, tl.sum(squares, 0), mask=c < channels)
+
+
+@triton.jit
+def finish_kernel(
+    z_ptr,
+    partial_ptr,
+    mean_ptr,
+    rstd_ptr,
+    running_mean_ptr,
+    running_var_ptr,
+    rows,
+    channels,
+    splits,
+    eps,
+    momentum,
+    RUNNING: tl.constexpr,
+    SPLITS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    """Mean and 1 / standard deviation of each channel, from partial sums."""
+    c = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
+    total = tl.zeros([SPLITS, CHANNELS], dtype=tl.float32)
+    squares = tl.zeros([SPLITS, CHANNELS], dtype=tl.float32)
+    first = 0
+    while first < splits:
+        places, mask, _ = places_of(
+            first // SPLITS, tl.program_id(0), splits, channels, SPLITS,
+            CHANNELS,
+        )  # fmt: skip
+        total += tl.load(partial_ptr + places, mask=mask, other=0.0)
+        places += splits * channels
+        squares += tl.load(partial_ptr + places, mask=mask, other=0.0)
+        first += SPLITS
+    exists = c < channels
+    n = rows * 1.0
+    shift = tl.sum(total, 0) / n
+    var = tl.maximum(tl.sum(squares, 0) / n - shift * shift, 0.0)
+    start = tl.load(z_ptr + c, mask=exists, other=0.0).to(tl.float32)
+    mean = start + shift
+    tl.store(mean_ptr + c, mean, mask=exists)
+    tl.store(rstd_ptr + c, 1.0 / tl.sqrt(var + eps), mask=exists)
+    if RUNNING:
+        old = tl.load(running_mean_ptr + c, mask=exists, other=0.0)
+        new = old + momentum * (mean - old)
+        tl.store(running_mean_ptr + c, new, mask=exists)
+        old = tl.load(running_var_ptr + c, mask=exists, other=0.0)
+        new = old + momentum * (var * (n / (n - 1.0)) - old)
+        tl.store(running_var_ptr + c, new, mask=exists)
+
+
+@triton.jit
+def activation(
+    z, identity, mean, factor, bias,
+    IDENTITY: tl.constexpr, RELU: tl.constexpr, TYPE: tl.constexpr,
+):  # fmt: skip
+    """What the batch norm and the operations after it make of ``z``.
+
+    Rounded where separate operations would round.
+    """
+    y = ((z - mean) * factor + bias).to(TYPE).to(tl.float32)
+    if IDENTITY:
+        y = (y + identity).to(TYPE).to(tl.float32)
+    if RELU:
+        y = tl.maximum(y, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    return y
+
+
+@triton.jit
+def forward_kernel(
+    z_ptr,
+    identity_ptr,
+    mean_ptr,
+    rstd_ptr,
+    weight_ptr,
+    bias_ptr,
+    step_ptr,
+    x_ptr,
+    out_ptr,
+    rows,
+    channels,
+    QMIN: tl.constexpr,
+    QMAX: tl.constexpr,
+    IDENTITY: tl.constexpr,
+    RELU: tl.constexpr,
+    QUANTIZE: tl.constexpr,
+    BOTH: tl.constexpr,
+    WIDE: tl.constexpr,
+    ROWS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    """Normalise, add, rectify, quantize: one tile for each program.
+
+    ``out`` is the last of these; with BOTH, ``x`` is what is quantized.
+    """
+    columns = tl.cdiv(channels, CHANNELS)
+    column = tl.program_id(0) % columns
+    block = tl.program_id(0) // columns
+    if WIDE:
+        block = block.to(tl.int64)
+    places, mask, c = places_of(block, column, rows, channels, ROWS, CHANNELS)
+    mean = row_of(mean_ptr, c, channels)
+    factor = row_of(rstd_ptr, c, channels) * row_of(weight_ptr, c, channels)
+    bias = row_of(bias_ptr, c, channels)
+    z = tl.load(z_ptr + places, mask=mask, other=0.0).to(tl.float32)
+    identity = z
+    if IDENTITY:
+        identity = tl.load(identity_ptr + places, mask=mask, other=0.0)
+        identity = identity.to(tl.float32)
+    y = activation(
+        z, identity, mean, factor, bias, IDENTITY, RELU,
+        z_ptr.dtype.element_ty,
+    )  # fmt: skip
+    if BOTH:
+        tl.store(x_ptr + places, y.to(x_ptr.dtype.element_ty), mask=mask)
+    if QUANTIZE:
+        step = tl.load(step_ptr).to(tl.float32)
+        inverse = tl.div_rn(1.0, step)
+        y = quantized(y, step, inverse, 0.0, QMIN, QMAX, False)
+    tl.store(out_ptr + places, y.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def incoming(
+    grad_ptr, other_ptr, more_ptr, z_ptr, x_ptr, places, mask, mean, factor,
+    bias, step, inverse, QMIN, QMAX, RELU: tl.constexpr,
+    QUANTIZE: tl.constexpr, OTHERS: tl.constexpr, READ: tl.constexpr,
+):  # fmt: skip
+    """Gradient of the batch norm's result; what an element adds to that of
+    the step; and z.
+
+    ``x`` is what the activation gave: read, or made again from z. ``other``
+    and ``more`` are its own gradients, on top of which comes that of a
+    quantizer; OTHERS says how many there are.
+    """
+    grad = tl.load(grad_ptr + places, mask=mask, other=0.0).to(tl.float32)
+    z = tl.load(z_ptr + places, mask=mask, other=0.0).to(tl.float32)
+    TYPE: tl.constexpr = z_ptr.dtype.element_ty
+    x = z
+    if READ:
+        x = tl.load(x_ptr + places, mask=mask, other=0.0).to(tl.float32)
+    elif QUANTIZE:
+        x = activation(z, z, mean, factor, bias, False, RELU, TYPE)
+    in_step = grad
+    if QUANTIZE:
+        grad, in_step, _ = slopes(
+            x, grad, step, inverse, 0.0, QMIN, QMAX, False
+        )
+    if OTHERS > 0:
+        other = tl.load(other_ptr + places, mask=mask, other=0.0)
+        other = other.to(tl.float32)
+        if OTHERS > 1:
+            more = tl.load(more_ptr + places, mask=mask, other=0.0)
+            other = (other + more.to(tl.float32)).to(TYPE).to(tl.float32)
+        grad = (grad + other).to(TYPE).to(tl.float32)
+    if RELU:
+        grad = tl.where(x > 0.0, grad, 0.0)
+    return grad, in_step, z
+
+
+@triton.jit
+def reduce_kernel(
+    grad_ptr,
+    other_ptr,
+    more_ptr,
+    z_ptr,
+    x_ptr,
+    mean_ptr,
+    rstd_ptr,
+    weight_ptr,
+    bias_ptr,
+    step_ptr,
+    partial_ptr,
+    grad_identity_ptr,
+    rows,
+    channels,
+    repeats,
+    splits,
+    QMIN: tl.constexpr,
+    QMAX: tl.constexpr,
+    IDENTITY: tl.constexpr,
+    RELU: tl.constexpr,
+    QUANTIZE: tl.constexpr,
+    OTHERS: tl.constexpr,
+    READ: tl.constexpr,
+    WIDE: tl.constexpr,
+    ROWS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    """Partial sums of the gradients of bias, weight and step,
+    (3, splits, channels); without a quantizer (2, splits, channels). With
+    IDENTITY also its gradient, that of the batch norm's result."""
+    columns = tl.cdiv(channels, CHANNELS)
+    column = tl.program_id(0) % columns
+    split = tl.program_id(0) // columns
+    first = split * repeats
+    if WIDE:
+        first = first.to(tl.int64)
+    c = column * CHANNELS + tl.arange(0, CHANNELS)
+    mean, rstd = row_of(mean_ptr, c, channels), row_of(rstd_ptr, c, channels)
+    factor = rstd * row_of(weight_ptr, c, channels)
+    bias = row_of(bias_ptr, c, channels)
+    step = 1.0
+    inverse = 1.0
+    if QUANTIZE:
+        step = tl.load(step_ptr).to(tl.float32)
+        inverse = tl.div_rn(1.0, step)
+    bias_sum = tl.zeros([ROWS, CHANNELS], dtype=tl.float32)
+    weight_sum = tl.zeros([ROWS, CHANNELS], dtype=tl.float32)
+    step_sum = tl.zeros([ROWS, CHANNELS], dtype=tl.float32)
+    i = 0
+    while i < repeats:
+        places, mask, _ = places_of(
+            first + i, column, rows, channels, ROWS, CHANNELS
+        )
+        g, in_step, z = incoming(
+            grad_ptr, other_ptr, more_ptr, z_ptr, x_ptr, places, mask, mean,
+            factor, bias, step, inverse, QMIN, QMAX, RELU, QUANTIZE, OTHERS,
+            READ,
+        )  # fmt: skip
+        if IDENTITY:
+            same = g.to(grad_identity_ptr.dtype.element_ty)
+            tl.store(grad_identity_ptr + places, same, mask=mask)
+        bias_sum += g
+        weight_sum = tl.fma(g, z - mean, weight_sum)
+        if QUANTIZE:
+            step_sum += in_step
+        i += 1
+    exists = c < channels
+    out = partial_ptr + split * channels + c
+    tl.store(out, tl.sum(bias_sum, 0), mask=exists)
+    out += splits * channels
+    rstd1 = tl.load(rstd_ptr + c, mask=exists, other=0.0)
+    tl.store(out, tl.sum(weight_sum, 0) * rstd1, mask=exists)
+    if QUANTIZE:
+        out += splits * channels
+        tl.store(out, tl.sum(step_sum, 0), mask=exists)
+
+
+@triton.jit
+def backward_kernel(
+    grad_ptr,
+    other_ptr,
+    more_ptr,
+    z_ptr,
+    x_ptr,
+    mean_ptr,
+    rstd_ptr,
+    weight_ptr,
+    bias_ptr,
+    step_ptr,
+    sums_ptr,
+    grad_z_ptr,
+    rows,
+    channels,
+    QMIN: tl.constexpr,
+    QMAX: tl.constexpr,
+    RELU: tl.constexpr,
+    QUANTIZE: tl.constexpr,
+    OTHERS: tl.constexpr,
+    READ: tl.constexpr,
+    WIDE: tl.constexpr,
+    ROWS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    """Gradient of ``z``; ``sums`` are those of bias and weight,
+    (2 or 3, channels)."""
+    columns = tl.cdiv(channels, CHANNELS)
+    column = tl.program_id(0) % columns
+    block = tl.program_id(0) // columns
+    if WIDE:
+        block = block.to(tl.int64)
+    places, mask, c = places_of(block, column, rows, channels, ROWS, CHANNELS)
+    mean, rstd = row_of(mean_ptr, c, channels), row_of(rstd_ptr, c, channels)
+    factor = rstd * row_of(weight_ptr, c, channels)
+    bias = row_of(bias_ptr, c, channels)
+    step = 1.0
+    inverse = 1.0
+    if QUANTIZE:
+        step = tl.load(step_ptr).to(tl.float32)
+        inverse = tl.div_rn(1.0, step)
+    g, _, z = incoming(
+        grad_ptr, other_ptr, more_ptr, z_ptr, x_ptr, places, mask, mean,
+        factor, bias, step, inverse, QMIN, QMAX, RELU, QUANTIZE, OTHERS, READ,
+    )  # fmt: skip
+    n = rows * 1.0
+    shift = factor * row_of(sums_ptr, c, channels) / n
+    slope = factor * rstd * row_of(sums_ptr + channels, c, channels) / n
+    grad_z = tl.fma(factor, g, -tl.fma(z - mean, slope, shift))
+    tl.store(
+        grad_z_ptr + places, grad_z.to(grad_z_ptr.dtype.element_ty), mask=mask
+    )

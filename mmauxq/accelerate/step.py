@@ -1,0 +1,209 @@
+"""A training step in the form that ``model.speed`` asks for."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from mmengine.dist import get_world_size
+from mmengine.logging import print_log
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from mmauxq.errors import UsageError
+
+from .cuda_graph import GraphedStep
+from .fused_norm import FusedBatchNorms, materialize
+from .grouped_weights import GroupedWeights
+from .kernels.dispatch import is_forced
+from .kernels.norm import has_kernels
+from .recompute import Recompute, compiling_for
+from .speed import Speed
+
+WEIGHT_GROUPS = 4
+"""In how many parts ranks exchange the gradients of quantized weights."""
+
+
+def accelerate(model: Any, speed: Any = None) -> 'AcceleratedStep':
+    """The training step of ``model``, made fast.
+
+    Args:
+        model: A :class:`mmauxq.algorithms.JointQAT`.
+        speed: Value of ``model.speed``: ``None``, ``'auto'`` or a dict, see
+            :class:`.speed.Speed`.
+
+    Raises:
+        UsageError: If an option is unknown, or the loss of the model is not
+            computed from the logits alone and shall be compiled or recorded.
+    """
+    return AcceleratedStep(model, Speed.from_config(speed))
+
+
+class AcceleratedStep:
+    """Runs ``model.compute``: eager, compiled, or recorded as CUDA graphs.
+
+    It has the methods of :class:`mmauxq.algorithms.step.Step`, which runs the
+    step as it is written.
+
+    Args:
+        model: Has ``compute``, from images (N, C, H, W) to the logits of F
+            and the outputs of the guidances; and ``recording``, a context in
+            which the taps are recorded.
+        speed: The options.
+    """
+
+    def __init__(self, model: Any, speed: Speed) -> None:
+        self.model, self.speed = model, speed
+        last = speed.channels_last
+        self.channels_last = torch.cuda.is_available() if last is None else last
+        if self.channels_last:
+            model.to(memory_format=torch.channels_last)
+        self._reset()
+
+    def _reset(self) -> None:
+        self.weights = GroupedWeights()
+        self.fused_norms = FusedBatchNorms()
+        self.recorded: GraphedStep | None = None
+        self.compiled: Callable | None = None
+        self._is_first = True
+        if self.speed.compile:
+            self._compile()
+        if self.speed.cuda_graph:
+            self._record()
+
+    def __getstate__(self) -> dict:
+        # recordings and compiled code belong to this process and this model
+        return dict(
+            model=self.model,
+            speed=self.speed,
+            channels_last=self.channels_last,
+        )
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._stale = True
+
+    def __call__(self, inputs: Tensor) -> tuple[Any, list]:
+        """``model.compute(inputs)`` in its fastest form.
+
+        Args:
+            inputs: (N, C, H, W).
+        """
+        if self.__dict__.pop('_stale', False):  # a copy of another step
+            self._reset()
+        inputs = self._laid_out(inputs)
+        is_first, self._is_first = self._is_first, False
+        if self.compiled is not None and not is_first:
+            with self._entered(compiled=True):
+                return self.compiled(inputs)
+        return (self.recorded or self._launched)(inputs)
+
+    def run(self, compute: Callable[[Tensor], Any], inputs: Tensor) -> Any:
+        """Another function of the images, eagerly, with the taps recorded."""
+        if self.__dict__.pop('_stale', False):
+            self._reset()
+        with self._entered():
+            return compute(self._laid_out(inputs))
+
+    @contextmanager
+    def eager(self) -> Iterator[None]:
+        """While active, no step is compiled or recorded, so that hooks on the
+        modules of F are called."""
+        forms = self.compiled, self.recorded
+        self.compiled = self.recorded = None
+        try:
+            yield
+        finally:
+            self.compiled, self.recorded = forms
+
+    def _laid_out(self, inputs: Tensor) -> Tensor:
+        if self.channels_last and inputs.dim() == 4:
+            return inputs.contiguous(memory_format=torch.channels_last)
+        return inputs
+
+    def _launched(self, inputs: Tensor) -> tuple[Any, list]:
+        """Kernel by kernel, with fused batch norms where they pay."""
+        wanted = self.recorded is not None or is_forced()
+        fused = wanted and has_kernels(inputs) and torch.is_grad_enabled()
+        if fused:
+            self._plan_fusions(inputs)
+        with self._entered(), ExitStack() as stack:
+            if fused:
+                stack.enter_context(self.fused_norms)
+            return self.model.compute(inputs)
+
+    @contextmanager
+    def _entered(self, compiled: bool = False) -> Iterator[None]:
+        """What surrounds a step: taps, weights and memory."""
+        groups = WEIGHT_GROUPS if get_world_size() > 1 else 1
+        with (
+            self.model.recording(),
+            self.weights.active(self.model.architecture, groups),
+            ExitStack() as stack,
+        ):
+            if compiled:
+                stack.enter_context(compiling_for(self.speed.memory))
+            elif self.speed.memory is not None:
+                stack.enter_context(Recompute(self.speed.memory))
+            yield
+
+    def _compile(self) -> None:
+        self._check_plain('compile', None)
+        options = self.speed.compile
+        options = {} if options is True else dict(options)  # type: ignore[arg-type]
+        options.pop('_scope_', None)
+        try:
+            self.compiled = torch.compile(self.model.compute, **options)
+        except (TypeError, RuntimeError) as error:
+            raise UsageError(
+                f'model.speed.compile: expected arguments of torch.compile, '
+                f'got {options}: {error}'
+            ) from error
+
+    def _record(self) -> None:
+        self._check_plain('cuda_graph', False)
+        if not torch.cuda.is_available():
+            print_log(
+                'JointQAT: there is no GPU, so that model.speed.cuda_graph '
+                'has no effect',
+                logger='current',
+                level=logging.WARNING,
+            )
+        self.recorded = GraphedStep(self._launched, self.model)
+
+    def _check_plain(self, option: str, without: object) -> None:
+        if self.model.has_own_loss:
+            architecture = self.model.architecture
+            raise UsageError(
+                f'model.speed.{option}: expected a head whose loss is computed '
+                f'from logits alone, got a {type(architecture.head).__name__} '
+                f'in a {type(architecture).__name__}; set '
+                f'model.speed.{option}={without}'
+            )
+
+    def _plan_fusions(self, inputs: Tensor) -> None:
+        """Once, in a pass of two images that leaves no trace."""
+        if self.fused_norms.fusions is not None:
+            return
+        model, few = self.model, inputs[:2]
+        recorders = model.all_recorders()
+        for recorder in recorders:
+            recorder.materialize = materialize
+        devices = [inputs.device] if inputs.is_cuda else []
+        buffers = [(b, b.clone()) for b in model.buffers()]
+        with (
+            torch.random.fork_rng(devices),
+            self._entered(),
+            self.fused_norms,
+        ):
+            logits = model.student(few)
+            tapped = [t for r in model.recorders for t in r.outputs().values()]
+            outputs = model.guide(few)
+            for guidance in model.guidances:
+                for recorder in guidance.recorders:
+                    tapped += recorder.outputs().values()
+            self.fused_norms.plan(tree_leaves((logits, outputs)), tapped)
+            model.release()
+        for buffer, value in buffers:
+            buffer.copy_(value)

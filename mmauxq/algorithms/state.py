@@ -1,0 +1,59 @@
+"""State dicts of JointQAT: what they hold, and which ones it takes."""
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from mmauxq.network.checkpoint import check_architecture
+
+if TYPE_CHECKING:
+    from .joint_qat import JointQAT
+
+
+def keep_all(
+    model: 'JointQAT', state: dict[str, Tensor], prefix: str, metadata: Any
+) -> None:
+    """State-dict hook: put back what a module of the architecture left out.
+
+    MMPretrain's LoRA keeps only the low-rank weights, because the others are
+    in the float checkpoint; the scales of the quantizers are not.
+    """
+    for path, module in model.named_modules():
+        inner = f'{prefix}{path}.' if path else prefix
+        own = dict(module._parameters) | {
+            name: buffer
+            for name, buffer in module._buffers.items()
+            if name not in module._non_persistent_buffers_set
+        }
+        for name, tensor in own.items():
+            if tensor is not None:
+                state.setdefault(inner + name, tensor.detach())
+
+
+def adapt_state(
+    model: 'JointQAT', state: dict[str, Tensor], prefix: str
+) -> None:
+    """Make a training, slim or float checkpoint one of ``model``.
+
+    Args:
+        model: What it is loaded into.
+        state: Changed in place: keys of F get the prefix ``architecture.``,
+            those of a guidance that ``model`` does not have go.
+        prefix: Of the keys of ``model``.
+
+    Raises:
+        UsageError: If it belongs to another architecture.
+    """
+    inner = f'{prefix}architecture.'
+    if not any(key.startswith(inner) for key in state):
+        for key in [k for k in state if k.startswith(prefix)]:
+            state[inner + key[len(prefix) :]] = state.pop(key)
+    if model.guidance is None:
+        for key in [k for k in state if k.startswith(f'{prefix}guidance.')]:
+            del state[key]
+    architecture = {
+        key[len(inner) :]: value
+        for key, value in state.items()
+        if key.startswith(inner)
+    }
+    check_architecture(model.architecture, architecture, 'checkpoint')

@@ -1,0 +1,347 @@
+"""The full-precision auxiliary module H: adaptors, aggregator, classifier."""
+
+import math
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from mmauxq.errors import UsageError
+from mmauxq.registry import MODELS
+
+from .auxiliary_bn import AuxiliaryBN
+from .base import Guidance, linear_classifier, pool, student_logits
+from .distance import build_distance
+from .taps import CHANNELS_LAST, IMAGE, MAP, TOKENS, Tap, TapRecorder
+from .tokens import resize_tokens, to_map
+
+INIT = (
+    dict(type='Kaiming', layer='Conv2d', mode='fan_out', nonlinearity='relu'),
+    dict(type='Constant', layer='BatchNorm2d', val=1),
+)
+
+
+@MODELS.register_module()
+class AuxAdaptorAggregator(Guidance):
+    """The auxiliary module: adaptors, an aggregator, a classifier of its own.
+
+    ::
+
+        g_0 = phi_0(stem's output)
+        g_p = ReLU(phi_p(O_p) + project(g_{p-1}))             p = 1..P
+        loss_aux = loss_weight * L(classifier(pool(g_P)), targets)
+
+    phi_p is a 1x1 convolution and a batch norm, ``project`` is the identity
+    where the shape stays and a strided 1x1 convolution and a batch norm where
+    it changes; all in full precision. For tokens (N, L, C) both are a linear
+    layer and a layer norm, and g is pooled where their number changes; class
+    tokens are carried along. The gradient of its loss reaches every
+    tapped block along a path without quantizers.
+
+    Its classifier may also teach F: ``guides_student`` adds
+    ``loss_to_student = loss_weight * d(logits of F, logits of H)``.
+
+    Source: Zhuang et al., Training Quantized Neural Networks with a
+    Full-precision Auxiliary Module, CVPR 2020, arXiv:1903.11236, section 3
+    (adaptor and aggregator: 3.1, joint training: 3.2).
+
+    Args:
+        taps: What is read from F, the stem's output first.
+        head: The head of F; its loss module is used here too.
+        num_classes: K.
+        loss_weight: Weight of the auxiliary loss.
+        width_ratio: Channels of g_p over those of O_p, in (0, 1]. 1 is the
+            paper's. Narrower ones make each adaptor a bottleneck and cost
+            about that much less.
+        groups: Groups of the convolutions phi; they must divide the channels
+            of every tapped block and of every g_p.
+        guides_student: Config of the distance d, a loss of mmrazor such as
+            ``dict(type='mmrazor.KLDivergence', tau=1.0, loss_weight=1.0)``,
+            which lets no gradient into the logits of H unless it has
+            ``teacher_detach=False``; ``None`` for no such term.
+        separate_bn: Whether H reads a second pass through F, with batch norms
+            of its own, as in the first version of the paper; see
+            :class:`.auxiliary_bn.AuxiliaryBN`. By default both share one
+            pass, as in the second version.
+        dtype: ``'float32'`` or ``None``, see :class:`.base.Guidance`.
+        init_cfg: MMEngine's config of the initialisation; by default that of
+            mmpretrain's ResNet.
+
+    Raises:
+        UsageError: If an argument is out of its range, or a tap is neither a
+            feature map nor tokens.
+    """
+
+    uses_stem = True
+    gives_aux_logits = True
+
+    def __init__(
+        self,
+        taps: Sequence[Tap],
+        head: nn.Module,
+        num_classes: int,
+        loss_weight: float = 1.0,
+        width_ratio: float = 1.0,
+        groups: int = 1,
+        guides_student: dict | None = None,
+        separate_bn: bool = False,
+        dtype: str | None = 'float32',
+        init_cfg: dict | Sequence[dict] = INIT,
+    ) -> None:
+        super().__init__(
+            taps, head, num_classes, loss_weight, dtype, list(init_cfg)
+        )
+        _check_arguments(taps, width_ratio, groups, separate_bn)
+        self.separate_bn = separate_bn
+        self.second_pass: AuxiliaryBN | None = None
+        blocks: dict[str, list[Tap]] = {}
+        for tap in taps:
+            blocks.setdefault(tap.module, []).append(tap)
+        self.names = [tap.name for tap in taps]
+        self.shapes = [tap.shape for tap in taps]
+        self.parts = [[tap.name for tap in block] for block in blocks.values()]
+        self.adaptors = nn.ModuleList()
+        g: Tap | None = None
+        for block in blocks.values():
+            adaptor = Adaptor(block, g, width_ratio, groups)
+            self.adaptors.append(adaptor)
+            g = adaptor.result
+        assert g is not None
+        self.layout = g.layout
+        self.head = linear_classifier(head, g.channels, num_classes)
+        self.guides_student = None
+        if guides_student is not None:
+            self.guides_student = build_distance(
+                guides_student, 'guidance.guides_student', num_classes
+            )
+
+    def attach(self, network: nn.Module, recorder: TapRecorder) -> TapRecorder:
+        """With ``separate_bn``, nothing is read in F's own pass."""
+        if not self.separate_bn:
+            return recorder
+        self.second_pass = AuxiliaryBN(network, recorder)
+        self.recorders.append(recorder)
+        return TapRecorder(network, [])
+
+    def prepare(self, network: nn.Module) -> None:
+        """The batch norms of a second pass start as those of F."""
+        if self.second_pass is not None:
+            self.second_pass.prepare()
+
+    def forward(self, outputs: dict[str, Tensor]) -> Tensor:
+        """Logits of the auxiliary classifier, (N, K).
+
+        Args:
+            outputs: Name of a tap -> O_p, (N, *shape of the tap); with
+                ``separate_bn`` the images, (N, C, H, W).
+        """
+        if self.second_pass is not None:
+            outputs = self.second_pass(outputs[IMAGE])
+        with self.precision():
+            g = None
+            for names, adaptor in zip(self.parts, self.adaptors, strict=True):
+                g = adaptor([self.cast(outputs[name]) for name in names], g)
+            return self.head((pool(g, self.layout),))
+
+    def losses(
+        self,
+        output: Tensor,
+        logits: Tensor | None,
+        aux_logits: Tensor | None,
+        data_samples: list,
+    ) -> dict[str, Tensor]:
+        """``loss_aux`` and ``loss_to_student``, weighted.
+
+        Args:
+            output: Logits of the auxiliary classifier, (N, K).
+            logits: Logits of F, (N, K).
+            aux_logits: The same as ``output``.
+            data_samples: With the targets.
+        """
+        loss = self.head._get_loss(output, data_samples)['loss']
+        losses = dict(loss_aux=loss * self.loss_weight)
+        if self.guides_student is not None:
+            distance = self.guides_student(student_logits(logits), output)
+            losses['loss_to_student'] = distance * self.loss_weight
+        return losses
+
+
+def _check_arguments(
+    taps: Sequence[Tap], width_ratio: object, groups: object, separate_bn: object
+) -> None:
+    if (
+        isinstance(width_ratio, bool)
+        or not isinstance(width_ratio, (int, float))
+        or not 0 < width_ratio <= 1
+    ):
+        raise UsageError(
+            'guidance.width_ratio: expected a number above 0, at most 1, got '
+            f'{width_ratio!r}'
+        )
+    if isinstance(groups, bool) or not isinstance(groups, int) or groups < 1:
+        raise UsageError(
+            f'guidance.groups: expected an integer from 1, got {groups!r}'
+        )
+    if not isinstance(separate_bn, bool):
+        raise UsageError(
+            'guidance.separate_bn: expected True or False, got '
+            f'{separate_bn!r}'
+        )
+    for tap in taps:
+        if len(tap.shape) not in (2, 3):
+            raise UsageError(
+                'taps: expected feature maps (C, H, W) or tokens (L, C) per '
+                f'sample, got shape {tap.shape} from {tap.name}'
+            )
+
+
+class Adaptor(BaseModule):
+    """One step of the aggregator: ``g_p = ReLU(phi(O_p) + project(g))``.
+
+    The first one, on the stem's output, is ``g_0 = phi(O_0)``. A block that
+    gives several tensors has a ``phi`` for each, and their sum, at the
+    smallest of the sizes, is adapted.
+
+    Args:
+        taps: The block output O_p; several if the block gives several.
+        previous: Layout and shape of g_{p-1}, ``None`` for the first.
+        width_ratio: Channels of g_p over those of O_p.
+        groups: Groups of the convolutions phi.
+
+    Attributes:
+        result: Layout and shape of g_p: a map or tokens.
+    """
+
+    def __init__(
+        self,
+        taps: Sequence[Tap],
+        previous: Tap | None,
+        width_ratio: float,
+        groups: int,
+    ) -> None:
+        super().__init__()
+        plain = [_as_map(tap) for tap in taps]
+        maps = [tap for tap in plain if tap.layout == MAP]
+        # the deepest: smallest, and then widest
+        main = min(
+            maps or plain, key=lambda tap: (_positions(tap), -tap.channels)
+        )
+        width = max(round(main.channels * width_ratio), 1)
+        self.layouts = [tap.layout for tap in taps]
+        phi = [self._phi(tap, width, groups) for tap in taps]
+        self.phi = phi[0] if len(phi) == 1 else nn.ModuleList(phi)
+        shape = (
+            (width, *main.shape[1:])
+            if main.layout == MAP
+            else (main.shape[0], width)
+        )
+        self.result = Tap(main.name, shape, main.layout)
+        self.project: nn.Module | None = None
+        if previous is None:
+            return
+        self.project = nn.Identity()
+        if main.layout == MAP:
+            # blocks round an odd size up (padding) or down (pooling)
+            stride = 1
+            if previous.layout == MAP:
+                stride = max(round(previous.shape[1] / main.shape[1]), 1)
+            if stride > 1 or previous.channels != width:
+                self.project = conv_bn(previous.channels, width, stride)
+        elif previous.channels != width or _positions(previous) != _positions(
+            main
+        ):
+            self.project = linear_norm(previous.channels, width)
+
+    def _phi(self, tap: Tap, width: int, groups: int) -> nn.Sequential:
+        channels = _as_map(tap).channels
+        if tap.layout == TOKENS:
+            if groups > 1:
+                raise UsageError(
+                    'guidance.groups: expected 1 for tokens, which are '
+                    f'adapted by linear layers, got {groups} ({tap.name})'
+                )
+            return linear_norm(channels, width)
+        if channels % groups or width % groups:
+            raise UsageError(
+                f'guidance.groups: expected a divisor of the {channels} '
+                f'channels of {tap.name} and of the {width} of its adaptor, '
+                f'got {groups}'
+            )
+        return conv_bn(channels, width, groups=groups)
+
+    def _adapt(self, outputs: Sequence[Tensor]) -> Tensor:
+        phi = [self.phi] if len(self.layouts) == 1 else self.phi
+        adapted = [
+            module(x.permute(0, 3, 1, 2) if layout == CHANNELS_LAST else x)
+            for module, layout, x in zip(
+                phi, self.layouts, outputs, strict=True
+            )
+        ]
+        if len(adapted) == 1:
+            return adapted[0]
+        if self.result.layout == MAP:
+            maps = [x for x in adapted if x.dim() == 4]
+            size = min((x.shape[-2:] for x in maps), key=math.prod)
+            adapted = [
+                F.adaptive_avg_pool2d(x if x.dim() == 4 else to_map(x), size)
+                for x in adapted
+            ]
+        else:
+            count = min(x.shape[1] for x in adapted)
+            adapted = [resize_tokens(x, count) for x in adapted]
+        return sum(adapted[1:], adapted[0])
+
+    def forward(self, outputs: Sequence[Tensor], g: Tensor | None) -> Tensor:
+        """O_p and g_{p-1} to g_p: (N, width, H, W) or (N, L, width)."""
+        adapted = self._adapt(outputs)
+        if g is None or self.project is None:
+            return adapted
+        if adapted.dim() == 4:
+            if g.dim() == 3:
+                g = to_map(g, adapted.shape[-2:])
+            g = self.project(g)
+            if g.shape[-2:] != adapted.shape[-2:]:
+                g = F.adaptive_avg_pool2d(g, adapted.shape[-2:])
+        else:
+            if g.dim() == 4:
+                g = g.flatten(2).transpose(1, 2)
+            g = resize_tokens(self.project(g), adapted.shape[1])
+        return F.relu(adapted + g)
+
+
+def conv_bn(
+    in_channels: int, out_channels: int, stride: int = 1, groups: int = 1
+) -> nn.Sequential:
+    """1x1 convolution + batch norm, full precision."""
+    return nn.Sequential(
+        nn.Conv2d(
+            in_channels,
+            out_channels,
+            1,
+            stride=stride,
+            groups=groups,
+            bias=False,
+        ),
+        nn.BatchNorm2d(out_channels),
+    )
+
+
+def linear_norm(in_channels: int, out_channels: int) -> nn.Sequential:
+    """Linear layer + layer norm, full precision: the same for tokens."""
+    return nn.Sequential(
+        nn.Linear(in_channels, out_channels, bias=False),
+        nn.LayerNorm(out_channels),
+    )
+
+
+def _as_map(tap: Tap) -> Tap:
+    """The same place, with a channels-last map as a map."""
+    if tap.layout != CHANNELS_LAST:
+        return tap
+    height, width, channels = tap.shape
+    return Tap(tap.name, (channels, height, width), MAP)
+
+
+def _positions(tap: Tap) -> int:
+    return math.prod(tap.shape[1:] if tap.layout == MAP else tap.shape[:1])

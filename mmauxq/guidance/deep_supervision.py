@@ -1,0 +1,92 @@
+"""Deep supervision: a classifier on each tapped output."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mmauxq.registry import MODELS
+
+from .base import Guidance, check_weights, linear_classifier, pool
+from .taps import Tap
+
+
+@MODELS.register_module()
+class IntermediateClassifiers(Guidance):
+    """A full-precision classifier on each tapped output.
+
+    ::
+
+        loss_p = loss_weight * alpha_p * L(classifier_p(pool(O_p)), targets)
+
+    Sources: Lee et al., Deeply-Supervised Nets, arXiv:1409.5185; the rival
+    "additional loss" of the auxiliary module's paper, arXiv:1903.11236.
+
+    Args:
+        taps: What is read from F.
+        head: The head of F; its loss module is used here too.
+        num_classes: K.
+        loss_weight: Factor on all losses.
+        alphas: Weight of each classifier, in the order of the taps, not
+            negative; one number for all.
+        dtype: ``'float32'`` or ``None``, see :class:`.base.Guidance`.
+
+    Raises:
+        UsageError: If there are more or fewer weights than taps, or one is
+            negative.
+    """
+
+    def __init__(
+        self,
+        taps: Sequence[Tap],
+        head: nn.Module,
+        num_classes: int,
+        loss_weight: float = 1.0,
+        alphas: float | Sequence[float] = 1.0,
+        dtype: str | None = 'float32',
+        init_cfg: dict | list | None = None,
+    ) -> None:
+        super().__init__(taps, head, num_classes, loss_weight, dtype, init_cfg)
+        self.taps = list(taps)
+        self.alphas = check_weights(alphas, taps, 'guidance.alphas')
+        self.classifiers = nn.ModuleList(
+            linear_classifier(head, tap.channels, num_classes) for tap in taps
+        )
+
+    def forward(self, outputs: dict[str, Tensor]) -> Tensor:
+        """Logits of all classifiers, (P, N, K)."""
+        with self.precision():
+            return torch.stack(
+                [
+                    classifier(
+                        (pool(self.cast(outputs[tap.name]), tap.layout),)
+                    )
+                    for tap, classifier in zip(
+                        self.taps, self.classifiers, strict=True
+                    )
+                ]
+            )
+
+    def losses(
+        self,
+        output: Tensor,
+        logits: Tensor | None,
+        aux_logits: Tensor | None,
+        data_samples: list,
+    ) -> dict[str, Tensor]:
+        """``loss_TAP`` for each tap, weighted.
+
+        Args:
+            output: Logits of all classifiers, (P, N, K).
+            logits: Not used.
+            aux_logits: Not used.
+            data_samples: With the targets.
+        """
+        losses = {}
+        for tap, alpha, classifier, tap_logits in zip(
+            self.taps, self.alphas, self.classifiers, output, strict=True
+        ):
+            name = tap.name.removeprefix('backbone.')
+            loss = classifier._get_loss(tap_logits, data_samples)['loss']
+            losses[f'loss_{name}'] = loss * alpha * self.loss_weight
+        return losses

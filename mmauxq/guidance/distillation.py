@@ -1,0 +1,393 @@
+"""Knowledge distillation from a float teacher."""
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from mmengine.logging import print_log
+from mmengine.model import ModuleList
+from mmengine.runner import CheckpointLoader
+from torch import Tensor, nn
+
+from mmauxq.errors import UsageError
+from mmauxq.network import (
+    TrainingPass,
+    forked_generators,
+    probing,
+    sample_images,
+)
+from mmauxq.network.checkpoint import check_architecture, normalise
+from mmauxq.network.profile import logits_in
+from mmauxq.quantizers.base import flag
+from mmauxq.registry import MODELS
+
+from .base import Guidance, check_weights, student_logits
+from .distance import build_connector, build_distance, comparable
+from .find_taps import STAGE_ENDS, Taps, find_taps
+from .taps import IMAGE, MAP, Tap
+from .teacher import Teacher, build_network
+
+KL = dict(type='mmrazor.KLDivergence')
+
+
+@MODELS.register_module()
+class KnowledgeDistillation(Guidance):
+    """A float teacher, frozen or trained along.
+
+    ::
+
+        loss_logits  = loss_weight * d(logits of F, logits of the teacher)
+        loss_p       = loss_weight * beta_p * d_p(c_p(O_p), T_p)
+        loss_to_aux  = loss_weight * d'(logits of H, logits of the teacher)
+        loss_teacher = L(logits of the teacher, targets)       if it is trained
+
+    O_p and T_p are the outputs of F and of the teacher at tap p, c_p a
+    connector that exists in training only. All distances are losses of
+    mmrazor, computed in float32. Its recorders are not used: they keep
+    tensors that a later in-place ReLU overwrites.
+
+    Without ``teacher``, F's own architecture in floating point teaches, and
+    without ``checkpoint`` it has the weights that F starts from: the teacher
+    of the LSQ paper (arXiv:1902.08153, section 3.7), with its temperature 1
+    and equal weights.
+
+    A frozen teacher runs in evaluation mode without gradient. Training
+    checkpoints hold it, so that a resumed run has the same teacher even if
+    its file is gone; slim checkpoints do not.
+
+    Sources: Hinton et al., Distilling the Knowledge in a Neural Network,
+    arXiv:1503.02531 (logits); Romero et al., FitNets, arXiv:1412.6550
+    (connectors); Zagoruyko and Komodakis, Paying More Attention to Attention,
+    arXiv:1612.03928; Mishra and Marr, Apprentice, arXiv:1711.05852 (low-bit
+    students, the teacher trained along).
+
+    Args:
+        taps: What is read from F: the images, then the features to compare.
+        head: The head of F.
+        num_classes: K.
+        network: F in floating point, copied if it is the teacher.
+        data_preprocessor: Of F.
+        teacher: Config of an image classifier: ``'mmpretrain::...'``, a file,
+            or a dict; ``None`` for F's architecture.
+        checkpoint: Of the teacher, a file or URL; ``None`` only if there is
+            no ``teacher``, or it is trained along.
+        train_teacher: Whether the teacher is trained along, with its own task
+            loss.
+        logits: Config of the distance of the logits; ``None`` for no such
+            term. A temperature far above 1 is known to hurt low-bit students.
+        features: Config of the distance at each tap, e.g.
+            ``dict(type='mmrazor.ATLoss', loss_weight=1000.0)``.
+        betas: Weight of each tap, or one for all, not negative.
+        teacher_taps: Places in the teacher, in the order of the taps; by
+            default those of the same names, or else the ends of its stages.
+        connector: Config of the module that maps F's features to the
+            teacher's, e.g.
+            ``dict(type='mmrazor.ConvModuleConnector', act_cfg=None)``.
+        guides_aux: Config of the distance of the auxiliary module's logits
+            from the teacher's; ``None`` for no such term.
+        least_accuracy: Top-1 in percent on the validation data below which
+            training is refused; by default a tenth of the way from guessing
+            to 100.
+        loss_weight: Factor on all losses except the teacher's own.
+        dtype: Of the connectors, ``'float32'`` or ``None``, see
+            :class:`.base.Guidance`.
+        init_cfg: MMEngine's config of the initialisation of the connectors.
+
+    Raises:
+        UsageError: If the teacher has other classes, another input size, or
+            other numbers of taps; or there are more or fewer weights than
+            taps.
+    """
+
+    uses_image = True
+    ready: Tensor
+
+    def __init__(
+        self,
+        taps: Sequence[Tap],
+        head: nn.Module,
+        num_classes: int,
+        network: nn.Module,
+        data_preprocessor: nn.Module | None = None,
+        teacher: str | dict | None = None,
+        checkpoint: str | None = None,
+        train_teacher: bool = False,
+        logits: dict | None = KL,
+        features: dict | None = None,
+        betas: float | Sequence[float] = 1.0,
+        teacher_taps: str | Sequence[str] | None = None,
+        connector: dict | None = None,
+        guides_aux: dict | None = None,
+        least_accuracy: float | None = None,
+        loss_weight: float = 1.0,
+        dtype: str | None = 'float32',
+        init_cfg: dict | list | None = None,
+    ) -> None:
+        super().__init__(taps, head, num_classes, loss_weight, dtype)
+        image, *taps = taps
+        if not (logits or features or guides_aux):
+            raise UsageError(
+                'guidance: expected `logits`, `features` or `guides_aux`, got '
+                'a KnowledgeDistillation that compares nothing'
+            )
+        if taps and not features:
+            raise UsageError(
+                'guidance.features: expected a distance, which the taps of '
+                'KnowledgeDistillation are for, got None'
+            )
+        if least_accuracy is None:
+            guessing = 100 / num_classes
+            least_accuracy = guessing + (100 - guessing) / 10
+        self.least_accuracy = least_accuracy
+        self.train_teacher = train_teacher
+        model = self._build_teacher(network, teacher, checkpoint, image)
+        _check_fits(model, image, num_classes)
+        teacher_places = _teacher_taps(model, taps, teacher_taps, image)
+        self.teacher = Teacher(
+            model, teacher_places, data_preprocessor, train_teacher
+        )
+        self.recorders.append(self.teacher.recorder)
+        self.names = [tap.name for tap in taps]
+        self.betas = check_weights(betas, taps, 'guidance.betas')
+        self.logits = self.guides_aux = self.features = None
+        if logits:
+            self.logits = build_distance(
+                logits, 'guidance.logits', num_classes
+            )
+        if guides_aux:
+            self.needs_aux_logits = True
+            self.guides_aux = build_distance(
+                guides_aux, 'guidance.guides_aux', num_classes
+            )
+        if features:
+            self.features = build_distance(features, 'guidance.features')
+        if connector and any(tap.layout != MAP for tap in taps):
+            raise UsageError(
+                'guidance.connector: expected taps with feature maps '
+                f'(C, H, W), got {tuple(taps[0].shape)} from {taps[0].name}'
+            )
+        self.connectors = ModuleList(
+            (
+                build_connector(
+                    connector,
+                    tap.channels,
+                    place.channels,
+                    'guidance.connector',
+                )
+                if connector
+                else nn.Identity()
+                for tap, place in zip(taps, teacher_places.taps, strict=True)
+            ),
+            init_cfg,
+        )
+        self._check_features(taps, teacher_places.taps)
+
+    @classmethod
+    def default_taps(cls, config: dict) -> str | None:
+        """The ends of the stages if features are compared, else nothing."""
+        return STAGE_ENDS if config.get('features') else None
+
+    # --- the teacher -------------------------------------------------------
+
+    def _build_teacher(
+        self,
+        student: nn.Module,
+        teacher: str | dict | None,
+        checkpoint: str | None,
+        image: Tap,
+    ) -> nn.Module:
+        if teacher is None:
+            model, self.size = copy.deepcopy(student), None
+            self.title = f'{type(model.backbone).__name__}, as F in float'
+        else:
+            model, self.size = build_network(teacher)
+            self.title = type(model.backbone).__name__
+            if checkpoint is None and not self.train_teacher:
+                raise UsageError(
+                    'guidance.checkpoint: expected the checkpoint of a frozen '
+                    'teacher, got None; set it, or train_teacher=True'
+                )
+        self.check_size(image.shape[-1])
+        self._has_start = teacher is None or checkpoint is not None
+        # else it takes the weights that F starts from
+        self.register_buffer(
+            'ready', flag(teacher is not None or checkpoint is not None)
+        )
+        if checkpoint is not None:
+            state = CheckpointLoader.load_checkpoint(
+                checkpoint, map_location='cpu'
+            )
+            source = f'guidance.checkpoint={checkpoint}'
+            state = check_architecture(model, normalise(state, source), source)
+            model.load_state_dict(state, strict=False)
+            self.title += f' from {checkpoint}'
+        if self.train_teacher and not hasattr(model.head, '_get_loss'):
+            raise UsageError(
+                'guidance.train_teacher: expected a teacher whose head has a '
+                f'loss that takes logits, got a {type(model.head).__name__}'
+            )
+        return model
+
+    def check_size(self, width: int) -> None:
+        """See that the teacher takes images so many pixels wide.
+
+        Raises:
+            UsageError: If it was made for another size.
+        """
+        if self.size is not None and self.size != width:
+            raise UsageError(
+                'guidance.teacher: expected a teacher for images of '
+                f'{width} pixels, got one for {self.size}; choose another '
+                'teacher, or set model.input_shape if F gets others'
+            )
+
+    def init_weights(self) -> None:
+        """Initialise; a teacher with weights keeps them."""
+        if self.untrained:
+            with forked_generators(self):
+                self.teacher.network.init_weights()
+        super().init_weights()
+
+    def prepare(self, network: nn.Module) -> None:
+        """Give the teacher the weights that F starts from, if it is F."""
+        if self.ready:
+            return
+        self.teacher.network.load_state_dict(
+            network.state_dict(), strict=False
+        )
+        self.ready.fill_(1)
+        print_log(
+            'KnowledgeDistillation: the teacher has the weights that F '
+            'starts from',
+            logger='current',
+        )
+
+    @property
+    def untrained(self) -> bool:
+        """Whether the teacher begins from random weights, and learns."""
+        return self.train_teacher and not self._has_start
+
+    # --- a step ------------------------------------------------------------
+
+    def forward(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """``'teacher'``, its logits (N, K), and the distances of features.
+
+        Args:
+            outputs: ``'image'``, the images (N, C, H, W), and the features of
+                F under the names of their taps.
+        """
+        logits, theirs = self.teacher(outputs[IMAGE])
+        found = dict(teacher=logits.float())
+        for name, beta, connector, feature in zip(
+            self.names, self.betas, self.connectors, theirs, strict=True
+        ):
+            with self.precision():
+                ours = connector(self.cast(outputs[name]))
+                # some losses of mmrazor call view() on their arguments
+                distance = self.features(
+                    ours.float().contiguous(),
+                    feature.detach().float().contiguous(),
+                )
+            found[f'loss_{name.removeprefix("backbone.")}'] = distance * beta
+        return found
+
+    def losses(
+        self,
+        output: dict[str, Tensor],
+        logits: Tensor | None,
+        aux_logits: Tensor | None,
+        data_samples: list,
+    ) -> dict[str, Tensor]:
+        """``loss_logits``, ``loss_TAP``, ``loss_to_aux``, ``loss_teacher``.
+
+        Args:
+            output: Result of :meth:`forward`.
+            logits: Logits of F, (N, K).
+            aux_logits: Logits of H, (N, K), with ``guides_aux``.
+            data_samples: With the targets.
+        """
+        taught = output['teacher']
+        losses = {k: v for k, v in output.items() if k != 'teacher'}
+        if self.logits is not None:
+            losses['loss_logits'] = self.logits(
+                student_logits(logits), taught
+            )
+        if self.guides_aux is not None:
+            assert aux_logits is not None
+            losses['loss_to_aux'] = self.guides_aux(
+                aux_logits.float(), taught
+            )
+        losses = {k: v * self.loss_weight for k, v in losses.items()}
+        if self.train_teacher:
+            head = self.teacher.network.head
+            losses['loss_teacher'] = head._get_loss(taught, data_samples)[
+                'loss'
+            ]
+        return losses
+
+    def _check_features(
+        self, taps: Sequence[Tap], teacher_taps: Sequence[Tap]
+    ) -> None:
+        """See that every pair of features can be compared."""
+        for tap, place, connector in zip(
+            taps, teacher_taps, self.connectors, strict=True
+        ):
+            with probing(connector):
+                x = connector(torch.zeros(2, *tap.shape))
+            if not comparable(self.features, x.shape, (2, *place.shape)):
+                raise UsageError(
+                    f'guidance.features: {tap.name} of F gives '
+                    f'{tuple(tap.shape)} and {place.name} of the teacher '
+                    f'{tuple(place.shape)}, which '
+                    f'{type(self.features).__name__} cannot compare; choose '
+                    'other taps, or set a connector'
+                )
+
+
+def _check_fits(model: nn.Module, image: Tap, num_classes: int) -> None:
+    """See that the teacher takes F's images and knows its classes."""
+    try:
+        with probing(model):
+            output = model(
+                torch.zeros_like(sample_images(model, image.shape, 2)),
+                mode='tensor',
+            )
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UsageError(
+            'guidance.teacher: expected one that takes images '
+            f'{tuple(image.shape)}, got an error ({reason})'
+        ) from error
+    logits = logits_in(output)
+    if logits is None:
+        raise UsageError(
+            'guidance.teacher: expected a classifier that gives logits (N, K)'
+        )
+    if logits.shape[1] != num_classes:
+        raise UsageError(
+            f'guidance.teacher: expected {num_classes} classes, those of F, '
+            f'got {logits.shape[1]}'
+        )
+
+
+def _teacher_taps(
+    model: nn.Module,
+    taps: Sequence[Tap],
+    teacher_taps: str | Sequence[str] | None,
+    image: Tap,
+) -> Taps:
+    if not taps:
+        return Taps()
+    if teacher_taps is None:
+        names = {name for name, _ in model.named_modules()}
+        same = [tap.name for tap in taps]
+        teacher_taps = same if names.issuperset(same) else STAGE_ENDS
+    run = TrainingPass(model, sample_images(model, image.shape, 2))
+    found = find_taps(run, teacher_taps, place='guidance.teacher_taps')
+    if len(found.taps) != len(taps):
+        raise UsageError(
+            f'guidance.teacher_taps: expected {len(taps)} places, one for '
+            f'each tap of F ({", ".join(tap.name for tap in taps)}), got '
+            f'{len(found.taps)} ({", ".join(t.name for t in found.taps)})'
+        )
+    return found

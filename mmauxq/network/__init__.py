@@ -1,0 +1,25 @@
+"""What can be learned of an architecture by running it, and which state
+dicts belong to it."""
+
+from .probing import (
+    forked_generators,
+    probing,
+    restoring,
+    sample_images,
+    seed_generators,
+    tensors_in,
+)
+from .profile import NetworkProfile, profile
+from .training_pass import TrainingPass
+
+__all__ = [
+    'NetworkProfile',
+    'TrainingPass',
+    'forked_generators',
+    'probing',
+    'profile',
+    'restoring',
+    'sample_images',
+    'seed_generators',
+    'tensors_in',
+]

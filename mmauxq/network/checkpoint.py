@@ -1,0 +1,195 @@
+"""Whether a state dict belongs to an architecture."""
+
+import copy
+import logging
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from mmengine.logging import print_log
+from torch import Tensor, nn
+
+from mmauxq.errors import UsageError
+from mmauxq.quantizers import Quantizer, named_quantizers
+
+
+def is_joint(state: Iterable[str]) -> bool:
+    """Whether these are keys of a JointQAT, with or without DDP."""
+    return any(
+        key.removeprefix('module.').startswith('architecture.')
+        for key in state
+    )
+
+
+def normalise(checkpoint: Any, source: str) -> dict[str, Tensor]:
+    """The state dict of F in a float, slim or training checkpoint.
+
+    Raises:
+        UsageError: If there is none.
+    """
+    state = checkpoint
+    if isinstance(checkpoint, dict) and 'state_dict' in checkpoint:
+        state = checkpoint['state_dict']
+    if (
+        not isinstance(state, dict)
+        or not state
+        or not all(isinstance(value, Tensor) for value in state.values())
+    ):
+        raise UsageError(f'{source}: holds no state dict of tensors')
+    joint = is_joint(state)
+    state = {
+        key.removeprefix('module.'): value for key, value in state.items()
+    }
+    if joint:
+        state = {
+            key.removeprefix('architecture.'): value
+            for key, value in state.items()
+            if key.startswith('architecture.')
+        }
+    return state
+
+
+def check_architecture(
+    architecture: nn.Module,
+    state: dict[str, Tensor],
+    source: str,
+    other_head: bool = False,
+) -> dict[str, Tensor]:
+    """``state``, if it is one of ``architecture``.
+
+    Quantizer state may be missing, as it is in a float checkpoint.
+
+    Args:
+        architecture: The classifier, quantized or not.
+        state: Its keys have no prefix.
+        source: What to call it in a message.
+        other_head: Whether a head of another shape may be left out, as for
+            another number of classes.
+
+    Raises:
+        UsageError: If parameters are missing, or differ in shape or type.
+    """
+    state = dict(state)
+    seen = _as_loaded(architecture, state)
+    quantizers = tuple(
+        f'{name}.'
+        for name, module in architecture.named_modules()
+        if isinstance(module, Quantizer)
+    )
+    missing, differing, wrong = [], [], []
+    for key, value in architecture.state_dict().items():
+        if quantizers and key.startswith(quantizers) and key not in seen:
+            continue
+        if key not in seen:
+            missing.append(key)
+        elif seen[key].shape != value.shape:
+            differing.append(
+                f'{key}: expected shape {tuple(value.shape)}, got '
+                f'{tuple(seen[key].shape)}'
+            )
+        elif seen[key].is_floating_point() != value.is_floating_point():
+            wrong.append(
+                f'{key}: expected {value.dtype}, got {seen[key].dtype}'
+            )
+    if other_head:
+        left_out = [text for text in differing if text.startswith('head.')]
+        differing = [text for text in differing if text not in left_out]
+        for text in left_out:
+            del state[text.split(':')[0]]
+            print_log(
+                f'{source}: {text}; it starts from random weights',
+                logger='current',
+                level=logging.WARNING,
+            )
+    problems = [f'{key} is missing' for key in missing] + differing + wrong
+    if problems:
+        raise UsageError(
+            f'{source}: is not one of this architecture '
+            f'({type(architecture.backbone).__name__}): {problems[0]}'
+            + (f', and {len(problems) - 1} more' if problems[1:] else '')
+        )
+    return state
+
+
+def _as_loaded(
+    architecture: nn.Module, state: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """``state`` with the keys and shapes that loading would end up with.
+
+    Modules rename and resize entries as they load, such as position
+    embeddings of another resolution. They do so here on a copy of the
+    architecture without data.
+    """
+    kept = {
+        id(tensor)
+        for module in architecture.modules()
+        if isinstance(module, Quantizer)
+        for tensor in (*module.parameters(), *module.buffers())
+    }
+    memo: dict[int, Any] = {}
+    for tensor in (*architecture.parameters(), *architecture.buffers()):
+        if id(tensor) in kept:
+            continue  # small, and read while loading
+        empty = tensor.detach().to('meta')
+        memo[id(tensor)] = (
+            nn.Parameter(empty, tensor.requires_grad)
+            if isinstance(tensor, nn.Parameter)
+            else empty
+        )
+    shadow = copy.deepcopy(architecture, memo)
+    seen = dict(state)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # nothing is copied to "meta"
+        for name, module in shadow.named_modules():
+            prefix = f'{name}.' if name else ''
+            module._load_from_state_dict(seen, prefix, {}, False, [], [], [])
+    return seen
+
+
+def check_scales(
+    architecture: nn.Module, state: dict[str, Tensor], source: str
+) -> None:
+    """See that a checkpoint quantizes what the architecture quantizes.
+
+    Args:
+        architecture: The classifier, quantized or not.
+        state: Its keys have no prefix, and it is one of ``architecture``.
+        source: What to call it in a message.
+
+    Raises:
+        UsageError: If the checkpoint is a float one and the network is
+            quantized, or the other way round; or scales are missing or were
+            never calibrated.
+    """
+    quantizers = [name for name, _ in named_quantizers(architecture)]
+    scales = [key for key in state if '_quantizer.' in key]
+    if quantizers and not scales:
+        raise UsageError(
+            f'{source}: expected a quantized network, got a float one, '
+            f'without scales for {len(quantizers)} quantizers; train from it '
+            f'with model.float_checkpoint={source}, or test it with the '
+            'config of the float network'
+        )
+    if scales and not quantizers:
+        raise UsageError(
+            f'{source}: expected a float network, got a quantized one, with '
+            f'{scales[0]}; test it with the config that it was trained with'
+        )
+    no = torch.tensor(0)
+    missing = [
+        name
+        for name in quantizers
+        if not bool(state.get(f'{name}.calibrated', no))
+    ]
+    if missing:
+        raise UsageError(
+            f'{source}: {len(missing)} quantizers have no calibrated scale, '
+            f'such as {missing[0]}; train the quantized network first'
+        )
+    known = architecture.state_dict().keys()
+    unexpected = [key for key in scales if key not in known]
+    if unexpected:
+        raise UsageError(
+            f'{source}: quantizes more than this config: {unexpected[0]}'
+        )

@@ -1,0 +1,123 @@
+"""Running a network without leaving a trace."""
+
+import random
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import is_tensor_like
+
+from mmauxq.quantizers import Quantizer
+
+
+@contextmanager
+def forked_generators(*modules: nn.Module) -> Iterator[None]:
+    """While active, random numbers may be drawn; afterwards the generators
+    are as before: of torch on the CPU and on each GPU that ``modules`` are on,
+    of NumPy and of Python."""
+    states = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng([d.index for d in _gpus(modules)]):
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+
+
+@contextmanager
+def restoring(*modules: nn.Module) -> Iterator[None]:
+    """While active, ``modules`` may be run; afterwards they are as before.
+
+    Restored are the modes of all modules, the values of all buffers except
+    those of quantizers, and the generators of random numbers.
+    """
+    inner = [m for module in modules for m in module.modules()]
+    modes = [(module, module.training) for module in inner]
+    buffers = [
+        (buffer, buffer.clone())
+        for module in inner
+        if not isinstance(module, Quantizer)
+        for buffer in module.buffers(recurse=False)
+    ]
+    try:
+        with forked_generators(*modules):
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        with torch.no_grad():
+            for buffer, value in buffers:
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
+
+
+@contextmanager
+def probing(*modules: nn.Module, training: bool = False) -> Iterator[None]:
+    """:func:`restoring`, with modes, gradients and random numbers set.
+
+    Torch's generators start from 0, and warnings are not shown: they come
+    again when training starts.
+
+    Args:
+        modules: In evaluation mode meanwhile, unless ``training``.
+        training: Whether backbones are in training mode, with gradients.
+            Batch norms stay in evaluation mode, because a single sample has
+            no statistics, and so do heads, because some run only inside of
+            their loss.
+    """
+    with (
+        restoring(*modules),
+        torch.set_grad_enabled(training),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter('ignore')
+        for module in modules:
+            module.eval()
+            if training:
+                for inner in module.backbone.modules():
+                    inner.training = not isinstance(inner, _BatchNorm)
+        seed_generators(*modules)
+        yield
+
+
+def seed_generators(*modules: nn.Module, seed: int = 0) -> None:
+    """Seed torch's generators of the CPU and of the GPUs of ``modules``.
+
+    ``torch.manual_seed`` would seed all GPUs, also one that is used later.
+    """
+    torch.default_generator.manual_seed(seed)
+    for device in _gpus(modules):
+        torch.cuda.default_generators[device.index].manual_seed(seed)
+
+
+def _gpus(modules: Iterable[nn.Module]) -> set[torch.device]:
+    return {p.device for m in modules for p in m.parameters() if p.is_cuda}
+
+
+def sample_images(
+    model: nn.Module, shape: Sequence[int], count: int = 1
+) -> Tensor:
+    """Random images (count, C, H, W), always the same ones.
+
+    Args:
+        model: On whose device they lie.
+        shape: (C, H, W).
+        count: Number of images.
+    """
+    device = next(model.parameters()).device
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(count, *shape, generator=generator).to(device)
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """The tensors in any nesting of tuples and lists, in order."""
+    if is_tensor_like(value):
+        return [value]
+    if isinstance(value, (tuple, list)):
+        return [tensor for inner in value for tensor in tensors_in(inner)]
+    return []

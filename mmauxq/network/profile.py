@@ -1,0 +1,340 @@
+"""What one forward pass tells of an architecture: layers, shapes, cost."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from mmauxq.errors import UsageError
+from mmauxq.layers import LayerUse, QuantLayer, is_quantizable
+from mmauxq.layers.quant_layers import is_plain_attention
+from mmauxq.layers.weight_uses import (
+    CONVOLUTIONS,
+    QUANTIZABLE,
+    WeightTracer,
+    own_tensors,
+)
+from mmauxq.quantizers import FLOAT_BITS, named_quantizers
+
+from .probing import probing, sample_images
+
+DEFAULT_SIZES = (224, 32, 299, 384)
+OTHER_PRODUCTS = {
+    torch.matmul: 'matmul',
+    torch.mm: 'matmul',
+    torch.bmm: 'matmul',
+    torch.einsum: 'einsum',
+    torch.addmm: 'matmul',
+    torch.baddbmm: 'matmul',
+    torch.bilinear: 'bilinear',
+    Tensor.matmul: 'matmul',
+    Tensor.__matmul__: 'matmul',
+    Tensor.__rmatmul__: 'matmul',
+    F.conv_transpose1d: 'conv_transpose1d',
+    F.conv_transpose2d: 'conv_transpose2d',
+    F.conv_transpose3d: 'conv_transpose3d',
+}
+
+
+@dataclass
+class NetworkProfile:
+    """What a forward pass in evaluation mode tells of a float classifier.
+
+    Args:
+        shape: (C, H, W) of an image.
+        images: The smallest batch that the network takes, (N, C, H, W).
+        layers: Name of a layer that ran -> how its weight was used, in the
+            order of running.
+        unused: Names of layers that did not run.
+        multiply_adds: Per image.
+        num_classes: K.
+        parameters: Number of parameters, shared ones once.
+    """
+
+    shape: tuple[int, ...]
+    images: Tensor
+    layers: dict[str, LayerUse]
+    unused: list[str]
+    multiply_adds: int
+    num_classes: int
+    parameters: int
+
+
+class LayerTracer(WeightTracer):
+    """Finds how the weight of each layer is used, wherever that happens.
+
+    A weight may enter ``F.conv1d``, ``F.conv2d``, ``F.conv3d``, ``F.linear``
+    or the attention of :class:`torch.nn.MultiheadAttention`: in the layer, or
+    in a module that reads the weight of the layer.
+
+    Args:
+        model: The network.
+        batch: Number of images that it runs on.
+
+    Attributes:
+        layers: Name of a layer -> how its weight was used, in the order of
+            running.
+    """
+
+    def __init__(self, model: nn.Module, batch: int) -> None:
+        self.model, self.batch = model, batch
+        self.layers: dict[str, LayerUse] = {}
+        self._modules = dict(model.named_modules())
+        self._names = {id(m): n for n, m in self._modules.items()}
+        self._running: list[nn.Module] = []
+        super().__init__(
+            pair
+            for name, module in self._modules.items()
+            for pair in own_tensors(module, name)
+        )
+
+    @contextmanager
+    def following(self) -> Iterator[None]:
+        """Trace what the model computes inside."""
+        handles = []
+        for module in self._modules.values():
+            handles += [
+                module.register_forward_pre_hook(
+                    lambda module, args: self._running.append(module)
+                ),
+                module.register_forward_hook(
+                    lambda module, args, output: self._leave(module),
+                    always_call=True,
+                ),
+            ]
+        try:
+            with self:
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _leave(self, module: nn.Module) -> None:
+        while self._running and self._running.pop() is not module:
+            pass
+
+    def product(
+        self,
+        func: Callable,
+        x: Tensor,
+        weight: Tensor,
+        args: tuple,
+        kwargs: dict,
+    ) -> Any:
+        owners = sorted(self.owners_of(weight))
+        if owners and self._running:
+            self._note_product(owners, x)
+        return func(x, weight, *args, **kwargs)
+
+    def _note_product(self, owners: list[str], x: Tensor) -> None:
+        running = self._running[-1]
+        name = self._names.get(id(running), '?')
+        owner = name if name in owners else owners[0]
+        use = self._use(owner)
+        if x.shape[0] != self.batch and use.sample_size is None:
+            use.sample_size = max(x.numel() // self.batch, 1)
+        if isinstance(running, QUANTIZABLE) and owner == name:
+            use.called = True
+        elif len(owners) > 1:
+            for other in owners:
+                self._use(other).reason = (
+                    f'{name or "the model"} multiplies by a mixture of it '
+                    'and other weights'
+                )
+        elif not isinstance(self._modules[owner], QUANTIZABLE):
+            use.reason = 'its weight is a parameter of its own, in no layer'
+        elif not owner.startswith(f'{name}.' if name else ''):
+            use.reason = f'its weight is read by {name}, outside of it'
+        elif name not in use.readers:
+            use.readers.append(name)
+
+    def other(self, func: Callable, args: tuple, kwargs: dict) -> Any:
+        if func is F.multi_head_attention_forward:
+            self._note_attention(*args[:3])
+        elif func in OTHER_PRODUCTS:
+            for name in {n for a in args for n in self.owners_of(a)}:
+                if isinstance(self._modules[name], QUANTIZABLE):
+                    use = self._use(name)
+                    if not use.called and not use.readers:
+                        use.reason = (
+                            f'its weight enters a {OTHER_PRODUCTS[func]}'
+                        )
+        return func(*args, **kwargs)
+
+    def _note_attention(self, q: Tensor, k: Tensor, v: Tensor) -> None:
+        running = self._running[-1] if self._running else None
+        if not isinstance(running, nn.MultiheadAttention):
+            return
+        name = self._names.get(id(running), '?')
+        for part in (name, f'{name}.out_proj'):
+            use = self._use(part)
+            use.called = True
+            if not is_plain_attention(running):
+                use.reason = (
+                    'attention with separate or extra keys and values, or a '
+                    'forward of its own'
+                )
+        size = q.numel()
+        if not (q is k and k is v):
+            size += k.numel() + v.numel()
+        elif running.batch_first:
+            return  # samples along axis 0
+        self._use(name).sample_size = size // self.batch
+
+    def _use(self, name: str) -> LayerUse:
+        return self.layers.setdefault(name, LayerUse(name))
+
+
+def profile(
+    model: nn.Module, shape: Sequence[int] | None = None
+) -> NetworkProfile:
+    """Run a float image classifier once and tell what it is.
+
+    Args:
+        model: Left as it was.
+        shape: (C, H, W) of an image; by default the size that the backbone
+            declares, else the first of a few common sizes that it takes.
+
+    Raises:
+        UsageError: If the pass fails, or does not end in logits (N, K).
+    """
+    if shape is not None:
+        return _smallest_batch(model, tuple(shape))
+    channels = next(
+        (
+            m.in_channels
+            for m in model.modules()
+            if isinstance(m, CONVOLUTIONS)
+        ),
+        3,
+    )
+    declared = getattr(model.backbone, 'img_size', None)
+    if declared:
+        sides = (declared,) * 2 if isinstance(declared, int) else declared
+        return _smallest_batch(model, (channels, *sides))
+    first_error = None
+    for size in DEFAULT_SIZES:
+        try:
+            return _smallest_batch(model, (channels, size, size))
+        except UsageError as error:
+            first_error = first_error or error
+    assert first_error is not None
+    raise first_error
+
+
+def _smallest_batch(
+    model: nn.Module, shape: tuple[int, ...]
+) -> NetworkProfile:
+    try:
+        return _profile(model, sample_images(model, shape))
+    except UsageError as error:
+        # some networks drop the batch axis of a single image
+        try:
+            return _profile(model, sample_images(model, shape, 2))
+        except UsageError:
+            raise error from None
+
+
+def _profile(model: nn.Module, images: Tensor) -> NetworkProfile:
+    tracer = LayerTracer(model, len(images))
+    try:
+        with (
+            probing(model),
+            FlopCounterMode(display=False) as counter,
+            tracer.following(),
+        ):
+            logits = model(images, mode='tensor')
+    except Exception as error:  # a network may fail in any way
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UsageError(
+            f'architecture: a forward pass on {tuple(images.shape)} fails '
+            f'({reason}); set model.input_shape to the (C, H, W) of the '
+            'images that it is trained on'
+        ) from error
+    logits = logits_in(logits)
+    if logits is None:
+        raise UsageError(
+            'architecture: expected an image classifier whose forward pass '
+            'gives logits (N, K)'
+        )
+    for use in tracer.layers.values():
+        if use.called and use.readers:
+            use.reason = f'both it and {use.readers[0]} multiply by it'
+    return NetworkProfile(
+        tuple(images.shape[1:]),
+        images,
+        tracer.layers,
+        [
+            name
+            for name, module in model.named_modules()
+            if is_quantizable(module) and name not in tracer.layers
+        ],
+        counter.get_total_flops() // 2 // len(images),
+        logits.shape[1],
+        count_parameters(model),
+    )
+
+
+def logits_in(output: Any) -> Tensor | None:
+    """Logits (N, K) of a classifier: its output, or the first part of it."""
+    if isinstance(output, (tuple, list)) and len(output):
+        output = output[0]
+    if isinstance(output, Tensor) and output.dim() == 2:
+        return output
+    return None
+
+
+@contextmanager
+def floating(model: nn.Module) -> Iterator[None]:
+    """While active, quantizers in ``model`` return what they are given."""
+    quantizers = [(q, q.bits) for _, q in named_quantizers(model)]
+    for quantizer, _ in quantizers:
+        quantizer.bits = FLOAT_BITS
+    try:
+        yield
+    finally:
+        for quantizer, bits in quantizers:
+            quantizer.bits = bits
+
+
+def unreached_layers(model: nn.Module, images: Tensor) -> list[str]:
+    """Quantized layers of which a pass does not reach both quantizers.
+
+    Args:
+        model: A quantized image classifier; left as it was.
+        images: (N, C, H, W).
+    """
+    layers = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, QuantLayer)
+    }
+    reached: set[nn.Module] = set()
+    handles = [
+        quantizer.register_forward_pre_hook(
+            lambda quantizer, args: reached.add(quantizer)
+        )
+        for layer in layers.values()
+        for quantizer in (layer.weight_quantizer, layer.input_quantizer)
+    ]
+    try:
+        with probing(model), floating(model):
+            model(images, mode='tensor')
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [
+        name
+        for name, layer in layers.items()
+        if not {layer.weight_quantizer, layer.input_quantizer} <= reached
+    ]
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Number of parameters, shared ones once."""
+    return sum(p.numel() for p in module.parameters())

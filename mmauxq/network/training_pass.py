@@ -1,0 +1,132 @@
+"""What the modules of a network take and return in a training pass."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .probing import probing, tensors_in
+
+
+@dataclass
+class ModuleCall:
+    """The last call of a module.
+
+    Args:
+        inputs: Tensors among its arguments.
+        outputs: Tensors that it returned.
+        versions: Version of each output when the module returned it.
+        kind: Name of the class of what it returned.
+        grad: Whether gradients were recorded. They are not inside of
+            activation checkpointing.
+    """
+
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+    versions: list[int]
+    kind: str
+    grad: bool
+
+    def overwritten(self, index: int) -> bool:
+        """Whether a later operation changed an output in place."""
+        return self.outputs[index]._version != self.versions[index]
+
+
+class TrainingPass:
+    """A forward pass with gradients, of which every module call is kept.
+
+    Args:
+        model: A float image classifier; left as it was.
+        images: (N, C, H, W).
+
+    Attributes:
+        calls: Name of a module -> its last call, in the order in which the
+            modules first returned.
+        first_inputs: Name of a module -> the tensors in each argument of its
+            first call, and the version of each tensor at that time.
+    """
+
+    def __init__(self, model: nn.Module, images: Tensor) -> None:
+        # Without it a frozen backbone would seem to send no gradient, but its
+        # learned scales will.
+        self.images = images.detach().requires_grad_()
+        self.model = model
+        self.calls: dict[str, ModuleCall] = {}
+        self.first_inputs: dict[str, tuple[list[list[Tensor]], list[int]]] = {}
+        handles = []
+        for name, module in model.named_modules():
+            handles += [
+                module.register_forward_pre_hook(
+                    lambda _, args, kwargs, name=name: self._before(
+                        name, args or tuple(kwargs.values())
+                    ),
+                    with_kwargs=True,
+                ),
+                module.register_forward_hook(
+                    lambda _, args, kwargs, output, name=name: self._after(
+                        name, args or tuple(kwargs.values()), output
+                    ),
+                    with_kwargs=True,
+                ),
+            ]
+        try:
+            with probing(model, training=True):
+                model(self.images, mode='tensor')
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _before(self, name: str, args: tuple) -> None:
+        # Lists are copied: they may grow later, as in a DenseNet.
+        arguments = [tensors_in(argument) for argument in args]
+        versions = [t._version for tensors in arguments for t in tensors]
+        self.first_inputs.setdefault(name, (arguments, versions))
+
+    def _after(self, name: str, args: tuple, output: object) -> None:
+        outputs = tensors_in(output)
+        self.calls[name] = ModuleCall(
+            tensors_in(args),
+            outputs,
+            [t._version for t in outputs],
+            type(output).__name__,
+            torch.is_grad_enabled(),
+        )
+
+    def are_chained(self, names: list[str]) -> bool:
+        """Whether each module takes a tensor that the one before returned."""
+        if any(name not in self.calls for name in names):
+            return False
+        return all(
+            any(
+                tensor is output
+                for tensor in self.calls[after].inputs
+                for output in self.calls[before].outputs
+            )
+            for before, after in zip(names, names[1:], strict=False)
+        )
+
+    def is_feature(self, tensor: Tensor) -> bool:
+        """Whether ``tensor`` is floating point with one row per image."""
+        return (
+            tensor.is_floating_point()
+            and tensor.dim() > 1
+            and tensor.shape[0] == len(self.images)
+        )
+
+    def features(self, name: str) -> tuple[int, ...]:
+        """Which of the tensors that a module returns are features."""
+        outputs = self.calls[name].outputs
+        return tuple(i for i, t in enumerate(outputs) if self.is_feature(t))
+
+    def is_usable(self, name: str) -> bool:
+        """Whether a module returns features that send back a gradient."""
+        call = self.calls.get(name)
+        return (
+            call is not None
+            and call.grad
+            and any(
+                call.outputs[i].dim() in (3, 4)
+                and call.outputs[i].requires_grad
+                for i in self.features(name)
+            )
+        )

@@ -1,0 +1,44 @@
+"""Setting the scales of all quantizers from data, before training."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from .base import Quantizer, named_quantizers
+
+
+def uncalibrated(model: nn.Module) -> dict[str, Quantizer]:
+    """Name -> quantizer, of those in ``model`` that have no scale yet."""
+    return {
+        name: quantizer
+        for name, quantizer in named_quantizers(model)
+        if not bool(quantizer.calibrated)
+    }
+
+
+def calibrate(model: nn.Module, run: Callable[[], Any]) -> None:
+    """Calibrate those quantizers in ``model`` that ``run`` reaches.
+
+    Each takes the first tensor that reaches it, with the layers before it
+    already quantized. Quantizers that have a scale keep it. All ranks must run
+    the same layers in the same order.
+
+    Args:
+        model: A quantized network.
+        run: Runs it on a batch of its data.
+    """
+
+    def on_input(quantizer: Quantizer, args: tuple[Tensor, ...]) -> None:
+        if not bool(quantizer.calibrated):
+            quantizer.calibrate(args[0])
+
+    handles = [
+        quantizer.register_forward_pre_hook(on_input)
+        for quantizer in uncalibrated(model).values()
+    ]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,376 @@
+"""The arithmetic of the quantizers: tensors in, tensors out, torch alone.
+
+These functions are the definition. A faster implementation
+(:mod:`mmauxq.accelerate.kernels`) must agree with them in value and gradient.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_unary
+
+from .straight_through import straight_through
+
+Backend = Callable[
+    [Tensor, Tensor, int, int, Tensor | None, float], Tensor | None
+]
+
+_backend: Backend | None = None
+
+
+def set_backend(backend: Backend | None) -> None:
+    """Register a faster implementation of :func:`learned_step_quantize`.
+
+    Args:
+        backend: Called with the arguments of that function; returns ``None``
+            for a call that it cannot run. ``None`` removes it.
+    """
+    global _backend
+    _backend = backend
+
+
+# --- LSQ and LSQ+ -----------------------------------------------------------
+
+
+def lsq_forward(
+    x: Tensor, step: Tensor, offset: Tensor | None, qmin: int, qmax: int
+) -> Tensor:
+    """The value of :func:`learned_step_quantize`, without a gradient.
+
+    Args:
+        x: Any shape, floating point.
+        step: Of a shape that broadcasts to ``x``, positive.
+        offset: Of the shape of ``step``, or ``None`` for 0.
+        qmin: Lowest code.
+        qmax: Highest code.
+
+    Returns:
+        The shape and dtype of ``x``.
+    """
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    if offset is not None:
+        wide = wide - offset
+    code = (wide / step).round().clamp(qmin, qmax)
+    value = code * step
+    if offset is not None:
+        value = value + offset
+    # Under torch.compile (2.11), a result that comes from a .to() without
+    # effect silently gets no gradient.
+    return value if value.dtype == x.dtype else value.to(x.dtype)
+
+
+def lsq_backward(
+    grad: Tensor,
+    x: Tensor,
+    step: Tensor,
+    offset: Tensor | None,
+    qmin: int,
+    qmax: int,
+    grad_scale: float,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The gradients of :func:`learned_step_quantize`.
+
+    Args:
+        grad: Gradient of the result, in the shape of ``x``.
+        x: What was quantized.
+        step: As in :func:`lsq_forward`.
+        offset: As in :func:`lsq_forward`.
+        qmin: Lowest code.
+        qmax: Highest code.
+        grad_scale: Factor on the gradients of ``step`` and ``offset``.
+
+    Returns:
+        The gradients of ``x``, of ``step``, and of ``offset`` (``None`` if
+        there is none), each in the shape of its tensor.
+    """
+    wide_grad = grad.to(torch.promote_types(grad.dtype, torch.float32))
+    wide = x.to(wide_grad.dtype)
+    if offset is not None:
+        wide = wide - offset
+    # Equal to wide / step to the bit. Written in this way because a compiler
+    # would keep the quotient of the forward pass in memory, in float32.
+    v = -(wide / -step)
+    inside = (v > qmin) & (v < qmax)
+    grad_x = torch.where(inside, grad, 0)
+    slope = torch.where(inside, v.round() - v, v.clamp(qmin, qmax))
+    grad_step = _sum_to(wide_grad * slope, step.shape) * grad_scale
+    grad_offset = None
+    if offset is not None:
+        outside = torch.where(inside, 0, wide_grad)
+        grad_offset = _sum_to(outside, offset.shape) * grad_scale
+    return grad_x, grad_step, grad_offset
+
+
+def _sum_to(x: Tensor, shape: torch.Size) -> Tensor:
+    """The sum of ``x`` over the axes along which ``shape`` does not vary.
+
+    A sum over everything goes by channels first, like the backward pass of a
+    batch norm, so that a compiler reads the tensor once for both.
+    """
+    if shape.numel() == 1 and x.dim() > 2:
+        channel = 1 if x.dim() > 3 else x.dim() - 1
+        x = x.sum([i for i in range(x.dim()) if i != channel])
+        return x.sum().reshape(shape)
+    return x.sum_to_size(shape)
+
+
+class LearnedStepFunction(torch.autograd.Function):
+    """Any pair of functions with the signatures of :func:`lsq_forward` and
+    :func:`lsq_backward` as one differentiable function."""
+
+    @staticmethod
+    def forward(
+        ctx,
+        x: Tensor,
+        step: Tensor,
+        offset: Tensor | None,
+        qmin: int,
+        qmax: int,
+        grad_scale: float,
+        forward: Callable,
+        backward: Callable,
+    ) -> Tensor:
+        ctx.save_for_backward(x, step, offset)
+        ctx.range = (qmin, qmax, grad_scale)
+        ctx.run_backward = backward
+        return forward(x, step, offset, qmin, qmax)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        x, step, offset = ctx.saved_tensors
+        grads = ctx.run_backward(grad, x, step, offset, *ctx.range)
+        needed = [
+            g if needs else None
+            for g, needs in zip(grads, ctx.needs_input_grad, strict=False)
+        ]
+        return *needed, None, None, None, None, None
+
+
+def learned_step_quantize(
+    x: Tensor,
+    step: Tensor,
+    qmin: int,
+    qmax: int,
+    offset: Tensor | None = None,
+    grad_scale: float = 1.0,
+) -> Tensor:
+    """``clip(round((x - offset) / step), qmin, qmax) * step + offset``.
+
+    With ``v = (x - offset) / step`` the derivatives are::
+
+                    qmin < v < qmax      v <= qmin    v >= qmax
+        in x        1                    0            0
+        in step     round(v) - v         qmin         qmax
+        in offset   0                    1            1
+
+    and those of ``step`` and ``offset`` are multiplied by ``grad_scale``.
+    Computed in float32 at least, returned in the dtype of ``x``; rounding is
+    to nearest, ties to even, as in ONNX ``QuantizeLinear``.
+
+    Sources: Esser et al., Learned Step Size Quantization, arXiv:1902.08153,
+    eq. 1 to 5; Bhalgat et al., LSQ+, arXiv:2004.09576, eq. 1 to 6.
+
+    Args:
+        x: Any shape, floating point.
+        step: Positive, of a shape that broadcasts to that of ``x``. On a GPU
+            the sign is not checked: that would stall every call.
+        qmin: Lowest code, at most 0.
+        qmax: Highest code, above ``qmin``.
+        offset: Of the shape of ``step``; ``None`` for 0.
+        grad_scale: Factor on the gradients of ``step`` and ``offset``; LSQ
+            uses ``1 / sqrt(number of values * qmax)``.
+
+    Returns:
+        The shape and dtype of ``x``, with at most ``qmax - qmin + 1``
+        distinct values for each element of ``step``.
+
+    Raises:
+        TypeError: If ``x``, ``step`` or ``offset`` is not floating point.
+        ValueError: If a shape, a device or the range does not fit.
+    """
+    # Overridable like any function of torch: the modes of mmauxq.accelerate
+    # fuse it with its neighbours or recompute it.
+    if has_torch_function_unary(x):
+        return handle_torch_function(
+            learned_step_quantize,
+            (x,),
+            x,
+            step,
+            qmin,
+            qmax,
+            offset=offset,
+            grad_scale=grad_scale,
+        )
+    _check(x, step, offset, qmin, qmax)
+    if _backend is not None:
+        result = _backend(x, step, qmin, qmax, offset, grad_scale)
+        if result is not None:
+            return result
+    return LearnedStepFunction.apply(
+        x, step, offset, qmin, qmax, grad_scale, lsq_forward, lsq_backward
+    )
+
+
+def _check(
+    x: Tensor, step: Tensor, offset: Tensor | None, qmin: int, qmax: int
+) -> None:
+    if not (qmin <= 0 <= qmax and qmin < qmax):
+        raise ValueError(
+            'expected qmin <= 0 <= qmax and qmin < qmax, got '
+            f'qmin={qmin}, qmax={qmax}'
+        )
+    for name, tensor in (('x', x), ('step', step), ('offset', offset)):
+        if tensor is None:
+            continue
+        if not tensor.is_floating_point():
+            raise TypeError(
+                f'{name}: expected a floating point tensor, got {tensor.dtype}'
+            )
+        # one element may stay on the CPU, as in any op of torch
+        if tensor.device != x.device and tensor.dim():
+            raise ValueError(
+                f'{name}: expected the device of x, {x.device}, got '
+                f'{tensor.device}'
+            )
+        if tensor is not x and not _broadcasts(tensor.shape, x.shape):
+            raise ValueError(
+                f'{name}: expected a shape that broadcasts to that of x, '
+                f'{tuple(x.shape)}, got {tuple(tensor.shape)}'
+            )
+    if (
+        step.device.type == 'cpu'
+        and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+        and not bool((step.detach() > 0).all())
+    ):
+        raise ValueError(
+            f'step: expected positive values, got {step.min().item()}'
+        )
+
+
+def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
+    return len(shape) <= len(to) and all(
+        size in (1, whole)
+        for size, whole in zip(reversed(shape), reversed(to), strict=False)
+    )
+
+
+# --- PACT -------------------------------------------------------------------
+
+
+class _LearnedClip(torch.autograd.Function):
+    """0 below 0, ``x`` in [0, alpha), ``alpha`` from there on."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, alpha: Tensor) -> Tensor:
+        ctx.save_for_backward(x, alpha)
+        return torch.minimum(x.clamp_min(0), alpha)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        x, alpha = ctx.saved_tensors
+        above = x >= alpha
+        grad_x = torch.where((x >= 0) & ~above, grad, 0)
+        grad_alpha = torch.where(above, grad, 0).sum_to_size(alpha.shape)
+        return grad_x, grad_alpha
+
+
+def pact(x: Tensor, alpha: Tensor, bits: int) -> Tensor:
+    """``2**bits`` even levels of [0, alpha], with ``alpha`` learned.
+
+    ``y = clip(x, 0, alpha)``, ``y_q = round(y n / alpha) alpha / n`` with
+    ``n = 2**bits - 1``. The derivative in ``x`` is 1 on [0, alpha) and else
+    0; in ``alpha`` it is 1 where ``x >= alpha`` and else 0.
+    Computed in float32 at least, returned in the dtype of ``x``.
+
+    Source: Choi et al., PACT, arXiv:1805.06085, eq. 1 to 3.
+
+    Args:
+        x: Any shape, floating point.
+        alpha: Positive, of a shape that broadcasts to that of ``x``.
+        bits: 1 to 8.
+
+    Returns:
+        The shape and dtype of ``x``.
+    """
+    n = 2**bits - 1
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    y = _LearnedClip.apply(wide, alpha)
+    step = alpha.detach() / n
+    return straight_through(y, (y.detach() / step).round() * step).to(x.dtype)
+
+
+# --- DoReFa -----------------------------------------------------------------
+
+
+def _quantize_unit(x: Tensor, bits: int) -> Tensor:
+    """``round(x n) / n`` with ``n = 2**bits - 1``, for ``x`` in [0, 1]."""
+    n = 2**bits - 1
+    return straight_through(x, (x * n).round() / n)
+
+
+class _ClipUnit(torch.autograd.Function):
+    """min(max(x, 0), 1) whose derivative is 0 on the borders.
+
+    ``torch.clamp`` has derivative 1 there. The paper leaves it open; 0 is
+    what the learned quantizers have at the ends of their range.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.clamp(0, 1)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        (x,) = ctx.saved_tensors
+        return torch.where((x > 0) & (x < 1), grad, 0)
+
+
+def dorefa_activation(x: Tensor, bits: int) -> Tensor:
+    """``2**bits`` even levels of [0, 1]: ``quantize_k(clip(x, 0, 1))``.
+
+    The gradient is that of the clip: 1 strictly inside (0, 1), else 0.
+    Computed in float32 at least, returned in the dtype of ``x``.
+
+    Source: Zhou et al., DoReFa-Net, arXiv:1606.06160, eq. 5 and 11.
+
+    Args:
+        x: Any shape, floating point.
+        bits: 1 to 8.
+
+    Returns:
+        The shape and dtype of ``x``.
+    """
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return _quantize_unit(_ClipUnit.apply(wide), bits).to(x.dtype)
+
+
+def dorefa_weight(w: Tensor, bits: int) -> Tensor:
+    """``2**bits`` even levels of [-1, 1].
+
+    ``2 quantize_k(tanh(w) / (2 max|tanh(w)|) + 1/2) - 1``. Its derivative is
+    ``(1 - tanh(w)**2) / max|tanh(w)|``: the maximum counts as a constant and
+    the rounding as the identity. With one bit the levels are ``+-mean|w|``
+    and the derivative is 1.
+
+    Source: Zhou et al., DoReFa-Net, arXiv:1606.06160, eq. 8 and 9.
+
+    Args:
+        w: Any shape, floating point, not all zero.
+        bits: 1 to 8.
+
+    Returns:
+        The shape and dtype of ``w``.
+    """
+    wide = w.to(torch.promote_types(w.dtype, torch.float32))
+    if bits == 1:
+        # sign(0) would be a third level
+        sign = torch.where(wide < 0, -1.0, 1.0).to(wide.dtype)
+        return straight_through(wide, sign * wide.abs().mean()).to(w.dtype)
+    squashed = wide.tanh()
+    limit = (
+        squashed.detach().abs().max().clamp_min(torch.finfo(wide.dtype).tiny)
+    )
+    unit = _quantize_unit(squashed / (2 * limit) + 0.5, bits)
+    return (2 * unit - 1).to(w.dtype)

@@ -1,0 +1,107 @@
+"""The weights of a network, quantized together."""
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from mmauxq.layers import LayerBits, GroupedWeights, convert
+from mmauxq.ops import use_form
+from mmauxq.quantizers import calibrating, named_quantizers
+
+DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
+
+
+class Standardised(nn.Conv2d):
+    def _conv_forward(self, x, weight, bias):
+        return super()._conv_forward(x, weight - weight.mean(), bias)
+
+
+def network(per_channel, weight='mmauxq.LSQ'):
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1),
+        nn.ReLU(),
+        Standardised(4, 4, 1),
+        nn.Conv2d(4, 4, 3, groups=4),
+        nn.Flatten(),
+        nn.Linear(16, 5),
+    ).to(DEVICE)
+    model[0].to(memory_format=torch.channels_last)
+    bits = {name: LayerBits(4, 4, '') for name in ('0', '2', '3')}
+    bits['5'] = LayerBits(2, 8, '')
+    convert(
+        model,
+        bits,
+        dict(type=weight, bits=4, per_channel=per_channel),
+        dict(type='mmauxq.LSQ', bits=4),
+    )
+    model.to(DEVICE)
+    x = torch.randn(2, 3, 4, 4, device=DEVICE)
+    with calibrating(model):
+        model(x)
+    return model, x
+
+
+@pytest.mark.parametrize('per_channel', [False, True])
+@pytest.mark.parametrize('weight', ['mmauxq.LSQ', 'mmauxq.LSQPlus'])
+@pytest.mark.parametrize('groups', [1, 2])
+def test_equals_the_layers_one_by_one(weight, per_channel, groups):
+    model, x = network(per_channel, weight)
+    expected = model(x)
+    expected.square().sum().backward()
+    grads = {n: p.grad for n, p in model.named_parameters()}
+    model.zero_grad()
+    with use_form('kernel'):
+        at_once = GroupedWeights(model, groups)
+    assert len(at_once.pairs) == 3  # without the standardised one
+    assert len(at_once.groups) == groups
+    with at_once.active():
+        found = model(x)
+    assert torch.equal(found, expected)
+    found.square().sum().backward()
+    for name, p in model.named_parameters():
+        if name.endswith('weight'):
+            assert torch.equal(p.grad, grads[name]), name
+        else:
+            assert_close(p.grad, grads[name], rtol=1e-4, atol=1e-4)
+
+
+def test_afterwards_all_is_as_before():
+    model, x = network(False)
+    with use_form('kernel'):
+        at_once = GroupedWeights(model)
+    with pytest.raises(RuntimeError, match='stop'), at_once.active():
+        raise RuntimeError('stop')
+    assert all(q.given is None for _, q in named_quantizers(model))
+
+
+def test_another_tensor_is_quantized_as_ever():
+    """A module that reads the weight may reshape it before."""
+    model, x = network(False)
+    quantizer = model[0].weight_quantizer
+    with use_form('kernel'):
+        at_once = GroupedWeights(model)
+    other = model[0].weight.detach() * 2
+    expected = quantizer(other)
+    with at_once.active():
+        assert torch.equal(quantizer(other), expected)
+
+
+def test_short_precision_of_autocast():
+    model, x = network(False)
+    with use_form('kernel'):
+        at_once = GroupedWeights(model)
+    with torch.autocast(DEVICE, torch.bfloat16), at_once.active():
+        assert model[0].weight_quantizer(model[0].weight).dtype == (
+            torch.bfloat16
+        )
+
+
+def test_without_kernels_the_layers_do_it_themselves():
+    model, x = network(False)
+    expected = model(x)
+    with use_form('reference'):
+        at_once = GroupedWeights(model)
+    assert at_once.pairs == []
+    with at_once.active():
+        assert torch.equal(model(x), expected)

@@ -1,0 +1,181 @@
+"""One step in several forms: kernels, memory, layout; always the same step."""
+
+import weakref
+
+import pytest
+import torch
+
+from mmauxq.errors import UsageError
+from mmauxq.layers import Recompute
+from mmauxq.ops import use_form
+from tests.networks import AUX, batch, classifier, joint_qat
+
+
+def one_step(memory=None, form='auto', device='cpu', **settings):
+    """Losses and gradients of the step after the one that calibrates."""
+    model = joint_qat(memory=memory, **settings).to(device)
+    inputs, samples = batch()
+    inputs, samples = inputs.to(device), [s.to(device) for s in samples]
+    with use_form(form):
+        for _ in range(2):
+            model.zero_grad()
+            losses = model.loss(inputs, samples)
+            sum(losses.values()).backward()
+    grads = {n: p.grad for n, p in model.named_parameters()}
+    return losses, grads, model
+
+
+@pytest.mark.parametrize('memory', ['codes', 'recompute'])
+@pytest.mark.parametrize('guidance', [None, AUX])
+def test_less_memory_is_the_same_step_to_the_bit(memory, guidance):
+    losses, grads, _ = one_step(guidance=guidance)
+    found = one_step(memory, guidance=guidance)
+    for name, loss in losses.items():
+        assert torch.equal(found[0][name], loss), name
+    for name, grad in grads.items():
+        assert torch.equal(found[1][name], grad), name
+
+
+def test_kernels_are_the_same_step():
+    """Where there is no GPU they run in Triton's interpreter."""
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    torch.backends.cudnn.allow_tf32 = False
+    losses, grads, plain = one_step(form='reference', device=device)
+    found, found_grads, model = one_step(form='kernel', device=device)
+    assert len(model.forms.weights_at_once.pairs) == sum(
+        not bits.is_float for bits in model.bits.values()
+    )
+    assert not plain.forms.weights_at_once.pairs
+    for name, loss in losses.items():
+        torch.testing.assert_close(found[name], loss)
+    for name, grad in grads.items():
+        torch.testing.assert_close(
+            found_grads[name], grad, rtol=1e-3, atol=1e-5, msg=name
+        )
+
+
+def test_channels_last_is_the_same_step():
+    """But for rounding in the convolutions, which may move a code."""
+    # With 4 channels, the gradient of a 1 x 1 convolution of stride 2 in this
+    # layout corrupts the heap on processors without AVX-512 (torch 2.11.0).
+    network = classifier(base_channels=8)
+    losses, _, _ = one_step(architecture=network)
+    found, _, model = one_step(architecture=network, channels_last=True)
+    conv = model.architecture.backbone.layer1[0].conv2
+    assert conv.weight.is_contiguous(memory_format=torch.channels_last)
+    for name, loss in losses.items():
+        torch.testing.assert_close(found[name], loss, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize('guidance', [None, AUX])
+def test_a_compiled_step_returns_logits_alone(guidance):
+    """What it returns besides would be filled with gradients of zero."""
+    returned = []
+
+    def backend(module, inputs):
+        node = next(n for n in module.graph.nodes if n.op == 'output')
+        returned.append([tuple(n.meta['example_value'].shape)
+                         for n in node.args[0]])  # fmt: skip
+        return module.forward
+
+    losses, _, _ = one_step(guidance=guidance, compile=dict(backend=backend))
+    plain, _, _ = one_step(guidance=guidance)
+    (shapes,) = returned
+    assert shapes == [(8, 10)] * (1 if guidance is None else 2)
+    for name, loss in plain.items():
+        torch.testing.assert_close(losses[name], loss)
+
+
+@pytest.mark.parametrize('memory', ['codes', 'recompute'])
+def test_a_compiled_step_keeps_less(memory):
+    """What the compiler's partition hands over to the backward pass."""
+    from functorch.compile import (
+        make_boxed_func,
+        min_cut_rematerialization_partition,
+    )
+    from torch._dynamo.backends.common import aot_autograd
+    from torch._inductor.decomposition import select_decomp_table
+
+    kept = []
+
+    def count(module, inputs):
+        outputs = next(n for n in module.graph.nodes if n.op == 'output')
+        kept.append(sum(
+            n.meta['val'].numel() for n in outputs.args[0] if n is not None
+            and n.op != 'placeholder' and torch.is_tensor(n.meta['val'])
+        ))  # fmt: skip
+        return make_boxed_func(module.forward)
+
+    def backend():
+        return aot_autograd(
+            fw_compiler=count,
+            bw_compiler=lambda module, _: make_boxed_func(module.forward),
+            partition_fn=min_cut_rematerialization_partition,
+            decompositions=select_decomp_table(),
+        )
+
+    plain, grads, _ = one_step(compile=dict(backend=backend()))
+    losses, found, _ = one_step(memory, compile=dict(backend=backend()))
+    assert kept[1] < 0.6 * kept[0]
+    for name, loss in plain.items():
+        torch.testing.assert_close(losses[name], loss)
+    for name, grad in grads.items():
+        torch.testing.assert_close(found[name], grad, rtol=1e-3, atol=1e-5)
+
+
+def test_taps_are_released_before_the_backward_pass():
+    model = joint_qat()
+    alive = []
+    model.architecture.backbone.layer1[0].register_forward_hook(
+        lambda module, args, output: alive.append(weakref.ref(output))
+    )
+    losses = model.loss(*batch())
+    del losses
+    assert alive[0]() is None
+
+
+@pytest.mark.parametrize(
+    'settings, message',
+    [
+        (dict(memory='less'), r"memory='less'; allowed are \['codes', 'rec"),
+    ],
+)
+def test_memory_that_cannot_be_had_is_one_line(settings, message):
+    with pytest.raises(UsageError, match=message):
+        joint_qat(**settings)
+
+
+@pytest.mark.parametrize('compile', [None, dict(backend='eager')])
+def test_less_memory_from_the_first_step_on(compile, monkeypatch):
+    """Also in the one that calibrates, which is eager in any case."""
+    entered = []
+    enter = Recompute.__enter__
+    monkeypatch.setattr(
+        Recompute, '__enter__', lambda s: (entered.append(s), enter(s))[1]
+    )
+    model = joint_qat(memory='codes', compile=compile)
+    model.loss(*batch())
+    assert len(entered) == 1
+    model.loss(*batch())
+    assert len(entered) == (2 if compile is None else 1)
+
+
+def test_an_eager_step_in_between():
+    """As for hooks that must see the blocks."""
+    compiled = []
+
+    def backend(module, inputs):
+        compiled.append(module)
+        return module.forward
+
+    model = joint_qat(compile=dict(backend=backend))
+    seen = []
+    model.architecture.backbone.layer1[0].register_forward_hook(
+        lambda *_: seen.append(torch.compiler.is_compiling())
+    )
+    model.loss(*batch())
+    with model.eager():
+        model.loss(*batch())
+    assert (seen, compiled) == ([False, False], [])
+    model.loss(*batch())
+    assert len(compiled) == 1

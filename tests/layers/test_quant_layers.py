@@ -1,0 +1,203 @@
+"""One quantized layer."""
+
+import copy
+import io
+
+import pytest
+import torch
+from torch import nn
+
+from mmauxq.errors import UsageError
+from mmauxq.layers import QuantLayer, quantize_layer, restore_layer
+from mmauxq.quantizers import LSQ, calibrating
+
+
+def quantized(sample, bits=2):
+    layer = quantize_layer(sample.layer, LSQ(bits, 'weight'), LSQ(bits))
+    with calibrating(layer):
+        layer(sample.x)
+    return layer
+
+
+def test_forward_is_the_product_of_the_quantized_operands(sample):
+    layer = quantized(sample)
+    expected = sample.product(
+        layer,
+        layer.input_quantizer(sample.pad(sample.x)),
+        layer.weight_quantizer(sample.weight(layer)),
+    )
+    assert torch.equal(layer(sample.x), expected)
+
+
+def test_steps_are_calibrated_on_what_enters_the_product(sample):
+    layer = quantized(sample)
+    weight, step = sample.weight(layer), layer.weight_quantizer.step
+    assert torch.equal(step, 2 * weight.abs().mean().reshape(1))
+
+
+def test_gradients_are_those_of_the_product_of_quantized_operands(sample):
+    layer = quantized(sample)
+    tensors = list(layer.parameters())
+    found = torch.autograd.grad(layer(sample.x).square().sum(), tensors)
+    by_hand = sample.product(
+        layer,
+        layer.input_quantizer(sample.pad(sample.x)),
+        layer.weight_quantizer(sample.weight(layer)),
+    )
+    expected = torch.autograd.grad(by_hand.square().sum(), tensors)
+    assert all(map(torch.equal, found, expected))
+
+
+def test_every_parameter_gets_a_gradient(sample):
+    layer = quantized(sample)
+    (layer(sample.x) - 1).square().sum().backward()
+    assert all(bool(p.grad.any()) for p in layer.parameters())
+
+
+def test_a_quantized_layer_is_still_of_its_class(sample):
+    layer = quantized(sample)
+    assert isinstance(layer, type(sample.layer))
+    assert isinstance(layer, QuantLayer)
+
+
+def test_the_class_says_what_it_was(sample):
+    name = type(quantized(sample)).__name__
+    assert name == f'Quantized{type(sample.layer).__name__}'
+
+
+def test_parameters_are_shared_under_the_same_names(sample):
+    layer = quantized(sample)
+    found = dict(layer.named_parameters())
+    assert all(
+        found[name] is parameter
+        for name, parameter in sample.layer.named_parameters()
+    )
+
+
+def test_the_float_layer_stays_as_it_was(sample):
+    before, kind = sample.layer(sample.x), type(sample.layer)
+    quantized(sample)
+    assert type(sample.layer) is kind
+    assert list(sample.layer.children()) == []
+    assert torch.equal(sample.layer(sample.x), before)
+
+
+def test_loading_float_weights_misses_the_quantizers_only(sample):
+    layer = quantized(sample)
+    keys = layer.load_state_dict(sample.layer.state_dict(), strict=False)
+    assert keys.unexpected_keys == []
+    assert set(keys.missing_keys) == {
+        f'{operand}_quantizer.{name}'
+        for operand in ('weight', 'input')
+        for name in ('step', 'signed', 'calibrated')
+    }
+
+
+def test_restore_gives_the_class_back(sample):
+    assert type(restore_layer(quantized(sample))) is type(sample.layer)
+
+
+def test_restore_gives_the_same_parameters_back(sample):
+    found = dict(restore_layer(quantized(sample)).named_parameters())
+    expected = dict(sample.layer.named_parameters())
+    assert list(found) == list(expected)
+    assert all(found[name] is expected[name] for name in expected)
+
+
+def test_restore_gives_the_float_output_back(sample):
+    layer = restore_layer(quantized(sample))
+    assert torch.equal(layer(sample.x), sample.layer(sample.x))
+
+
+def test_a_copy_computes_the_same(sample):
+    layer = quantized(sample)
+    assert torch.equal(copy.deepcopy(layer)(sample.x), layer(sample.x))
+
+
+def test_a_copy_shares_no_parameter(sample):
+    layer = quantized(sample)
+    twin = {id(p) for p in copy.deepcopy(layer).parameters()}
+    assert twin.isdisjoint({id(p) for p in layer.parameters()})
+
+
+def test_the_state_goes_through_a_file(sample):
+    layer = quantized(sample)
+    file = io.BytesIO()
+    torch.save(layer.state_dict(), file)
+    file.seek(0)
+    fresh = quantize_layer(
+        copy.deepcopy(sample.layer), LSQ(2, 'weight'), LSQ(2)
+    )
+    fresh.load_state_dict(torch.load(file, weights_only=True))
+    assert torch.equal(fresh(sample.x), layer(sample.x))
+
+
+def test_hooks_survive_both_ways():
+    calls = []
+    layer = nn.Linear(3, 2)
+    layer.register_forward_hook(lambda *_: calls.append('after'))
+    layer.register_forward_pre_hook(lambda *_: calls.append('before'))
+    there = quantize_layer(layer, nn.Identity(), nn.Identity())
+    there(torch.randn(1, 3))
+    restore_layer(there)(torch.randn(1, 3))
+    assert calls == ['before', 'after'] * 2
+
+
+def test_a_hook_sees_the_quantized_layer():
+    seen = []
+    layer = nn.Linear(3, 2)
+    layer.register_forward_hook(lambda module, *_: seen.append(module))
+    there = quantize_layer(layer, nn.Identity(), nn.Identity())
+    there(torch.randn(1, 3))
+    assert seen == [there]
+
+
+def test_training_mode_is_kept():
+    layer = quantize_layer(nn.Linear(3, 2).eval(), LSQ(2, 'weight'), LSQ(2))
+    assert layer.training is False
+
+
+def test_identity_quantizers_give_the_float_output(sample):
+    layer = quantize_layer(sample.layer, nn.Identity(), nn.Identity())
+    assert torch.equal(layer(sample.x), sample.layer(sample.x))
+
+
+class TransposedLinear(nn.Linear):
+    def forward(self, input):
+        return input @ self.weight.t() + self.bias
+
+
+def test_a_forward_without_a_known_product_is_refused():
+    """It would stay float without a word."""
+    layer = quantize_layer(TransposedLinear(3, 2), LSQ(2, 'weight'), LSQ(2))
+    with pytest.raises(UsageError) as error:
+        layer(torch.randn(1, 3))
+    assert str(error.value) == (
+        'TransposedLinear: its forward calls none of F.conv1d, F.conv2d, '
+        'F.conv3d and F.linear, so that nothing is quantized; keep the layer '
+        'float with policy.layers'
+    )
+
+
+@pytest.mark.parametrize(
+    'layer', [nn.ConvTranspose2d(1, 1, 1), nn.BatchNorm2d(1), nn.ReLU()]
+)
+def test_other_layers_are_refused(layer):
+    with pytest.raises(TypeError) as error:
+        quantize_layer(layer, nn.Identity(), nn.Identity())
+    assert str(error.value) == (
+        f'cannot quantize a {type(layer).__name__}; allowed are float '
+        'Conv1d, Conv2d, Conv3d and Linear'
+    )
+
+
+def test_a_quantized_layer_is_not_quantized_again():
+    layer = quantize_layer(nn.Linear(3, 2), nn.Identity(), nn.Identity())
+    with pytest.raises(TypeError, match='cannot quantize a QuantizedLinear'):
+        quantize_layer(layer, nn.Identity(), nn.Identity())
+
+
+def test_a_float_layer_cannot_be_restored():
+    with pytest.raises(TypeError) as error:
+        restore_layer(nn.Linear(3, 2))
+    assert str(error.value) == 'Linear is not quantized'

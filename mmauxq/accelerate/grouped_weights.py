@@ -71,7 +71,8 @@ class GroupedWeights:
             and (params := _params(layer)) is not None
         ]
         key = [
-            (id(layer), p.qmin, p.qmax, p.grad_scale) for layer, p in candidates
+            (id(layer), p.qmin, p.qmax, p.grad_scale)
+            for layer, p in candidates
         ]
         if candidates:
             weight = candidates[0][0].product_weight

@@ -271,7 +271,9 @@ class Recompute(TorchFunctionMode):
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         """As the two operations that it fuses."""
         again = self._recipe(normalise, (z, norm, identity, relu), {})
-        x, spare, codes = norm_add_relu_quantize(z, norm, identity, relu, step, *how)
+        x, spare, codes = norm_add_relu_quantize(
+            z, norm, identity, relu, step, *how
+        )
         self._remember(normalise, again, x, (), {})
         qmin, qmax, grad_scale = how
         args = (x, step, qmin, qmax, None, grad_scale)

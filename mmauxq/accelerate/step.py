@@ -56,7 +56,9 @@ class AcceleratedStep:
     def __init__(self, model: Any, speed: Speed) -> None:
         self.model, self.speed = model, speed
         last = speed.channels_last
-        self.channels_last = torch.cuda.is_available() if last is None else last
+        self.channels_last = (
+            torch.cuda.is_available() if last is None else last
+        )
         if self.channels_last:
             model.to(memory_format=torch.channels_last)
         self._reset()

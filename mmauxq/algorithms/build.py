@@ -271,9 +271,7 @@ def _build_guidance(
             data_preprocessor=model.data_preprocessor,
         )
     guidance = MODELS.build(cfg, default_args=given)
-    model.recorders.append(
-        guidance.attach(network, places.recorder(network))
-    )
+    model.recorders.append(guidance.attach(network, places.recorder(network)))
     model.taps += places.taps
     model.cost.add(
         cls.__name__,

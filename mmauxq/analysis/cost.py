@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mmauxq.layers import QuantizedLayer
+from mmauxq.layers import QuantLayer
 from mmauxq.layers.quantized import CONVOLUTIONS, QUANTIZABLE
 from mmauxq.quantizers import FLOAT_BITS
 
@@ -35,7 +35,7 @@ class LayerCost:
 
 
 def _bits(layer: nn.Module, role: str) -> int:
-    if not isinstance(layer, QuantizedLayer):
+    if not isinstance(layer, QuantLayer):
         return FLOAT_BITS
     return getattr(getattr(layer, f'{role}_quantizer'), 'bits', FLOAT_BITS)
 

@@ -1,15 +1,21 @@
 """How much gradient reaches each block."""
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
-from mmauxq.algorithms import JointQAT, dry_run
 from mmauxq.guidance import find_taps
-from mmauxq.guidance.own_norms import OwnNorms
+from mmauxq.guidance.auxiliary_bn import AuxiliaryBN
+from mmauxq.network import TrainingPass, sample_images
+from mmauxq.network.profile import floating
+
+if TYPE_CHECKING:
+    from mmauxq.algorithms import JointQAT
 
 
 def block_gradient_norms(
-    model: JointQAT, inputs: Tensor, data_samples: list
+    model: 'JointQAT', inputs: Tensor, data_samples: list
 ) -> dict[str, dict[str, float]]:
     """Norm of the gradient at the output of every block, by loss.
 
@@ -25,10 +31,9 @@ def block_gradient_norms(
         gradient at its output; of the sum, if guidance runs F once more.
     """
     network = model.architecture
-    with dry_run.floating(network):
-        found = find_taps(
-            network, 'auto', False, dry_run.sample(network, model.cost.shape)
-        )
+    with floating(network):
+        run = TrainingPass(network, sample_images(network, model.cost.shape))
+    found = find_taps(run, 'auto')
     passes: list[dict[str, Tensor]] = []
 
     def next_pass(*_: object) -> None:
@@ -38,7 +43,7 @@ def block_gradient_norms(
     handles = [
         module.register_forward_pre_hook(next_pass)
         for module in model.modules()
-        if isinstance(module, OwnNorms)
+        if isinstance(module, AuxiliaryBN)
     ]
     try:
         with model.eager(), found.recorder(network) as recorder:

@@ -4,7 +4,7 @@ import math
 
 from torch import nn
 
-from mmauxq.layers import QuantizedLayer
+from mmauxq.layers import QuantLayer
 from mmauxq.quantizers import Quantizer
 
 
@@ -21,7 +21,7 @@ def deployed_bytes(model: nn.Module) -> int:
     total = 0
     quantized: dict[int, int] = {}
     for module in model.modules():
-        if isinstance(module, QuantizedLayer) and isinstance(
+        if isinstance(module, QuantLayer) and isinstance(
             module.weight_quantizer, Quantizer
         ):
             quantized[id(module.product_weight)] = module.weight_quantizer.bits

@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mmauxq.errors import UsageError
 from mmauxq.ranks import rank
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace, started: Callable) -> None:
         _set_amp(cfg)
     if args.compile:
         _check_joint(cfg, args, '--compile')
-        cfg.model.compile = dict(mode=args.compile)
+        _set_speed(cfg, compile=dict(mode=args.compile))
     if args.cuda_graph:
         _check_joint(cfg, args, '--cuda-graph')
         _set_cuda_graph(cfg)
@@ -117,6 +117,11 @@ def _set_amp(cfg: 'Config') -> None:
         cfg.optim_wrapper.type = 'mmauxq.CPUAmpOptimWrapper'
 
 
+def _set_speed(cfg: 'Config', **options: Any) -> None:
+    speed = cfg.model.get('speed')
+    cfg.model.speed = {**(speed if isinstance(speed, dict) else {}), **options}
+
+
 def _set_cuda_graph(cfg: 'Config') -> None:
     """Record the step; launch the optimizer in one go as well.
 
@@ -129,7 +134,7 @@ def _set_cuda_graph(cfg: 'Config') -> None:
     from mmauxq.engine.optimizers import optimizer_takes
 
     compat.enable()  # its type may be one of MMPretrain's
-    cfg.model.cuda_graph = True
+    _set_speed(cfg, cuda_graph=True)
     optimizer = cfg.optim_wrapper.get('optimizer')
     if (
         torch.cuda.is_available()

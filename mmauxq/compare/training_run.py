@@ -38,7 +38,7 @@ class Trial:
         step_seconds: Median wall time of a training step, of this process.
         peak_memory: Most bytes allocated on the GPU in a training step, of
             this process; 0 without a GPU.
-        cost: Fields of :class:`mmauxq.algorithms.dry_run.Cost`; empty for a
+        cost: Fields of :class:`mmauxq.algorithms.build.Cost`; empty for a
             float network.
         gradients: Of :func:`block_gradient_norms`, on the first training
             batch after the last step; empty for a float network.

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from mmauxq.errors import UsageError
-from mmauxq.layers import QuantizedLayer
+from mmauxq.layers import QuantLayer
 from mmauxq.optional import need
 from mmauxq.quantizers import Quantizer
 
@@ -38,7 +38,7 @@ def quantized_weights(model: nn.Module) -> dict[str, tuple[Tensor, Quantizer]]:
     """Name of a parameter -> the parameter and its quantizer."""
     found = {}
     for name, layer in model.named_modules():
-        if isinstance(layer, QuantizedLayer) and isinstance(
+        if isinstance(layer, QuantLayer) and isinstance(
             layer.weight_quantizer, Quantizer
         ):
             weight = layer.product_weight

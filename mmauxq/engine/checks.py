@@ -11,8 +11,8 @@ from mmengine.config import Config
 from mmpretrain.models import ClsHead
 from torch import Tensor, nn
 
-from mmauxq.algorithms import dry_run
 from mmauxq.errors import UsageError
+from mmauxq.network.profile import floating, profile
 
 from .image_shape import generators_kept
 from .running import bare_model
@@ -137,8 +137,8 @@ def _check_images(runner: Any, batch: Any, place: str) -> None:
     if shape == tuple(cost.shape):
         return
     try:
-        with dry_run.floating(model.architecture):
-            dry_run.first_pass(model.architecture, shape)
+        with floating(model.architecture):
+            profile(model.architecture, shape)
     except UsageError as error:
         raise UsageError(
             f'{place}: expected images on which the network runs, such as '

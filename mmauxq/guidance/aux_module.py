@@ -168,7 +168,10 @@ class AuxAdaptorAggregator(Guidance):
 
 
 def _check_arguments(
-    taps: Sequence[Tap], width_ratio: object, groups: object, separate_bn: object
+    taps: Sequence[Tap],
+    width_ratio: object,
+    groups: object,
+    separate_bn: object,
 ) -> None:
     if (
         isinstance(width_ratio, bool)

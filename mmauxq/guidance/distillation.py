@@ -309,14 +309,10 @@ class KnowledgeDistillation(Guidance):
         taught = output['teacher']
         losses = {k: v for k, v in output.items() if k != 'teacher'}
         if self.logits is not None:
-            losses['loss_logits'] = self.logits(
-                student_logits(logits), taught
-            )
+            losses['loss_logits'] = self.logits(student_logits(logits), taught)
         if self.guides_aux is not None:
             assert aux_logits is not None
-            losses['loss_to_aux'] = self.guides_aux(
-                aux_logits.float(), taught
-            )
+            losses['loss_to_aux'] = self.guides_aux(aux_logits.float(), taught)
         losses = {k: v * self.loss_weight for k, v in losses.items()}
         if self.train_teacher:
             head = self.teacher.network.head

@@ -62,7 +62,10 @@ class QuantLayer(nn.Module):
     def to_float(self) -> nn.Module:
         """The float layer, with the trained weights."""
         layer = _with_class(self, self.float_type)
-        del layer._modules['weight_quantizer'], layer._modules['input_quantizer']
+        del (
+            layer._modules['weight_quantizer'],
+            layer._modules['input_quantizer'],
+        )
         layer.__dict__.pop('precomputed', None)
         return layer
 

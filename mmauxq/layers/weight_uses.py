@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -137,5 +136,8 @@ class QuantizeProducts(WeightTracer):
         if len(names) == 1:
             self.found = True
             layer: Any = self.layers[next(iter(names))]
-            x, weight = layer.input_quantizer(x), layer.weight_quantizer(weight)
+            x, weight = (
+                layer.input_quantizer(x),
+                layer.weight_quantizer(weight),
+            )
         return func(x, weight, *args, **kwargs)

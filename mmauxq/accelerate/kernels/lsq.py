@@ -10,6 +10,12 @@ what :mod:`mmauxq.quantizers.functional` defines.
 import torch
 from torch import Tensor
 
+from mmauxq.quantizers.functional import (
+    LearnedStepFunction,
+    lsq_backward,
+    lsq_forward,
+)
+
 from .dispatch import (
     KERNEL_DTYPES,
     fall_back,
@@ -17,11 +23,6 @@ from .dispatch import (
     on_device,
     runs_triton,
     wants_kernel,
-)
-from mmauxq.quantizers.functional import (
-    LearnedStepFunction,
-    lsq_backward,
-    lsq_forward,
 )
 from .tiles import is_wide, power_of_two, splits_of
 

@@ -234,7 +234,10 @@ class _QuantizeGroup(torch.autograd.Function):
         # the addresses in the tables are those of the forward pass
         group._prepare(weights, steps)
         flat, grad_steps = group.run_backward(
-            [_like(g, w, ctx.dtype) for g, w in zip(grads, weights, strict=True)],
+            [
+                _like(g, w, ctx.dtype)
+                for g, w in zip(grads, weights, strict=True)
+            ],
             weights,
         )
         parts = grad_steps.split([s.numel() for s in steps])
@@ -244,7 +247,10 @@ class _QuantizeGroup(torch.autograd.Function):
         return (
             None,
             None,
-            *(g if u else None for g, u in zip(grad_weights, used, strict=True)),
+            *(
+                g if u else None
+                for g, u in zip(grad_weights, used, strict=True)
+            ),
             *(
                 p.view(s.shape) if u else None
                 for p, s, u in zip(parts, steps, used, strict=True)

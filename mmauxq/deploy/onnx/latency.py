@@ -11,7 +11,6 @@ from mmengine.config import Config
 
 from mmauxq.errors import UsageError
 from mmauxq.optional import need
-from mmauxq.quantizers import calibrating
 
 from ..network import Network, build
 from . import runtime
@@ -33,9 +32,7 @@ def calibrated_network(cfg: Config, seed: int = 0) -> Network:
     algorithm = build(cfg, None).cpu()
     algorithm.init_weights()
     images = torch.randn(4, *algorithm.cost.shape)
-    algorithm.train()
-    with torch.no_grad(), calibrating(algorithm.architecture):
-        algorithm.architecture(images, mode='tensor')
+    algorithm.train().calibrate(images)
     return Network(algorithm.eval(), cfg, {})
 
 

@@ -4,9 +4,9 @@ from typing import Any
 
 import torch
 
-from mmauxq.algorithms.dry_run import count_parameters
 from mmauxq.analysis import layer_costs
 from mmauxq.analysis.levels import LevelCount
+from mmauxq.network.profile import count_parameters
 from mmauxq.quantizers import Quantizer, named_quantizers
 
 from ..network import Network

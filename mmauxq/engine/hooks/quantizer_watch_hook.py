@@ -7,8 +7,8 @@ from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from mmauxq.ops import LEAST_SCALE
 from mmauxq.quantizers import named_quantizers
+from mmauxq.quantizers.straight_through import MIN_SCALE
 from mmauxq.registry import HOOKS
 
 from ..running import bare_model
@@ -49,7 +49,7 @@ class QuantizerWatchHook(Hook):
         """Keep the scales positive."""
         if self.scales:
             # one launch instead of one for each
-            torch._foreach_clamp_min_(self.scales, LEAST_SCALE)
+            torch._foreach_clamp_min_(self.scales, MIN_SCALE)
 
     def before_val_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None

@@ -72,7 +72,7 @@ class TeacherCheckHook(Hook):
             )
 
     def _count(self, model, guidance, loader: Iterable) -> tuple[int, int]:
-        network = guidance.mentor.network
+        network = guidance.teacher.network
         training, right, count = network.training, 0, 0
         network.eval()
         for i, batch in enumerate(loader):
@@ -83,7 +83,7 @@ class TeacherCheckHook(Hook):
             labels = [s.get('gt_label') for s in batch['data_samples']]
             if any(label is None or label.numel() != 1 for label in labels):
                 continue
-            found = guidance.teach(batch['inputs']).argmax(1)
+            found = guidance.teacher(batch['inputs'])[0].argmax(1)
             right += int((found == torch.cat(labels).to(found)).sum())
             count += len(labels)
         network.train(training)

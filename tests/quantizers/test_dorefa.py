@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from mmauxq import ops
-from mmauxq.quantizers import DoReFaActivation, DoReFaWeight
+from mmauxq.quantizers import DoReFaActivation, DoReFaWeight, functional
 
 COLLAPSE = (
     'DoReFaActivation: the fixed range [0, 1] at 2 bits is known to collapse '
@@ -18,8 +17,8 @@ def not_warned_yet(monkeypatch):
 @pytest.mark.parametrize(
     'cls, op',
     [
-        (DoReFaWeight, ops.dorefa_weight),
-        (DoReFaActivation, ops.dorefa_activation),
+        (DoReFaWeight, functional.dorefa_weight),
+        (DoReFaActivation, functional.dorefa_activation),
     ],
 )
 @pytest.mark.parametrize('bits', [1, 2, 4, 8])

@@ -3,14 +3,9 @@ import torch
 from torch.testing import assert_close
 
 from mmauxq.errors import UsageError
-from mmauxq.ops import learned_step_quantize
-from mmauxq.quantizers import LSQ, calibrating
-
-
-def calibrated(quantizer, x):
-    with calibrating(quantizer):
-        quantizer(x)
-    return quantizer
+from mmauxq.quantizers import LSQ
+from mmauxq.quantizers.functional import learned_step_quantize
+from tests.quantizers.test_base import calibrated
 
 
 @pytest.mark.parametrize('bits', [2, 3, 4, 8])
@@ -75,7 +70,7 @@ def test_one_bit_refuses_negative_activations():
     with pytest.raises(UsageError) as error:
         calibrated(LSQ(1), torch.randn(100))
     assert str(error.value) == (
-        'LSQ: bits=1 for signed values; allowed are 2 to 8'
+        'LSQ: expected bits from 2 to 8 for signed values, got bits=1'
     )
 
 

@@ -2,14 +2,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from mmauxq.ops import learned_step_quantize
-from mmauxq.quantizers import LSQPlus, calibrating
-
-
-def calibrated(quantizer, x):
-    with calibrating(quantizer):
-        quantizer(x)
-    return quantizer
+from mmauxq.quantizers import LSQPlus
+from mmauxq.quantizers.functional import learned_step_quantize
+from tests.quantizers.test_base import calibrated
 
 
 def skewed(*shape):

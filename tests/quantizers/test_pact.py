@@ -2,14 +2,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from mmauxq.ops import pact
-from mmauxq.quantizers import PACTActivation, calibrating
-
-
-def calibrated(quantizer, x):
-    with calibrating(quantizer):
-        quantizer(x)
-    return quantizer
+from mmauxq.quantizers import PACTActivation
+from mmauxq.quantizers.functional import pact
+from tests.quantizers.test_base import calibrated
 
 
 @pytest.mark.parametrize('bits', [1, 2, 4, 8])

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from mmauxq.ops import clamp_min_ste, straight_through
+from mmauxq.quantizers.straight_through import clamp_min_ste, straight_through
 
 
 def grad_of(y, x):
@@ -39,11 +39,11 @@ def test_the_value_receives_no_gradient():
     assert value.grad is None
 
 
-def test_lower_bound_lifts_only_what_is_below():
+def test_clamp_min_lifts_only_what_is_below():
     scale = torch.tensor([-1.0, 0.0, 0.5, 2.0])
     assert clamp_min_ste(scale, 0.5).tolist() == [0.5, 0.5, 0.5, 2.0]
 
 
-def test_lower_bound_lets_the_gradient_through():
+def test_clamp_min_lets_the_gradient_through():
     scale = torch.tensor([-1.0, 0.0, 0.5, 2.0], requires_grad=True)
     assert grad_of(clamp_min_ste(scale, 0.5), scale).tolist() == [1.0] * 4

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from mmauxq.ops import learned_step_quantize, use_form
+from mmauxq.accelerate.kernels.dispatch import use_form
 from mmauxq.accelerate.kernels.packed import PackedTensor
+from mmauxq.quantizers.functional import learned_step_quantize
 
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 

@@ -10,6 +10,7 @@ from torch import nn
 from mmauxq.errors import UsageError
 from mmauxq.layers import (
     LayerBits,
+    LayerUse,
     QuantLayer,
     build_quantizer,
     convert,
@@ -22,7 +23,13 @@ from mmauxq.quantizers import (
     DoReFaWeight,
     LSQPlus,
     PACTActivation,
-    calibrating,
+    calibrate,
+)
+from tests.layers.conftest import (
+    NormalisedLinear,
+    PaddedConv2d,
+    RenamedLinear,
+    StandardisedConv2d,
 )
 
 CFG = dict(type='mmauxq.LSQ', bits=4)
@@ -62,8 +69,7 @@ def quantize(network, names=('stem', 'body.0', 'fc'), bits=(2, 2)):
 
 
 def calibrated(network, x):
-    with calibrating(network):
-        network(x)
+    calibrate(network, lambda: network(x))
     return network
 
 
@@ -176,6 +182,59 @@ def test_a_saved_state_computes_the_same(network, x):
     assert torch.equal(fresh(x), network(x))
 
 
+class Foreign(nn.Module):
+    """Layers of classes that are not torch's, one of them twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.padded = PaddedConv2d(3, 4, 2)
+        self.standardised = StandardisedConv2d(4, 4, 1)
+        self.again = self.standardised
+        self.renamed = RenamedLinear(4, 4)
+        self.fc = NormalisedLinear(4, 2)
+
+    def forward(self, x):
+        x = self.again(self.standardised(self.padded(x)))
+        return self.fc(self.renamed(x.mean((2, 3))))
+
+
+def test_a_network_of_foreign_layers_goes_through_a_file_whole(x):
+    """In the place of a state dict, with classes that are made on demand."""
+    network = quantize(Foreign(), ('padded', 'standardised', 'renamed', 'fc'))
+    calibrated(network, x)
+    file = io.BytesIO()
+    torch.save(network, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    assert quantized_names(loaded) == quantized_names(network)
+    assert loaded.again is loaded.standardised
+    assert torch.equal(loaded(x), network(x))
+    loaded(x).sum().backward()
+    assert loaded.fc.weight_quantizer.step.grad is not None
+    assert torch.equal(restore(loaded)(x), restore(network)(x))
+
+
+def test_a_float_network_and_a_quantized_copy_have_hooks_of_their_own(x):
+    calls = []
+    network = Network().eval()
+    quantized = quantize(copy.deepcopy(network), ['stem', 'fc'])
+    calibrated(quantized, x)
+    network.stem.register_forward_hook(lambda *_: calls.append('float'))
+    quantized.fc.register_forward_hook(lambda *_: calls.append('quantized'))
+    network(x)
+    assert calls == ['float']
+    quantized(x)
+    assert calls == ['float', 'quantized']
+
+
+def test_samples_along_another_axis_are_told_to_the_quantizer():
+    layer = nn.Linear(4, 3)
+    uses = {'': LayerUse('', called=True, sample_size=20)}
+    layer = convert(layer, {'': LayerBits(2, 2, '')}, CFG, CFG, uses)
+    assert layer.input_quantizer.sample_size == 20
+    assert layer.weight_quantizer.sample_size is None
+
+
 @pytest.mark.parametrize(
     'module, expected',
     [
@@ -256,8 +315,8 @@ def test_per_channel_layers_run(layer, shape):
 
 
 QUANTIZERS = (
-    'there are mmauxq.LSQ, mmauxq.LSQPlus, mmauxq.PACTActivation, '
-    'mmauxq.DoReFaActivation and mmauxq.DoReFaWeight'
+    'expected mmauxq.LSQ, mmauxq.LSQPlus, mmauxq.PACTActivation, '
+    'mmauxq.DoReFaActivation or mmauxq.DoReFaWeight, got '
 )
 
 
@@ -267,19 +326,17 @@ QUANTIZERS = (
         (
             dict(type='mmauxq.Nothing'),
             'weight',
-            "quantizers.weight.type='mmauxq.Nothing' is not a quantizer; "
-            + QUANTIZERS,
+            f"quantizers.weight.type: {QUANTIZERS}'mmauxq.Nothing'",
         ),
         (
             dict(type='mmauxq.CIFARResNet'),
             'activation',
-            "quantizers.activation.type='mmauxq.CIFARResNet' is not a "
-            'quantizer; ' + QUANTIZERS,
+            f"quantizers.activation.type: {QUANTIZERS}'mmauxq.CIFARResNet'",
         ),
         (
             {},
             'weight',
-            'quantizers.weight.type=None is not a quantizer; ' + QUANTIZERS,
+            f'quantizers.weight.type: {QUANTIZERS}None',
         ),
         (
             dict(type='mmauxq.DoReFaWeight', per_channel=True),
@@ -290,13 +347,14 @@ QUANTIZERS = (
         (
             dict(type='mmauxq.DoReFaWeight', stepp=1),
             'weight',
-            "quantizers.weight: DoReFaWeight takes no ['stepp']; it takes "
-            "['bits', 'role']",
+            'quantizers.weight: expected arguments of DoReFaWeight, '
+            "['bits', 'role'], got ['stepp']",
         ),
         (
             dict(type='mmauxq.PACTActivation'),
             'weight',
-            "PACTActivation: role='weight'; allowed are ['activation']",
+            "PACTActivation: expected a role out of ['activation'], got "
+            "'weight'",
         ),
     ],
 )

@@ -128,8 +128,8 @@ def test_bad_bits(arguments, where, value):
     with pytest.raises(UsageError) as error:
         Policy(**arguments)
     assert str(error.value) == (
-        f'{where}: bits={value!r}; allowed are 1 to 8, '
-        'and 32 for floating point'
+        f'{where}: expected bits from 1 to 8, or 32 for floating point, got '
+        f'bits={value!r}'
     )
 
 

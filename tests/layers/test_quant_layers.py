@@ -7,15 +7,26 @@ import pytest
 import torch
 from torch import nn
 
+from mmauxq import layers
 from mmauxq.errors import UsageError
-from mmauxq.layers import QuantLayer, quantize_layer, restore_layer
-from mmauxq.quantizers import LSQ, calibrating
+from mmauxq.layers import QuantLayer, quant_class
+from mmauxq.quantizers import LSQ, calibrate
+from tests.layers.conftest import RenamedLinear
 
 
-def quantized(sample, bits=2):
-    layer = quantize_layer(sample.layer, LSQ(bits, 'weight'), LSQ(bits))
-    with calibrating(layer):
-        layer(sample.x)
+def quantize(layer, weight_quantizer=None, input_quantizer=None):
+    return quant_class(type(layer)).from_float(
+        layer, weight_quantizer or LSQ(2, 'weight'), input_quantizer or LSQ(2)
+    )
+
+
+def with_identities(layer):
+    return quantize(layer, nn.Identity(), nn.Identity())
+
+
+def quantized(sample):
+    layer = quantize(sample.layer)
+    calibrate(layer, lambda: layer(sample.x))
     return layer
 
 
@@ -62,7 +73,7 @@ def test_a_quantized_layer_is_still_of_its_class(sample):
 
 def test_the_class_says_what_it_was(sample):
     name = type(quantized(sample)).__name__
-    assert name == f'Quantized{type(sample.layer).__name__}'
+    assert name == f'Quant{type(sample.layer).__name__}'
 
 
 def test_parameters_are_shared_under_the_same_names(sample):
@@ -94,18 +105,18 @@ def test_loading_float_weights_misses_the_quantizers_only(sample):
 
 
 def test_restore_gives_the_class_back(sample):
-    assert type(restore_layer(quantized(sample))) is type(sample.layer)
+    assert type(quantized(sample).to_float()) is type(sample.layer)
 
 
 def test_restore_gives_the_same_parameters_back(sample):
-    found = dict(restore_layer(quantized(sample)).named_parameters())
+    found = dict(quantized(sample).to_float().named_parameters())
     expected = dict(sample.layer.named_parameters())
     assert list(found) == list(expected)
     assert all(found[name] is expected[name] for name in expected)
 
 
 def test_restore_gives_the_float_output_back(sample):
-    layer = restore_layer(quantized(sample))
+    layer = quantized(sample).to_float()
     assert torch.equal(layer(sample.x), sample.layer(sample.x))
 
 
@@ -125,9 +136,7 @@ def test_the_state_goes_through_a_file(sample):
     file = io.BytesIO()
     torch.save(layer.state_dict(), file)
     file.seek(0)
-    fresh = quantize_layer(
-        copy.deepcopy(sample.layer), LSQ(2, 'weight'), LSQ(2)
-    )
+    fresh = quantize(copy.deepcopy(sample.layer))
     fresh.load_state_dict(torch.load(file, weights_only=True))
     assert torch.equal(fresh(sample.x), layer(sample.x))
 
@@ -137,9 +146,9 @@ def test_hooks_survive_both_ways():
     layer = nn.Linear(3, 2)
     layer.register_forward_hook(lambda *_: calls.append('after'))
     layer.register_forward_pre_hook(lambda *_: calls.append('before'))
-    there = quantize_layer(layer, nn.Identity(), nn.Identity())
+    there = with_identities(layer)
     there(torch.randn(1, 3))
-    restore_layer(there)(torch.randn(1, 3))
+    there.to_float()(torch.randn(1, 3))
     assert calls == ['before', 'after'] * 2
 
 
@@ -147,18 +156,106 @@ def test_a_hook_sees_the_quantized_layer():
     seen = []
     layer = nn.Linear(3, 2)
     layer.register_forward_hook(lambda module, *_: seen.append(module))
-    there = quantize_layer(layer, nn.Identity(), nn.Identity())
+    there = with_identities(layer)
     there(torch.randn(1, 3))
     assert seen == [there]
 
 
+def test_a_hook_on_one_does_not_fire_on_the_other(sample):
+    """Of the float layer, the quantized one made of it, and one made back."""
+    calls = []
+    there = quantized(sample)
+    back = there.to_float()
+    each = dict(float=sample.layer, quantized=there, restored=back)
+    for name, layer in each.items():
+        layer.register_forward_hook(lambda *_, name=name: calls.append(name))
+    for name, layer in each.items():
+        calls.clear()
+        layer(sample.x)
+        assert calls == [name]
+
+
+def test_a_hook_that_is_removed_stays_on_the_other():
+    calls = []
+    layer = nn.Linear(3, 2)
+    handle = layer.register_forward_hook(lambda *_: calls.append(1))
+    there = with_identities(layer)
+    handle.remove()
+    layer(torch.randn(1, 3))
+    assert calls == []
+    there(torch.randn(1, 3))
+    assert calls == [1]
+
+
+def test_children_added_to_one_are_not_on_the_other():
+    layer = nn.Linear(3, 2)
+    there = with_identities(layer)
+    there.extra = nn.Identity()
+    there.register_buffer('more', torch.ones(1))
+    assert list(layer.named_children()) == list(layer.named_buffers()) == []
+
+
+def test_the_whole_layer_goes_through_a_file(sample):
+    layer = quantized(sample)
+    file = io.BytesIO()
+    torch.save(layer, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    assert type(loaded) is type(layer)
+    assert torch.equal(loaded(sample.x), layer(sample.x))
+    assert torch.equal(loaded.to_float()(sample.x), layer.to_float()(sample.x))
+
+
+def test_a_precomputed_weight_is_used_for_that_weight_only():
+    x, layer = torch.randn(2, 3), nn.Linear(3, 2, bias=False)
+    there = with_identities(layer)
+    result = torch.full_like(layer.weight, 7.0)
+    weight = there.weight
+    there.precomputed = lambda w: result if w is weight else None
+    assert torch.equal(there(x), x @ result.t())
+    there.weight = nn.Parameter(torch.ones(2, 3))
+    assert torch.equal(there(x), x @ torch.ones(3, 2))
+
+
+def test_what_was_precomputed_stays_with_its_layer():
+    there = with_identities(nn.Linear(3, 2))
+    there.precomputed = lambda w: torch.zeros_like(w)
+    file = io.BytesIO()
+    torch.save(there, file)  # a function of this file cannot be pickled
+    for twin in (copy.deepcopy(there), there.to_float()):
+        assert 'precomputed' not in twin.__dict__
+    assert there.precomputed is not None
+
+
+@pytest.mark.parametrize(
+    'float_type, name',
+    [
+        (nn.Conv1d, 'QuantConv1d'),
+        (nn.Conv2d, 'QuantConv2d'),
+        (nn.Conv3d, 'QuantConv3d'),
+        (nn.Linear, 'QuantLinear'),
+        (nn.MultiheadAttention, 'QuantMultiheadAttention'),
+    ],
+)
+def test_the_classes_of_torch_have_classes_of_their_own(float_type, name):
+    cls = quant_class(float_type)
+    assert cls is getattr(layers, name)
+    assert cls.float_type is float_type
+    assert issubclass(cls, float_type)
+
+
+def test_there_is_one_class_for_each_class():
+    assert quant_class(RenamedLinear) is quant_class(RenamedLinear)
+    assert quant_class(RenamedLinear).float_type is RenamedLinear
+
+
 def test_training_mode_is_kept():
-    layer = quantize_layer(nn.Linear(3, 2).eval(), LSQ(2, 'weight'), LSQ(2))
+    layer = quantize(nn.Linear(3, 2).eval())
     assert layer.training is False
 
 
 def test_identity_quantizers_give_the_float_output(sample):
-    layer = quantize_layer(sample.layer, nn.Identity(), nn.Identity())
+    layer = with_identities(sample.layer)
     assert torch.equal(layer(sample.x), sample.layer(sample.x))
 
 
@@ -169,12 +266,12 @@ class TransposedLinear(nn.Linear):
 
 def test_a_forward_without_a_known_product_is_refused():
     """It would stay float without a word."""
-    layer = quantize_layer(TransposedLinear(3, 2), LSQ(2, 'weight'), LSQ(2))
+    layer = quantize(TransposedLinear(3, 2))
     with pytest.raises(UsageError) as error:
         layer(torch.randn(1, 3))
     assert str(error.value) == (
-        'TransposedLinear: its forward calls none of F.conv1d, F.conv2d, '
-        'F.conv3d and F.linear, so that nothing is quantized; keep the layer '
+        'TransposedLinear: expected a forward that calls F.conv1d, F.conv2d, '
+        'F.conv3d or F.linear with its weight, found none; keep the layer '
         'float with policy.layers'
     )
 
@@ -184,20 +281,14 @@ def test_a_forward_without_a_known_product_is_refused():
 )
 def test_other_layers_are_refused(layer):
     with pytest.raises(TypeError) as error:
-        quantize_layer(layer, nn.Identity(), nn.Identity())
+        with_identities(layer)
     assert str(error.value) == (
-        f'cannot quantize a {type(layer).__name__}; allowed are float '
-        'Conv1d, Conv2d, Conv3d and Linear'
+        'expected a float Conv1d, Conv2d, Conv3d, Linear or '
+        f'MultiheadAttention, got {type(layer).__name__}'
     )
 
 
 def test_a_quantized_layer_is_not_quantized_again():
-    layer = quantize_layer(nn.Linear(3, 2), nn.Identity(), nn.Identity())
-    with pytest.raises(TypeError, match='cannot quantize a QuantizedLinear'):
-        quantize_layer(layer, nn.Identity(), nn.Identity())
-
-
-def test_a_float_layer_cannot_be_restored():
-    with pytest.raises(TypeError) as error:
-        restore_layer(nn.Linear(3, 2))
-    assert str(error.value) == 'Linear is not quantized'
+    layer = with_identities(nn.Linear(3, 2))
+    with pytest.raises(TypeError, match='expected a float .* got QuantLinear'):
+        with_identities(layer)

@@ -5,15 +5,14 @@ import weakref
 import pytest
 import torch
 
-from mmauxq.errors import UsageError
-from mmauxq.layers import Recompute
-from mmauxq.ops import use_form
+from mmauxq.accelerate.kernels.dispatch import use_form
+from mmauxq.accelerate.recompute import Recompute
 from tests.networks import AUX, batch, classifier, joint_qat
 
 
-def one_step(memory=None, form='auto', device='cpu', **settings):
-    """Losses and gradients of the step after the one that calibrates."""
-    model = joint_qat(memory=memory, **settings).to(device)
+def one_step(speed=None, form='auto', device='cpu', **settings):
+    """Losses and gradients of the second step."""
+    model = joint_qat(speed=speed or {}, **settings).to(device)
     inputs, samples = batch()
     inputs, samples = inputs.to(device), [s.to(device) for s in samples]
     with use_form(form):
@@ -29,7 +28,7 @@ def one_step(memory=None, form='auto', device='cpu', **settings):
 @pytest.mark.parametrize('guidance', [None, AUX])
 def test_less_memory_is_the_same_step_to_the_bit(memory, guidance):
     losses, grads, _ = one_step(guidance=guidance)
-    found = one_step(memory, guidance=guidance)
+    found = one_step(dict(memory=memory), guidance=guidance)
     for name, loss in losses.items():
         assert torch.equal(found[0][name], loss), name
     for name, grad in grads.items():
@@ -42,10 +41,10 @@ def test_kernels_are_the_same_step():
     torch.backends.cudnn.allow_tf32 = False
     losses, grads, plain = one_step(form='reference', device=device)
     found, found_grads, model = one_step(form='kernel', device=device)
-    assert len(model.forms.weights_at_once.pairs) == sum(
+    assert len(model.step.weights.entries) == sum(
         not bits.is_float for bits in model.bits.values()
     )
-    assert not plain.forms.weights_at_once.pairs
+    assert not plain.step.weights.entries
     for name, loss in losses.items():
         torch.testing.assert_close(found[name], loss)
     for name, grad in grads.items():
@@ -60,7 +59,7 @@ def test_channels_last_is_the_same_step():
     # layout corrupts the heap on processors without AVX-512 (torch 2.11.0).
     network = classifier(base_channels=8)
     losses, _, _ = one_step(architecture=network)
-    found, _, model = one_step(architecture=network, channels_last=True)
+    found, _, model = one_step(dict(channels_last=True), architecture=network)
     conv = model.architecture.backbone.layer1[0].conv2
     assert conv.weight.is_contiguous(memory_format=torch.channels_last)
     for name, loss in losses.items():
@@ -78,7 +77,9 @@ def test_a_compiled_step_returns_logits_alone(guidance):
                          for n in node.args[0]])  # fmt: skip
         return module.forward
 
-    losses, _, _ = one_step(guidance=guidance, compile=dict(backend=backend))
+    losses, _, _ = one_step(
+        dict(compile=dict(backend=backend)), guidance=guidance
+    )
     plain, _, _ = one_step(guidance=guidance)
     (shapes,) = returned
     assert shapes == [(8, 10)] * (1 if guidance is None else 2)
@@ -114,8 +115,10 @@ def test_a_compiled_step_keeps_less(memory):
             decompositions=select_decomp_table(),
         )
 
-    plain, grads, _ = one_step(compile=dict(backend=backend()))
-    losses, found, _ = one_step(memory, compile=dict(backend=backend()))
+    plain, grads, _ = one_step(dict(compile=dict(backend=backend())))
+    losses, found, _ = one_step(
+        dict(memory=memory, compile=dict(backend=backend()))
+    )
     assert kept[1] < 0.6 * kept[0]
     for name, loss in plain.items():
         torch.testing.assert_close(losses[name], loss)
@@ -134,17 +137,6 @@ def test_taps_are_released_before_the_backward_pass():
     assert alive[0]() is None
 
 
-@pytest.mark.parametrize(
-    'settings, message',
-    [
-        (dict(memory='less'), r"memory='less'; allowed are \['codes', 'rec"),
-    ],
-)
-def test_memory_that_cannot_be_had_is_one_line(settings, message):
-    with pytest.raises(UsageError, match=message):
-        joint_qat(**settings)
-
-
 @pytest.mark.parametrize('compile', [None, dict(backend='eager')])
 def test_less_memory_from_the_first_step_on(compile, monkeypatch):
     """Also in the one that calibrates, which is eager in any case."""
@@ -153,7 +145,7 @@ def test_less_memory_from_the_first_step_on(compile, monkeypatch):
     monkeypatch.setattr(
         Recompute, '__enter__', lambda s: (entered.append(s), enter(s))[1]
     )
-    model = joint_qat(memory='codes', compile=compile)
+    model = joint_qat(speed=dict(memory='codes', compile=compile))
     model.loss(*batch())
     assert len(entered) == 1
     model.loss(*batch())
@@ -168,7 +160,7 @@ def test_an_eager_step_in_between():
         compiled.append(module)
         return module.forward
 
-    model = joint_qat(compile=dict(backend=backend))
+    model = joint_qat(speed=dict(compile=dict(backend=backend)))
     seen = []
     model.architecture.backbone.layer1[0].register_forward_hook(
         lambda *_: seen.append(torch.compiler.is_compiling())

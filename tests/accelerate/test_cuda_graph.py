@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from mmauxq.algorithms import graphed_step
-from mmauxq.algorithms.graphed_step import GraphedStep
+from mmauxq.accelerate import cuda_graph
+from mmauxq.accelerate.cuda_graph import GraphedStep
 from mmauxq.errors import UsageError
 from tests.networks import AUX, batch, captured, joint_qat
 
@@ -26,11 +26,14 @@ def data(count=8, seed=0):
     return inputs.to(DEVICE), [sample.to(DEVICE) for sample in samples]
 
 
-def train(cuda_graph, sizes=(8,) * 6, dtype=None, every=1, **settings):
+def train(
+    recorded, sizes=(8,) * 6, dtype=None, every=1, memory=None, **settings
+):
     """Losses of some steps, and what they make of the model."""
-    model = joint_qat(cuda_graph=cuda_graph, **settings).to(DEVICE)
-    if not cuda_graph:  # the same kernels, launched one by one
-        model.forms.recorded = model.forms.one_by_one
+    speed = dict(cuda_graph=recorded, memory=memory)
+    model = joint_qat(speed=speed, **settings).to(DEVICE)
+    if not recorded:  # the same kernels, launched one by one
+        model.step.recorded = model.step._launched
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
     history = []
     for i, size in enumerate(sizes):
@@ -83,32 +86,32 @@ def test_recorded_is_eager_to_the_bit(settings, deterministic):
     expected = train(False, **settings)
     found = train(True, **settings)
     same(found, expected)
-    recording = found[1].forms.recorded._recording
-    assert recording.plays >= 1
+    recording = found[1].step.recorded._recording
+    assert recording.replays >= 1
     # which is what both have in common, and must not be nothing
-    assert found[1].forms.chains.links
+    assert found[1].step.fused_norms.fusions
 
 
 @pytest.mark.gpu
 @no_gpu
 def test_what_changes_the_step_is_recorded_anew():
-    model = joint_qat(cuda_graph=True).to(DEVICE)
+    model = joint_qat(speed=dict(cuda_graph=True)).to(DEVICE)
     inputs, samples = data()
 
     def step():
         model.zero_grad()
         losses = model.loss(inputs, samples)
         sum(losses.values()).backward()
-        return model.forms.recorded._recording
+        return model.step.recorded._recording
 
     first = [step() for _ in range(4)][-1]
-    assert first.plays == 2
+    assert first.replays == 3
     frozen = model.architecture.backbone.layer1[0].conv1.weight
     frozen.requires_grad_(False)
     norm = model.architecture.backbone.layer1[0].bn1.eval()
     mean = norm.running_mean.clone()
     last = [step() for _ in range(3)][-1]
-    assert last is not first and last.plays == 2
+    assert last is not first and last.replays == 2
     assert frozen.grad is None
     assert torch.equal(norm.running_mean, mean)
 
@@ -144,7 +147,7 @@ def test_random_numbers_go_on():
     inputs = torch.ones(8, 64, device='cuda')
     torch.manual_seed(0)
     found = [step(inputs).detach().clone() for _ in range(4)]
-    assert step._recording.plays == 3
+    assert step._recording.replays == 3
     torch.manual_seed(0)
     for one in found:
         assert torch.equal(layer(inputs), one)
@@ -195,8 +198,8 @@ def test_two_steps_before_a_backward_pass():
 def test_without_a_gpu_it_is_said_once_and_eager(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     with captured() as messages:
-        model = joint_qat(cuda_graph=True)
-    assert sum('cuda_graph has no effect' in m for m in messages) == 1
+        model = joint_qat(speed=dict(cuda_graph=True))
+    assert sum('speed.cuda_graph has no effect' in m for m in messages) == 1
     plain = joint_qat()
     inputs, samples = batch()
     for _ in range(3):
@@ -205,18 +208,6 @@ def test_without_a_gpu_it_is_said_once_and_eager(monkeypatch):
     assert found.keys() == expected.keys()
     for name, loss in expected.items():
         assert torch.equal(found[name], loss)
-
-
-@pytest.mark.parametrize(
-    'settings, message',
-    [
-        (dict(cuda_graph='yes'), "cuda_graph='yes'; allowed are True and F"),
-        (dict(cuda_graph=True, compile=True), 'exclude each other'),
-    ],
-)
-def test_wrong_settings_are_one_line(settings, message):
-    with pytest.raises(UsageError, match=message):
-        joint_qat(**settings)
 
 
 @pytest.mark.parametrize('grad', [False, True])
@@ -253,10 +244,10 @@ def test_what_makes_two_steps_differ():
     'draw', [random.random, np.random.rand, lambda: torch.rand(1)]
 )
 def test_random_numbers_of_the_host_leave_a_trace(draw):
-    before = graphed_step._random_state()
-    assert graphed_step._random_state() == before
+    before = cuda_graph._random_state()
+    assert cuda_graph._random_state() == before
     draw()
-    assert graphed_step._random_state() != before
+    assert cuda_graph._random_state() != before
 
 
 def test_others_stand_in_for_parameters():
@@ -266,7 +257,7 @@ def test_others_stand_in_for_parameters():
     weight, still = shared.weight, frozen.weight
     with (
         pytest.raises(RuntimeError, match='stop'),
-        graphed_step._aliases(model) as found,
+        cuda_graph._aliases(model) as found,
     ):
         assert shared.weight is found[weight] is not weight
         assert shared.weight.data_ptr() == weight.data_ptr()
@@ -277,8 +268,8 @@ def test_others_stand_in_for_parameters():
 
 def test_what_is_trained_must_stand_in_its_place():
     layer, kept = nn.Linear(4, 3), nn.Parameter(torch.ones(3))
-    with graphed_step._aliases(layer) as found:
+    with cuda_graph._aliases(layer) as found:
         y = layer(torch.ones(2, 4)).relu()
-        graphed_step._check_leaves([y], found.values())
+        cuda_graph._check_leaves([y], found.values())
         with pytest.raises(UsageError, match=r'of shape \(3,\) outside of'):
-            graphed_step._check_leaves([y, y * kept], found.values())
+            cuda_graph._check_leaves([y, y * kept], found.values())

@@ -5,22 +5,23 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mmauxq.guidance import TapRecorder
-from mmauxq.layers import FusedBatchNorms, Recompute
-from mmauxq.layers import chains as chains_module
-from mmauxq.layers import memory as memory_module
-from mmauxq.layers.chains import (
+from mmauxq.accelerate import fused_norm, recompute_ops
+from mmauxq.accelerate.fused_norm import (
     ADD,
-    UNFUSED,
     QUANTIZE,
     RELU,
-    Fusion,
+    UNFUSED,
     DeferredTensor,
+    FusedBatchNorms,
+    Fusion,
     materialize,
 )
-from mmauxq.ops import learned_step_quantize, use_form
-from mmauxq.accelerate.kernels.packed import PackedTensor
+from mmauxq.accelerate.kernels.dispatch import use_form
 from mmauxq.accelerate.kernels.norm import batch_statistics
+from mmauxq.accelerate.kernels.packed import PackedTensor
+from mmauxq.accelerate.recompute import Recompute
+from mmauxq.guidance import TapRecorder
+from mmauxq.quantizers.functional import learned_step_quantize
 from tests.networks import AUX, batch, classifier, joint_qat
 
 OWN = dict(AUX, separate_bn=True)
@@ -111,30 +112,30 @@ def stacked(net, x, z):
     return torch.cat([x[:, :4], x[:, 4:]], 1)
 
 
-def run(between, steps=3, memory=None, chained=True, inplace=False):
+def run(between, steps=3, memory=None, fused=True, inplace=False):
     torch.manual_seed(0)
     net = Network(between, inplace).to(DEVICE)
     net = net.to(memory_format=torch.channels_last)
     x = torch.randn(4, 3, 6, 5, device=DEVICE)
     x = x.contiguous(memory_format=torch.channels_last)
-    chains = FusedBatchNorms()
-    if not chained:
-        chains.links = {}
+    norms = FusedBatchNorms()
+    if not fused:
+        norms.fusions = {}
     with use_form('kernel'):
         for _ in range(steps):
             net.zero_grad()
             if memory is None:
-                with chains:
+                with norms:
                     y = net(x)
-                    chains.plan([y])
+                    norms.plan([y])
             else:
-                with Recompute(memory), chains:
+                with Recompute(memory), norms:
                     y = net(x)
-                    chains.plan([y])
+                    norms.plan([y])
             y.square().sum().backward()
     state = {n: p.grad for n, p in net.named_parameters()}
     state.update(net.named_buffers())
-    return y.detach(), state, chains
+    return y.detach(), state, norms
 
 
 def close(found, expected, name):
@@ -147,7 +148,7 @@ def close(found, expected, name):
 
 @pytest.mark.parametrize('inplace', [False, True])
 @pytest.mark.parametrize(
-    'between, link',
+    'between, fusion',
     [
         (quantized, Fusion(QUANTIZE, True)),
         (signed, Fusion(QUANTIZE, False)),
@@ -162,12 +163,12 @@ def close(found, expected, name):
         (stacked, Fusion(UNFUSED, False)),
     ],
 )
-def test_finds_the_chain_and_changes_nothing(between, link, inplace):
+def test_finds_the_fusion_and_changes_nothing(between, fusion, inplace):
     if inplace and between is read_twice:
         pytest.skip('what is read would be overwritten')
-    y, state, _ = run(between, chained=False, inplace=inplace)
-    found, found_state, chains = run(between, inplace=inplace)
-    assert list(chains.links.values()) == [link]
+    y, state, _ = run(between, fused=False, inplace=inplace)
+    found, found_state, norms = run(between, inplace=inplace)
+    assert list(norms.fusions.values()) == [fusion]
     torch.testing.assert_close(found, y)
     for name, value in state.items():
         if value is not None:
@@ -188,14 +189,14 @@ def test_finds_the_chain_and_changes_nothing(between, link, inplace):
         (other, 'normalise', False, False),
     ],
 )
-def test_a_chain_is_one_operation(
+def test_a_fusion_is_one_operation(
     between, op, has_identity, relu, monkeypatch
 ):
     """And what it takes in is not done again."""
     seen = []
 
     def noted(name):
-        before = getattr(chains_module, name)
+        before = getattr(fused_norm, name)
 
         def call(z, norm, *args):
             identity = None if name == 'normalise_quantize' else args[0]
@@ -203,11 +204,11 @@ def test_a_chain_is_one_operation(
             seen.append((name, identity is not None, flag))
             return before(z, norm, *args)
 
-        monkeypatch.setattr(chains_module, name, call)
+        monkeypatch.setattr(fused_norm, name, call)
 
     for name in ('normalise', 'normalise_quantize', 'norm_add_relu_quantize'):
         noted(name)
-    run(between, steps=2)  # the first one looks on
+    run(between, steps=2)  # the first one is observed
     assert seen == [(op, has_identity, relu)]
 
 
@@ -243,7 +244,9 @@ def test_a_quantized_sum_ends_in_codes(monkeypatch):
     of = []
     monkeypatch.setattr(Recompute, '_remember', noted)
     monkeypatch.setattr(
-        memory_module, 'PackedTensor', lambda *a: of.append(a) or PackedTensor(*a)
+        recompute_ops,
+        'PackedTensor',
+        lambda *a: of.append(a) or PackedTensor(*a),
     )
     run(residual_of_another, steps=2, memory='recompute')
     assert ends.count((True, 1)) == len(of) == 2
@@ -268,10 +271,10 @@ def test_another_path_than_the_one_that_was_seen(first, later):
     def changing(net, x, z):
         return next(paths)(net, x, z)
 
-    found, state, chains = run(changing, steps=2)
-    assert [link.kind for link in chains.links.values()] != [UNFUSED]
+    found, state, norms = run(changing, steps=2)
+    assert [fusion.kind for fusion in norms.fusions.values()] != [UNFUSED]
     paths = iter([first, later])
-    y, expected, _ = run(changing, steps=2, chained=False)
+    y, expected, _ = run(changing, steps=2, fused=False)
     torch.testing.assert_close(found, y)
     for name, value in expected.items():
         if value is not None:
@@ -288,32 +291,34 @@ def test_a_pending_result_has_a_shape_and_a_place():
 
 
 def test_a_tap_of_a_module_that_gives_several():
-    """Stand-ins among them count, and are in their place."""
+    """Deferred tensors among them count, and are in their place."""
     z = torch.randn(2, 3, 4, 5)
     value, other = torch.ones_like(z), torch.zeros(2, 7)
     model = nn.Sequential(nn.Identity())
     pending = DeferredTensor(z, None, Fusion(ADD, True, True), value=value)
     for kept, expected in (((0, 1), [value, other]), ((1,), [other])):
         recorder = TapRecorder(model, ['0'], parts={'0': kept})
+        recorder.materialize = materialize
         with recorder:
             model((pending, other))
         found = list(recorder.outputs().values())
         assert all(a is b for a, b in zip(found, expected, strict=True))
     pending.tap = value * 2
     with TapRecorder(model, ['0']) as recorder:
+        recorder.materialize = materialize
         model(pending)
     assert recorder.changed() == []
     assert recorder.outputs()['0'] is pending.tap
 
 
-def pending(link):
+def pending(fusion):
     """A batch norm's result that waits, the plain one, and its input."""
     z = torch.randn(2, 8, 3, 5, device=DEVICE)
     z = z.contiguous(memory_format=torch.channels_last).requires_grad_()
     weight, bias = torch.rand(8, device=DEVICE) + 1, torch.randn(8).to(DEVICE)
     norm = batch_statistics(z.detach(), weight, bias, None, None, 0.1, 1e-5)
     plain = F.batch_norm(z, None, None, weight, bias, True, 0.1, 1e-5)
-    return DeferredTensor(z, norm, link), plain, z
+    return DeferredTensor(z, norm, fusion), plain, z
 
 
 @pytest.mark.parametrize(
@@ -361,15 +366,17 @@ def test_what_waits_has_no_other_dunder_of_a_tensor():
 
 
 @pytest.mark.parametrize(
-    'link', [Fusion(ADD, False), Fusion(ADD, True), Fusion(ADD, False, True)]
+    'fusion', [Fusion(ADD, False), Fusion(ADD, True), Fusion(ADD, False, True)]
 )
-def test_a_sum_with_another_layout(link):
+def test_a_sum_with_another_layout(fusion):
     """It waits if something is to follow."""
-    waits, plain, z = pending(link)
+    waits, plain, z = pending(fusion)
     other = torch.randn(2, 8, 3, 5, device=DEVICE, requires_grad=True)
     assert other.stride() != z.stride()
     found = waits + other
-    assert isinstance(found, DeferredTensor) == (link.relu or link.quantized)
+    assert isinstance(found, DeferredTensor) == (
+        fusion.relu or fusion.quantized
+    )
     found, expected = materialize(found), plain + other
     torch.testing.assert_close(found, expected)
     upstream = torch.randn_like(expected)
@@ -440,13 +447,13 @@ def test_a_quantizer_of_another_kind_gets_the_tensor(kind):
         assert waits.value is not None
 
 
-def test_without_gradients_nothing_is_planned_or_chained():
+def test_without_gradients_nothing_is_planned_or_fused():
     net = Network(quantized).to(DEVICE).to(memory_format=torch.channels_last)
     x = torch.randn(4, 3, 6, 5, device=DEVICE)
-    chains = FusedBatchNorms()
-    with use_form('kernel'), torch.no_grad(), chains:
-        chains.plan([net(x)])
-    assert chains.links is None
+    norms = FusedBatchNorms()
+    with use_form('kernel'), torch.no_grad(), norms:
+        norms.plan([net(x)])
+    assert norms.fusions is None
 
 
 @pytest.mark.parametrize('guidance', [None, AUX, OWN])
@@ -454,43 +461,63 @@ def test_a_training_step(guidance):
     """Losses, gradients and running statistics of the joint network."""
     # so fine that a value rounded the other way does not show
     lsq = dict(type='mmauxq.LSQ', bits=8)
-    # with 4 channels torch 2.11.0 corrupts the heap; see test_step_forms.py
+    # with 4 channels torch 2.11.0 corrupts the heap; see test_step.py
     settings = dict(
         architecture=classifier(base_channels=8),
         guidance=guidance,
-        channels_last=True,
+        speed=dict(channels_last=True),
         quantizers=dict(weight=lsq, activation=lsq),
     )
     results = []
-    for chained in (False, True):
+    for fused in (False, True):
         model = joint_qat(**settings).to(DEVICE)
-        if not chained:
-            model.forms.chains.links = {}
+        if not fused:
+            model.step.fused_norms.fusions = {}
         inputs, samples = batch()
         inputs, samples = inputs.to(DEVICE), [s.to(DEVICE) for s in samples]
         with use_form('kernel'):
-            for _ in range(3):  # calibrate, look on, run chained
+            for _ in range(3):  # the first one calibrates and plans
                 model.zero_grad()
                 losses = model.loss(inputs, samples)
                 sum(losses.values()).backward()
         results.append((losses, model))
-    (losses, plain), (found, chained) = results
-    kinds = [link.kind for link in chained.forms.chains.links.values()]
+    (losses, plain), (found, fused) = results
+    kinds = [fusion.kind for fusion in fused.step.fused_norms.fusions.values()]
     adaptors, passes = 0 if guidance is None else 3, 1 + (guidance is OWN)
     # the sums that end the first two blocks; taps do not keep them from it
-    links = chained.forms.chains.links.values()
-    assert sum(link.quantized for link in links) == 2 * passes
+    fusions = fused.step.fused_norms.fusions.values()
+    assert sum(fusion.quantized for fusion in fusions) == 2 * passes
     assert kinds.count(ADD) == 3 * passes + adaptors
     assert kinds.count(QUANTIZE) == 3 * passes
     assert kinds.count(RELU) == passes
     for name, loss in losses.items():
         torch.testing.assert_close(found[name], loss, rtol=1e-3, atol=1e-4)
-    theirs = dict(chained.named_parameters())
+    theirs = dict(fused.named_parameters())
     for name, parameter in plain.named_parameters():
         error = (theirs[name].grad - parameter.grad).norm()
         assert error < 0.02 * parameter.grad.norm() + 1e-6, name
-    for ours, buffer in zip(chained.buffers(), plain.buffers(), strict=True):
+    for ours, buffer in zip(fused.buffers(), plain.buffers(), strict=True):
         torch.testing.assert_close(ours, buffer, rtol=1e-4, atol=1e-5)
+
+
+def test_planning_leaves_no_trace():
+    """It is a pass of its own: statistics move once in the first step."""
+    model = joint_qat(
+        architecture=classifier(base_channels=8),
+        speed=dict(channels_last=True),
+    ).to(DEVICE)
+    inputs = batch()[0].to(DEVICE)
+    model.calibrate(inputs)
+    before = {n: b.clone() for n, b in model.named_buffers()}
+    numbers = torch.get_rng_state()
+    with use_form('kernel'):
+        model.step._plan_fusions(inputs)
+    assert model.step.fused_norms.fusions
+    assert torch.equal(torch.get_rng_state(), numbers)
+    for name, buffer in model.named_buffers():
+        assert torch.equal(buffer, before[name]), name
+    assert all(p.grad is None for p in model.parameters())
+    assert all(not r._outputs for r in model.all_recorders())
 
 
 @pytest.mark.gpu
@@ -504,13 +531,13 @@ def test_in_a_cuda_graph(between):
     parameters = [p for n, p in net.named_parameters()]
     x = torch.randn(4, 3, 6, 5, device='cuda')
     x = x.contiguous(memory_format=torch.channels_last)
-    chains = FusedBatchNorms()
+    norms = FusedBatchNorms()
     found = []
 
     def step():
-        with use_form('kernel'), chains:
+        with use_form('kernel'), norms:
             y = net(x)
-            chains.plan([y])
+            norms.plan([y])
         grads = torch.autograd.grad(
             y.square().sum(), parameters, allow_unused=True
         )
@@ -523,7 +550,7 @@ def test_in_a_cuda_graph(between):
         torch._foreach_copy_(found, values)
 
     step()
-    assert len(chains.links) == 1
+    assert len(norms.fusions) == 1
     replay = graphed(stored)
     x.normal_()
     replay()

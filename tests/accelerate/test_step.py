@@ -126,20 +126,22 @@ def test_a_compiled_step_keeps_less(memory):
         torch.testing.assert_close(found[name], grad, rtol=1e-3, atol=1e-5)
 
 
-def test_taps_are_released_before_the_backward_pass():
-    model = joint_qat()
+@pytest.mark.parametrize('speed', ['eager', {}])
+def test_taps_are_released_before_the_backward_pass(speed):
+    model = joint_qat(speed=speed)
+    model.calibrate(batch()[0])
     alive = []
     model.architecture.backbone.layer1[0].register_forward_hook(
         lambda module, args, output: alive.append(weakref.ref(output))
     )
     losses = model.loss(*batch())
     del losses
-    assert alive[0]() is None
+    assert len(alive) == 1 and alive[0]() is None
 
 
 @pytest.mark.parametrize('compile', [None, dict(backend='eager')])
 def test_less_memory_from_the_first_step_on(compile, monkeypatch):
-    """Also in the one that calibrates, which is eager in any case."""
+    """Also in that one, which is eager in any case."""
     entered = []
     enter = Recompute.__enter__
     monkeypatch.setattr(
@@ -161,6 +163,7 @@ def test_an_eager_step_in_between():
         return module.forward
 
     model = joint_qat(speed=dict(compile=dict(backend=backend)))
+    model.calibrate(batch()[0])
     seen = []
     model.architecture.backbone.layer1[0].register_forward_hook(
         lambda *_: seen.append(torch.compiler.is_compiling())

@@ -7,7 +7,7 @@ import torch
 
 from mmauxq.errors import UsageError
 from mmauxq.guidance import TapRecorder
-from mmauxq.guidance.own_norms import OwnNorms
+from mmauxq.guidance.auxiliary_bn import AuxiliaryBN
 from tests.networks import AUX, batch, joint_qat
 
 OWN = dict(AUX, separate_bn=True)
@@ -79,7 +79,7 @@ def test_all_is_read_in_the_second_pass():
     with torch.no_grad():
         for norm in second.norms:
             norm.bias.add_(1.0)
-        with model.forms.entered():
+        with model.recording():
             model.student(inputs)
             first = second.recorder.outputs()
             found = second(inputs)
@@ -149,7 +149,7 @@ def test_other_guidances_read_the_pass_of_f(order):
 def test_less_memory_is_the_same_step(memory):
     found = []
     for how in (None, memory):
-        model = joint_qat(guidance=OWN, memory=how)
+        model = joint_qat(guidance=OWN, speed=dict(memory=how))
         for seed in range(2):
             losses = step(model, seed)
         found.append((losses, [p.grad for p in model.parameters()]))
@@ -186,8 +186,12 @@ def test_what_cannot_run_twice_is_one_line():
             loss=dict(type='CrossEntropyLoss'),
         ),
     )  # fmt: skip
-    with pytest.raises(UsageError, match='VisionTransformer has no batch no'):
+    with pytest.raises(
+        UsageError, match='got a VisionTransformer; set it to F'
+    ):
         joint_qat(guidance=OWN, architecture=vit, input_shape=(3, 32, 32))
     network = joint_qat().architecture
-    with pytest.raises(UsageError, match=r"taps \['neck'\] are outside of"):
-        OwnNorms(network, TapRecorder(network, ['neck', 'backbone.bn1']))
+    with pytest.raises(
+        UsageError, match=r"inside of the backbone, got \['neck'\]"
+    ):
+        AuxiliaryBN(network, TapRecorder(network, ['neck', 'backbone.bn1']))

@@ -70,9 +70,9 @@ class GroupedWeights:
             if isinstance(layer, QuantLayer)
             and (params := _params(layer)) is not None
         ]
-        key = [
-            (id(layer), p.qmin, p.qmax, p.grad_scale)
-            for layer, p in candidates
+        key: list = [
+            (id(layer), params.qmin, params.qmax, params.grad_scale)
+            for layer, params in candidates
         ]
         if candidates:
             weight = candidates[0][0].product_weight

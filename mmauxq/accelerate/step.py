@@ -55,10 +55,9 @@ class AcceleratedStep:
 
     def __init__(self, model: Any, speed: Speed) -> None:
         self.model, self.speed = model, speed
-        last = speed.channels_last
-        self.channels_last = (
-            torch.cuda.is_available() if last is None else last
-        )
+        self.channels_last = speed.channels_last
+        if self.channels_last is None:
+            self.channels_last = torch.cuda.is_available()
         if self.channels_last:
             model.to(memory_format=torch.channels_last)
         self._reset()
@@ -178,10 +177,10 @@ class AcceleratedStep:
         if self.model.has_own_loss:
             architecture = self.model.architecture
             raise UsageError(
-                f'model.speed.{option}: expected a head whose loss is computed '
-                f'from logits alone, got a {type(architecture.head).__name__} '
-                f'in a {type(architecture).__name__}; set '
-                f'model.speed.{option}={without}'
+                f'model.speed.{option}: expected a head whose loss is '
+                'computed from logits alone, got a '
+                f'{type(architecture.head).__name__} in a '
+                f'{type(architecture).__name__}; set it to {without}'
             )
 
     def _plan_fusions(self, inputs: Tensor) -> None:

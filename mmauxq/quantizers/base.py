@@ -259,7 +259,7 @@ class Quantizer(nn.Module):
         return x.movedim(self.channel_axis, 0).reshape(self.num_channels, -1)
 
     def broadcast(self, scale: Tensor, x: Tensor) -> Tensor:
-        """A scale of shape (1,) or (C,) in a shape that broadcasts to ``x``."""
+        """A scale, (1,) or (C,), in a shape that broadcasts to ``x``."""
         if self.num_channels is None:
             # a 0-dim operand keeps the fast elementwise kernels
             return scale.reshape(())

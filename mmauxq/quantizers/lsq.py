@@ -16,7 +16,8 @@ class LearnedStepQuantizer(Quantizer):
     """Even levels with a learned distance, the step.
 
     See :func:`.functional.learned_step_quantize`. The gradient of the step is
-    scaled by ``1 / sqrt(N qmax)``, see :meth:`.base.Quantizer.values_per_scale`.
+    scaled by ``1 / sqrt(N qmax)``, with N the number of values of a sample, or
+    of a weight, that share a step.
 
     Args:
         bits: Width in bits, 1 to 8 (signed values: 2 to 8); 32 leaves the

@@ -218,8 +218,8 @@ def norm_add_relu_quantize(
     """
     if has_torch_function_unary(z):
         return handle_torch_function(
-            norm_add_relu_quantize, (z,), z, norm, identity, relu, step, qmin, qmax,
-            grad_scale,
+            norm_add_relu_quantize, (z,), z, norm, identity, relu, step, qmin,
+            qmax, grad_scale,
         )  # fmt: skip
     return _Normalise.apply(
         z, norm.weight, norm.bias, identity, step, norm, relu,

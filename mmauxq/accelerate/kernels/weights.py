@@ -233,28 +233,25 @@ class _QuantizeGroup(torch.autograd.Function):
         weights, steps = tensors[:half], tensors[half:]
         # the addresses in the tables are those of the forward pass
         group._prepare(weights, steps)
-        flat, grad_steps = group.run_backward(
-            [
-                _like(g, w, ctx.dtype)
-                for g, w in zip(grads, weights, strict=True)
-            ],
-            weights,
-        )
+        whole = [
+            _like(grad, weight, ctx.dtype)
+            for grad, weight in zip(grads, weights, strict=True)
+        ]
+        flat, grad_steps = group.run_backward(whole, weights)
         parts = grad_steps.split([s.numel() for s in steps])
-        grad_weights = group.views(flat, weights)
+        found = [
+            *group.views(flat, weights),
+            *(
+                part.view(s.shape)
+                for part, s in zip(parts, steps, strict=True)
+            ),
+        ]
         # no gradient, rather than zeros, for a layer that did not run
-        used = [grad is not None for grad in grads]
+        used = [grad is not None for grad in grads] * 2
         return (
             None,
             None,
-            *(
-                g if u else None
-                for g, u in zip(grad_weights, used, strict=True)
-            ),
-            *(
-                p.view(s.shape) if u else None
-                for p, s, u in zip(parts, steps, used, strict=True)
-            ),
+            *(g if u else None for g, u in zip(found, used, strict=True)),
         )
 
 

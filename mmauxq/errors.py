@@ -5,32 +5,32 @@ from difflib import get_close_matches
 
 
 class UsageError(ValueError):
-    """Something that was asked for is wrong, and the message says how.
+    """An argument, option or file is wrong.
 
-    The message is one line: what came, what was allowed, where. The programs
-    in ``tools/`` print it without a traceback and exit with status 2.
+    The message is one line, ``WHERE: expected X, got Y``, and says what would
+    help. The commands print it without a traceback and exit with status 2.
     """
 
 
 class TrainingError(RuntimeError):
-    """A run cannot go on, for a reason outside of what was asked for.
+    """A run cannot go on, for a reason outside of its arguments.
 
     Numbers that are not finite, a full disk, a data loader that died: the
-    message is one line and says what and where. The programs in ``tools/``
-    print it without a traceback and exit with status 1.
+    message is one line and says what and where. The commands print it without
+    a traceback and exit with status 1.
     """
 
 
 def unknown_name(
     place: str, got: object, expected: Iterable[str], alike: float = 0.6
 ) -> UsageError:
-    """That a name is none of those that exist, and the nearest of them.
+    """The error for a name that does not exist.
 
     Args:
-        place: The dotted path of a config, or an option.
-        got: The name that came.
-        expected: All that exist, in the order of the message.
-        alike: How near the nearest must be to be named, 0 to 1.
+        place: The dotted path in a config, or an option.
+        got: The unknown name.
+        expected: All known names, in the order of the message.
+        alike: Similarity, 0 to 1, from which the nearest one is suggested.
 
     Returns:
         An error to raise: ``PLACE: expected one of a, b, got 'c'; did you

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mmauxq.layers import QuantLayer
-from mmauxq.layers.quantized import CONVOLUTIONS, QUANTIZABLE
+from mmauxq.layers.weight_uses import CONVOLUTIONS, QUANTIZABLE
 from mmauxq.quantizers import FLOAT_BITS
 
 

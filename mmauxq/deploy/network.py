@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mmauxq import compat
 from mmauxq.errors import UsageError
-from mmauxq.layers.checkpoint import (
+from mmauxq.network.checkpoint import (
     check_architecture,
     check_scales,
     normalise,

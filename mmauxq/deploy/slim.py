@@ -10,7 +10,7 @@ from torch import nn
 from mmauxq import compat
 from mmauxq.errors import UsageError
 from mmauxq.files import write_atomically
-from mmauxq.layers.checkpoint import is_joint, normalise
+from mmauxq.network.checkpoint import is_joint, normalise
 from mmauxq.version import __version__
 
 

@@ -243,7 +243,9 @@ def test_a_quantized_sum_ends_in_codes(monkeypatch):
     of = []
     monkeypatch.setattr(Recompute, '_remember', noted)
     monkeypatch.setattr(
-        memory_module, 'PackedTensor', lambda *a: of.append(a) or PackedTensor(*a)
+        memory_module,
+        'PackedTensor',
+        lambda *a: of.append(a) or PackedTensor(*a),
     )
     run(residual_of_another, steps=2, memory='recompute')
     assert ends.count((True, 1)) == len(of) == 2

@@ -80,7 +80,9 @@ def normalise_quantize(z, norm, relu, step, qmin, qmax, grad_scale):
     return learned_step_quantize(x, step, qmin, qmax, grad_scale=grad_scale)
 
 
-def norm_add_relu_quantize(z, norm, identity, relu, step, qmin, qmax, grad_scale):
+def norm_add_relu_quantize(
+    z, norm, identity, relu, step, qmin, qmax, grad_scale
+):
     x = normalise(z, norm, identity, relu)
     return (
         x,

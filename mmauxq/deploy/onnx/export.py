@@ -15,7 +15,7 @@ from mmauxq.analysis import count_levels, deployed_bytes
 from mmauxq.engine.hooks import reestimate_batch_norm
 from mmauxq.errors import UsageError
 from mmauxq.layers import restore
-from mmauxq.layers.checkpoint import normalise
+from mmauxq.network.checkpoint import normalise
 from mmauxq.version import __version__
 
 from ..folder import check_folder, complete_or_absent

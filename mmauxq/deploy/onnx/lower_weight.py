@@ -6,8 +6,7 @@ import numpy as np
 from torch import Tensor
 
 from mmauxq.errors import UsageError
-from mmauxq.quantizers import Quantizer
-from mmauxq.quantizers.grid import Grid
+from mmauxq.quantizers import Grid, Quantizer
 
 from .graph import NARROW, PRODUCTS, Graph, attributes
 from .lower_activation import array, clip_values

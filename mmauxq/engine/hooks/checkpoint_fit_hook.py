@@ -6,7 +6,7 @@ from mmengine.hooks import Hook
 
 from mmauxq.engine.running import bare_model
 from mmauxq.errors import UsageError
-from mmauxq.layers.checkpoint import check_scales, normalise
+from mmauxq.network.checkpoint import check_scales, normalise
 
 
 class CheckpointFitHook(Hook):

@@ -17,7 +17,11 @@ from mmauxq.ops import (
     lsq_fused,
     use_form,
 )
-from mmauxq.accelerate.kernels.dispatch import fall_back, is_dense, wants_kernel
+from mmauxq.accelerate.kernels.dispatch import (
+    fall_back,
+    is_dense,
+    wants_kernel,
+)
 from mmauxq.ops.tiles import is_wide
 
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from mmauxq.errors import TrainingError, UsageError
 
-from .functional import learned_step_quantize
-from .straight_through import clamp_min_ste
+from .functional import clamp_min_ste, learned_step_quantize
 
 FLOAT_BITS = 32
 """The width that means "leave it in floating point"."""

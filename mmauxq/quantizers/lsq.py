@@ -7,9 +7,8 @@ from mmauxq.errors import UsageError
 from mmauxq.registry import MODELS
 
 from .base import FLOAT_BITS, Grid, QParams, Quantizer, flag
-from .functional import learned_step_quantize
+from .functional import MIN_SCALE, clamp_min_ste, learned_step_quantize
 from .over_ranks import max_over_ranks, mean_over_ranks, min_over_ranks
-from .straight_through import MIN_SCALE, clamp_min_ste
 
 
 class LearnedStepQuantizer(Quantizer):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmauxq.quantizers.straight_through import MIN_SCALE
+from mmauxq.quantizers.functional import MIN_SCALE
 
 from .dispatch import is_dense, keep, on_device, runs_triton
 

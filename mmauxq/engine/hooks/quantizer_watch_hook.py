@@ -8,7 +8,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from mmauxq.quantizers import named_quantizers
-from mmauxq.quantizers.straight_through import MIN_SCALE
+from mmauxq.quantizers.functional import MIN_SCALE
 from mmauxq.registry import HOOKS
 
 from ..running import bare_model

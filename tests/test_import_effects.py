@@ -3,10 +3,9 @@
 SCRIPT = """
 import os, pickle
 import torch, mmengine, mmpretrain.models, mmengine.optim
-from mmengine.fileio import backends
 from mmengine.logging import HistoryBuffer
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as C
-from mmengine.fileio.backends.registry_utils import backends, prefix_to_backends
+from mmengine.fileio.backends import registry_utils as files
 from mmengine.runner.checkpoint import CheckpointLoader
 
 os.environ['TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'] = '1'
@@ -15,7 +14,7 @@ def state():
     return (
         dict(os.environ),
         C.get('DefaultOptimWrapperConstructor'),
-        dict(backends), dict(prefix_to_backends),
+        dict(files.backends), dict(files.prefix_to_backends),
         dict(CheckpointLoader._schemes),
         vars(HistoryBuffer).get('__getstate__'),
         vars(HistoryBuffer).get('__setstate__'),

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from mmauxq.algorithms import graphed_step
-from mmauxq.algorithms.graphed_step import GraphedStep
+from mmauxq.accelerate import cuda_graph as graphed_step
+from mmauxq.accelerate.cuda_graph import GraphedStep
 from mmauxq.errors import UsageError
 from tests.networks import AUX, batch, captured, joint_qat
 
@@ -30,7 +30,7 @@ def train(cuda_graph, sizes=(8,) * 6, dtype=None, every=1, **settings):
     """Losses of some steps, and what they make of the model."""
     model = joint_qat(cuda_graph=cuda_graph, **settings).to(DEVICE)
     if not cuda_graph:  # the same kernels, launched one by one
-        model.forms.recorded = model.forms.one_by_one
+        model.step.recorded = model.step.one_by_one
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
     history = []
     for i, size in enumerate(sizes):
@@ -83,10 +83,10 @@ def test_recorded_is_eager_to_the_bit(settings, deterministic):
     expected = train(False, **settings)
     found = train(True, **settings)
     same(found, expected)
-    recording = found[1].forms.recorded._recording
+    recording = found[1].step.recorded._recording
     assert recording.plays >= 1
     # which is what both have in common, and must not be nothing
-    assert found[1].forms.chains.links
+    assert found[1].step.chains.fusions
 
 
 @pytest.mark.gpu
@@ -99,7 +99,7 @@ def test_what_changes_the_step_is_recorded_anew():
         model.zero_grad()
         losses = model.loss(inputs, samples)
         sum(losses.values()).backward()
-        return model.forms.recorded._recording
+        return model.step.recorded._recording
 
     first = [step() for _ in range(4)][-1]
     assert first.plays == 2
@@ -210,8 +210,14 @@ def test_without_a_gpu_it_is_said_once_and_eager(monkeypatch):
 @pytest.mark.parametrize(
     'settings, message',
     [
-        (dict(cuda_graph='yes'), "cuda_graph='yes'; allowed are True and F"),
-        (dict(cuda_graph=True, compile=True), 'exclude each other'),
+        (
+            dict(cuda_graph='yes'),
+            "cuda_graph: expected True or False, got 'yes'",
+        ),
+        (
+            dict(cuda_graph=True, compile=True),
+            'expected cuda_graph or compile, got both',
+        ),
     ],
 )
 def test_wrong_settings_are_one_line(settings, message):

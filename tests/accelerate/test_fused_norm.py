@@ -5,22 +5,24 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mmauxq.guidance import TapRecorder
-from mmauxq.layers import FusedBatchNorms, Recompute
-from mmauxq.layers import chains as chains_module
-from mmauxq.layers import memory as memory_module
-from mmauxq.layers.chains import (
+from mmauxq.accelerate import fused_norm as fused_norm_module
+from mmauxq.accelerate import recompute_ops
+from mmauxq.accelerate.fused_norm import (
     ADD,
-    UNFUSED,
     QUANTIZE,
     RELU,
-    Fusion,
+    UNFUSED,
     DeferredTensor,
+    FusedBatchNorms,
+    Fusion,
     materialize,
 )
-from mmauxq.ops import learned_step_quantize, use_form
-from mmauxq.accelerate.kernels.packed import PackedTensor
+from mmauxq.accelerate.kernels.dispatch import use_form
 from mmauxq.accelerate.kernels.norm import batch_statistics
+from mmauxq.accelerate.kernels.packed import PackedTensor
+from mmauxq.accelerate.recompute import Recompute
+from mmauxq.guidance import TapRecorder
+from mmauxq.quantizers.functional import learned_step_quantize
 from tests.networks import AUX, batch, classifier, joint_qat
 
 OWN = dict(AUX, separate_bn=True)
@@ -119,7 +121,7 @@ def run(between, steps=3, memory=None, chained=True, inplace=False):
     x = x.contiguous(memory_format=torch.channels_last)
     chains = FusedBatchNorms()
     if not chained:
-        chains.links = {}
+        chains.fusions = {}
     with use_form('kernel'):
         for _ in range(steps):
             net.zero_grad()
@@ -167,7 +169,7 @@ def test_finds_the_chain_and_changes_nothing(between, link, inplace):
         pytest.skip('what is read would be overwritten')
     y, state, _ = run(between, chained=False, inplace=inplace)
     found, found_state, chains = run(between, inplace=inplace)
-    assert list(chains.links.values()) == [link]
+    assert list(chains.fusions.values()) == [link]
     torch.testing.assert_close(found, y)
     for name, value in state.items():
         if value is not None:
@@ -195,7 +197,7 @@ def test_a_chain_is_one_operation(
     seen = []
 
     def noted(name):
-        before = getattr(chains_module, name)
+        before = getattr(fused_norm_module, name)
 
         def call(z, norm, *args):
             identity = None if name == 'normalise_quantize' else args[0]
@@ -203,7 +205,7 @@ def test_a_chain_is_one_operation(
             seen.append((name, identity is not None, flag))
             return before(z, norm, *args)
 
-        monkeypatch.setattr(chains_module, name, call)
+        monkeypatch.setattr(fused_norm_module, name, call)
 
     for name in ('normalise', 'normalise_quantize', 'norm_add_relu_quantize'):
         noted(name)
@@ -243,7 +245,7 @@ def test_a_quantized_sum_ends_in_codes(monkeypatch):
     of = []
     monkeypatch.setattr(Recompute, '_remember', noted)
     monkeypatch.setattr(
-        memory_module,
+        recompute_ops,
         'PackedTensor',
         lambda *a: of.append(a) or PackedTensor(*a),
     )
@@ -271,7 +273,7 @@ def test_another_path_than_the_one_that_was_seen(first, later):
         return next(paths)(net, x, z)
 
     found, state, chains = run(changing, steps=2)
-    assert [link.kind for link in chains.links.values()] != [UNFUSED]
+    assert [link.kind for link in chains.fusions.values()] != [UNFUSED]
     paths = iter([first, later])
     y, expected, _ = run(changing, steps=2, chained=False)
     torch.testing.assert_close(found, y)
@@ -290,13 +292,14 @@ def test_a_pending_result_has_a_shape_and_a_place():
 
 
 def test_a_tap_of_a_module_that_gives_several():
-    """Stand-ins among them count, and are in their place."""
+    """Deferred tensors among them are in their place."""
     z = torch.randn(2, 3, 4, 5)
     value, other = torch.ones_like(z), torch.zeros(2, 7)
     model = nn.Sequential(nn.Identity())
     pending = DeferredTensor(z, None, Fusion(ADD, True, True), value=value)
     for kept, expected in (((0, 1), [value, other]), ((1,), [other])):
         recorder = TapRecorder(model, ['0'], parts={'0': kept})
+        recorder.materialize = materialize
         with recorder:
             model((pending, other))
         found = list(recorder.outputs().values())
@@ -304,6 +307,7 @@ def test_a_tap_of_a_module_that_gives_several():
     pending.tap = value * 2
     with TapRecorder(model, ['0']) as recorder:
         model(pending)
+    recorder.materialize = materialize
     assert recorder.changed() == []
     assert recorder.outputs()['0'] is pending.tap
 
@@ -448,7 +452,7 @@ def test_without_gradients_nothing_is_planned_or_chained():
     chains = FusedBatchNorms()
     with use_form('kernel'), torch.no_grad(), chains:
         chains.plan([net(x)])
-    assert chains.links is None
+    assert chains.fusions is None
 
 
 @pytest.mark.parametrize('guidance', [None, AUX, OWN])
@@ -467,20 +471,20 @@ def test_a_training_step(guidance):
     for chained in (False, True):
         model = joint_qat(**settings).to(DEVICE)
         if not chained:
-            model.forms.chains.links = {}
+            model.step.fused_norms.fusions = {}
         inputs, samples = batch()
         inputs, samples = inputs.to(DEVICE), [s.to(DEVICE) for s in samples]
         with use_form('kernel'):
-            for _ in range(3):  # calibrate, look on, run chained
+            for _ in range(3):  # observe, then run fused
                 model.zero_grad()
                 losses = model.loss(inputs, samples)
                 sum(losses.values()).backward()
         results.append((losses, model))
     (losses, plain), (found, chained) = results
-    kinds = [link.kind for link in chained.forms.chains.links.values()]
+    kinds = [link.kind for link in chained.step.fused_norms.fusions.values()]
     adaptors, passes = 0 if guidance is None else 3, 1 + (guidance is OWN)
     # the sums that end the first two blocks; taps do not keep them from it
-    links = chained.forms.chains.links.values()
+    links = chained.step.fused_norms.fusions.values()
     assert sum(link.quantized for link in links) == 2 * passes
     assert kinds.count(ADD) == 3 * passes + adaptors
     assert kinds.count(QUANTIZE) == 3 * passes
@@ -525,7 +529,7 @@ def test_in_a_cuda_graph(between):
         torch._foreach_copy_(found, values)
 
     step()
-    assert len(chains.links) == 1
+    assert len(chains.fusions) == 1
     replay = graphed(stored)
     x.normal_()
     replay()

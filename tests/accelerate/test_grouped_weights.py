@@ -5,9 +5,10 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from mmauxq.layers import LayerBits, GroupedWeights, convert
-from mmauxq.ops import use_form
-from mmauxq.quantizers import calibrating, named_quantizers
+from mmauxq.accelerate.grouped_weights import GroupedWeights
+from mmauxq.accelerate.kernels.dispatch import use_form
+from mmauxq.layers import LayerBits, convert
+from mmauxq.quantizers import calibrate
 
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 
@@ -37,8 +38,7 @@ def network(per_channel, weight='mmauxq.LSQ'):
     )
     model.to(DEVICE)
     x = torch.randn(2, 3, 4, 4, device=DEVICE)
-    with calibrating(model):
-        model(x)
+    calibrate(model, lambda: model(x))
     return model, x
 
 
@@ -51,12 +51,11 @@ def test_equals_the_layers_one_by_one(weight, per_channel, groups):
     expected.square().sum().backward()
     grads = {n: p.grad for n, p in model.named_parameters()}
     model.zero_grad()
-    with use_form('kernel'):
-        at_once = GroupedWeights(model, groups)
-    assert len(at_once.pairs) == 3  # without the standardised one
-    assert len(at_once.groups) == groups
-    with at_once.active():
+    grouped = GroupedWeights()
+    with use_form('kernel'), grouped.active(model, groups):
         found = model(x)
+    assert len(grouped.entries) == 3  # without the standardised one
+    assert len(grouped.groups) == groups
     assert torch.equal(found, expected)
     found.square().sum().backward()
     for name, p in model.named_parameters():
@@ -68,40 +67,39 @@ def test_equals_the_layers_one_by_one(weight, per_channel, groups):
 
 def test_afterwards_all_is_as_before():
     model, x = network(False)
-    with use_form('kernel'):
-        at_once = GroupedWeights(model)
-    with pytest.raises(RuntimeError, match='stop'), at_once.active():
-        raise RuntimeError('stop')
-    assert all(q.given is None for _, q in named_quantizers(model))
+    grouped = GroupedWeights()
+    with use_form('kernel'), pytest.raises(RuntimeError, match='stop'):
+        with grouped.active(model):
+            raise RuntimeError('stop')
+    weight = model[0].weight
+    assert grouped.entries and model[0].precomputed(weight) is None
 
 
 def test_another_tensor_is_quantized_as_ever():
     """A module that reads the weight may reshape it before."""
     model, x = network(False)
     quantizer = model[0].weight_quantizer
-    with use_form('kernel'):
-        at_once = GroupedWeights(model)
     other = model[0].weight.detach() * 2
     expected = quantizer(other)
-    with at_once.active():
-        assert torch.equal(quantizer(other), expected)
+    with use_form('kernel'), GroupedWeights().active(model):
+        assert torch.equal(model[0].quantized_weight(other), expected)
 
 
 def test_short_precision_of_autocast():
     model, x = network(False)
-    with use_form('kernel'):
-        at_once = GroupedWeights(model)
-    with torch.autocast(DEVICE, torch.bfloat16), at_once.active():
-        assert model[0].weight_quantizer(model[0].weight).dtype == (
-            torch.bfloat16
-        )
+    with (
+        use_form('kernel'),
+        torch.autocast(DEVICE, torch.bfloat16),
+        GroupedWeights().active(model),
+    ):
+        weight = model[0].quantized_weight(model[0].weight)
+        assert weight.dtype == torch.bfloat16
 
 
 def test_without_kernels_the_layers_do_it_themselves():
     model, x = network(False)
     expected = model(x)
-    with use_form('reference'):
-        at_once = GroupedWeights(model)
-    assert at_once.pairs == []
-    with at_once.active():
+    grouped = GroupedWeights()
+    with use_form('reference'), grouped.active(model):
         assert torch.equal(model(x), expected)
+    assert grouped.entries == []

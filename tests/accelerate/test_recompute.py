@@ -9,9 +9,10 @@ from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mmauxq.accelerate.recompute import Recompute
 from mmauxq.errors import UsageError
-from mmauxq.layers import LayerBits, Recompute, convert
-from mmauxq.quantizers import calibrating
+from mmauxq.layers import LayerBits, convert
+from mmauxq.quantizers import calibrate
 
 
 class Bottleneck(nn.Module):
@@ -107,8 +108,7 @@ def network(kind):
         dict(type=activation, bits=4),
     )
     x = torch.randn(4, 3, 8, 8)
-    with calibrating(model):
-        model(x)
+    calibrate(model, lambda: model(x))
     return model, x
 
 
@@ -292,5 +292,7 @@ def test_what_it_does_not_know_is_kept():
 
 
 def test_an_unknown_level_is_one_line():
-    with pytest.raises(UsageError, match=r"memory='less'.*codes.*recompute"):
+    with pytest.raises(
+        UsageError, match=r"one of .*codes.*recom.* got 'less'"
+    ):
         Recompute('less')

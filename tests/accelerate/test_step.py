@@ -5,9 +5,9 @@ import weakref
 import pytest
 import torch
 
+from mmauxq.accelerate.kernels.dispatch import use_form
+from mmauxq.accelerate.recompute import Recompute
 from mmauxq.errors import UsageError
-from mmauxq.layers import Recompute
-from mmauxq.ops import use_form
 from tests.networks import AUX, batch, classifier, joint_qat
 
 
@@ -40,12 +40,14 @@ def test_kernels_are_the_same_step():
     """Where there is no GPU they run in Triton's interpreter."""
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     torch.backends.cudnn.allow_tf32 = False
-    losses, grads, plain = one_step(form='reference', device=device)
-    found, found_grads, model = one_step(form='kernel', device=device)
-    assert len(model.forms.weights_at_once.pairs) == sum(
+    losses, grads, plain = one_step(form='reference', device=device, speed={})
+    found, found_grads, model = one_step(
+        form='kernel', device=device, speed={}
+    )
+    assert len(model.step.weights.entries) == sum(
         not bits.is_float for bits in model.bits.values()
     )
-    assert not plain.forms.weights_at_once.pairs
+    assert not plain.step.weights.entries
     for name, loss in losses.items():
         torch.testing.assert_close(found[name], loss)
     for name, grad in grads.items():
@@ -137,7 +139,10 @@ def test_taps_are_released_before_the_backward_pass():
 @pytest.mark.parametrize(
     'settings, message',
     [
-        (dict(memory='less'), r"memory='less'; allowed are \['codes', 'rec"),
+        (
+            dict(memory='less'),
+            r"memory: expected one of \['codes', 'rec.* got 'less'",
+        ),
     ],
 )
 def test_memory_that_cannot_be_had_is_one_line(settings, message):
@@ -169,6 +174,7 @@ def test_an_eager_step_in_between():
         return module.forward
 
     model = joint_qat(compile=dict(backend=backend))
+    model.calibrate(batch()[0])
     seen = []
     model.architecture.backbone.layer1[0].register_forward_hook(
         lambda *_: seen.append(torch.compiler.is_compiling())

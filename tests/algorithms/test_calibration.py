@@ -45,7 +45,7 @@ def test_a_first_step_that_failed_can_be_repeated():
     assert torch.isfinite(losses['student.loss'])
 
 
-def test_calibrating_moves_nothing_else():
+def test_calibrate_moves_nothing_else():
     model = joint_qat(guidance=None)
     dropout = nn.Dropout(0.5)
     model.architecture.backbone.layer1.append(dropout)

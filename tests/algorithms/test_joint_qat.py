@@ -597,5 +597,5 @@ def test_a_head_with_a_loss_of_its_own_is_not_compiled(monkeypatch):
 
 
 def test_unknown_options_of_the_compiler():
-    with pytest.raises(UsageError, match='compile=.*mode.*fast'):
+    with pytest.raises(UsageError, match='speed.compile: .*mode.*fast'):
         joint_qat(compile=dict(mode='fast'))

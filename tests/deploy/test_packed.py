@@ -9,8 +9,8 @@ from mmauxq.deploy import load_packed, save_packed
 from mmauxq.deploy.onnx.latency import calibrated_network
 from mmauxq.deploy.packed import quantized_weights, read_packed
 from mmauxq.errors import UsageError
-from mmauxq.layers import quantize_layer
-from mmauxq.quantizers import LSQ, calibrating
+from mmauxq.layers import quant_class
+from mmauxq.quantizers import LSQ, calibrate
 from tests.conftest import ROOT
 from tests.networks import batch, joint_qat
 
@@ -128,9 +128,9 @@ class Takes(nn.Module):
 
 
 def calibrated(layer, x):
-    layer = quantize_layer(layer, LSQ(2, 'weight'), LSQ(2))
-    with torch.no_grad(), calibrating(layer):
-        Takes(layer)(x)
+    cls = quant_class(type(layer))
+    layer = cls.from_float(layer, LSQ(2, 'weight'), LSQ(2))
+    calibrate(layer, lambda: Takes(layer)(x))
     return Takes(layer).eval()
 
 
@@ -154,7 +154,7 @@ def test_a_weight_of_a_layer_with_its_own_forward(tmp_path):
 def test_projections_of_attention(tmp_path):
     torch.manual_seed(0)
     x = torch.randn(2, 3, 8)
-    attention = quantize_layer(
+    attention = quant_class(nn.MultiheadAttention).from_float(
         nn.MultiheadAttention(8, 2), LSQ(2, 'weight'), LSQ(2)
     )
 
@@ -163,8 +163,8 @@ def test_projections_of_attention(tmp_path):
             return self.layer(x, x, x, need_weights=False)[0]
 
     network = Attends(attention).eval()
-    with torch.no_grad(), calibrating(network):
-        want = network(x)
+    calibrate(network, lambda: network(x))
+    want = network(x).detach()
     assert set(quantized_weights(network)) == {'layer.in_proj_weight'}
     save_packed(network, tmp_path / 'p', x)
     nn.init.zeros_(attention.in_proj_weight)

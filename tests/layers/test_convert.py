@@ -22,7 +22,7 @@ from mmauxq.quantizers import (
     DoReFaWeight,
     LSQPlus,
     PACTActivation,
-    calibrating,
+    calibrate,
 )
 
 CFG = dict(type='mmauxq.LSQ', bits=4)
@@ -62,8 +62,7 @@ def quantize(network, names=('stem', 'body.0', 'fc'), bits=(2, 2)):
 
 
 def calibrated(network, x):
-    with calibrating(network):
-        network(x)
+    calibrate(network, lambda: network(x))
     return network
 
 
@@ -256,8 +255,8 @@ def test_per_channel_layers_run(layer, shape):
 
 
 QUANTIZERS = (
-    'there are mmauxq.LSQ, mmauxq.LSQPlus, mmauxq.PACTActivation, '
-    'mmauxq.DoReFaActivation and mmauxq.DoReFaWeight'
+    'expected mmauxq.LSQ, mmauxq.LSQPlus, mmauxq.PACTActivation, '
+    'mmauxq.DoReFaActivation or mmauxq.DoReFaWeight, got '
 )
 
 
@@ -267,19 +266,17 @@ QUANTIZERS = (
         (
             dict(type='mmauxq.Nothing'),
             'weight',
-            "quantizers.weight.type='mmauxq.Nothing' is not a quantizer; "
-            + QUANTIZERS,
+            f"quantizers.weight.type: {QUANTIZERS}'mmauxq.Nothing'",
         ),
         (
             dict(type='mmauxq.CIFARResNet'),
             'activation',
-            "quantizers.activation.type='mmauxq.CIFARResNet' is not a "
-            'quantizer; ' + QUANTIZERS,
+            f"quantizers.activation.type: {QUANTIZERS}'mmauxq.CIFARResNet'",
         ),
         (
             {},
             'weight',
-            'quantizers.weight.type=None is not a quantizer; ' + QUANTIZERS,
+            f'quantizers.weight.type: {QUANTIZERS}None',
         ),
         (
             dict(type='mmauxq.DoReFaWeight', per_channel=True),
@@ -290,13 +287,14 @@ QUANTIZERS = (
         (
             dict(type='mmauxq.DoReFaWeight', stepp=1),
             'weight',
-            "quantizers.weight: DoReFaWeight takes no ['stepp']; it takes "
-            "['bits', 'role']",
+            'quantizers.weight: expected arguments of DoReFaWeight, '
+            "['bits', 'role'], got ['stepp']",
         ),
         (
             dict(type='mmauxq.PACTActivation'),
             'weight',
-            "PACTActivation: role='weight'; allowed are ['activation']",
+            "PACTActivation: expected a role out of ['activation'], got "
+            "'weight'",
         ),
     ],
 )

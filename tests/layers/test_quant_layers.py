@@ -1,21 +1,33 @@
 """One quantized layer."""
 
 import copy
+import dataclasses
 import io
+import pickle
 
 import pytest
 import torch
 from torch import nn
 
 from mmauxq.errors import UsageError
-from mmauxq.layers import QuantLayer, quantize_layer, restore_layer
-from mmauxq.quantizers import LSQ, calibrating
+from mmauxq.layers import (
+    LayerBits,
+    QuantLayer,
+    WeightReader,
+    convert,
+    quant_class,
+)
+from mmauxq.network.profile import LayerTracer
+from mmauxq.quantizers import LSQ, calibrate
+
+
+def quantize_layer(layer, *quantizers):
+    return quant_class(type(layer)).from_float(layer, *quantizers)
 
 
 def quantized(sample, bits=2):
     layer = quantize_layer(sample.layer, LSQ(bits, 'weight'), LSQ(bits))
-    with calibrating(layer):
-        layer(sample.x)
+    calibrate(layer, lambda: layer(sample.x))
     return layer
 
 
@@ -62,7 +74,7 @@ def test_a_quantized_layer_is_still_of_its_class(sample):
 
 def test_the_class_says_what_it_was(sample):
     name = type(quantized(sample)).__name__
-    assert name == f'Quantized{type(sample.layer).__name__}'
+    assert name == f'Quant{type(sample.layer).__name__}'
 
 
 def test_parameters_are_shared_under_the_same_names(sample):
@@ -94,18 +106,18 @@ def test_loading_float_weights_misses_the_quantizers_only(sample):
 
 
 def test_restore_gives_the_class_back(sample):
-    assert type(restore_layer(quantized(sample))) is type(sample.layer)
+    assert type(quantized(sample).to_float()) is type(sample.layer)
 
 
 def test_restore_gives_the_same_parameters_back(sample):
-    found = dict(restore_layer(quantized(sample)).named_parameters())
+    found = dict(quantized(sample).to_float().named_parameters())
     expected = dict(sample.layer.named_parameters())
     assert list(found) == list(expected)
     assert all(found[name] is expected[name] for name in expected)
 
 
 def test_restore_gives_the_float_output_back(sample):
-    layer = restore_layer(quantized(sample))
+    layer = quantized(sample).to_float()
     assert torch.equal(layer(sample.x), sample.layer(sample.x))
 
 
@@ -139,7 +151,7 @@ def test_hooks_survive_both_ways():
     layer.register_forward_pre_hook(lambda *_: calls.append('before'))
     there = quantize_layer(layer, nn.Identity(), nn.Identity())
     there(torch.randn(1, 3))
-    restore_layer(there)(torch.randn(1, 3))
+    there.to_float()(torch.randn(1, 3))
     assert calls == ['before', 'after'] * 2
 
 
@@ -173,8 +185,8 @@ def test_a_forward_without_a_known_product_is_refused():
     with pytest.raises(UsageError) as error:
         layer(torch.randn(1, 3))
     assert str(error.value) == (
-        'TransposedLinear: its forward calls none of F.conv1d, F.conv2d, '
-        'F.conv3d and F.linear, so that nothing is quantized; keep the layer '
+        'TransposedLinear: expected a forward that calls F.conv1d, F.conv2d, '
+        'F.conv3d or F.linear with its weight, found none; keep the layer '
         'float with policy.layers'
     )
 
@@ -186,18 +198,76 @@ def test_other_layers_are_refused(layer):
     with pytest.raises(TypeError) as error:
         quantize_layer(layer, nn.Identity(), nn.Identity())
     assert str(error.value) == (
-        f'cannot quantize a {type(layer).__name__}; allowed are float '
-        'Conv1d, Conv2d, Conv3d and Linear'
+        'expected a float Conv1d, Conv2d, Conv3d, Linear or '
+        f'MultiheadAttention, got {type(layer).__name__}'
     )
 
 
 def test_a_quantized_layer_is_not_quantized_again():
     layer = quantize_layer(nn.Linear(3, 2), nn.Identity(), nn.Identity())
-    with pytest.raises(TypeError, match='cannot quantize a QuantizedLinear'):
+    with pytest.raises(TypeError, match='float Conv1d, .*, got QuantLinear'):
         quantize_layer(layer, nn.Identity(), nn.Identity())
 
 
-def test_a_float_layer_cannot_be_restored():
-    with pytest.raises(TypeError) as error:
-        restore_layer(nn.Linear(3, 2))
-    assert str(error.value) == 'Linear is not quantized'
+class Net(nn.Module):
+    """A reader of a weight, a foreign subclass and plain layers."""
+
+    def __init__(self, foreign):
+        super().__init__()
+        self.foreign = foreign
+        self.read = nn.Linear(4, 4)
+        self.plain = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+
+    def forward(self, x):
+        return self.plain(nn.functional.linear(x, self.read.weight))
+
+
+def stored(module):
+    return pickle.loads(pickle.dumps(module))
+
+
+def test_a_layer_can_be_stored_whole(sample):
+    layer = quantized(sample)
+    twin = stored(layer)
+    assert type(twin) is type(layer)
+    assert torch.equal(twin(sample.x), layer(sample.x))
+    assert type(twin.to_float()) is type(sample.layer)
+
+
+def test_a_network_can_be_stored_whole(sample):
+    net, x = Net(sample.layer), torch.randn(3, 4)
+    tracer = LayerTracer(net, len(x))
+    with tracer.following(), torch.no_grad():
+        net(x)
+        net.foreign(sample.x)
+    cfg = dict(type='mmauxq.LSQ', bits=2)
+    bits = {name: LayerBits(2, 2, '') for name in tracer.layers}
+    net = convert(nn.Sequential(net), {f'0.{n}': b for n, b in bits.items()},
+                  cfg, cfg, {f'0.{n}': in_0(u) for n, u in
+                             tracer.layers.items()})[0]  # fmt: skip
+    calibrate(net, lambda: (net(x), net.foreign(sample.x)))
+    assert isinstance(net, WeightReader)
+    twin = stored(net)
+    assert torch.equal(twin(x), net(x))
+    assert torch.equal(twin.foreign(sample.x), net.foreign(sample.x))
+
+
+def in_0(use):
+    return dataclasses.replace(
+        use, readers=[f'0.{r}' if r else '0' for r in use.readers]
+    )
+
+
+def test_hooks_are_not_shared(sample):
+    calls = []
+    sample.layer.register_forward_hook(lambda *_: calls.append('float'))
+    layer = quantized(sample)
+    layer.register_forward_hook(lambda *_: calls.append('quantized'))
+    calls.clear()
+    sample.layer(sample.x)
+    assert calls == ['float']
+    back = layer.to_float()
+    back.register_forward_pre_hook(lambda *_: calls.append('back'))
+    calls.clear()
+    layer(sample.x)
+    assert calls == ['float', 'quantized']

@@ -9,13 +9,13 @@ from torch import nn
 
 from mmauxq.layers import (
     LayerBits,
-    ProductTrace,
     QuantLayer,
     WeightReader,
     convert,
     restore,
 )
-from mmauxq.quantizers import calibrating
+from mmauxq.network.profile import LayerTracer
+from mmauxq.quantizers import calibrate
 
 CFG = dict(type='mmauxq.LSQ', bits=2)
 
@@ -35,10 +35,10 @@ class Reader(nn.Module):
 
 
 def trace(model, *args):
-    found = ProductTrace(model)
-    with found.following(model), torch.no_grad():
+    tracer = LayerTracer(model, len(args[0]))
+    with tracer.following(), torch.no_grad():
         model(*args)
-    return found.products
+    return tracer.layers
 
 
 def quantized(model, *args):
@@ -49,10 +49,9 @@ def quantized(model, *args):
         {name: LayerBits(2, 2, '') for name in names},
         CFG,
         CFG,
-        {name: products[name].readers for name in names},
+        products,
     )
-    with calibrating(model):
-        model(*args)
+    calibrate(model, lambda: model(*args))
     return model
 
 

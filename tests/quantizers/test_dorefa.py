@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from mmauxq import ops
 from mmauxq.quantizers import DoReFaActivation, DoReFaWeight
+from mmauxq.quantizers import functional as ops
 
 COLLAPSE = (
     'DoReFaActivation: the fixed range [0, 1] at 2 bits is known to collapse '

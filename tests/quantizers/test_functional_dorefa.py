@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.autograd import gradcheck
 from torch.testing import assert_close
 
-from mmauxq.ops import dorefa_activation, dorefa_weight
+from mmauxq.quantizers.functional import dorefa_activation, dorefa_weight
 
 SETTINGS = settings(max_examples=60, deadline=None, derandomize=True)
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.autograd import gradcheck
 from torch.testing import assert_close
 
-from mmauxq.ops import learned_step_quantize
+from mmauxq.quantizers.functional import learned_step_quantize
 
 RANGES = [(0, 1), (0, 3), (-2, 1), (-4, 3), (0, 15), (-8, 7), (-128, 127)]
 SHAPES = [(), (1,), (1, 6, 1, 1), (4, 1, 1, 1)]

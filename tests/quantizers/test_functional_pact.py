@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.autograd import gradcheck
 from torch.testing import assert_close
 
-from mmauxq.ops import pact
+from mmauxq.quantizers.functional import pact
 
 SETTINGS = settings(max_examples=60, deadline=None, derandomize=True)
 SHAPES = [(), (1,), (1, 6, 1, 1)]

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from mmauxq.ops import clamp_min_ste, straight_through
+from mmauxq.quantizers.functional import clamp_min_ste, straight_through
 
 
 def grad_of(y, x):

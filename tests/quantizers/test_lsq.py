@@ -3,13 +3,12 @@ import torch
 from torch.testing import assert_close
 
 from mmauxq.errors import UsageError
-from mmauxq.ops import learned_step_quantize
-from mmauxq.quantizers import LSQ, calibrating
+from mmauxq.quantizers import LSQ, calibrate
+from mmauxq.quantizers.functional import learned_step_quantize
 
 
 def calibrated(quantizer, x):
-    with calibrating(quantizer):
-        quantizer(x)
+    calibrate(quantizer, lambda: quantizer(x))
     return quantizer
 
 
@@ -75,7 +74,7 @@ def test_one_bit_refuses_negative_activations():
     with pytest.raises(UsageError) as error:
         calibrated(LSQ(1), torch.randn(100))
     assert str(error.value) == (
-        'LSQ: bits=1 for signed values; allowed are 2 to 8'
+        'LSQ: expected bits from 2 to 8 for signed values, got bits=1'
     )
 
 

@@ -2,13 +2,12 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from mmauxq.ops import learned_step_quantize
-from mmauxq.quantizers import LSQPlus, calibrating
+from mmauxq.quantizers import LSQPlus, calibrate
+from mmauxq.quantizers.functional import learned_step_quantize
 
 
 def calibrated(quantizer, x):
-    with calibrating(quantizer):
-        quantizer(x)
+    calibrate(quantizer, lambda: quantizer(x))
     return quantizer
 
 

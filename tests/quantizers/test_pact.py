@@ -2,13 +2,12 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from mmauxq.ops import pact
-from mmauxq.quantizers import PACTActivation, calibrating
+from mmauxq.quantizers import PACTActivation, calibrate
+from mmauxq.quantizers.functional import pact
 
 
 def calibrated(quantizer, x):
-    with calibrating(quantizer):
-        quantizer(x)
+    calibrate(quantizer, lambda: quantizer(x))
     return quantizer
 
 

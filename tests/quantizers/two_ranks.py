@@ -14,7 +14,7 @@ import torch.distributed
 import torch.multiprocessing as mp
 from torch import nn
 
-from mmauxq.quantizers import LSQ, LSQPlus, PACTActivation, calibrating
+from mmauxq.quantizers import LSQ, LSQPlus, PACTActivation, calibrate
 
 
 def make_quantizers() -> nn.ModuleDict:
@@ -29,10 +29,8 @@ def make_quantizers() -> nn.ModuleDict:
     )
 
 
-def calibrate(model: nn.ModuleDict, x: torch.Tensor) -> None:
-    with calibrating(model):
-        for quantizer in model.values():
-            quantizer(x)
+def calibrate_all(model: nn.ModuleDict, x: torch.Tensor) -> None:
+    calibrate(model, lambda: [quantizer(x) for quantizer in model.values()])
 
 
 def work(rank: int, data: Path, out: Path) -> None:
@@ -41,7 +39,7 @@ def work(rank: int, data: Path, out: Path) -> None:
     )
     model = make_quantizers()
     halves = torch.load(data, weights_only=True).chunk(2)
-    calibrate(model, halves[rank])
+    calibrate_all(model, halves[rank])
     torch.save(model.state_dict(), out / f'{rank}.pt')
     torch.distributed.destroy_process_group()
 

@@ -1,4 +1,4 @@
-"""FusedBatchNorms of batch norms, and recorded steps, in all types of networks.
+"""Fused batch norms, and recorded steps, in all types of networks.
 
     python -m tests.stress.chains --jobs 2 --out DIR [CONFIG ...]
     python -m tests.stress.chains --recorded --jobs 8 --out DIR    # on a GPU
@@ -33,13 +33,14 @@ from mmengine.registry import init_default_scope
 from torch import Tensor
 
 from mmauxq import compat
+from mmauxq.accelerate import fused_norm as chains
+from mmauxq.accelerate.cuda_graph import GraphedStep
+from mmauxq.accelerate.kernels.dispatch import use_form
 from mmauxq.algorithms import JointQAT
-from mmauxq.algorithms.graphed_step import GraphedStep
 from mmauxq.evaluation import config_check
 from mmauxq.evaluation.mmpretrain_configs import one_line, recipe
 from mmauxq.evaluation.sweep import sweep
-from mmauxq.layers import chains
-from mmauxq.ops import learned_step_quantize, use_form
+from mmauxq.quantizers.functional import learned_step_quantize
 from tests.conftest import ROOT
 
 IMAGES = 4
@@ -159,8 +160,8 @@ def chained(config: str) -> tuple[dict, dict, JointQAT]:
     for wanted in (False, True):
         model, shape = build(config)
         if not wanted:
-            model.forms.chains.links = {}
-        at = 'mmauxq.algorithms.step_forms.'
+            model.step.fused_norms.fusions = {}
+        at = 'mmauxq.accelerate.step.'
         with (
             stand_ins(),
             mock.patch(at + 'is_forced', lambda: True),
@@ -178,14 +179,14 @@ def recorded(config: str) -> tuple[dict, dict, JointQAT]:
         model, shape = build(config)
         model = model.cuda().to(memory_format=torch.channels_last)
         model.channels_last = True
-        model.forms.recorded = (
-            GraphedStep(model.forms.one_by_one, model)
+        model.step.recorded = (
+            GraphedStep(model.step.one_by_one, model)
             if wanted
-            else model.forms.one_by_one
+            else model.step.one_by_one
         )
         with torch.backends.cudnn.flags(benchmark=False, deterministic=True):
             results.append(train(model, shape, 5))
-    if model.forms.recorded._recording is None:
+    if model.step.recorded._recording is None:
         raise RuntimeError('nothing was recorded')
     return *results, model
 
@@ -206,7 +207,7 @@ def check(config: str, on_gpu: bool = False) -> Row:
         plain, found, model = (recorded if on_gpu else chained)(config)
         kinds = [
             link.kind + '+quantize' * link.quantized
-            for link in (model.forms.chains.links or {}).values()
+            for link in (model.step.fused_norms.fusions or {}).values()
         ]
         row.kinds = {kind: kinds.count(kind) for kind in sorted(set(kinds))}
         errors = {

@@ -19,8 +19,8 @@ import json, sys
 import triton, triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from mmauxq.ops import codes_kernels, lsq_kernels, norm_kernels
-from mmauxq.ops import weight_kernels
+from mmauxq.accelerate.kernels import lsq_triton, norm_triton
+from mmauxq.accelerate.kernels import packed_triton, weights_triton
 
 TARGET = GPUTarget('cuda', 90, 32)
 TYPES = dict(
@@ -58,7 +58,7 @@ flat = dict(codes, ROWS=4096, OFFSET=True, WIDE=False)
 tiles = dict(codes, ROWS=32, CHANNELS=128, OFFSET=True, WIDE=True, inner=1)
 grads = dict(grad_ptr='*bf16')
 found = {}
-k = lsq_kernels
+k = lsq_triton
 found['forward_flat'] = compiled(k.forward_flat, **flat)
 found['backward_flat'] = compiled(k.backward_flat, types=grads, **flat)
 wide = ['channels']
@@ -67,18 +67,18 @@ found['backward_channels'] = compiled(
     k.backward_channels, wide, grads, **tiles
 )
 addresses = dict(step_ptr='*i64')
-w = weight_kernels
+w = weights_triton
 found['weights'] = compiled(w.forward_kernel, types=addresses, BLOCK=1024)
 found['weights_backward'] = compiled(
     w.backward_kernel, types=dict(addresses, grad_ptr='*i64'), BLOCK=1024,
     TYPE=tl.bfloat16,
 )
 found['sum'] = compiled(w.sum_kernel, types=dict(out_ptr='*fp32'), BLOCK=1024)
-c = codes_kernels
+c = packed_triton
 packed = dict(OFFSET=True, WIDE=False, EACH=2, BLOCK=2048)
 found['pack'] = compiled(c.pack_kernel, **codes, **packed)
 found['unpack'] = compiled(c.unpack_kernel, QMIN=-8, **packed)
-n = norm_kernels
+n = norm_triton
 maps = dict(z_ptr='*bf16', identity_ptr='*bf16', out_ptr='*bf16',
             grad_ptr='*bf16', other_ptr='*bf16', more_ptr='*bf16',
             grad_z_ptr='*bf16', grad_identity_ptr='*bf16', x_ptr='*bf16',

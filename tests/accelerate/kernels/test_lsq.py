@@ -11,18 +11,16 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from mmauxq.ops import (
-    dispatch,
-    learned_step_quantize,
-    lsq_fused,
-    use_form,
-)
+from mmauxq.accelerate.kernels import dispatch
+from mmauxq.accelerate.kernels import lsq as lsq_kernels
 from mmauxq.accelerate.kernels.dispatch import (
     fall_back,
     is_dense,
+    use_form,
     wants_kernel,
 )
-from mmauxq.ops.tiles import is_wide
+from mmauxq.accelerate.kernels.tiles import is_wide
+from mmauxq.quantizers.functional import learned_step_quantize
 
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 RANGES = [(0, 15), (-8, 7), (0, 3), (-2, 1), (-128, 127)]
@@ -170,7 +168,7 @@ def test_is_one_operator_of_torch(step_shape, with_offset):
 
 
 def test_the_operator_computes_also_without_triton(monkeypatch):
-    monkeypatch.setattr(lsq_fused, 'runs_triton', lambda x: False)
+    monkeypatch.setattr(lsq_kernels, 'runs_triton', lambda x: False)
     inputs = case((2, 6, 3, 3), True, (), 0, 15, torch.float32, True)
     y = torch.ops.mmauxq.learned_step_quantize(*inputs, 0, 15, 0.37)
     torch.manual_seed(1)
@@ -243,11 +241,11 @@ def test_a_step_and_an_offset_that_are_not_alike(offset, caplog):
     x = torch.randn(3, 4)
     fall_back.cache_clear()
     with caplog.at_level(logging.WARNING, 'mmauxq'):
-        assert lsq_fused.can_run(x, torch.ones(1), torch.zeros(1))
+        assert lsq_kernels.can_run(x, torch.ones(1), torch.zeros(1))
         assert not caplog.records
-        assert not lsq_fused.can_run(x, torch.ones(1), offset)
+        assert not lsq_kernels.can_run(x, torch.ones(1), offset)
     assert [r.getMessage() for r in caplog.records] == [
-        'mmauxq.ops: the reference runs instead of a kernel: step and offset '
+        'mmauxq: the definition runs instead of a kernel: step and offset '
         'that are not alike'
     ]
 
@@ -304,16 +302,36 @@ def test_dense_layouts():
 @pytest.mark.parametrize(
     'change, error, message',
     [
-        (dict(x=torch.ones(3).int()), TypeError, 'x is torch.int32'),
-        (dict(step=torch.ones(2)), ValueError, r'step of shape \(2,\)'),
+        (
+            dict(x=torch.ones(3).int()),
+            TypeError,
+            'x: .* got torch.int32',
+        ),
+        (
+            dict(step=torch.ones(2)),
+            ValueError,
+            r'step: .* got \(2,\)',
+        ),
         (
             dict(step=torch.ones(3, device='meta')),
             ValueError,
-            'step is on meta, x on cpu',
+            'step: expected the device of x, cpu, got meta',
         ),
-        (dict(step=torch.zeros(1)), ValueError, 'step=0.0'),
-        (dict(step=torch.tensor(torch.nan)), ValueError, 'step=nan'),
-        (dict(offset=torch.ones(4)), ValueError, r'offset of shape \(4,\)'),
+        (
+            dict(step=torch.zeros(1)),
+            ValueError,
+            'positive values, got 0',
+        ),
+        (
+            dict(step=torch.tensor(torch.nan)),
+            ValueError,
+            'step: expected positive values, got nan',
+        ),
+        (
+            dict(offset=torch.ones(4)),
+            ValueError,
+            r'offset: .* got \(4,\)',
+        ),
         (dict(qmin=1), ValueError, 'qmin=1'),
         (dict(qmax=0), ValueError, 'qmax=0'),
     ],

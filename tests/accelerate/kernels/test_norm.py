@@ -5,14 +5,15 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from mmauxq.ops import learned_step_quantize, use_form
+from mmauxq.accelerate.kernels.dispatch import use_form
 from mmauxq.accelerate.kernels.norm import (
     batch_statistics,
     can_normalise,
-    normalise,
     norm_add_relu_quantize,
+    normalise,
     normalise_quantize,
 )
+from mmauxq.quantizers.functional import learned_step_quantize
 
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 # Triton's interpreter rounds to bfloat16 by cutting off

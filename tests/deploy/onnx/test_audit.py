@@ -43,7 +43,7 @@ def test_all_hold(exported, checkpoint, capfd, weights):
 
 def test_a_network_with_more_levels_fails(checkpoint, capfd, monkeypatch):
     def unclipped(self, x):
-        step = self._spread(self.step, x)
+        step = self.broadcast(self.step, x)
         return (x / step).round() * step
 
     monkeypatch.setattr(LSQ, 'quantize', unclipped)

@@ -12,8 +12,8 @@ from mmauxq.deploy.onnx.onnx_model import to_onnx
 from mmauxq.deploy.onnx.trace import trace
 from mmauxq.deploy.weight_operands import weight_operands
 from mmauxq.errors import UsageError
-from mmauxq.layers import quantize_layer
-from mmauxq.quantizers import LSQ, LSQPlus, calibrating
+from mmauxq.layers import quant_class
+from mmauxq.quantizers import LSQ, LSQPlus, calibrate
 
 SHAPE = (4, 6, 6)
 
@@ -30,7 +30,7 @@ class Net(nn.Module):
 
 
 def quantized(layer, bits=2, activation=LSQ, **settings):
-    return quantize_layer(
+    return quant_class(type(layer)).from_float(
         layer, LSQ(bits, 'weight', **settings), activation(bits)
     )
 
@@ -50,8 +50,7 @@ def prepared(*layers):
             nn.init.normal_(module.bias, std=0.3)
             nn.init.normal_(module.running_mean, std=0.3)
             nn.init.uniform_(module.running_var, 0.5, 2)
-    with torch.no_grad(), calibrating(network):
-        network(images())
+    calibrate(network, lambda: network(images()))
     return network
 
 
@@ -173,8 +172,7 @@ def test_a_scale_for_each_channel_of_the_input_is_named(chain):
     network = convolutions(4)
     layer = network.layers[3]
     layer.input_quantizer = LSQ(4, num_channels=8, channel_axis=1)
-    with torch.no_grad(), calibrating(network):
-        network(images())
+    calibrate(network, lambda: network(images()))
     lowered, kernels = exported(network, chain, 'int8')
     assert 'layers.0' not in kernels and 'layers.3' not in kernels
     assert lowered.float_layers['layers.3'] == (

@@ -4,10 +4,9 @@ import torch.nn.functional as F
 from mmpretrain.models.heads import LinearClsHead, MultiLabelLinearClsHead
 from mmpretrain.structures import DataSample
 
-from mmauxq.algorithms import dry_run
 from mmauxq.errors import UsageError
 from mmauxq.guidance import AuxAdaptorAggregator, Tap
-from mmauxq.guidance.adaptor import extra_tokens, resize_tokens, to_map
+from mmauxq.guidance.tokens import extra_tokens, resize_tokens, to_map
 from tests.networks import AUX, batch, classifier, joint_qat
 
 TAPS = [
@@ -26,6 +25,10 @@ def outputs(count=3, taps=TAPS):
     return {
         t.name: torch.randn(count, *t.shape, requires_grad=True) for t in taps
     }
+
+
+def loss_of(module, given, samples):
+    return module.losses(module(given), None, None, samples)['loss_aux']
 
 
 def test_the_recursion_of_the_paper():
@@ -76,7 +79,7 @@ def test_every_tap_gets_a_gradient():
     module = AuxAdaptorAggregator(TAPS, head(), 10)
     given = outputs()
     samples = [DataSample().set_gt_label(i) for i in range(3)]
-    module.loss(given, samples)['loss_aux'].backward()
+    module.losses(module(given), None, None, samples)['loss_aux'].backward()
     for name, value in given.items():
         assert value.grad.abs().sum() > 0, name
 
@@ -87,7 +90,9 @@ def test_the_loss_weight_scales_the_loss_and_is_not_stored():
     for weight in (1.0, 0.25):
         torch.manual_seed(0)
         module = AuxAdaptorAggregator(TAPS, head(), 10, loss_weight=weight)
-        losses.append(module.loss(outputs(), samples)['loss_aux'])
+        losses.append(
+            module.losses(module(outputs()), None, None, samples)['loss_aux']
+        )
     torch.testing.assert_close(losses[1], losses[0] / 4)
     assert not any('loss_weight' in key for key in module.state_dict())
 
@@ -102,7 +107,8 @@ def test_the_loss_is_of_the_kind_of_the_main_head():
     expected = F.cross_entropy(logits, torch.arange(3), label_smoothing=0.1)
     # mmpretrain's mode 'original': smoothed over all classes
     torch.testing.assert_close(
-        module.loss(outputs(), samples)['loss_aux'], expected
+        module.losses(module(outputs()), None, None, samples)['loss_aux'],
+        expected,
     )
 
 
@@ -115,7 +121,8 @@ def test_mixed_targets():
     logits = module(outputs())
     expected = -(score * logits.log_softmax(1)).sum(1).mean()
     torch.testing.assert_close(
-        module.loss(outputs(), samples)['loss_aux'], expected
+        module.losses(module(outputs()), None, None, samples)['loss_aux'],
+        expected,
     )
 
 
@@ -168,30 +175,26 @@ def test_the_cost_on_imagenet_networks(depth, parameters, multiply_adds):
         in_channels=512 if depth == 18 else 2048, num_classes=1000
     )
     model = joint_qat(architecture=architecture, input_shape=(3, 224, 224))
-    taps = [
-        Tap(name, shape)
-        for name, shape in zip(
-            model.guidance.names, model.guidance.shapes, strict=True
-        )
-    ]
-    assert dry_run.count_parameters(model.guidance) == pytest.approx(
-        parameters, rel=0.01
+    cost = model.cost
+    assert cost.guidance_parameters == pytest.approx(parameters, rel=0.01)
+    assert cost.guidance_multiply_adds == pytest.approx(
+        multiply_adds, rel=0.04
     )
-    assert dry_run.guidance_multiply_adds(
-        model.guidance, taps, model.architecture, torch.zeros(1, 3, 224, 224)
-    ) == pytest.approx(multiply_adds, rel=0.04)
 
 
 @pytest.mark.parametrize(
     'settings, message',
     [
-        (dict(width_ratio=0), 'guidance.width_ratio=0'),
-        (dict(width_ratio=1.5), 'guidance.width_ratio=1.5'),
-        (dict(groups=3), 'guidance.groups=3 does not divide'),
-        (dict(groups=0), 'guidance.groups=0'),
-        (dict(dtype='float16'), "guidance.dtype='float16'"),
-        (dict(loss_weight=-1), 'guidance.loss_weight=-1'),
-        (dict(separate_bn=1), 'guidance.separate_bn=1; allowed are True'),
+        (dict(width_ratio=0), 'guidance.width_ratio: .* got 0'),
+        (dict(width_ratio=1.5), 'guidance.width_ratio: .* got 1.5'),
+        (dict(groups=3), 'guidance.groups: expected a divisor .* got 3'),
+        (dict(groups=0), 'guidance.groups: .* got 0'),
+        (dict(dtype='float16'), "guidance.dtype: .* got 'float16'"),
+        (dict(loss_weight=-1), 'guidance.loss_weight: .* got -1'),
+        (
+            dict(separate_bn=1),
+            'separate_bn: expected True or False, got 1',
+        ),
     ],
 )
 def test_bad_settings(settings, message):
@@ -200,7 +203,7 @@ def test_bad_settings(settings, message):
 
 
 def test_taps_must_be_feature_maps_or_tokens():
-    with pytest.raises(UsageError, match='takes feature maps'):
+    with pytest.raises(UsageError, match='feature maps .C, H, W. or tokens'):
         AuxAdaptorAggregator([Tap('stem', (10,))], head(), 10)
 
 
@@ -325,8 +328,8 @@ def test_a_head_without_a_loss_cannot_be_copied():
     with pytest.raises(UsageError) as error:
         AuxAdaptorAggregator(TAPS, torch.nn.Linear(8, 10), 10)
     assert str(error.value) == (
-        'architecture.head: Linear has no loss of its own that guidance '
-        'could use; allowed are heads with a loss_module'
+        'architecture.head: expected a head with a loss_module, which '
+        'guidance uses too, got a Linear'
     )
 
 
@@ -342,12 +345,12 @@ def test_a_head_of_several_labels():
     expected = F.binary_cross_entropy_with_logits(
         logits, target, reduction='sum'
     )
-    found = module.loss(outputs(), samples)['loss_aux']
+    found = module.losses(module(outputs()), None, None, samples)['loss_aux']
     torch.testing.assert_close(found, expected / 3)
 
 
 def test_groups_are_for_maps():
-    with pytest.raises(UsageError, match='gives tokens'):
+    with pytest.raises(UsageError, match='expected 1 for tokens'):
         AuxAdaptorAggregator(
             [Tap('a', (4, 8), 'tokens')], head(), 10, groups=2
         )

@@ -86,7 +86,7 @@ def test_the_gradient_is_that_of_the_divergence(teacher):
     inputs, samples = batch()
     student = torch.randn(8, 10, requires_grad=True)
     found = model(dict(image=inputs))
-    loss = model.losses(found, dict(logits=student), samples)['loss_logits']
+    loss = model.losses(found, student, None, samples)['loss_logits']
     (gradient,) = torch.autograd.grad(loss, student)
     target = network(inputs, mode='tensor').softmax(1).detach()
     torch.testing.assert_close(
@@ -203,7 +203,7 @@ def test_without_a_config_the_teacher_is_f_in_float():
         {k: v for k, v in start.items() if 'quantizer' not in k}
     )
     expected = network(inputs, mode='tensor')
-    torch.testing.assert_close(model.guidance.teach(inputs), expected)
+    torch.testing.assert_close(model.guidance.teacher(inputs)[0], expected)
 
 
 def test_a_float_checkpoint_serves_both(tmp_path):
@@ -215,7 +215,7 @@ def test_a_float_checkpoint_serves_both(tmp_path):
     model.prepare()
     inputs, _ = batch()
     torch.testing.assert_close(
-        model.guidance.teach(inputs), network(inputs, mode='tensor')
+        model.guidance.teacher(inputs)[0], network(inputs, mode='tensor')
     )
 
 
@@ -224,9 +224,9 @@ def test_a_frozen_teacher_is_stored_and_not_trained(teacher, tmp_path):
     settings = dict(KD, teacher=config, checkpoint=file)
     model = joint_qat(guidance=settings)
     model.train()
-    assert not model.guidance.mentor.network.training
+    assert not model.guidance.teacher.network.training
     assert not any(
-        name.startswith('guidance') for name, _ in model.named_parameters()
+        p.requires_grad for p in model.guidance.teacher.parameters()
     )
     inputs, samples = batch()
     sum(model.loss(inputs, samples).values()).backward()
@@ -243,7 +243,7 @@ def test_a_frozen_teacher_is_stored_and_not_trained(teacher, tmp_path):
     found = resumed.load_state_dict(state)
     assert not found.missing_keys and not found.unexpected_keys
     torch.testing.assert_close(
-        resumed.guidance.teach(inputs), network(inputs, mode='tensor')
+        resumed.guidance.teacher(inputs)[0], network(inputs, mode='tensor')
     )
 
 
@@ -251,14 +251,14 @@ def test_the_resumed_teacher_is_not_what_f_has_become():
     model = joint_qat(guidance=KD)
     model.loss(*batch())
     inputs, _ = batch()
-    before = model.guidance.teach(inputs)
+    before = model.guidance.teacher(inputs)[0]
     with torch.no_grad():
         for parameter in model.architecture.parameters():
             parameter.mul_(0.5)
     resumed = joint_qat(guidance=KD, seed=3)
     resumed.load_state_dict(model.state_dict())
     resumed.loss(*batch())
-    torch.testing.assert_close(resumed.guidance.teach(inputs), before)
+    torch.testing.assert_close(resumed.guidance.teacher(inputs)[0], before)
 
 
 def test_a_teacher_trained_along_has_its_own_task_loss(teacher):
@@ -315,7 +315,7 @@ def test_a_teacher_with_another_normalisation(tmp_path):
     expected = network(
         network.data_preprocessor(dict(inputs=raw))['inputs'], mode='tensor'
     )
-    found = model.guidance.teach(
+    found, _ = model.guidance.teacher(
         model.data_preprocessor(dict(inputs=raw))['inputs']
     )
     torch.testing.assert_close(found, expected)
@@ -479,17 +479,20 @@ OTHER = classifier(depth=14)
 @pytest.mark.parametrize(
     'settings, message',
     [
-        bad(dict(teacher=OTHER), 'a frozen teacher of its own config needs'),
+        bad(
+            dict(teacher=OTHER),
+            'expected the checkpoint of a frozen teacher, got None',
+        ),
         bad(dict(teacher='none.py'), 'teacher=none.py: does not exist'),
         bad(dict(teacher='mmpretrain::no/no.py'), 'cannot be read'),
         bad(
             dict(teacher=dict(type='Nope')),
-            r'^guidance.teacher=dict\(...\): is no config of an image class',
+            r'^guidance.teacher=dict\(...\): expected the config of an image',
         ),
         bad(
             dict(teacher='mmpretrain::_base_/datasets/cifar10_bs16.py'),
             '^guidance.teacher=mmpretrain::_base_/datasets/cifar10_bs16.py: '
-            'is no config of an image class',
+            'expected the config of an image classifier',
         ),
         bad(
             dict(teacher=with_head(type='Nope'), train_teacher=True),
@@ -497,43 +500,49 @@ OTHER = classifier(depth=14)
         ),
         bad(
             dict(teacher=with_head(num_classes=7), train_teacher=True),
-            'it has 7 classes, F has 10',
+            'expected 10 classes, those of F, got 7',
         ),
         bad(
             dict(
                 teacher=classifier(in_channels=3),
                 train_teacher=True,
             ),
-            'does not take images',
+            'expected one that takes images .1, 8, 8., got an error',
         ),
         bad(
             dict(
                 teacher=dict(model=OTHER, input_shape=(1, 28, 28)),
                 train_teacher=True,
             ),
-            'made for images of 28 pixels, F gets 8',
+            'expected a teacher for images of 8 pixels, got one for 28',
         ),
         bad(
             dict(
                 teacher='mmpretrain::resnet/resnet18_8xb32_in1k.py',
                 train_teacher=True,
             ),
-            'made for images of 224 pixels, F gets 8',
+            'expected a teacher for images of 8 pixels, got one for 224',
         ),
         bad(dict(checkpoint='none.pth'), 'none.pth does not exist'),
         bad(dict(logits=None), 'compares nothing'),
-        bad(dict(logits=dict(tau=2)), 'allowed is a dict with `type`'),
-        bad(dict(logits=dict(type='mmrazor.No')), 'is not registered'),
+        bad(dict(logits=dict(tau=2)), 'expected a dict with `type`'),
+        bad(
+            dict(logits=dict(type='mmrazor.No')),
+            'expected a class registered in mmrazor',
+        ),
         bad(dict(logits=dict(KL, tow=1)), "unexpected keyword argument 'tow'"),
         bad(
             dict(logits=dict(type='mmrazor.DKDLoss')),
-            'takes preds_S, preds_T, gt_labels',
+            'which takes preds_S, preds_T, gt_labels',
         ),
         bad(
             dict(logits=dict(type='mmrazor.FBKDLoss')),
-            'does not compare logits .N, 10.; mmrazor.KLDivergence does',
+            'expected a loss that compares logits .N, 10.',
         ),
-        bad(dict(taps='backbone.layer1'), 'only if `features`'),
+        bad(
+            dict(taps='backbone.layer1'),
+            'guidance.features: expected a distance',
+        ),
         bad(
             dict(taps='backbone.layer9', features=AT),
             "got 'backbone.layer9', which matches nothing",
@@ -544,10 +553,12 @@ OTHER = classifier(depth=14)
         ),
         bad(
             dict(features=AT, teacher_taps='backbone.layer1'),
-            '1 places in the teacher .backbone.layer1. for 3 taps',
+            'expected 3 places, .* got 1 .backbone.layer1.',
         ),
-        bad(dict(features=AT, betas=[1.0] * 4), '4 weights for 3 taps'),
-        bad(dict(features=AT, betas=-1), 'allowed are numbers from 0'),
+        bad(
+            dict(features=AT, betas=[1.0] * 4), 'expected 3 weights, .* got 4'
+        ),
+        bad(dict(features=AT, betas=-1), 'expected a number from 0 or a list'),
         bad(
             dict(
                 features=AT,
@@ -564,12 +575,13 @@ OTHER = classifier(depth=14)
             ),
             'choose other taps, or set a connector',
         ),
-        bad(dict(guides_aux=KL), 'needs aux_logits'),
-        bad(dict(loss_weight=-1), 'guidance.loss_weight=-1'),
-        bad(dict(dtype='half'), "guidance.dtype='half'"),
+        bad(dict(guides_aux=KL), 'expected an auxiliary module beside'),
+        bad(dict(loss_weight=-1), 'guidance.loss_weight: .* got -1'),
+        bad(dict(dtype='half'), "guidance.dtype: .* got 'half'"),
     ],
 )
 def test_refused_in_one_line(settings, message):
+    compat.enable()  # as the commands do
     with pytest.raises(UsageError, match=message) as error:
         joint_qat(**settings)
     assert '\n' not in str(error.value)
@@ -612,7 +624,7 @@ def test_a_config_file_of_mmpretrain(tmp_path):
         ),
     )
     # mean and colours of that config
-    assert not model.guidance.teacher.agrees
+    assert not model.guidance.teacher.same_normalisation
     assert model.guidance.teacher.flip
     assert model.cost.shape == (3, 224, 224)
     assert SHAPE != model.cost.shape

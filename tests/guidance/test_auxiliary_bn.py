@@ -7,7 +7,7 @@ import torch
 
 from mmauxq.errors import UsageError
 from mmauxq.guidance import TapRecorder
-from mmauxq.guidance.own_norms import OwnNorms
+from mmauxq.guidance.auxiliary_bn import AuxiliaryBN
 from tests.networks import AUX, batch, joint_qat
 
 OWN = dict(AUX, separate_bn=True)
@@ -79,7 +79,7 @@ def test_all_is_read_in_the_second_pass():
     with torch.no_grad():
         for norm in second.norms:
             norm.bias.add_(1.0)
-        with model.forms.entered():
+        with model.recording():
             model.student(inputs)
             first = second.recorder.outputs()
             found = second(inputs)
@@ -186,8 +186,8 @@ def test_what_cannot_run_twice_is_one_line():
             loss=dict(type='CrossEntropyLoss'),
         ),
     )  # fmt: skip
-    with pytest.raises(UsageError, match='VisionTransformer has no batch no'):
+    with pytest.raises(UsageError, match='batch norms, got a Vision'):
         joint_qat(guidance=OWN, architecture=vit, input_shape=(3, 32, 32))
     network = joint_qat().architecture
-    with pytest.raises(UsageError, match=r"taps \['neck'\] are outside of"):
-        OwnNorms(network, TapRecorder(network, ['neck', 'backbone.bn1']))
+    with pytest.raises(UsageError, match=r"the backbone, got \['neck'\]"):
+        AuxiliaryBN(network, TapRecorder(network, ['neck', 'backbone.bn1']))

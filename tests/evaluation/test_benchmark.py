@@ -7,6 +7,7 @@ from pathlib import Path
 import mmpretrain
 import pytest
 import torch
+from matplotlib.image import imread
 
 from mmauxq.errors import UsageError
 from mmauxq.evaluation import benchmark, benchmark_ops, benchmark_report
@@ -71,7 +72,7 @@ def test_ratios_are_to_the_float_network(tmp_path):
     assert ' 99 ' not in text  # measured again
     assert '- `step/r50/aux/eager/256` : out of memory' in text
     benchmark_report.write(rows, tmp_path)
-    assert (tmp_path / 'steps.png').stat().st_size > 5000
+    assert imread(tmp_path / 'steps.png').std() > 0  # not blank
     assert (tmp_path / 'table.md').read_text() == text
 
 

@@ -12,6 +12,7 @@ import pytest
 from mmauxq import compat
 from mmauxq.optional import INSTALL
 from tests.conftest import ROOT
+from tests.support.children import in_children
 
 RECIPE = ROOT / 'tests/installs/recipe.py'
 
@@ -61,39 +62,6 @@ def runs():
 
 """
 
-# Importing MMPretrain takes longer than all commands, so it is done once.
-# Nothing of this package is imported before something is hidden.
-FORKS = """
-import os
-import shutil
-import traceback
-
-import mmengine.runner
-import mmpretrain.models
-
-for name in NAMES:
-    os.mkdir(name)
-    shutil.copy('recipe.py', name)
-    child = os.fork()
-    if not child:
-        os.chdir(name)
-        with open('log', 'w') as log:
-            os.dup2(log.fileno(), 1)
-            os.dup2(log.fileno(), 2)
-        status = 1
-        try:
-            hide(name)
-            runs()
-            status = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            os._exit(status)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    print(name, status, flush=True)
-"""
-
 
 def succeeded(folder) -> bool:
     """Whether a network was trained, made slim and tested."""
@@ -114,20 +82,23 @@ def test_training_test_and_audit_need_no_optional_package(
     assert succeeded(tmp_path)
 
 
-def test_they_need_none_that_another_would_stand_in_for(run_python, tmp_path):
-    """Each is hidden alone, while the others are there."""
-    shutil.copy(RECIPE, tmp_path)
-    (tmp_path / 'program.py').write_text(
-        HIDE + RUNS + FORKS.replace('NAMES', repr(OPTIONAL))
+def test_they_need_none_that_another_would_stand_in_for(tmp_path):
+    """Each is hidden alone, while the others are there.
+
+    Nothing of this package is imported before.
+    """
+    found = in_children(
+        tmp_path,
+        f'{HIDE}{RUNS}import mmengine.runner\nimport mmpretrain.models\n',
+        {
+            name: f'import shutil\nshutil.copy({str(RECIPE)!r}, ".")\n'
+            f'hide({name!r})\nruns()\n'
+            for name in OPTIONAL
+        },
     )
-    done = run_python('program.py')
-    assert done.returncode == 0, done.stderr[-3000:]
-    lines = [line for line in done.stdout.splitlines() if line[-2:-1] == ' ']
-    for line in lines:
-        name, status = line.split()
-        assert status == '0', (tmp_path / name / 'log').read_text()[-3000:]
+    for name, done in found.items():
+        assert done.returncode == 0, (name, done.stderr[-3000:])
         assert succeeded(tmp_path / name)
-    assert [line.split()[0] for line in lines] == OPTIONAL
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,10 @@ from mmauxq import compat
 from mmauxq.engine import loops
 from mmauxq.engine.hooks import EpochLengthHook
 from mmauxq.engine.hooks.epoch_length_hook import IMAGES, LENGTH
-from tests import killing
 from tests.conftest import ROOT
 from tests.networks import captured
 from tests.running import make_runner
+from tests.support import killing
 
 pytestmark = pytest.mark.filterwarnings('ignore:.*fork:DeprecationWarning')
 

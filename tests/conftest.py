@@ -1,5 +1,6 @@
 """Shared by all tests."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -43,6 +44,20 @@ def process_environment(path=ROOT, more=None):
 def root() -> Path:
     """The repository."""
     return ROOT
+
+
+@pytest.fixture(scope='session', autouse=True)
+def packages_are_looked_up_once():
+    """For each inherited file MMEngine reads all 85 metafiles of MMPretrain,
+    and the list of installed packages."""
+    from mmengine.config import config, utils
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(utils, 'load', functools.cache(utils.load))
+        patch.setattr(
+            config, 'is_installed', functools.cache(config.is_installed)
+        )
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ import logging
 import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from tests import mutations
+from tests.support import mutations
 
 
 @pytest.fixture

@@ -11,16 +11,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 
 import mmauxq
 from mmauxq import compat
 
+from .mmpretrain_configs import recipe
 from .timing import graphed, peak_gib, timed
 
 CONFIGS = Path(mmauxq.__file__).parent / '.mim' / 'configs'
+NETWORKS = {
+    'r18': 'resnet/resnet18_8xb32_in1k.py',
+    'r34': 'resnet/resnet34_8xb32_in1k.py',
+    'r50': 'resnet/resnet50_8xb32_in1k.py',
+    'mbv2': 'mobilenet_v2/mobilenet-v2_8xb32_in1k.py',
+    'deits': 'deit/deit-small_4xb256_in1k.py',
+}
+"""Short name of a network -> its config in mmpretrain."""
+
 GUIDANCE = {
     'w4a4': ('qat', {}),
     'aux': ('aux', {}),
@@ -30,7 +39,7 @@ GUIDANCE = {
     'dsn': ('dsn', {}),
     'kd': ('kd', {}),
 }
-"""What is trained -> the recipe, and what changes in its guidance."""
+"""What is trained -> the fragment, and what changes in its guidance."""
 
 RECIPES = {'float': ('qat', {}), **GUIDANCE}
 """The same, with the network in float, or the recipe at 32 bits."""
@@ -96,7 +105,7 @@ def build(network: str, what: str, form: str, size: int, turn: Turn):
     """The model of an arm, on its device, ready to train.
 
     Args:
-        network: Short name of a network in the recipes, such as ``'r50'``.
+        network: One of ``NETWORKS``.
         what: One of ``RECIPES``.
         form: One of ``FORMS``.
         size: Height and width of the images.
@@ -108,8 +117,8 @@ def build(network: str, what: str, form: str, size: int, turn: Turn):
     from mmpretrain.registry import MODELS
 
     MMLogger.get_instance('benchmark', log_level='ERROR')
-    recipe, changes = RECIPES[what]
-    cfg = Config.fromfile(CONFIGS / f'{recipe}_{network}_w4a4.py').model
+    guidance, changes = RECIPES[what]
+    cfg = recipe(NETWORKS[network], f'{guidance}_w4a4').model
     settings = dict(FORMS[form])
     if settings.get('compile') is True:
         settings['compile'] = dict(backend=_compiler(turn), dynamic=False)
@@ -285,10 +294,10 @@ def write_config(
         ranks: Share the cores of this machine for their loaders.
         more: Lines at the end.
     """
-    recipe, changes = RECIPES[what]
+    guidance, changes = RECIPES[what]
     workers = min(8, max(1, (os.cpu_count() or 2) // (2 * ranks)))
     lines = [
-        f'_base_ = {str(CONFIGS / f"{recipe}_{network}_w4a4.py")!r}',
+        "_base_ = './recipe.py'",
         f'train_dataloader = dict(_delete_=True, batch_size={batch},',
         f'    num_workers={workers},',
         '    persistent_workers=True, pin_memory=True, drop_last=True,',
@@ -314,6 +323,7 @@ def write_config(
         )
     lines[-1] += ')'
     work_dir.mkdir(parents=True, exist_ok=True)
+    recipe(NETWORKS[network], f'{guidance}_w4a4').dump(work_dir / 'recipe.py')
     config = work_dir / 'config.py'
     config.write_text('\n'.join(lines) + '\n' + more)
     return config

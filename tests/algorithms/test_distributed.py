@@ -9,8 +9,8 @@ from mmengine.optim import OptimWrapper
 from mmauxq.errors import UsageError
 from mmauxq.quantizers import named_quantizers
 from tests.networks import AUX, batch, classifier, joint_qat
-from tests.ranks import free_port, on_ranks
 from tests.running import Samples, make_runner
+from tests.support.ranks import free_port, on_ranks
 
 pytestmark = pytest.mark.filterwarnings('ignore:.*fork:DeprecationWarning')
 DSN = dict(type='mmauxq.IntermediateClassifiers')

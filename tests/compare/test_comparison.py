@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from matplotlib.figure import Figure
 from mmengine.config import Config
 from scipy import stats
 
@@ -180,13 +181,32 @@ def test_nothing_to_show(tmp_path):
         comparison.table(records(), 'kd')
 
 
-def test_figures(tmp_path):
+def test_figures(tmp_path, monkeypatch):
+    drawn = {}
+    save = Figure.savefig
+
+    def keep(figure, path, **kwargs):
+        (drawn[path.name],) = figure.axes
+        save(figure, path, **kwargs)
+
+    monkeypatch.setattr(Figure, 'savefig', keep)
     plot_comparison(tmp_path, records())
-    assert {p.name for p in tmp_path.iterdir()} == {
-        'accuracy.png',
-        'cost.png',
-        'gradients.png',
-    }
+    assert {p.name for p in tmp_path.iterdir()} == set(drawn)
+    accuracy, cost, gradients = (
+        [line.get_xydata().tolist() for line in drawn[f'{name}.png'].lines]
+        for name in ('accuracy', 'cost', 'gradients')
+    )
+    assert accuracy == [
+        [[1, 50], [2, 91]],
+        [[1, 50], [2, pytest.approx(92.1667)]],
+    ]
+    # the points; the rest are the ends of their bars
+    assert [pytest.approx([10, 91])] in cost
+    assert [pytest.approx([20, 92.1667])] in cost
+    assert gradients == [
+        [[0, pytest.approx(6 ** (1 / 3))], [1, pytest.approx(2)]],
+        [[0, pytest.approx(4)], [1, pytest.approx(9)]],
+    ]
 
 
 def test_the_gradients_that_are_drawn():

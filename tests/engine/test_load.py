@@ -13,8 +13,8 @@ from mmauxq import compat, files
 from mmauxq.cli import run_command
 from mmauxq.engine import loops
 from mmauxq.errors import TrainingError
-from tests import killing
 from tests.engine.test_resume import write_config
+from tests.support import killing
 
 pytestmark = pytest.mark.filterwarnings('ignore:.*fork:DeprecationWarning')
 

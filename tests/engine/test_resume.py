@@ -10,8 +10,8 @@ import mmauxq.algorithms  # noqa: F401  (before anything is forked)
 from mmauxq import compat
 from mmauxq.engine import resume
 from mmauxq.errors import UsageError
-from tests import killing
 from tests.conftest import ROOT
+from tests.support import killing
 
 SMALL = """
 _base_ = ['{recipe}']
@@ -163,7 +163,7 @@ def test_float16_with_a_loss_scaler_is_bit_equal(tmp_path, run_python, form):
         '-c',
         'import mmauxq.algorithms\n'
         'from pathlib import Path\n'
-        'from tests import killing\n'
+        'from tests.support import killing\n'
         f'log = Path({str(log)!r})\n'
         f'words = [{str(config)!r}, "--amp", *{form}, "--work-dir"]\n'
         f'run = killing.run_train\n'

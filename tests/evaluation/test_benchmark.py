@@ -2,9 +2,12 @@
 
 import importlib.util
 import json
+from pathlib import Path
 
+import mmpretrain
 import pytest
 import torch
+from matplotlib.image import imread
 
 from mmauxq.errors import UsageError
 from mmauxq.evaluation import benchmark, benchmark_ops, benchmark_report
@@ -36,20 +39,22 @@ def test_names_are_chosen_by_pattern():
         benchmark.chosen(['stop/*'])
 
 
-def test_every_recipe_of_the_benchmark_exists(root):
+def test_every_word_of_a_name_means_something():
     from mmauxq.evaluation.benchmark_steps import (
         FORMS,
+        NETWORKS,
         OPTIONS,
         RECIPES,
     )
 
+    configs = Path(mmpretrain.__file__).parent / '.mim/configs'
     for name in benchmark.ARMS:
         kind, *parts = name.split('/')
         if kind not in ('step', 'runner'):
             continue
         network, what, form, _ = parts
-        recipe = RECIPES[what][0]
-        assert (root / f'configs/{recipe}_{network}_w4a4.py').is_file(), name
+        assert (configs / NETWORKS[network]).is_file(), name
+        assert what in RECIPES, name
         assert form in (FORMS if kind == 'step' else OPTIONS), name
 
 
@@ -67,7 +72,7 @@ def test_ratios_are_to_the_float_network(tmp_path):
     assert ' 99 ' not in text  # measured again
     assert '- `step/r50/aux/eager/256` : out of memory' in text
     benchmark_report.write(rows, tmp_path)
-    assert (tmp_path / 'steps.png').stat().st_size > 5000
+    assert imread(tmp_path / 'steps.png').std() > 0  # not blank
     assert (tmp_path / 'table.md').read_text() == text
 
 

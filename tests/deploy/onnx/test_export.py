@@ -45,12 +45,13 @@ def test_the_report_names_every_byte(exported, network):
 def test_model_onnx_agrees_on_the_whole_test_set(exported):
     agreement = report_of(exported)['agreement']['model.onnx']
     assert agreement['holds'] and agreement['images'] == 599
-    assert agreement['same_class'] == 599 or agreement['ties'] > 0
+    # a tie touches one image, and an image that none touches keeps its class
+    touched = agreement['images_touched']
+    assert 599 - agreement['same_class'] <= touched <= agreement['ties']
     assert agreement['codes'] == 599 * (4 * 512 + 3 * 256 + 128)
     assert agreement['ties'] <= 20 and agreement['unexplained'] == 0
-    assert agreement['top1'] == pytest.approx(
-        agreement['top1_torch'], abs=0.01
-    )
+    difference = agreement['top1'] - agreement['top1_torch']
+    assert abs(difference) * 599 <= touched + 1e-6
 
 
 def test_the_slim_checkpoint_works_with_the_test_command(
@@ -110,7 +111,8 @@ def test_an_export_takes_the_place_of_an_earlier_one(
     out.mkdir()
     (out / 'model.onnx').write_text('old')
     export_module.export(network, checkpoint, out, images=0, say=lambda _: 0)
-    assert (out / 'model.onnx').stat().st_size > 1000
+    assert {file.name for file in out.iterdir()} == set(FILES)
+    onnx.checker.check_model(onnx.load(out / 'model.onnx'))
 
 
 def test_a_runtime_that_refuses_the_type_is_not_silent(

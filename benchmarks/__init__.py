@@ -1,1 +1,4 @@
-"""Benchmarks, and the sweep over the configs of MMPretrain."""
+"""Speed and memory of MMAuxQ, measured in a clone of the repository.
+
+Not installed: ``python -m benchmarks --help`` from the root of the clone.
+"""

@@ -1,4 +1,4 @@
-"""Where the time of a GPU goes, from a trace of PyTorch's profiler."""
+"""How a GPU spends its time, from a trace of PyTorch's profiler."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -10,16 +10,15 @@ ON_GPU = ('kernel', 'gpu_memcpy', 'gpu_memset')
 def split(events: Sequence[dict]) -> dict[str, float] | None:
     """Milliseconds of a step, by what the GPU does.
 
-    ``computing``, ``all_reduce``, ``sync_bn`` and ``idle`` add up to the
-    step: a collective counts here only where nothing is computed meanwhile.
-    ``all_reduce_total`` and ``sync_bn_total`` are the whole of them, with the
-    time in which they wait for other ranks.
-
     Args:
         events: ``traceEvents`` of a trace with whole steps.
 
     Returns:
-        None if no kernel ran.
+        ``computing``, ``all_reduce``, ``sync_bn`` and ``idle`` add up to the
+        step: of a collective, they have the time in which nothing is
+        computed. ``all_reduce_total`` and ``sync_bn_total`` have all of its
+        time, also that in which it waits for other ranks. None if no kernel
+        ran.
     """
     work: Spans = []
     collectives: dict[str, Spans] = dict(all_reduce=[], sync_bn=[])
@@ -62,7 +61,7 @@ def split(events: Sequence[dict]) -> dict[str, float] | None:
 
 
 def _launches(events: Iterable[dict]) -> dict:
-    """Number of a launch -> (thread, time) of it."""
+    """Number of a launch -> (thread, time) of the launch."""
     return {
         event['args']['correlation']: (
             (event.get('pid'), event.get('tid')),
@@ -75,17 +74,17 @@ def _launches(events: Iterable[dict]) -> dict:
 
 
 def _batch_norms(events: Iterable[dict]) -> dict[tuple, Spans]:
-    """When a thread of the host was inside of SyncBN."""
-    found = defaultdict(list)
+    """Thread of the host -> when it was inside SyncBN."""
+    spans = defaultdict(list)
     for event in events:
         if event.get('cat') == 'cpu_op' and 'SyncBatchNorm' in event['name']:
             span = (event['ts'], event['ts'] + event['dur'])
-            found[event.get('pid'), event.get('tid')].append(span)
-    return found
+            spans[event.get('pid'), event.get('tid')].append(span)
+    return spans
 
 
 def _length(spans: Spans) -> float:
-    """Of what is covered by one span at least."""
+    """Length of the union of the spans."""
     total, reached = 0.0, float('-inf')
     for begin, end in sorted(spans):
         total += max(0.0, end - max(begin, reached))

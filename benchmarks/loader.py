@@ -13,7 +13,7 @@ from PIL import Image
 
 from mmauxq import compat
 
-from .benchmark_steps import CONFIGS
+from .recipes import recipe_file
 
 IMAGES, CLASSES = 2000, 1000
 SIZE = (500, 375)
@@ -21,14 +21,19 @@ SIZE = (500, 375)
 
 
 def make_image(number: int) -> Image.Image:
-    """Noise with the spectrum of photographs: detail of all sizes, the finer
-    the weaker. At quality 90 a file has 93 KB; ImageNet's have about 110."""
-    dice = np.random.default_rng(number)
+    """Noise with the spectrum of photographs: the finer, the weaker.
+
+    At quality 90 a file has 93 KB; those of ImageNet have about 110.
+
+    Args:
+        number: Seed; images of different numbers differ.
+    """
+    random = np.random.default_rng(number)
     width, height = SIZE
     total = np.zeros((height, width, 3), dtype=np.float32)
     for cells, strength in ((4, 60), (16, 30), (64, 18), (250, 16), (500, 13)):
         shape = (max(2, cells * height // width), cells, 3)
-        coarse = dice.integers(256, size=shape, dtype=np.uint8)
+        coarse = random.integers(256, size=shape, dtype=np.uint8)
         fine = Image.fromarray(coarse).resize(SIZE, Image.Resampling.BILINEAR)
         total += (np.asarray(fine, dtype=np.float32) - 128) * (strength / 74)
     return Image.fromarray((total + 128).clip(0, 255).astype(np.uint8))
@@ -41,13 +46,17 @@ def _write(path: Path) -> None:
 
 
 def make_images(folder: Path, count: int = IMAGES) -> Path:
-    """``folder/train/CLASS/NUMBER.jpeg``; what is there already is left."""
+    """Write ``folder/train/CLASS/NUMBER.jpeg`` where it is missing.
+
+    Returns:
+        ``folder``.
+    """
     paths = [
         folder / 'train' / f'n{number % CLASSES:08}' / f'{number}.jpeg'
         for number in range(count)
     ]
     missing = [path for path in paths if not path.is_file()]
-    for number in range(CLASSES):  # the data set wants all of them
+    for number in range(CLASSES):  # the data set expects all of them
         name = f'train/n{number:08}'
         (folder / name).mkdir(parents=True, exist_ok=True)
     if missing:
@@ -59,29 +68,29 @@ def make_images(folder: Path, count: int = IMAGES) -> Path:
 def measure(
     network: str, workers: int, folder: Path, batches: int, count: int = IMAGES
 ) -> dict:
-    """A row: images per second of the recipe's train data loader alone.
+    """Images per second of a recipe's training data loader alone.
 
-    The loader is the recipe's own but for the number of its processes, and
-    for a sampler that does not end. The files were just written or read: they
+    The loader is that of the recipe, with another number of processes and an
+    endless sampler. The files were written or read just before, so that they
     come from memory, not from a disk.
 
     Args:
-        network: Short name of a network in the recipes.
+        network: Short name of a network in the recipes, such as ``'r18'``.
         workers: Loader processes.
-        folder: For the files.
-        batches: Of each process, that are timed.
+        folder: Where the files are, or are written.
+        batches: Timed batches of each process.
         count: Number of files.
     """
     compat.enable()
     init_default_scope('mmpretrain')
     make_images(folder, count)
-    cfg = Config.fromfile(CONFIGS / f'aux_{network}_w4a4.py').train_dataloader
+    cfg = Config.fromfile(recipe_file('aux', network)).train_dataloader
     cfg.dataset.data_root = str(folder)
     cfg.sampler = dict(type='InfiniteSampler', shuffle=True)
     cfg.num_workers = workers
     loader = Runner.build_dataloader(cfg, seed=0)
     stream = iter(loader)
-    for _ in range(2 * workers):  # what was fetched ahead
+    for _ in range(2 * workers):  # some were fetched ahead
         batch = next(stream)
     start = time.perf_counter()
     for _ in range(batches * workers):

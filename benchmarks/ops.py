@@ -27,7 +27,12 @@ Op = Callable[[Tensor, Tensor], Tensor]
 
 
 def contenders(x: Tensor, device: str) -> Iterator[tuple[str, Op | str, bool]]:
-    """(name, op of x and step or what is wrong, whether it learns a step)."""
+    """Quantizers of this package, of torch and of others.
+
+    Yields:
+        (name, op of ``x`` and a step, whether it learns the step); in the
+        place of an op, why it cannot be had.
+    """
     scale = 1 / math.sqrt(x[0].numel() * QMAX)
     zero = torch.zeros(1, device=device)
 
@@ -62,12 +67,12 @@ def contenders(x: Tensor, device: str) -> Iterator[tuple[str, Op | str, bool]]:
     for name, make in (('mmrazor', _mmrazor), ('brevitas', _brevitas)):
         try:
             yield name, make().to(device), True
-        except Exception as error:  # a peer may be absent, or broken
+        except Exception as error:  # not installed, or broken
             yield name, f'{type(error).__name__}: {error}', True
 
 
 class _Peer(nn.Module):
-    """A quantizer of another package, with a step of its own."""
+    """A quantizer of another package, which has a step of its own."""
 
     def __init__(self, quantizer: nn.Module) -> None:
         super().__init__()
@@ -103,7 +108,13 @@ def _brevitas() -> nn.Module:
 
 
 def activations(device: str, repeats: int, tiny: bool) -> Iterator[dict]:
-    """Rows of the table of activation quantizers."""
+    """Rows of the table of activation quantizers.
+
+    Args:
+        device: ``'cuda'`` or ``'cpu'``.
+        repeats: Number of measurements.
+        tiny: Whether to take small tensors, to see that everything runs.
+    """
     for shape, dtype, channels_last in SMALL if tiny else LARGE:
         x = torch.randn(shape, device=device).mul_(1.5).relu_()
         x = x.to(getattr(torch, dtype))
@@ -173,8 +184,8 @@ def weights(
     """Rows of the table of a network's weights.
 
     Args:
-        layers: (weight, step) of each, float32, on the device.
-        dtype: Of the results.
+        layers: (weight, step) of each layer, float32, on the device.
+        dtype: Of the quantized weights.
         device: ``'cuda'`` or ``'cpu'``.
         repeats: Number of measurements.
     """

@@ -1,17 +1,19 @@
-"""What the benchmark found, as tables and a figure."""
+"""The rows of ``results.jsonl`` as tables and a figure."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from mmauxq.compare.figures import COLOURS, plt
 
+from .markdown_table import table
+
 
 def markdown(rows: Sequence[dict]) -> str:
     """All tables.
 
     Args:
-        rows: As they are in ``results.jsonl``; of an arm measured twice, the
-            last counts.
+        rows: As of :func:`.results.read`; of an arm that was measured twice,
+            the last counts.
     """
     good = [row for row in rows if 'error' not in row]
     parts = []
@@ -30,32 +32,24 @@ def markdown(rows: Sequence[dict]) -> str:
         'Several GPUs: tools/dist_train.sh': ('scaling', _scaling),
         'Data loader alone': ('loader', _loader),
     }
-    for title, (prefix, table) in kinds.items():
-        mine = [r for r in rows if r['arm'].startswith(prefix)]
-        good = [r for r in mine if 'error' not in r]
-        if good:
+    for title, (prefix, table_of) in kinds.items():
+        of_kind = [r for r in good if r['arm'].startswith(prefix)]
+        if of_kind:
             if prefix == 'loader':  # beside what the GPUs take
-                good += [r for r in rows if r['arm'].startswith('scaling')]
-            parts.append(f'## {title}\n\n{table(good)}')
-    done = {row['arm'] for row in rows if 'error' not in row}
+                of_kind += [r for r in good if r['arm'].startswith('scaling')]
+            parts.append(f'## {title}\n\n{table_of(of_kind)}')
+    done = {row['arm'] for row in good}
     errors = sorted(
         {
             f'- `{row["arm"]}` {row.get("name", "")}: {row["error"]}'
             for row in rows
-            # not what succeeded since
+            # one that succeeded since did not fail
             if 'error' in row and ('name' in row or row['arm'] not in done)
         }
     )
     if errors:
         parts.append('## What failed\n\n' + '\n'.join(errors))
     return '\n\n'.join(parts) + '\n'
-
-
-def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    rule = ['---'] * len(head)
-    return '\n'.join(
-        f'| {" | ".join(line)} |' for line in (head, rule, *lines)
-    )
 
 
 def _time(row: dict, prefix: str = '') -> str:
@@ -85,7 +79,7 @@ def _activations(rows: Sequence[dict]) -> str:
         ]
         for row in rows
     ]
-    return _table(
+    return table(
         ['shape', 'layout', 'op', 'forward ms', 'of a copy', 'backward ms',
          'of a copy'], lines,
     )  # fmt: skip
@@ -103,7 +97,7 @@ def _weights(rows: Sequence[dict]) -> str:
         ]
         for row in rows
     ]
-    return _table(
+    return table(
         ['network', 'form', 'weights', 'kernels ms', 'CUDA graph ms',
          'eager ms'], lines,
     )  # fmt: skip
@@ -118,8 +112,8 @@ def _steps(rows: Sequence[dict]) -> str:
             base = latest.get(
                 f'step/{row["network"]}/float/{form}/{row["batch"]}', {}
             ).get(key)
-            mine = row.get(key)
-            return f'{mine / base:.2f}' if base and mine else ''
+            value = row.get(key)
+            return f'{value / base:.2f}' if base and value else ''
 
         memory = row.get('peak_gib')
         lines.append(
@@ -134,7 +128,7 @@ def _steps(rows: Sequence[dict]) -> str:
                 ratio('peak_gib', 'eager'),
             ]
         )
-    return _table(
+    return table(
         ['network', 'what', 'form', 'ms', 'of float compiled',
          'of float eager', 'peak GiB', 'of float eager'], lines,
     )  # fmt: skip
@@ -151,7 +145,7 @@ def _runner(rows: Sequence[dict]) -> str:
         ]
         for row in rows
     ]
-    return _table(['network', 'what', 'form', 'ms', 'data ms'], lines)
+    return table(['network', 'what', 'form', 'ms', 'data ms'], lines)
 
 
 def _scaling(rows: Sequence[dict]) -> str:
@@ -186,7 +180,7 @@ def _scaling(rows: Sequence[dict]) -> str:
                 f'{row["launch_s"]:.0f}',
             ]
         )
-    return _table(
+    return table(
         ['network', 'what', 'form', 'GPUs', 'ms', 'images/s', 'efficiency',
          'peak GiB of each', 'data ms', 'computing ms', 'all-reduce alone ms',
          'SyncBN alone ms', 'idle ms', 'launch s'], lines,
@@ -194,19 +188,15 @@ def _scaling(rows: Sequence[dict]) -> str:
 
 
 def _loader(rows: Sequence[dict]) -> str:
-    latest = {row['arm']: row for row in rows if 'error' not in row}
-    need: dict[str, dict] = {}
-    for row in latest.values():
-        if 'gpus' not in row:
-            continue
-        best = need.get(row['network'], row)
-        if row['images_per_s'] >= best['images_per_s']:
-            need[row['network']] = row
+    latest = {row['arm']: row for row in rows}
+    runs = [row for row in latest.values() if 'gpus' in row]
+    runs.sort(key=lambda row: row['images_per_s'])
+    fastest = {row['network']: row for row in runs}
     lines = []
     for row in latest.values():
         if 'workers' not in row:
             continue
-        most = need.get(row['network'])
+        most = fastest.get(row['network'])
         lines.append(
             [
                 row['network'],
@@ -217,21 +207,26 @@ def _loader(rows: Sequence[dict]) -> str:
                 f'{most["images_per_s"]:.0f} ({most["gpus"]})' if most else '',
             ]
         )
-    return _table(
+    return table(
         ['network', 'processes of cores', 'images/s', 'of each', 'KB a file',
          'images/s that the GPUs take (GPUs)'], lines,
     )  # fmt: skip
 
 
-def figure(rows: Sequence[dict], path: Path) -> bool:
-    """Time and memory of the steps as bars; False if there are none."""
+def figure(rows: Sequence[dict], path: Path) -> None:
+    """Draw time and memory of the steps as bars, if there are any.
+
+    Args:
+        rows: As of :func:`markdown`.
+        path: Of the image.
+    """
     latest = {
         row['arm']: row
         for row in rows
         if row['arm'].startswith('step/') and 'error' not in row
     }
     if not latest:
-        return False
+        return
     networks = list(
         dict.fromkeys((r['network'], r['batch']) for r in latest.values())
     )
@@ -240,34 +235,30 @@ def figure(rows: Sequence[dict], path: Path) -> bool:
         figsize=(9, 1 + 0.25 * len(latest) + 0.6 * len(networks)),
     )  # fmt: skip
     for (network, batch), (left, right) in zip(networks, axes, strict=True):
-        mine = [
+        bars = [
             row
             for row in latest.values()
             if (row['network'], row['batch']) == (network, batch)
         ]
-        labels = [f'{row["what"]}, {row["form"]}' for row in mine]
-        colours = [
-            COLOURS[0] if row['what'] == 'float' else COLOURS[1]
-            for row in mine
-        ]
+        labels = [f'{row["what"]}, {row["form"]}' for row in bars]
+        colours = [COLOURS[int(row['what'] != 'float')] for row in bars]
         spread = [
-            [row['ms'] - row['low'] for row in mine],
-            [row['high'] - row['ms'] for row in mine],
+            [row['ms'] - row['low'] for row in bars],
+            [row['high'] - row['ms'] for row in bars],
         ]
-        left.barh(labels, [row['ms'] for row in mine], xerr=spread,
+        left.barh(labels, [row['ms'] for row in bars], xerr=spread,
                   color=colours)  # fmt: skip
         left.set(xlabel='ms', title=f'{network}, batch {batch}')
-        right.barh(labels, [row['peak_gib'] or 0 for row in mine],
+        right.barh(labels, [row['peak_gib'] or 0 for row in bars],
                    color=colours)  # fmt: skip
         right.set(xlabel='peak GiB', yticks=[])
         for axis in (left, right):
             axis.invert_yaxis()
     drawing.savefig(path, dpi=150)
     plt.close(drawing)
-    return True
 
 
 def write(rows: Sequence[dict], out: Path) -> None:
-    """``table.md`` and ``steps.png`` in ``out``."""
+    """Write ``table.md`` and ``steps.png`` into the folder ``out``."""
     (out / 'table.md').write_text(markdown(rows))
     figure(rows, out / 'steps.png')

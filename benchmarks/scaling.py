@@ -1,7 +1,9 @@
 """How much faster several GPUs are: ``tools/dist_train.sh`` on each number."""
 
 import json
+import os
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,13 +13,10 @@ import torch
 
 from mmauxq.errors import UsageError
 
-from . import trace
-from .benchmark import machine, write_row
-from .benchmark_steps import CONFIGS, GUIDANCE, OPTIONS, amp, write_config
+from . import gpu_time, results
+from .processes import PATIENCE, last_words
+from .recipes import OPTIONS, ROOT, amp, write_config
 from .timing import GIB
-
-PATIENCE = 300
-"""Seconds that a run may take."""
 
 
 def gpus_here() -> list[int]:
@@ -30,27 +29,16 @@ def names(arms: list[str], gpus: list[int]) -> list[str]:
     """Names of measurements, ``scaling/NETWORK/WHAT/FORM/BATCH/GPUS``.
 
     Raises:
-        UsageError: If one cannot be run.
+        UsageError: If this machine has fewer GPUs; without any, there may be
+            any number of processes.
     """
-    there = torch.cuda.device_count()
+    count = torch.cuda.device_count()
     for number in gpus:
-        if number < 1 or there and number > there:
+        if count and number > count:
             raise UsageError(
-                f'--gpus {number}: allowed are 1 to '
-                f'{there or "any number of processes on the CPU"}'
+                f'--gpus: expected 1 to {count}, the GPUs of this machine, '
+                f'got {number}'
             )
-    for arm in arms:
-        parts = arm.split('/')
-        if len(parts) != 5 or not parts[4].isdecimal() or parts[4] == '0':
-            raise UsageError(
-                f'{arm}: needed is scaling/NETWORK/WHAT/FORM/BATCH'
-            )
-        for part, allowed in ((parts[2], GUIDANCE), (parts[3], OPTIONS)):
-            if part not in allowed:
-                raise UsageError(
-                    f'{arm}: there is no {part!r}; allowed are '
-                    f'{", ".join(allowed)}'
-                )
     return [f'{arm}/{number}' for arm in arms for number in gpus]
 
 
@@ -63,10 +51,11 @@ def measure(
     Args:
         name: One of :func:`names`.
         out: Folder of logs.
-        steps: That are timed.
+        steps: Number of timed steps.
         batch: Images in a step of a GPU, instead of those in the name.
-        size: Height and width of the images.
-        profile: Steps in the profile, after those that are timed.
+        size: Height and width of the images in pixels.
+        profile: Steps in the profile, after those that are timed; 0 for no
+            profile.
         patience: Seconds after which the run is ended.
 
     Raises:
@@ -81,26 +70,26 @@ def measure(
     warmup = 10 if torch.cuda.is_available() else 1
     total = warmup + steps + (profile + 2 if profile else 0)
     hook = dict(
-        type='mmauxq.RankLog', folder=str(folder.resolve()), begin=warmup,
+        type='RankLog', folder=str(folder.resolve()), begin=warmup,
         steps=steps, profile=profile,
     )  # fmt: skip
     config = write_config(
         folder, network, what, batch, batch * total * gpus, size, gpus,
-        more="custom_imports = dict(imports=['mmauxq.evaluation.rank_log'])\n"
+        more="custom_imports = dict(imports=['benchmarks.rank_log'])\n"
         f"custom_hooks = [dict(type='SyncBuffersHook'), {hook!r}]\n",
     )  # fmt: skip
     start = time.time()
-    status = _run(
+    failure = _run(
         [
-            'bash', str(CONFIGS.parent / 'tools/dist_train.sh'), str(config),
+            'bash', str(ROOT / 'tools/dist_train.sh'), str(config),
             str(gpus), '--work-dir', str(folder), *amp(), *OPTIONS[form],
         ],
         folder / 'output.txt',
         patience,
     )  # fmt: skip
     seconds = time.time() - start
-    if status:
-        raise RuntimeError(status)
+    if failure:
+        raise RuntimeError(failure)
     ranks = [
         json.loads((folder / f'rank{rank}.json').read_text())
         for rank in range(gpus)
@@ -121,7 +110,7 @@ def measure(
     )  # fmt: skip
     if profile:
         events = json.loads((folder / 'trace.json').read_text())['traceEvents']
-        row['split'] = trace.split(events)
+        row['split'] = gpu_time.split(events)
     return row
 
 
@@ -145,23 +134,25 @@ def run_all(
             break
         try:
             row = measure(name, out, patience=min(left, PATIENCE), **settings)
-            row.update(size=settings['size'], **machine())
-            what = f'{row["images_per_s"]} images/s'
+            row.update(size=settings['size'], **results.machine())
+            outcome = f'{row["images_per_s"]} images/s'
         except RuntimeError as error:
             row = dict(error=str(error))
-            what = 'FAILED'
+            outcome = 'FAILED'
             failed.append(name)
-        write_row(out, dict(arm=name, **row))
-        print(f'{name}: {what} in {row.get("seconds", 0):.0f} s', flush=True)
+        results.append(out, dict(arm=name, **row))
+        seconds = row.get('seconds', 0)
+        print(f'{name}: {outcome} in {seconds:.0f} s', flush=True)
     return failed
 
 
 def _run(command: list[str], log: Path, patience: float) -> str | None:
-    """What went wrong, or None."""
+    """Run a command; returns why it failed, or None."""
     with log.open('w') as stream:
         process = subprocess.Popen(
-            command, stdout=stream, stderr=subprocess.STDOUT
-        )
+            command, stdout=stream, stderr=subprocess.STDOUT,
+            env={'PYTHON': sys.executable, **os.environ},
+        )  # fmt: skip
         try:
             status = process.wait(patience)
         except subprocess.TimeoutExpired:
@@ -174,9 +165,4 @@ def _run(command: list[str], log: Path, patience: float) -> str | None:
                 except subprocess.TimeoutExpired:
                     process.kill()
                     process.wait()
-    if not status:
-        return None
-    lines = [line for line in log.read_text().splitlines() if line.strip()]
-    # the launcher's line says which rank, those before say why
-    said = [line for line in lines if not line.endswith('job was stopped')]
-    return said[-1][:400] if said else f'exit status {status}'
+    return last_words(log, f'exit status {status}') if status else None

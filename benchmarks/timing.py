@@ -1,4 +1,4 @@
-"""Time and memory of a piece of work, on a GPU or on the CPU."""
+"""Time and memory of a function's calls, on a GPU or on the CPU."""
 
 import statistics
 import time
@@ -12,13 +12,13 @@ GIB = 2**30
 
 @dataclass
 class Timing:
-    """Milliseconds of one call: the median of all repeats, and their spread.
+    """Milliseconds of one call: median and spread of several measurements.
 
     Args:
         ms: Median.
         low: 10th percentile.
         high: 90th percentile.
-        repeats: How many were measured.
+        repeats: Number of measurements.
     """
 
     ms: float
@@ -27,7 +27,11 @@ class Timing:
     repeats: int
 
     def record(self, prefix: str = '') -> dict[str, float]:
-        """For a line of JSON."""
+        """The values by their names, rounded, for a line of JSON.
+
+        Args:
+            prefix: Before each name.
+        """
         return {
             f'{prefix}{name}': round(value, 5)
             for name, value in asdict(self).items()
@@ -40,10 +44,10 @@ def timed(
     """Time ``run``; on a GPU by events on its own clock.
 
     Args:
-        run: Is called ``warmup + repeats * inner`` times.
+        run: Called ``warmup + repeats * inner`` times.
         repeats: Number of measurements.
-        warmup: Calls before the first.
-        inner: Calls in each measurement, for short ones.
+        warmup: Calls before the first measurement.
+        inner: Calls in each measurement; several if a call is short.
     """
     for _ in range(warmup):
         run()
@@ -86,11 +90,11 @@ def _on_gpu(
 def graphed(
     run: Callable[[], object], warmup: int = 3
 ) -> Callable[[], object]:
-    """``run`` captured in a CUDA graph; what it launches, without the host.
+    """Record ``run`` as a CUDA graph; returns what replays it.
 
     Args:
-        run: Always works on the same memory; warmed up on a side stream.
-        warmup: Calls before the capture.
+        run: Works on the same memory each time.
+        warmup: Calls before the recording, on a side stream.
     """
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -106,29 +110,30 @@ def graphed(
 
 
 def kernel_ms(run: Callable[[], object], repeats: int) -> float:
-    """Milliseconds that the kernels of one call take, without what lies
-    between them; by PyTorch's profiler, GPU only.
+    """Milliseconds in kernels of one call, without the time between them.
+
+    Measured by PyTorch's profiler, on a GPU only.
 
     Args:
-        run: Is called ``repeats + 1`` times.
-        repeats: Over how many calls the mean is taken.
+        run: Called ``repeats + 1`` times.
+        repeats: Calls over which the mean is taken.
     """
     from torch.profiler import ProfilerActivity, profile
 
     run()
     torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CUDA]) as found:
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
         for _ in range(repeats):
             run()
         torch.cuda.synchronize()
     microseconds = sum(
-        event.self_device_time_total for event in found.key_averages()
+        event.self_device_time_total for event in profiled.key_averages()
     )
     return microseconds / 1e3 / repeats
 
 
 def peak_gib(run: Callable[[], object]) -> float | None:
-    """Most memory that tensors take while ``run`` runs, in GiB; GPU only."""
+    """Peak memory of tensors while ``run`` runs, in GiB; None on the CPU."""
     if not torch.cuda.is_available():
         return None
     torch.cuda.synchronize()

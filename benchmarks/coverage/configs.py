@@ -1,24 +1,36 @@
-"""MMPretrain's configs of image classifiers, and the networks they build."""
+"""MMPretrain's configs of image classifiers, and recipes made of them."""
 
 import tempfile
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import init_default_scope
 from mmengine.utils import get_installed_path
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from mmauxq import compat
 from mmauxq.algorithms import dry_run
+from mmauxq.cli.load_config import load_config
+from mmauxq.cli.run_command import one_line
+from mmauxq.engine.checks import check_training
+from mmauxq.engine.image_shape import set_image_shape
+from mmauxq.engine.settings import check_settings
 from mmauxq.errors import UsageError
 
-BATCH = 2
+USUAL_SIZE, LARGE_SIZE = 224, 512
+DOWNLOADED = ('CIFAR10', 'CIFAR100', 'FashionMNIST', 'MNIST')
+"""Data sets that fetch themselves."""
+WIDTH = 300
+"""Characters of a reason."""
 
 
 class NetworkError(Exception):
-    """The float network of MMPretrain does not build or run."""
+    """MMPretrain's float network cannot be built or run; says why."""
 
 
 def config_root() -> Path:
@@ -40,29 +52,26 @@ def classifier_configs(patterns: Sequence[str] = ()) -> dict[str, str]:
         UsageError: If a pattern matches no classifier.
     """
     root = config_root()
-    found: dict[str, str] = {}
+    configs: dict[str, str] = {}
     for pattern in patterns or ['**/*.py']:
-        files = (
-            [Path(pattern)]
-            if Path(pattern).is_file()
-            else sorted(root.glob(pattern))
-        )
-        kinds = {_short(file, root): _backbone_type(file) for file in files}
-        kinds = {config: kind for config, kind in kinds.items() if kind}
-        if not kinds:
+        own = Path(pattern).is_file()
+        files = [Path(pattern)] if own else sorted(root.glob(pattern))
+        types = {file: _backbone_type(file) for file in files}
+        if not any(types.values()):
             raise UsageError(
-                f'{pattern} is no config of an image classifier, neither '
-                f'here nor below {root}'
+                'expected a config of an image classifier, or a pattern of '
+                f'those below {root}, got {pattern!r}'
             )
-        found.update(kinds)
-    return found
-
-
-def _short(file: Path, root: Path) -> str:
-    return str(file.relative_to(root) if root in file.parents else file)
+        configs |= {
+            str(file.relative_to(root) if root in file.parents else file): type
+            for file, type in types.items()
+            if type
+        }
+    return configs
 
 
 def _backbone_type(file: Path) -> str:
+    """Empty if the file is no config of an image classifier."""
     if '_base_' in file.parts:
         return ''
     try:
@@ -74,24 +83,122 @@ def _backbone_type(file: Path) -> str:
     return str(model.get('backbone', {}).get('type', ''))
 
 
-def recipe(config: str, fragment: str = 'aux_w4a4') -> Config:
-    """The three lines of contract 1 over ``config``, read."""
+def recipe(config: str, head: dict | None = None) -> Config:
+    """The three lines over a config, read and checked as ``train`` does.
+
+    Nothing that it names is downloaded afterwards.
+
+    Args:
+        config: As of :func:`classifier_configs`.
+        head: Of :func:`linear_head`. A backbone that is shipped without a
+            head has no data and no schedule, which are then not checked.
+
+    Raises:
+        UsageError: If ``mmauxq train`` would refuse it.
+    """
     base = config if Path(config).is_file() else f'mmpretrain::{config}'
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / 'recipe.py'
         file.write_text(
-            f'_base_ = [{base!r}, "mmauxq::_base_/{fragment}.py"]\n'
+            f'_base_ = [{base!r}, "mmauxq::_base_/aux_w4a4.py"]\n'
             'model = dict(_delete_=True, architecture=_base_.model,\n'
             '             **_base_.quantization)\n'
         )
-        return Config.fromfile(file)
+        cfg = load_config(Namespace(config=str(file), cfg_options=head))
+    if not head:
+        check_training(cfg, config)
+        check_settings(cfg)
+    compat.enable()
+    init_default_scope('mmpretrain')
+    without_downloads(cfg._cfg_dict)
+    set_image_shape(cfg)
+    return cfg
 
 
-def without_checkpoints(value: Any) -> Any:
-    """A config without what would be downloaded."""
+def linear_head(config: str) -> dict:
+    """What a config without a head needs, as ``--cfg-options`` of a recipe.
+
+    Args:
+        config: As of :func:`classifier_configs`.
+
+    Returns:
+        A linear layer to 1000 classes on what the backbone gives last; empty
+        if the config has a head.
+
+    Raises:
+        NetworkError: If MMPretrain cannot build or run the backbone.
+    """
+    file = Path(config) if Path(config).is_file() else config_root() / config
+    cfg = Config.fromfile(file)
+    if cfg.model.get('head'):
+        return {}
+    limit_size(cfg.model.backbone)
+    network = float_network(cfg.model, None).eval()
+    try:
+        with torch.no_grad():
+            shape = dry_run.input_shape(network)
+            features = network.backbone(dry_run.sample(network, shape, 2))
+    except Exception as error:  # whatever it raises, it does not run
+        raise NetworkError(one_line(error, WIDTH)) from error
+    if isinstance(features, (tuple, list)):
+        features = features[-1]
+    neck = dict(type='GlobalAveragePooling') if features.dim() > 2 else None
+    head = dict(
+        type='LinearClsHead',
+        num_classes=1000,
+        in_channels=features.shape[1],
+        loss=dict(type='CrossEntropyLoss'),
+    )
+    return {'model.architecture.neck': neck, 'model.architecture.head': head}
+
+
+def limit_size(backbone: dict) -> int | None:
+    """Have a backbone for very large images take usual ones.
+
+    Args:
+        backbone: Its config; changed if its ``img_size`` is above 512.
+
+    Returns:
+        The size that it had, if it is changed.
+    """
+    size = backbone.get('img_size')
+    if not isinstance(size, int) or size <= LARGE_SIZE:
+        return None
+    backbone['img_size'] = USUAL_SIZE
+    return size
+
+
+def float_network(
+    architecture: ConfigDict, preprocessor: dict | None
+) -> nn.Module:
+    """The classifier of a config, nothing downloaded.
+
+    Args:
+        architecture: Its ``model``.
+        preprocessor: Its ``data_preprocessor``.
+
+    Raises:
+        NetworkError: If MMPretrain cannot build it.
+    """
+    from mmpretrain.registry import MODELS
+
+    compat.enable()
+    settings = without_downloads(architecture.to_dict())
+    settings['_scope_'] = 'mmpretrain'
+    if preprocessor is not None:
+        settings.setdefault('data_preprocessor', dict(preprocessor))
+    try:
+        return MODELS.build(settings)
+    except Exception as error:
+        raise NetworkError(one_line(error, WIDTH)) from error
+
+
+def without_downloads(value: Any) -> Any:
+    """Take out of a config what would be downloaded; returns the config."""
     if isinstance(value, dict):
-        for key in list(value):
-            inner = value[key]
+        if value.get('type') in DOWNLOADED:
+            value['download'] = False
+        for key, inner in list(value.items()):
             if key == 'pretrained' or (
                 key == 'init_cfg'
                 and isinstance(inner, dict)
@@ -99,10 +206,10 @@ def without_checkpoints(value: Any) -> Any:
             ):
                 value[key] = None
             else:
-                without_checkpoints(inner)
+                without_downloads(inner)
     elif isinstance(value, (list, tuple)):
         for inner in value:
-            without_checkpoints(inner)
+            without_downloads(inner)
     return value
 
 
@@ -117,54 +224,3 @@ class NoRandomFill(TorchFunctionMode):
         if func in self.SKIPPED:
             return args[0].zero_()
         return func(*args, **(kwargs or {}))
-
-
-def one_line(error: BaseException, width: int = 300) -> str:
-    """The message of an error, with its type unless it is one of ours."""
-    text = ' '.join(str(error).split())
-    if not type(error).__module__.startswith('mmauxq.'):
-        text = f'{type(error).__name__}: {text}'
-    return text if len(text) <= width else text[: width - 3] + '...'
-
-
-def float_network(cfg: Config) -> nn.Module:
-    """The classifier of a :func:`recipe`, with a head, nothing downloaded.
-
-    Raises:
-        NetworkError: If MMPretrain cannot build it.
-    """
-    from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
-
-    architecture = without_checkpoints(cfg.model.architecture.to_dict())
-    architecture['_scope_'] = 'mmpretrain'
-    if cfg.get('data_preprocessor') is not None:
-        architecture.setdefault(
-            'data_preprocessor', cfg.data_preprocessor.to_dict()
-        )
-    try:
-        network = MMPRETRAIN_MODELS.build(architecture)
-        if network.head is None:
-            # so that a backbone that is shipped alone can be tried at all
-            architecture.update(_plain_head(network))
-            network = MMPRETRAIN_MODELS.build(architecture)
-        return network
-    except Exception as error:
-        raise NetworkError(one_line(error)) from error
-
-
-def _plain_head(network: nn.Module) -> dict:
-    """Neck and head, 1000 classes, on what the backbone gives last."""
-    network.eval()
-    with torch.no_grad():
-        shape = dry_run.input_shape(network)
-        features = network.backbone(dry_run.sample(network, shape, BATCH))
-    if isinstance(features, (tuple, list)):
-        features = features[-1]
-    head = dict(
-        type='LinearClsHead',
-        num_classes=1000,
-        in_channels=features.shape[1],
-        loss=dict(type='CrossEntropyLoss'),
-    )
-    neck = dict(type='GlobalAveragePooling') if features.dim() > 2 else None
-    return dict(neck=neck, head=head)

@@ -97,14 +97,15 @@ def recipe(config: str, head: dict | None = None) -> Config:
         UsageError: If ``mmauxq train`` would refuse it.
     """
     base = config if Path(config).is_file() else f'mmpretrain::{config}'
+    network = f'dict(_base_.model, **{head!r})' if head else '_base_.model'
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / 'recipe.py'
         file.write_text(
             f'_base_ = [{base!r}, "mmauxq::_base_/aux_w4a4.py"]\n'
-            'model = dict(_delete_=True, architecture=_base_.model,\n'
+            f'model = dict(_delete_=True, architecture={network},\n'
             '             **_base_.quantization)\n'
         )
-        cfg = load_config(Namespace(config=str(file), cfg_options=head))
+        cfg = load_config(Namespace(config=str(file), cfg_options=None))
     if not head:
         check_training(cfg, config)
         check_settings(cfg)
@@ -116,14 +117,14 @@ def recipe(config: str, head: dict | None = None) -> Config:
 
 
 def linear_head(config: str) -> dict:
-    """What a config without a head needs, as ``--cfg-options`` of a recipe.
+    """The neck and the head that a config without a head needs.
 
     Args:
         config: As of :func:`classifier_configs`.
 
     Returns:
-        A linear layer to 1000 classes on what the backbone gives last; empty
-        if the config has a head.
+        Sections of ``model``: a linear layer to 1000 classes on what the
+        backbone gives last. Empty if the config has a head.
 
     Raises:
         NetworkError: If MMPretrain cannot build or run the backbone.
@@ -149,7 +150,7 @@ def linear_head(config: str) -> dict:
         in_channels=features.shape[1],
         loss=dict(type='CrossEntropyLoss'),
     )
-    return {'model.architecture.neck': neck, 'model.architecture.head': head}
+    return dict(neck=neck, head=head)
 
 
 def limit_size(backbone: dict) -> int | None:

@@ -1,6 +1,6 @@
 """Where the time of a GPU goes, on a trace made by hand."""
 
-from mmauxq.evaluation import trace
+from benchmarks import gpu_time
 
 
 def event(cat, name, ts, dur, tid=1, correlation=None):
@@ -35,7 +35,7 @@ def test_the_parts_of_a_step_add_up():
         event('gpu_memcpy', 'Memcpy HtoD', 1600, 100, 9, 6),
         event('kernel', 'sgd', 3500, 500, 7, 7),
     ]
-    found = trace.split(events)
+    found = gpu_time.split(events)
     assert found == dict(
         computing=1.15,  # 1000 + 800 + 500 of 4000, 2 steps
         sync_bn=0.15,
@@ -49,4 +49,4 @@ def test_the_parts_of_a_step_add_up():
 
 
 def test_a_trace_without_a_gpu():
-    assert trace.split([event('cpu_op', 'aten::mm', 0, 1)]) is None
+    assert gpu_time.split([event('cpu_op', 'aten::mm', 0, 1)]) is None

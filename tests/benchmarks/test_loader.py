@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from mmauxq.evaluation import benchmark_loader as loader
+from benchmarks import loader
 
 
 def test_images_have_detail_and_differ():

@@ -13,6 +13,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from mmauxq.cli.parser import integer
@@ -23,42 +24,27 @@ from mmauxq.optional import need
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Of ``python -m benchmarks``."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument('--out', type=Path, default='work_dirs/benchmark')
-    parser.add_argument(
-        '--only', nargs='+', default=[], metavar='PATTERN',
-        help='names of measurements or shell patterns of them',
-    )  # fmt: skip
-    parser.add_argument('--list', action='store_true', help='show the names')
-    parser.add_argument(
-        '--minutes', type=float, help='stop after so many; run again to go on'
-    )
-    parser.add_argument(
-        '--jobs', type=integer(1), default=1, metavar='N',
-        help='processes at a time; they take turns on the GPU',
-    )  # fmt: skip
-    parser.add_argument(
-        '--repeats', type=integer(1), default=20, metavar='N',
-        help='timed calls of each measurement (default: 20)',
-    )  # fmt: skip
-    parser.add_argument(
-        '--batch', type=integer(1), metavar='N',
-        help='instead of the batch sizes in the names',
-    )  # fmt: skip
-    parser.add_argument(
-        '--size', type=integer(1), default=224, metavar='PIXELS',
-        help='height and width of the images (default: 224)',
-    )  # fmt: skip
-    parser.add_argument(
-        '--gpus', type=integer(1), nargs='+', metavar='N',
-        help='of scaling/*; default: 1, 2, 4, ... and all of this machine',
-    )  # fmt: skip
-    parser.add_argument(
-        '--profile', type=integer(0), default=3, metavar='STEPS',
-        help='of scaling/*: steps in the profile; 0 for none (default: 3)',
-    )  # fmt: skip
-    parser.add_argument(
-        '--again', action='store_true', help='also what is measured already'
-    )
+    # fmt: off
+    add = parser.add_argument
+    count = dict(type=integer(1), metavar='N')
+    add('--out', type=Path, default='work_dirs/benchmark')
+    add('--only', nargs='+', default=[], metavar='PATTERN',
+        help='names of measurements or shell patterns of them')
+    add('--list', action='store_true', help='show the names')
+    add('--minutes', type=float, help='stop after so many; run again to go on')
+    add('--jobs', **count, default=1,
+        help='processes at a time; they take turns on the GPU')
+    add('--repeats', **count, default=20,
+        help='timed calls of each measurement (default: 20)')
+    add('--batch', **count, help='instead of the batch sizes in the names')
+    add('--size', **count, default=224,
+        help='height and width of the images (default: 224)')
+    add('--gpus', **count, nargs='+',
+        help='of scaling/*; default: 1, 2, 4, ... and all of this machine')
+    add('--profile', type=integer(), default=3, metavar='STEPS',
+        help='of scaling/*: steps in the profile; 0 for none (default: 3)')
+    add('--again', action='store_true', help='also what is measured already')
+    # fmt: on
 
 
 def run(args: argparse.Namespace, started: Callable) -> int:
@@ -80,15 +66,18 @@ def run(args: argparse.Namespace, started: Callable) -> int:
     runs = [name for name in wanted if name.startswith('scaling/')]
     begin = time.monotonic()
     failed = processes.run_all(
-        [name for name in wanted if name not in runs], args.out, args.jobs,
-        args.minutes, args.repeats, args.batch, args.size,
+        [name for name in wanted if name not in runs],
+        args.out, args.jobs, args.minutes,
+        partial(processes.measure, out=args.out, repeats=args.repeats,
+                batch=args.batch, size=args.size),
     )  # fmt: skip
     left = args.minutes
     if left:
         left -= (time.monotonic() - begin) / 60
-    failed += scaling.run_all(
-        runs, args.out, left, steps=args.repeats, batch=args.batch,
-        size=args.size, profile=args.profile,
+    failed += processes.run_all(
+        runs, args.out, 1, left,
+        partial(scaling.measure, out=args.out, steps=args.repeats,
+                batch=args.batch, size=args.size, profile=args.profile),
     )  # fmt: skip
     rows = results.read(args.out)
     report.write(rows, args.out)

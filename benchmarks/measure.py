@@ -1,7 +1,8 @@
-"""One measurement in this process; see :mod:`.processes`."""
+"""One measurement, in a process that :mod:`.processes` starts."""
 
-import argparse
+import json
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -51,25 +52,15 @@ def measure(
     return [dict(network=network, what=what, form=form, batch=batch, **row)]
 
 
-def main() -> None:
+def main(name: str, out: str, size: int, **settings: int) -> None:
     """Measure, and append the rows to ``OUT/results.jsonl``."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('name')
-    parser.add_argument('--out', type=Path, required=True)
-    parser.add_argument('--repeats', type=int, default=20)
-    parser.add_argument('--batch', type=int)
-    parser.add_argument('--size', type=int, default=224)
-    args = parser.parse_args()
     start = time.time()
-    rows = measure(args.name, args.out, args.repeats, args.batch, args.size)
-    more = dict(
-        size=args.size,
-        seconds=round(time.time() - start, 1),
-        **results.machine(),
-    )
+    rows = measure(name, Path(out), size=size, **settings)
+    seconds = round(time.time() - start, 1)
+    more = dict(size=size, seconds=seconds, **results.machine())
     for row in rows:
-        results.append(args.out, dict(arm=args.name, **row, **more))
+        results.append(Path(out), dict(arm=name, **row, **more))
 
 
 if __name__ == '__main__':
-    main()
+    main(**json.loads(sys.argv[1]))

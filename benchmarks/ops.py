@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -23,20 +24,22 @@ LARGE = [
 ]
 SMALL = [((2, 8, 7, 9), 'float32', True), ((2, 5, 6), 'bfloat16', False)]
 
-Op = Callable[[Tensor, Tensor], Tensor]
+Op = Callable[[Tensor, Tensor], Tensor] | nn.Module
+"""Of ``x`` and a step; a module has a step of its own."""
 
 
-def contenders(x: Tensor, device: str) -> Iterator[tuple[str, Op | str, bool]]:
+def contenders(
+    x: Tensor, device: str
+) -> Iterator[tuple[str, Callable[[], Op], bool]]:
     """Quantizers of this package, of torch and of others.
 
     Yields:
-        (name, op of ``x`` and a step, whether it learns the step); in the
-        place of an op, why it cannot be had.
+        (name, what makes the op, whether it learns the step).
     """
     scale = 1 / math.sqrt(x[0].numel() * QMAX)
     zero = torch.zeros(1, device=device)
 
-    def ours(form: str) -> Op:
+    def ours(form: str) -> Callable[[Tensor, Tensor], Tensor]:
         def run(x: Tensor, step: Tensor) -> Tensor:
             with ops.use_form(form):
                 return ops.learned_step_quantize(
@@ -46,9 +49,9 @@ def contenders(x: Tensor, device: str) -> Iterator[tuple[str, Op | str, bool]]:
         return run
 
     if device == 'cuda':
-        yield 'mmauxq', ours('kernel'), True
-        yield 'mmauxq, compiled', torch.compile(ours('auto')), True
-    yield 'mmauxq, reference', ours('reference'), True
+        yield 'mmauxq', lambda: ours('kernel'), True
+        yield 'mmauxq, compiled', lambda: torch.compile(ours('auto')), True
+    yield 'mmauxq, reference', lambda: ours('reference'), True
 
     def torch_fixed(x: Tensor, step: Tensor) -> Tensor:
         zero_point = torch.zeros(1, dtype=torch.int32, device=device)
@@ -56,30 +59,16 @@ def contenders(x: Tensor, device: str) -> Iterator[tuple[str, Op | str, bool]]:
             x, step.detach(), zero_point, 0, QMAX
         )
 
-    yield 'torch, fixed step', torch_fixed, False
+    yield 'torch, fixed step', lambda: torch_fixed, False
 
     def torch_learned(x: Tensor, step: Tensor) -> Tensor:
         return torch._fake_quantize_learnable_per_tensor_affine(
             x, step, zero, 0, QMAX, scale
         )
 
-    yield 'torch, learned step', torch_learned, True
-    for name, make in (('mmrazor', _mmrazor), ('brevitas', _brevitas)):
-        try:
-            yield name, make().to(device), True
-        except Exception as error:  # not installed, or broken
-            yield name, f'{type(error).__name__}: {error}', True
-
-
-class _Peer(nn.Module):
-    """A quantizer of another package, which has a step of its own."""
-
-    def __init__(self, quantizer: nn.Module) -> None:
-        super().__init__()
-        self.quantizer = quantizer
-
-    def forward(self, x: Tensor, step: Tensor) -> Tensor:
-        return self.quantizer(x)
+    yield 'torch, learned step', lambda: torch_learned, True
+    yield 'mmrazor', lambda: _mmrazor().to(device), True
+    yield 'brevitas', lambda: _brevitas().to(device), True
 
 
 def _mmrazor() -> nn.Module:
@@ -91,19 +80,17 @@ def _mmrazor() -> nn.Module:
         MinMaxObserver, quant_min=0, quant_max=QMAX, scale=0.25
     )
     quantizer.enable_param_learning()
-    return _Peer(quantizer)
+    return quantizer
 
 
 def _brevitas() -> nn.Module:
     from brevitas.nn import QuantIdentity
     from brevitas.quant import Uint8ActPerTensorFloatMaxInit
 
-    return _Peer(
-        QuantIdentity(
-            act_quant=Uint8ActPerTensorFloatMaxInit,
-            bit_width=4,
-            max_val=0.25 * QMAX,
-        )
+    return QuantIdentity(
+        act_quant=Uint8ActPerTensorFloatMaxInit,
+        bit_width=4,
+        max_val=0.25 * QMAX,
     )
 
 
@@ -134,16 +121,15 @@ def activations(device: str, repeats: int, tiny: bool) -> Iterator[dict]:
             gb_per_s=round(bandwidth / 1e6, 1),
         )
         del y
-        for name, op, learned in contenders(x, device):
+        for name, make, learned in contenders(x, device):
             row = dict(base, name=name, learned=learned)
-            if isinstance(op, str):
-                yield dict(row, error=op)
-                continue
             try:
                 # the same graph goes backward many times
                 with functorch.patch(donated_buffer=False):
-                    row.update(_one(op, x, grad, repeats, inner, bandwidth))
-            except Exception as error:  # the others go on
+                    row.update(
+                        _one(make(), x, grad, repeats, inner, bandwidth)
+                    )
+            except Exception as error:  # not installed, or broken
                 row['error'] = f'{type(error).__name__}: {error}'[:300]
             yield row
 
@@ -154,11 +140,13 @@ def _one(
     x = x.detach().requires_grad_()
     step = torch.full((1,), 0.25, device=x.device, requires_grad=True)
     inputs = [x, step]
+    run = partial(op, x, step)
     if isinstance(op, nn.Module):
         inputs = [x, *(p for p in op.parameters() if p.requires_grad)]
-    y = op(x, step)
+        run = partial(op, x)
+    y = run()
     upstream = grad.to(y.dtype)
-    forward = timed(lambda: op(x, step), repeats, inner=inner)
+    forward = timed(run, repeats, inner=inner)
     backward = timed(
         lambda: torch.autograd.grad(
             y, inputs, upstream, retain_graph=True, allow_unused=True

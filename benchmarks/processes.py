@@ -5,13 +5,15 @@ come.
 """
 
 import fcntl
+import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from . import results
 from .recipes import ROOT
@@ -38,83 +40,76 @@ class Turn:
         """Let another process work."""
         fcntl.flock(self.file, fcntl.LOCK_UN)
 
-    @contextmanager
-    def given(self) -> Iterator[None]:
-        """Other processes may work meanwhile."""
-        self.give()
-        try:
-            yield
-        finally:
-            self.take()
-
 
 def run_all(
-    names: Sequence[str], out: Path, jobs: int, minutes: float | None,
-    repeats: int, batch: int | None, size: int,
-) -> list[str]:  # fmt: skip
+    names: Sequence[str],
+    out: Path,
+    jobs: int,
+    minutes: float | None,
+    measure: Callable[[str, float], str],
+) -> list[str]:
     """Run measurements; returns the names of those that failed.
 
     Args:
-        names: As of :func:`.names.chosen`, without ``scaling/*``.
+        names: What is measured, in this order.
         out: Folder of ``results.jsonl``.
-        jobs: Processes at a time. They take turns on the GPU, and import,
-            build and compile meanwhile.
+        jobs: Measurements at a time. Their processes take turns on the GPU,
+            and import, build and compile meanwhile.
         minutes: After so many none is started, and what runs is ended.
-        repeats: As of :func:`.measure.measure`, like ``batch`` and ``size``.
+        measure: Called with a name and the seconds that it may take; writes
+            the rows and returns a word about them. A RuntimeError says why
+            there are none.
     """
     end = time.monotonic() + (minutes * 60 if minutes else float('inf'))
-    options = ['--repeats', str(repeats), '--size', str(size)]
-    if batch:
-        options += ['--batch', str(batch)]
     out.mkdir(parents=True, exist_ok=True)
-    waiting, failed = list(names), []
-    running: dict[str, tuple[subprocess.Popen, float]] = {}
-    while waiting or running:
-        late = time.monotonic() > end
-        if late and waiting:
-            print(f'out of time: {len(waiting)} not started', flush=True)
-            waiting = []
-        while waiting and len(running) < jobs:
-            name = waiting.pop(0)
-            running[name] = (_start(name, out, options), time.monotonic())
-        for name, (process, start) in list(running.items()):
-            seconds = time.monotonic() - start
-            if process.poll() is None:
-                if not late and seconds <= PATIENCE * jobs:
-                    continue
-                process.kill()
-                process.wait()
-            del running[name]
-            if process.returncode:
-                failed.append(name)
-                row = dict(arm=name, error=last_words(_log(name, out)))
-                results.append(out, row)
-            print(
-                f'{name}: {"FAILED" if process.returncode else "done"} '
-                f'in {seconds:.0f} s',
-                flush=True,
-            )
-        time.sleep(0.1)
+    failed: list[str] = []
+    late: list[str] = []
+
+    def run(name: str) -> None:
+        start = time.monotonic()
+        if start >= end:
+            late.append(name)
+            return
+        try:
+            outcome = measure(name, min(end - start, PATIENCE * jobs))
+        except RuntimeError as error:
+            outcome = 'FAILED'
+            failed.append(name)
+            results.append(out, dict(arm=name, error=str(error)))
+        seconds = time.monotonic() - start
+        print(f'{name}: {outcome} in {seconds:.0f} s', flush=True)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            list((pool.map if jobs > 1 else map)(run, names))
+        finally:  # also if the user interrupts
+            pool.shutdown(cancel_futures=True)
+    if late:
+        print(f'out of time: {len(late)} not started', flush=True)
     return failed
 
 
-def _start(name: str, out: Path, options: Sequence[str]) -> subprocess.Popen:
-    log = _log(name, out)
+def measure(name: str, patience: float, out: Path, **settings: Any) -> str:
+    """Run :mod:`.measure` in a process, for :func:`run_all`."""
+    log = out / 'logs' / f'{name.replace("/", "-")}.txt'
     log.parent.mkdir(exist_ok=True)
+    arguments = json.dumps(dict(settings, name=name, out=str(out.resolve())))
     with log.open('w') as stream:
-        return subprocess.Popen(
-            [sys.executable, '-m', 'benchmarks.measure', name,
-             '--out', str(out.resolve()), *options],
-            stdout=stream, stderr=subprocess.STDOUT, cwd=ROOT,
-            env={**os.environ, 'TORCHINDUCTOR_COMPILE_THREADS': '4'},
-        )  # fmt: skip
+        try:
+            status = subprocess.run(
+                [sys.executable, '-m', 'benchmarks.measure', arguments],
+                stdout=stream, stderr=subprocess.STDOUT, cwd=ROOT,
+                env={**os.environ, 'TORCHINDUCTOR_COMPILE_THREADS': '4'},
+                timeout=patience,
+            ).returncode  # fmt: skip
+        except subprocess.TimeoutExpired as error:
+            raise RuntimeError(f'took more than {patience:.0f} s') from error
+    if status:
+        raise RuntimeError(last_words(log, f'exit status {status}'))
+    return 'done'
 
 
-def _log(name: str, out: Path) -> Path:
-    return out / 'logs' / f'{name.replace("/", "-")}.txt'
-
-
-def last_words(log: Path, default: str = 'killed') -> str:
+def last_words(log: Path, default: str) -> str:
     """Why a process failed: a line of what it printed.
 
     Args:

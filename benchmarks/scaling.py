@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 
@@ -14,7 +13,7 @@ import torch
 from mmauxq.errors import UsageError
 
 from . import gpu_time, results
-from .processes import PATIENCE, last_words
+from .processes import last_words
 from .recipes import OPTIONS, ROOT, amp, write_config
 from .timing import GIB
 
@@ -43,20 +42,23 @@ def names(arms: list[str], gpus: list[int]) -> list[str]:
 
 
 def measure(
-    name: str, out: Path, steps: int, batch: int | None, size: int,
-    profile: int, patience: float = PATIENCE,
-) -> dict:  # fmt: skip
-    """The row of a run.
+    name: str, patience: float, out: Path, steps: int, batch: int | None,
+    size: int, profile: int,
+) -> str:  # fmt: skip
+    """Start ``tools/dist_train.sh``, and write a row of what it did.
 
     Args:
         name: One of :func:`names`.
-        out: Folder of logs.
+        patience: Seconds after which the run is ended.
+        out: Folder of ``results.jsonl`` and logs.
         steps: Number of timed steps.
         batch: Images in a step of a GPU, instead of those in the name.
         size: Height and width of the images in pixels.
         profile: Steps in the profile, after those that are timed; 0 for no
             profile.
-        patience: Seconds after which the run is ended.
+
+    Returns:
+        Its speed.
 
     Raises:
         RuntimeError: If the run does not succeed.
@@ -99,6 +101,7 @@ def measure(
     ]
     ms = max(rank['seconds'] for rank in ranks) / steps * 1e3
     row = dict(
+        arm=name,
         network=network, what=what, form=form, batch=batch, gpus=gpus,
         ms=round(ms, 3),
         images_per_s=round(batch * gpus / ms * 1e3, 1),
@@ -111,39 +114,8 @@ def measure(
     if profile:
         events = json.loads((folder / 'trace.json').read_text())['traceEvents']
         row['split'] = gpu_time.split(events)
-    return row
-
-
-def run_all(
-    names: Sequence[str], out: Path, minutes: float | None, **settings: int
-) -> list[str]:
-    """Measure, one after the other; returns the names of those that failed.
-
-    Args:
-        names: As of :func:`names`.
-        out: Folder of ``results.jsonl``.
-        minutes: After so many none is started, and what runs is ended.
-        **settings: As of :func:`measure`.
-    """
-    end = time.monotonic() + (minutes * 60 if minutes else float('inf'))
-    failed = []
-    for done, name in enumerate(names):
-        left = end - time.monotonic()
-        if left <= 0:
-            print(f'out of time: {len(names) - done} not started', flush=True)
-            break
-        try:
-            row = measure(name, out, patience=min(left, PATIENCE), **settings)
-            row.update(size=settings['size'], **results.machine())
-            outcome = f'{row["images_per_s"]} images/s'
-        except RuntimeError as error:
-            row = dict(error=str(error))
-            outcome = 'FAILED'
-            failed.append(name)
-        results.append(out, dict(arm=name, **row))
-        seconds = row.get('seconds', 0)
-        print(f'{name}: {outcome} in {seconds:.0f} s', flush=True)
-    return failed
+    results.append(out, dict(row, size=size, **results.machine()))
+    return f'{row["images_per_s"]} images/s'
 
 
 def _run(command: list[str], log: Path, patience: float) -> str | None:

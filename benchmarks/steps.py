@@ -81,8 +81,11 @@ def _compiler(turn: Turn) -> Callable:
     def backend(module, inputs):
         from torch._inductor.compile_fx import compile_fx
 
-        with turn.given():
+        turn.give()
+        try:
             return compile_fx(module, inputs)
+        finally:
+            turn.take()
 
     return backend
 

@@ -51,23 +51,22 @@ def timed(
     """
     for _ in range(warmup):
         run()
-    if torch.cuda.is_available():
-        times = _on_gpu(run, repeats, inner)
-    else:
-        times = []
-        for _ in range(repeats):
-            start = time.perf_counter()
-            for _ in range(inner):
-                run()
-            times.append((time.perf_counter() - start) * 1e3 / inner)
-    ordered = sorted(times)
-    last = len(ordered) - 1
-    return Timing(
-        statistics.median(ordered),
-        ordered[round(0.1 * last)],
-        ordered[round(0.9 * last)],
-        repeats,
-    )
+    on_gpu = torch.cuda.is_available()
+    times = sorted((_on_gpu if on_gpu else _on_cpu)(run, repeats, inner))
+    low, high = (times[round(part * (repeats - 1))] for part in (0.1, 0.9))
+    return Timing(statistics.median(times), low, high, repeats)
+
+
+def _on_cpu(
+    run: Callable[[], object], repeats: int, inner: int
+) -> list[float]:
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        for _ in range(inner):
+            run()
+        times.append((time.perf_counter() - start) * 1e3 / inner)
+    return times
 
 
 def _on_gpu(

@@ -20,41 +20,22 @@ from mmauxq.optional import need
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Of ``python -m benchmarks.coverage``."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument(
-        'configs',
-        nargs='*',
-        metavar='CONFIG',
+    # fmt: off
+    add = parser.add_argument
+    add('configs', nargs='*', metavar='CONFIG',
         help="files, or patterns below MMPretrain's configs such as "
-        '"resnet/*"; by default all image classifiers',
-    )
-    parser.add_argument(
-        '--types',
-        action='store_true',
-        help='only the smallest config of each type of backbone',
-    )
-    parser.add_argument(
-        '--build-only', action='store_true', help='build, do not train'
-    )
-    parser.add_argument(
-        '--jobs', type=integer(1), default=1, metavar='N', help='processes'
-    )
-    parser.add_argument(
-        '--timeout', type=float, default=600, help='seconds for one config'
-    )
-    parser.add_argument(
-        '--memory', type=float, help='GiB of address space for one config'
-    )
-    parser.add_argument(
-        '--out',
-        type=Path,
-        default='work_dirs/sweep',
-        help='where to save, without suffix: OUT.md and OUT.jsonl',
-    )
-    parser.add_argument(
-        '--resume',
-        action='store_true',
-        help='keep the rows of OUT.jsonl that pass, try the others',
-    )
+        '"resnet/*"; by default all image classifiers')
+    add('--types', action='store_true',
+        help='only the smallest config of each type of backbone')
+    add('--build-only', action='store_true', help='build, do not train')
+    add('--jobs', type=integer(1), default=1, metavar='N', help='processes')
+    add('--timeout', type=float, default=600, help='seconds for one config')
+    add('--memory', type=float, help='GiB of address space for one config')
+    add('--out', type=Path, default='work_dirs/sweep',
+        help='where to save, without suffix: OUT.md and OUT.jsonl')
+    add('--resume', action='store_true',
+        help='keep the rows of OUT.jsonl that pass, try the others')
+    # fmt: on
 
 
 def run(args: argparse.Namespace, started: Callable) -> int:
@@ -75,12 +56,10 @@ def run(args: argparse.Namespace, started: Callable) -> int:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     started()
     lines = args.out.with_suffix('.jsonl')
-    kept = {}
-    if args.resume and lines.is_file():
-        for row in from_json_lines(lines.read_text()):
-            if row.verdict == 'pass':
-                kept[row.config] = row
-    lines.write_text(as_json_lines(list(kept.values())))
+    old = lines.read_text() if args.resume and lines.is_file() else ''
+    rows = {row.config: row for row in from_json_lines(old)}
+    rows = {k: row for k, row in rows.items() if row.verdict == 'pass'}
+    lines.write_text(as_json_lines(list(rows.values())))
     columns = (
         *Progress.get_default_columns(),
         MofNCompleteColumn(),
@@ -95,10 +74,12 @@ def run(args: argparse.Namespace, started: Callable) -> int:
                 on_row=lambda row: bar.update(sizes, advance=1),
                 **limits,
             )
-        left = [config for config in chosen if config not in kept]
+        left = [config for config in chosen if config not in rows]
         task = bar.add_task('sweep', total=len(left))
 
         def show(row: Row) -> None:
+            row.backbone = row.backbone or configs[row.config]
+            rows[row.config] = row
             # row by row, so that an interrupted sweep keeps what it has
             with lines.open('a') as file:
                 file.write(as_json_lines([row]))
@@ -108,16 +89,13 @@ def run(args: argparse.Namespace, started: Callable) -> int:
                     f'{row.config}: {row.verdict}, {row.reason}', markup=False
                 )
 
-        rows = sweep(left, on_row=show, build_only=args.build_only, **limits)
-    new = {row.config: row for row in rows}
-    rows = [kept.get(config) or new[config] for config in chosen]
-    for row in rows:
-        row.backbone = row.backbone or configs[row.config]
-    text = as_markdown(rows)
+        sweep(left, on_row=show, build_only=args.build_only, **limits)
+    tried = [rows[config] for config in chosen]
+    text = as_markdown(tried)
     args.out.with_suffix('.md').write_text(text)
-    lines.write_text(as_json_lines(rows))
+    lines.write_text(as_json_lines(tried))
     print(text)
-    return 0 if all(row.verdict == 'pass' for row in rows) else 1
+    return 0 if all(row.verdict == 'pass' for row in tried) else 1
 
 
 if __name__ == '__main__':

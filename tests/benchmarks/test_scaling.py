@@ -61,28 +61,17 @@ def test_a_run_that_hangs_is_ended(tmp_path):
     assert log.read_text() == 'bye\n'
 
 
-def test_runs_stop_when_time_is_up(tmp_path, monkeypatch, capsys):
-    def fail(name, out, patience, **settings):
-        assert patience <= 60 and settings == dict(steps=4, size=32)
-        raise RuntimeError('out of memory')
-
-    monkeypatch.setattr(scaling, 'measure', fail)
-    settings = dict(steps=4, size=32)
-    assert scaling.run_all(['a'], tmp_path, 1, **settings) == ['a']
-    assert results.read(tmp_path) == [dict(arm='a', error='out of memory')]
-    assert scaling.run_all(['a', 'b'], tmp_path, -1, **settings) == []
-    assert 'out of time: 2 not started' in capsys.readouterr().out
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason='for gloo')
 def test_two_processes(tmp_path, monkeypatch):
     """With a profile, which says nothing where there is no GPU."""
     monkeypatch.setenv('OMP_NUM_THREADS', '1')
-    settings = dict(steps=3, batch=None, size=32, profile=1)
-    assert scaling.run_all([f'{ARM}/2'], tmp_path, None, **settings) == []
+    said = scaling.measure(
+        f'{ARM}/2', 300, tmp_path, steps=3, batch=None, size=32, profile=1
+    )
     (found,) = results.read(tmp_path)
     assert (found['arm'], found['gpus'], found['batch']) == (f'{ARM}/2', 2, 2)
+    assert said == f'{found["images_per_s"]} images/s'
     # rounded to a tenth, which is much where a step takes a second
     assert found['images_per_s'] == pytest.approx(4e3 / found['ms'], abs=0.06)
     assert found['repeats'] == 3 and found['data_ms'] > 0

@@ -17,7 +17,6 @@ ORDER = [
     'deploy',
     'compare',
     'cli',
-    'evaluation',
 ]
 PATCHED = {'torch', 'mmengine', 'mmpretrain', 'mmrazor', 'mmcv', 'numpy'}
 

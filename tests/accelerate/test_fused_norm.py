@@ -503,7 +503,7 @@ def test_a_training_step(guidance):
 @pytest.mark.skipif(DEVICE == 'cpu', reason='needs a CUDA GPU')
 @pytest.mark.parametrize('between', [quantized, summed, residual])
 def test_in_a_cuda_graph(between):
-    from mmauxq.evaluation.timing import graphed
+    from benchmarks.timing import graphed
 
     torch.manual_seed(0)
     net = Network(between).cuda().to(memory_format=torch.channels_last)

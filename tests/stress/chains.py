@@ -29,17 +29,16 @@ from unittest import mock
 import numpy as np
 import torch
 import torch.nn.functional as F
-from mmengine.registry import init_default_scope
 from torch import Tensor
 
-from mmauxq import compat
+from benchmarks.coverage import build as networks
+from benchmarks.coverage.row import Row as CoverageRow
+from benchmarks.coverage.sweep import sweep
 from mmauxq.accelerate import fused_norm as chains
 from mmauxq.accelerate.cuda_graph import GraphedStep
 from mmauxq.accelerate.kernels.dispatch import use_form
 from mmauxq.algorithms import JointQAT
-from mmauxq.evaluation import config_check
-from mmauxq.evaluation.mmpretrain_configs import one_line, recipe
-from mmauxq.evaluation.sweep import sweep
+from mmauxq.cli.run_command import one_line
 from mmauxq.quantizers.functional import learned_step_quantize
 from tests.conftest import ROOT
 
@@ -127,28 +126,26 @@ class Row:
 
 def build(config: str) -> tuple[JointQAT, tuple]:
     """(model in training mode, shape of an image)."""
-    cfg = recipe(config)
+    row = CoverageRow(config)
     torch.manual_seed(0)
-    config_check._limit_size(cfg, config_check.Row(config))
-    model, _ = config_check._build(cfg, config_check.Row(config))
+    model = networks.build(networks.prepare(row), row)
     model.init_weights()
-    shape = config_check._small_enough(model)
+    shape = networks.small_shape(model)
     return model.train(), shape
 
 
 def train(model: JointQAT, shape: tuple, steps: int) -> dict:
     """Losses, gradients and buffers of the last step."""
-    with mock.patch.object(config_check, 'BATCH', IMAGES):
-        for step in range(steps):
-            model.zero_grad()
-            torch.manual_seed(step)
-            random.seed(step)
-            np.random.seed(step)  # mixed images
-            data = config_check._data(model, shape, model.cost.num_classes)
-            # RevViT seeds its dropout with what comes from the clock
-            with mock.patch.object(torch, 'seed', return_value=step):
-                losses = model(**data, mode='loss')
-                sum(v for k, v in losses.items() if 'loss' in k).backward()
+    for step in range(steps):
+        model.zero_grad()
+        torch.manual_seed(step)
+        random.seed(step)
+        np.random.seed(step)  # mixed images
+        data = networks.batch(model, shape, IMAGES)
+        # RevViT seeds its dropout with what comes from the clock
+        with mock.patch.object(torch, 'seed', return_value=step):
+            losses = model(**data, mode='loss')
+            sum(v for k, v in losses.items() if 'loss' in k).backward()
     found = {k: v.detach() for k, v in losses.items()}
     found |= {n: p.grad for n, p in model.named_parameters()}
     return found | dict(model.named_buffers())
@@ -203,7 +200,6 @@ def check(config: str, on_gpu: bool = False) -> Row:
     """One line."""
     row, start = Row(config), time.monotonic()
     try:
-        init_default_scope('mmpretrain')
         plain, found, model = (recorded if on_gpu else chained)(config)
         kinds = [
             link.kind + '+quantize' * link.quantized
@@ -221,7 +217,7 @@ def check(config: str, on_gpu: bool = False) -> Row:
             worst = max(apart, key=apart.__getitem__)
             row.reason = f'{len(apart)} of {len(errors)} differ, most {worst}'
     except Exception as error:
-        row.reason = one_line(error)
+        row.reason = one_line(error, 300)
     row.seconds = round(time.monotonic() - start, 1)
     return row
 
@@ -234,7 +230,6 @@ def main() -> int:
     parser.add_argument('--out', type=Path, required=True)
     parser.add_argument('--recorded', action='store_true')
     args = parser.parse_args()
-    compat.enable()
     names = args.configs or [
         json.loads(line)['config']
         for line in (ROOT / 'docs/logs/backbones.jsonl').open()

@@ -178,7 +178,7 @@ def test_what_can_be_taken():
 @pytest.mark.gpu
 @pytest.mark.skipif(DEVICE == 'cpu', reason='needs a CUDA GPU')
 def test_in_a_cuda_graph():
-    from mmauxq.evaluation.timing import graphed
+    from benchmarks.timing import graphed
 
     weights, steps = network()
     together = GroupedQuantizer(RANGES)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from mmauxq.forward_hooks import forward_hooks
 from mmauxq.layers import QuantizedLayer
 from mmauxq.layers.quantized import CONVOLUTIONS, QUANTIZABLE
 from mmauxq.quantizers import FLOAT_BITS
@@ -48,9 +49,14 @@ def layer_costs(model: nn.Module, image: Tensor) -> list[LayerCost]:
         model: An algorithm or architecture in evaluation mode.
         image: (1, C, H, W).
     """
+    layers = {
+        name: layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, QUANTIZABLE)
+    }
     products: dict[str, int] = {}
 
-    def count(name: str, layer: nn.Module, output: Tensor) -> None:
+    def count(name: str, layer: nn.Module, _: Tensor, output: Tensor) -> None:
         outputs = (
             layer.out_channels
             if isinstance(layer, CONVOLUTIONS)
@@ -60,19 +66,8 @@ def layer_costs(model: nn.Module, image: Tensor) -> list[LayerCost]:
             output.numel() * layer.weight.numel() // outputs
         )
 
-    handles = [
-        layer.register_forward_hook(
-            lambda layer, _, output, name=name: count(name, layer, output)
-        )
-        for name, layer in model.named_modules()
-        if isinstance(layer, QUANTIZABLE)
-    ]
-    try:
+    with forward_hooks(layers.items(), count):
         model(image, mode='tensor')
-    finally:
-        for handle in handles:
-            handle.remove()
-    layers = dict(model.named_modules())
     return [
         LayerCost(
             name,

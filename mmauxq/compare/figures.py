@@ -16,7 +16,7 @@ from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.patheffects import withStroke  # noqa: E402
 
 from .comparison import by_arm  # noqa: E402
-from .survey import Effect  # noqa: E402
+from .meta_comparison import Effect  # noqa: E402
 
 # Okabe and Ito's colours, told apart by all common forms of sight
 COLOURS = ('#000000', '#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00')
@@ -259,7 +259,7 @@ def plot_effects(path: Path, effects: Sequence[Effect]) -> None:
 
     Args:
         path: File to write.
-        effects: Of :func:`mmauxq.compare.survey.effects`.
+        effects: Of :func:`mmauxq.compare.meta_comparison.effects`.
     """
     settings = list(dict.fromkeys(effect.setting for effect in effects))
     rows = len(effects) + len(settings)

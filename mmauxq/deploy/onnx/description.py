@@ -9,7 +9,8 @@ from mmauxq.quantizers import named_quantizers
 from mmauxq.version import __version__
 
 from ..network import Network
-from .lower import Lowered
+from .lowered import Lowered
+from .runtime import cpu_features, cpu_name
 
 
 def describe(network: Network) -> dict[str, Any]:
@@ -66,8 +67,6 @@ def runtime_facts() -> dict[str, Any]:
     """Versions, and what the processor can do."""
     import onnx
     import onnxruntime
-
-    from .runtime import cpu_features, cpu_name
 
     return dict(
         onnxruntime=onnxruntime.__version__,

@@ -1,4 +1,4 @@
-"""One folder with all that ships, and the proof that it computes F."""
+"""One folder with all that ships, checked against F."""
 
 import copy
 import json
@@ -16,6 +16,7 @@ from mmauxq.engine.hooks import reestimate_batch_norm
 from mmauxq.errors import UsageError
 from mmauxq.layers import restore
 from mmauxq.layers.checkpoint import normalise
+from mmauxq.text import percent
 from mmauxq.version import __version__
 
 from ..folder import check_folder, complete_or_absent
@@ -24,17 +25,17 @@ from ..packed import load_packed, save_packed
 from ..slim import save_slim
 from ..weight_operands import weight_operands
 from . import runtime
-from .agreement import Agreement, compare, differing_weights, logits_and_top1
 from .description import add_metadata, describe, runtime_facts
 from .layer_table import layer_table
-from .lower import Lowered
+from .lowered import Lowered
 from .onnx_model import to_onnx
 from .report import as_markdown
 from .trace import logits_of, trace
+from .verify import Agreement, compare, differing_weights, logits_and_top1
 
 Say = Callable[[str], None]
 Batches = list[tuple[Tensor, Tensor]]
-# Images that everything but the agreement is done with.
+# Images for everything but the comparison of model.onnx with PyTorch.
 SAMPLE = 250
 
 
@@ -64,11 +65,12 @@ def export(
         The report.
 
     Raises:
-        UsageError: If something cannot be exported as asked.
+        UsageError: If something cannot be exported in this form.
     """
     if residual == 'int8' and weights != 'int8':
         raise UsageError(
-            '--residual int8 is for integer kernels: it needs --weights int8'
+            '--residual int8 is for integer kernels: expected --weights int8 '
+            f'beside it, got {weights}'
         )
     out = check_folder(out)
     batches = first_images(network, images)
@@ -142,14 +144,10 @@ def _reestimate(
     )
     _, after = logits_and_top1(network.architecture, batches)
     say(
-        f'batch norm: {used} batches, top-1 {_percent(before)} before, '
-        f'{_percent(after)} after'
+        f'batch norm: {used} batches, top-1 {percent(before)} before, '
+        f'{percent(after)} after'
     )
     return dict(batches=used, top1_before=before, top1_after=after)
-
-
-def _percent(value: float | None) -> str:
-    return 'unknown' if value is None else f'{value:.2%}'
 
 
 @torch.no_grad()
@@ -174,7 +172,10 @@ def _write_checkpoints(
             parameter.zero_()
         load(part / name, again)
         if not torch.equal(logits_of(again, sample), logits):
-            raise UsageError(f'{name}: does not give the same network back')
+            raise UsageError(
+                f'{name}: the network that was written and read again gives '
+                'other logits'
+            )
 
     def load_slim(file: Path, again: torch.nn.Module) -> None:
         again.load_state_dict(
@@ -200,24 +201,19 @@ def _write_checkpoints(
 def _to_onnx(
     network: Network, images: Tensor, weights: str, residual: str, say: Say
 ) -> tuple[Lowered, list[str]]:
-    """The ONNX form asked for, or the next that the runtime takes."""
-    notes = []
+    """The requested form, or the int8 one if the runtime refuses it."""
+    notes: list[str] = []
     traced = trace(network.architecture, images.shape[1:])
-    for kind in [weights, 'int8'] if weights == 'typed' else [weights]:
-        lowered = to_onnx(
-            network.architecture, images, kind, residual,
-            copy.deepcopy(traced),
-        )  # fmt: skip
-        lowered.weights = kind
+    for kind in (weights, 'int8'):
+        lowered = to_onnx(network.architecture, images, kind, residual, traced)
         try:
             runtime.session(lowered.model)
+            break
         except UsageError as error:
             if kind == 'int8':
                 raise
             notes.append(f'{error}; fell back to the int8 container')
             say(f'warning: {notes[-1]}')
-            continue
-        break
     return lowered, notes
 
 
@@ -232,11 +228,13 @@ def _check(
 ) -> Agreement:
     architecture = network.architecture
     wrong = differing_weights(
-        architecture, lowered.model, weight_operands(architecture, sample[:1])
+        architecture, lowered, weight_operands(architecture, sample[:1])
     )
     if wrong:
-        raise UsageError(f'model.onnx: {wrong[0]} has other weight codes')
-    # a quantized residual is another network; its codes differ by design
+        raise UsageError(
+            f'model.onnx: the codes of {wrong[0]} are not those of PyTorch'
+        )
+    # quantized residual sums make another network; its codes differ by design
     agreement = compare(
         architecture, lowered.model, batches,
         lowered if residual == 'float' else None, logits,
@@ -257,7 +255,7 @@ def _check(
         f'agreement: same class for {agreement.same_class} of '
         f'{agreement.images} images, logits within '
         f'{agreement.max_difference:.1e} (largest '
-        f'{agreement.largest_logit:.1f}), top-1 {_percent(agreement.top1)} '
-        f'(PyTorch {_percent(agreement.top1_torch)}); {codes}'
+        f'{agreement.largest_logit:.1f}), top-1 {percent(agreement.top1)} '
+        f'(PyTorch {percent(agreement.top1_torch)}); {codes}'
     )
     return agreement

@@ -10,7 +10,7 @@ from mmauxq.analysis import deployed_bytes
 from mmauxq.deploy.folder import FILES
 from mmauxq.deploy.onnx import export as export_module
 from mmauxq.deploy.onnx import runtime
-from mmauxq.deploy.onnx.agreement import Agreement
+from mmauxq.deploy.onnx.verify import Agreement
 from mmauxq.errors import UsageError
 from tests.commands import evaluate, export_command
 from tests.deploy.conftest import CONFIG, OPTIONS

@@ -1,7 +1,6 @@
 """Whether an artefact computes what the PyTorch network computes."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -9,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mmauxq.forward_hooks import forward_hooks
 from mmauxq.quantizers import Quantizer, named_quantizers
 
-from .lower import Lowered
+from .lowered import Lowered
 from .runtime import session, with_outputs
 from .trace import INPUT, OUTPUT, logits_of
 
@@ -44,8 +44,9 @@ class Agreement:
             be rounded, within the reach of that rounding.
         unexplained: Codes that differ otherwise.
         images_touched: Images in which a code differs.
-        top1: Part of the labels met, by the artefact.
-        top1_torch: Part of the labels met, by PyTorch.
+        top1: Fraction of the labelled images that the artefact gets right;
+            ``None`` without labels.
+        top1_torch: Fraction that PyTorch gets right.
     """
 
     images: int = 0
@@ -91,68 +92,72 @@ def compare(
             are compared.
         logits: Of ``architecture`` for all images, if they are known.
     """
-    names = lowered.codes if lowered else {}
-    outputs = [value for value, _ in names.values()]
-    running = session(with_outputs(model, outputs) if names else model)
+    places = lowered.codes if lowered else {}
+    outputs = [value for value, _ in places.values()]
+    running = session(with_outputs(model, outputs) if outputs else model)
     result = Agreement()
-    right = right_torch = known = 0
+    known = right = right_torch = 0
     for images, labels in batches:
         feed = {INPUT: images.numpy()}
-        have, *found = running.run([OUTPUT, *outputs], feed)
-        if names and not result.images:
-            # the same kernels run, whether watched or not
+        exported, *inner = running.run([OUTPUT, *outputs], feed)
+        if outputs and not result.images:
+            # the same kernels run, whether inner values are read or not
             alone = session(model).run([OUTPUT], feed)[0]
-            result.unexplained += int((alone != have).any(1).sum())
-        with torch.no_grad():
-            if logits is None:
-                want = logits_of(architecture, images).numpy()
-            else:
-                want = logits[result.images :][: len(images)].numpy()
-            same_codes = want
-            touched = np.zeros(len(images), bool)
-            if lowered is not None:
-                codes = {
-                    name: array.astype(np.int32) - names[name][1]
-                    for name, array in zip(names, found, strict=True)
-                }
-                with _following(
-                    architecture, codes, lowered.reach, result, touched
-                ):
-                    same_codes = logits_of(architecture, images).numpy()
+            result.unexplained += int((alone != exported).any(1).sum())
+        if logits is None:
+            with torch.no_grad():
+                expected = logits_of(architecture, images).numpy()
+        else:
+            expected = logits[result.images :][: len(images)].numpy()
+        from_same_codes, touched = expected, np.zeros(len(images), bool)
+        if lowered is not None:
+            codes = {
+                name: torch.from_numpy(array.astype(np.int32) - zero)
+                for (name, (_, zero)), array in zip(
+                    places.items(), inner, strict=True
+                )
+            }
+            from_same_codes, touched = _follow(
+                architecture, images, codes, lowered.reach, result
+            )
         result.images += len(images)
         result.images_touched += int(touched.sum())
         result.max_difference = max(
-            result.max_difference, float(np.abs(have - same_codes).max())
+            result.max_difference, float(abs(exported - from_same_codes).max())
         )
         result.largest_logit = max(
-            result.largest_logit, float(np.abs(want).max())
+            result.largest_logit, float(abs(expected).max())
         )
-        agrees = have.argmax(1) == want.argmax(1)
+        classes, expected_classes = exported.argmax(1), expected.argmax(1)
+        agrees = classes == expected_classes
         result.same_class += int(agrees.sum())
         if lowered is not None:
             result.unexplained_classes += int((~agrees & ~touched).sum())
         target = labels.numpy()
         known += int((target >= 0).sum())
-        right += int((have.argmax(1) == target).sum())
-        right_torch += int((want.argmax(1) == target).sum())
+        right += int((classes == target).sum())
+        right_torch += int((expected_classes == target).sum())
     if known:
         result.top1, result.top1_torch = right / known, right_torch / known
     return result
 
 
-@contextmanager
-def _following(
+@torch.no_grad()
+def _follow(
     architecture: nn.Module,
-    codes: Mapping[str, np.ndarray],
+    images: Tensor,
+    codes: Mapping[str, Tensor],
     reach: Mapping[str, float],
     result: Agreement,
-    touched: np.ndarray,
-) -> Iterator[None]:
-    """While active, quantizers give the codes of the artefact.
+) -> tuple[np.ndarray, np.ndarray]:
+    """Run PyTorch with quantizers that give the codes of the artefact.
 
-    What they would have given is compared first. ``touched`` marks the images
-    in which a code differs.
+    What they would have given is compared first, and counted in ``result``.
+
+    Returns:
+        Logits (N, K); (N,), the images in which a code differs.
     """
+    touched = torch.zeros(len(images), dtype=torch.bool)
 
     def follow(name: str, quantizer: Quantizer, x: Tensor, y: Tensor):
         grid = quantizer.grid()
@@ -160,85 +165,87 @@ def _following(
             grid.offset, x
         )  # fmt: skip
         scale = quantizer._spread(grid.scale, x)
-        have = torch.from_numpy(codes[name])
-        want = ((y.double() - offset) / scale).round()
-        differs = want != have
-        result.codes += have.numel()
+        exported = codes[name]
+        expected = ((y.double() - offset) / scale).round()
+        differs = expected != exported
+        result.codes += exported.numel()
         if not differs.any():
             return None
-        touched[differs.flatten(1).any(1).numpy()] = True
+        touched.logical_or_(differs.flatten(1).any(1))
         steps = ((x.double() - offset) / scale)[differs]
         distance = (steps - steps.floor() - 0.5).abs()
-        by_one = (want - have)[differs].abs() == 1
+        by_one = (expected - exported)[differs].abs() == 1
         tie = by_one & (distance <= TIE)
         rounded = by_one & ~tie & (distance <= reach.get(name, 0.0) + TIE)
         result.ties += int(tie.sum())
         result.rounded += int(rounded.sum())
         result.unexplained += int((~tie & ~rounded).sum())
-        return torch.where(differs, quantizer.weight_of(have), y)
+        return torch.where(differs, quantizer.weight_of(exported), y)
 
-    handles = [
-        quantizer.register_forward_hook(
-            lambda module, args, output, name=name: follow(
-                name, module, args[0], output
-            )
-        )
+    followed = [
+        (name, quantizer)
         for name, quantizer in named_quantizers(architecture)
         if name in codes
     ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    with forward_hooks(followed, follow):
+        return logits_of(architecture, images).numpy(), touched.numpy()
 
 
 def differing_weights(
-    architecture: nn.Module, model: Any, operands: Mapping[str, Tensor]
+    architecture: nn.Module, lowered: Lowered, operands: Mapping[str, Tensor]
 ) -> list[str]:
     """Weight quantizers whose codes in the file are not those of PyTorch.
 
-    Codes of a channel may be spread by one whole number, and turned in sign by
-    a folded batch norm; a channel that a batch norm multiplies by 0 is 0.
+    The codes of a channel may be multiplied by one integer, with the sign of
+    the slope of a folded batch norm.
 
     Args:
         architecture: As exported.
-        model: An ONNX model.
+        lowered: The exported model; says which matrices are transposed, and
+            which channels a batch norm multiplies by 0.
         operands: Weight quantizer -> its input.
     """
     from onnx import numpy_helper
 
     stored = {
         tensor.name: numpy_helper.to_array(tensor).astype(np.int64)
-        for tensor in model.graph.initializer
+        for tensor in lowered.model.graph.initializer
         if tensor.name.endswith('.codes')
     }
     differing = []
     for name, quantizer in named_quantizers(architecture):
         if name not in operands:
             continue
-        want = quantizer.codes(operands[name]).numpy().astype(np.int64)
-        have = stored[f'{name}.codes']
-        # a linear layer may be stored as its transpose
-        if not any(_is_spread(turned, want) for turned in (have, have.T)):
+        expected = quantizer.codes(operands[name]).numpy().astype(np.int64)
+        codes = stored[f'{name}.codes']
+        if name in lowered.transposed:
+            codes = codes.T
+        if name in lowered.zeroed:
+            expected[lowered.zeroed[name]] = 0
+        if not _is_multiple(codes, expected):
             differing.append(name)
     return differing
 
 
-def _is_spread(have: np.ndarray, want: np.ndarray) -> bool:
-    """Whether each row is a multiple of what it should be, or 0."""
-    if have.shape != want.shape or have[want == 0].any():
+def _is_multiple(codes: np.ndarray, expected: np.ndarray) -> bool:
+    """Whether each row is a multiple, other than by 0, of the expected one."""
+    if (
+        codes.shape != expected.shape
+        or ((codes == 0) != (expected == 0)).any()
+    ):
         return False
-    have, want = have.reshape(len(have), -1), want.reshape(len(want), -1)
-    at = np.abs(want).argmax(1)[:, None]
-    one = np.take_along_axis(want, at, 1), np.take_along_axis(have, at, 1)
-    return bool((have * one[0] == want * one[1]).all())
+    codes = codes.reshape(len(codes), -1)
+    expected = expected.reshape(codes.shape)
+    at = np.abs(expected).argmax(1)[:, None]
+    factor = np.take_along_axis(codes, at, 1)
+    divisor = np.take_along_axis(expected, at, 1)
+    return bool((codes * divisor == expected * factor).all())
 
 
 def logits_and_top1(
     architecture: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]
 ) -> tuple[Tensor, float | None]:
-    """Logits of all images, and the part of the labels that they meet."""
+    """Logits of all images, and the fraction of the labels that they meet."""
     with torch.no_grad():
         logits = torch.cat([logits_of(architecture, x) for x, _ in batches])
     labels = torch.cat([labels for _, labels in batches])

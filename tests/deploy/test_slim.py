@@ -83,6 +83,6 @@ def test_of_32_bits_it_is_the_float_network(tmp_path):
 def test_a_float_checkpoint_is_refused(tmp_path):
     file = tmp_path / 'float.pth'
     torch.save(dict(state_dict=dict(w=torch.zeros(1))), file)
-    with pytest.raises(UsageError, match='holds no quantized network'):
+    with pytest.raises(UsageError, match='expected a quantized network'):
         save_slim(file, tmp_path / 'slim.pth')
     assert not (tmp_path / 'slim.pth').exists()

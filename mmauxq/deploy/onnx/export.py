@@ -4,6 +4,7 @@ import copy
 import json
 import os
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -100,9 +101,7 @@ def export(
             f'bytes; {len(kernels)} of {len(lowered.containers)} quantized '
             'products run in integer kernels'
         )
-        agreement = _check(
-            network, sample, lowered, residual, batches, logits, say
-        )
+        agreement = _check(network, lowered, residual, batches, logits, say)
         same = dict(bit_equal_on=len(sample), top1=top1)
         report.update(
             layer_table(network, sample[:1], audit, kernels),
@@ -140,7 +139,8 @@ def _reestimate(
 ) -> dict[str, Any]:
     _, before = logits_and_top1(network.architecture, batches)
     used = reestimate_batch_norm(
-        network.architecture, network.training_batches(batch_norm)
+        network.architecture,
+        (images for images, _ in islice(network.batches('train'), batch_norm)),
     )
     _, after = logits_and_top1(network.architecture, batches)
     say(
@@ -158,41 +158,37 @@ def _write_checkpoints(
     sample: Tensor,
     say: Say,
 ) -> dict[str, int]:
-    """slim.pth and packed.safetensors, each loaded and run again."""
+    """Write slim.pth and packed.safetensors, load and run each again."""
     architecture = network.architecture
     logits = logits_of(architecture, sample)
-    sizes = dict(
-        float=deployed_bytes(restore(copy.deepcopy(architecture))),
-        sum_of_bits=deployed_bytes(architecture),
-    )
+    slim, packed = part / 'slim.pth', part / 'packed.safetensors'
+    sizes = {
+        'float': deployed_bytes(restore(copy.deepcopy(architecture))),
+        'sum_of_bits': deployed_bytes(architecture),
+        slim.name: save_slim(checkpoint, slim, architecture),
+        packed.name: save_packed(
+            architecture, packed, sample[:1], describe(network)
+        ),
+    }
 
-    def check(name: str, load: Callable) -> None:
+    def load_slim(file: Path, again: torch.nn.Module) -> None:
+        state = normalise(compat.load_checkpoint(file), str(file))
+        again.load_state_dict(state)
+
+    for file, load in ((slim, load_slim), (packed, load_packed)):
         again = copy.deepcopy(architecture)
         for parameter in again.parameters():
             parameter.zero_()
-        load(part / name, again)
+        load(file, again)
         if not torch.equal(logits_of(again, sample), logits):
             raise UsageError(
-                f'{name}: the network that was written and read again gives '
-                'other logits'
+                f'{file.name}: the network that was written and read again '
+                'gives other logits'
             )
-
-    def load_slim(file: Path, again: torch.nn.Module) -> None:
-        again.load_state_dict(
-            normalise(compat.load_checkpoint(file), str(file))
-        )
-
-    sizes['slim.pth'] = save_slim(checkpoint, part / 'slim.pth', architecture)
-    check('slim.pth', load_slim)
-    say(f'slim.pth: {sizes["slim.pth"]:,} bytes, loads back to the bit')
-    sizes['packed.safetensors'] = save_packed(
-        architecture, part / 'packed.safetensors', sample[:1],
-        describe(network),
-    )  # fmt: skip
-    check('packed.safetensors', load_packed)
+    over = sizes[packed.name] / sizes['sum_of_bits'] - 1
+    say(f'slim.pth: {sizes[slim.name]:,} bytes, loads back to the bit')
     say(
-        f'packed.safetensors: {sizes["packed.safetensors"]:,} bytes '
-        f'({sizes["packed.safetensors"] / sizes["sum_of_bits"] - 1:+.1%} of '
+        f'packed.safetensors: {sizes[packed.name]:,} bytes ({over:+.1%} of '
         'the sum of bits), loads back to the bit'
     )
     return sizes
@@ -219,27 +215,26 @@ def _to_onnx(
 
 def _check(
     network: Network,
-    sample: Tensor,
     lowered: Lowered,
     residual: str,
     batches: Batches,
     logits: Tensor,
     say: Say,
 ) -> Agreement:
+    """Compare model.onnx with PyTorch; raise if it is another network."""
     architecture = network.architecture
-    wrong = differing_weights(
-        architecture, lowered, weight_operands(architecture, sample[:1])
-    )
+    operands = weight_operands(architecture, batches[0][0][:1])
+    wrong = differing_weights(architecture, lowered, operands)
     if wrong:
         raise UsageError(
             f'model.onnx: the codes of {wrong[0]} are not those of PyTorch'
         )
     # quantized residual sums make another network; its codes differ by design
+    same = residual == 'float'
     agreement = compare(
-        architecture, lowered.model, batches,
-        lowered if residual == 'float' else None, logits,
-    )  # fmt: skip
-    if residual == 'float' and not agreement.holds:
+        architecture, lowered.model, batches, lowered if same else None, logits
+    )
+    if same and not agreement.holds:
         raise UsageError(
             f'model.onnx differs from PyTorch: {agreement.unexplained} codes '
             f'and {agreement.unexplained_classes} classes away from rounding '
@@ -248,7 +243,7 @@ def _check(
     codes = (
         f'{agreement.codes:,} codes compared, {agreement.ties} differ at '
         f'rounding ties, {agreement.rounded} by rounded biases'
-        if residual == 'float'
+        if same
         else 'residual sums in 8 bits are another network: codes not compared'
     )
     say(

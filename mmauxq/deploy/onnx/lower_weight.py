@@ -136,7 +136,8 @@ class WeightLowering:
         gamma, beta, mean, var = (
             array(value).astype(np.float64) for value in norm.inputs[1:]
         )
-        epsilon = norm.attributes.get_float('epsilon', 1e-5)
+        # 32 bits, as in a file
+        epsilon = np.float32(norm.attributes.get_float('epsilon', 1e-5))
         slope = gamma / np.sqrt(var + epsilon)
         codes = weight.codes
         shape = -1, *[1] * (codes.ndim - 1)

@@ -182,8 +182,8 @@ def test_a_failure_leaves_the_folder_as_it_was(
 @pytest.mark.parametrize(
     'kind, message',
     [
-        ('other', 'holds notes.txt; allowed are a new folder, an empty one'),
-        ('file', 'is a file; allowed is a folder'),
+        ('other', 'out, which holds notes.txt'),
+        ('file', '--out: expected a folder, got the file'),
         ('under a file', 'cannot be written: File exists'),
     ],
 )

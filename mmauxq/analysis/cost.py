@@ -16,11 +16,11 @@ class LayerCost:
     """A convolution or linear layer for one image.
 
     Args:
-        name: Of the layer.
-        weight_bits: 32 for floating point.
-        activation_bits: Of its input.
-        parameters: Weight and bias.
-        multiply_adds: Of its product.
+        name: Name of the layer.
+        weight_bits: Bits of its weight; 32 for floating point.
+        activation_bits: Bits of its input.
+        parameters: Number of weights and biases.
+        multiply_adds: Multiply-adds of its product.
     """
 
     name: str

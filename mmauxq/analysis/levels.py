@@ -14,8 +14,8 @@ class LevelCount:
     """The audit of one quantizer.
 
     Args:
-        name: Of the quantizer.
-        bits: Its width.
+        name: Name of the quantizer.
+        bits: Its width in bits.
         levels: Most distinct values seen for one scale (one channel, where
             scales are per channel).
     """

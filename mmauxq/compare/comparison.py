@@ -263,7 +263,7 @@ def table(records: Sequence[dict], reference: str) -> str:
     """Means, spread and paired differences, as Markdown.
 
     Args:
-        records: Of :func:`collect`.
+        records: Result of :func:`collect`.
         reference: The arm that the others are compared with.
 
     Raises:

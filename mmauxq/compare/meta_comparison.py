@@ -33,7 +33,7 @@ class Effect:
 
     @property
     def difference(self) -> PairedDifference:
-        """Of the arm to the other one, in points."""
+        """Result minus reference, in percentage points."""
         return paired_difference(self.result, self.reference)
 
 
@@ -43,7 +43,7 @@ def effects(
     """Every arm of every comparison against the reference of its folder.
 
     Args:
-        folders: Of comparisons, or with their ``results.jsonl`` alone.
+        folders: Folders of comparisons; ``results.jsonl`` alone will do.
         reference: Name of an arm; by default the first of each folder.
 
     Raises:

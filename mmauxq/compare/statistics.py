@@ -14,9 +14,9 @@ class PairedDifference:
     """``a - b`` over runs that share their seed and their start.
 
     Args:
-        mean: Of the differences.
-        half_width: Of the 95% confidence interval of the mean (Student's t);
-            infinite for a single pair.
+        mean: Mean difference.
+        half_width: Half of the 95% confidence interval of the mean (Student's
+            t); infinite for a single pair.
         wins: Pairs in which ``a`` is above ``b``.
         pairs: Number of pairs.
     """
@@ -46,7 +46,7 @@ def paired_difference(
     Args:
         a: Results of one arm, one for each seed.
         b: Results of the other, in the same order.
-        confidence: Of the interval.
+        confidence: Confidence level of the interval, 0 to 1.
 
     Raises:
         UsageError: If the arms have different numbers of runs, or none.

@@ -24,9 +24,10 @@ class Network:
     """F, ready to export.
 
     Args:
-        algorithm: In evaluation mode, without guidance, on the CPU.
+        algorithm: The algorithm in evaluation mode, without guidance, on the
+            CPU.
         cfg: The config, with the guidance that training had.
-        meta: Of the checkpoint.
+        meta: The meta of the checkpoint.
     """
 
     algorithm: Any

@@ -73,7 +73,9 @@ def test_codes_can_be_read_without_the_network(tmp_path):
 
 def test_another_network_is_refused(tmp_path):
     save_packed(trained(), tmp_path / 'p', IMAGE)
-    with pytest.raises(UsageError, match='expected 3 bits and shape .* got 2 bits'):
+    with pytest.raises(
+        UsageError, match='expected 3 bits and shape .* got 2 bits'
+    ):
         load_packed(tmp_path / 'p', trained(bits=3))
     with pytest.raises(UsageError, match='quantizes backbone.layer1.0.conv1'):
         load_packed(

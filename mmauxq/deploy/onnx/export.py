@@ -53,7 +53,7 @@ def export(
     """Write slim.pth, packed.safetensors, model.onnx and the report.
 
     Args:
-        network: Of :func:`mmauxq.deploy.network.load_network`.
+        network: A network of :func:`mmauxq.deploy.network.load_network`.
         checkpoint: The file that it came from.
         out: Folder, complete or left as it was.
         weights: ``'typed'`` or ``'int8'``, see :func:`to_onnx`.

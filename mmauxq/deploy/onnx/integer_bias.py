@@ -66,10 +66,10 @@ def integer_bias(
         codes: Weight codes, (out, ...).
         scale: Their scale, (out,).
         bias: Exact biases, (out,).
-        step: Of the input.
+        step: Step of the input.
         inputs: Lowest and highest code of the input, and the number that is
             added to it in its container.
-        out_step: Of the output.
+        out_step: Step of the output.
         outputs: Lowest and highest code of the output.
     """
     small, large, zero = inputs

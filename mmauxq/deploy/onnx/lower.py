@@ -38,7 +38,8 @@ def lower(
       biases to integers (see :mod:`mmauxq.deploy.onnx.integer_bias`).
 
     Args:
-        traced: Of :func:`mmauxq.deploy.onnx.trace.trace`; left as it is.
+        traced: A graph of :func:`mmauxq.deploy.onnx.trace.trace`; left as it
+            is.
         quantizers: Those that the placeholders name.
         operands: Weight quantizer -> its input.
         kernels: Which form.

@@ -26,10 +26,10 @@ def lower_activation(
 
     Args:
         node: The placeholder; its graph is changed.
-        name: Of the quantizer.
+        name: Name of the quantizer.
         quantizer: The quantizer.
         kernels: Clip the codes (for integer kernels), not the values.
-        result: Notes where the codes are.
+        result: Takes a note of where the codes are.
     """
     grid = quantizer.grid()
     low, high = grid.qmin, grid.qmax

@@ -22,13 +22,13 @@ class _Weight:
     """A quantized weight on its way into the graph.
 
     Args:
-        name: Of the quantizer.
+        name: Name of the quantizer.
         product: The node that takes the weight.
         limits: Lowest and highest code of the quantizer.
         codes: (out, ...).
         scale: (out,), or (1,) for all channels of a linear layer.
-        bias: Of a convolution, (out,): the exact bias, or integers.
-        unit: What an integer bias counts, (out,).
+        bias: Bias of a convolution, (out,): exact, or integers.
+        unit: Value of 1 in an integer bias, (out,).
     """
 
     name: str
@@ -47,7 +47,7 @@ class WeightLowering:
         kernels: Whether biases become integers.
         narrowest: Smallest type for the codes.
         fold: Whether to fold a batch norm that follows.
-        result: Notes what was decided.
+        result: Takes notes of what was decided.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class WeightLowering:
 
         Args:
             node: The placeholder; its graph is changed.
-            name: Of the quantizer.
+            name: Name of the quantizer.
             quantizer: The quantizer.
             operand: The weight that it quantizes.
 
@@ -173,14 +173,14 @@ class WeightLowering:
         after = only_consumer(product.outputs[0])
         step, out_step = array(source.inputs[1]), array(after.inputs[1])
         outputs = _limits(after)
-        found = integer_bias(
+        fitted = integer_bias(
             weight.codes, weight.scale, weight.bias, float(step),
             (*_limits(source), int(array(source.inputs[2]))),
             float(out_step), outputs,
         )  # fmt: skip
-        inexact = int((~found.exact).sum())
+        inexact = int((~fitted.exact).sum())
         rounds = outputs[1] - outputs[0] >= MOST_LEVELS
-        if np.abs(found.bias).max(initial=0) > 2**30:
+        if np.abs(fitted.bias).max(initial=0) > 2**30:
             result.float_layers[layer] = 'its bias does not fit 32 bits'
         elif inexact and not rounds:
             result.float_layers[layer] = (
@@ -188,15 +188,15 @@ class WeightLowering:
                 'the same codes'
             )
         else:
-            weight.codes, weight.scale = found.codes, found.scale
+            weight.codes, weight.scale = fitted.codes, fitted.scale
             # the unit of an accumulator is the product of both scales
-            weight.bias = found.bias
-            weight.unit = step * found.scale.astype(np.float32)
-            result.exact_channels += len(found.exact) - inexact
+            weight.bias = fitted.bias
+            weight.unit = step * fitted.scale.astype(np.float32)
+            result.exact_channels += len(fitted.exact) - inexact
             if inexact:
                 result.rounded[layer] = inexact
                 following = after.outputs[0].name.removesuffix('.codes')
-                result.reach[following] = found.reach
+                result.reach[following] = fitted.reach
             return
         # Something between product and quantizer keeps runtimes from rounding
         # the bias. The codes have these limits in any case.

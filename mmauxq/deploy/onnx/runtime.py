@@ -26,7 +26,7 @@ def session(model: Any, threads: int = 1, optimised: Path | None = None):
 
     Args:
         model: An ``onnx.ModelProto``, or a file.
-        threads: Of one operator.
+        threads: Number of threads of one operator.
         optimised: File for the graph that the runtime makes of the model.
 
     Raises:
@@ -130,7 +130,7 @@ def cpu_features() -> list[str]:
 
 
 def cpu_name() -> str:
-    """The name of the processor, as the system gives it."""
+    """The name of the processor, from the operating system."""
     try:
         lines = Path('/proc/cpuinfo').read_text().splitlines()
     except OSError:

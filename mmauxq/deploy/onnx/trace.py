@@ -76,9 +76,9 @@ def trace(
     """The graph of a classifier, its quantizers as ``mmauxq::Quantizer``.
 
     Args:
-        architecture: In evaluation mode; left as it was.
+        architecture: The classifier, in evaluation mode; left as it is.
         shape: (C, H, W) of an image.
-        opset: Of the ONNX operators.
+        opset: Version of the ONNX operators.
 
     Returns:
         A graph with input ``images`` (batch, C, H, W) and output ``logits``

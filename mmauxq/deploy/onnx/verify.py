@@ -1,6 +1,6 @@
 """Whether an artefact computes what the PyTorch network computes."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -32,9 +32,9 @@ class Agreement:
 
     Args:
         images: Number of images.
-        max_difference: Of logits, from the same codes; from the same images
-            if codes are not compared.
-        largest_logit: In size.
+        max_difference: Largest difference of logits, from the same codes; from
+            the same images if codes are not compared.
+        largest_logit: Largest absolute logit.
         same_class: Images to which both give the same class.
         unexplained_classes: Images with another class and the same codes.
         codes: Integer codes of activations compared.
@@ -78,7 +78,7 @@ class Agreement:
 def compare(
     architecture: nn.Module,
     model: Any,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Sequence[tuple[Tensor, Tensor]],
     lowered: Lowered | None = None,
     logits: Tensor | None = None,
 ) -> Agreement:
@@ -96,20 +96,15 @@ def compare(
     outputs = [value for value, _ in places.values()]
     running = session(with_outputs(model, outputs) if outputs else model)
     result = Agreement()
-    known = right = right_torch = 0
-    for images, labels in batches:
+    exported, from_same_codes, touched = [], [], []
+    for images, _ in batches:
         feed = {INPUT: images.numpy()}
-        exported, *inner = running.run([OUTPUT, *outputs], feed)
-        if outputs and not result.images:
+        output, *inner = running.run([OUTPUT, *outputs], feed)
+        if outputs and not exported:
             # the same kernels run, whether inner values are read or not
             alone = session(model).run([OUTPUT], feed)[0]
-            result.unexplained += int((alone != exported).any(1).sum())
-        if logits is None:
-            with torch.no_grad():
-                expected = logits_of(architecture, images).numpy()
-        else:
-            expected = logits[result.images :][: len(images)].numpy()
-        from_same_codes, touched = expected, np.zeros(len(images), bool)
+            result.unexplained += int((alone != output).any(1).sum())
+        exported.append(output)
         if lowered is not None:
             codes = {
                 name: torch.from_numpy(array.astype(np.int32) - zero)
@@ -117,28 +112,25 @@ def compare(
                     places.items(), inner, strict=True
                 )
             }
-            from_same_codes, touched = _follow(
+            followed, differs = _follow(
                 architecture, images, codes, lowered.reach, result
             )
-        result.images += len(images)
-        result.images_touched += int(touched.sum())
-        result.max_difference = max(
-            result.max_difference, float(abs(exported - from_same_codes).max())
-        )
-        result.largest_logit = max(
-            result.largest_logit, float(abs(expected).max())
-        )
-        classes, expected_classes = exported.argmax(1), expected.argmax(1)
-        agrees = classes == expected_classes
-        result.same_class += int(agrees.sum())
-        if lowered is not None:
-            result.unexplained_classes += int((~agrees & ~touched).sum())
-        target = labels.numpy()
-        known += int((target >= 0).sum())
-        right += int((classes == target).sum())
-        right_torch += int((expected_classes == target).sum())
-    if known:
-        result.top1, result.top1_torch = right / known, right_torch / known
+            from_same_codes.append(followed)
+            touched.append(differs)
+    output = torch.from_numpy(np.concatenate(exported))
+    if logits is None:
+        logits, _ = logits_and_top1(architecture, batches)
+    agrees = output.argmax(1) == logits.argmax(1)
+    result.images, result.same_class = len(output), int(agrees.sum())
+    same_codes = logits
+    if lowered is not None:
+        same_codes, differs = torch.cat(from_same_codes), torch.cat(touched)
+        result.images_touched = int(differs.sum())
+        result.unexplained_classes = int((~agrees & ~differs).sum())
+    result.max_difference = float((output - same_codes).abs().max())
+    result.largest_logit = float(logits.abs().max())
+    result.top1 = _top1(output, batches)
+    result.top1_torch = _top1(logits, batches)
     return result
 
 
@@ -149,10 +141,10 @@ def _follow(
     codes: Mapping[str, Tensor],
     reach: Mapping[str, float],
     result: Agreement,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[Tensor, Tensor]:
     """Run PyTorch with quantizers that give the codes of the artefact.
 
-    What they would have given is compared first, and counted in ``result``.
+    Their own codes are compared with these, and counted in ``result``.
 
     Returns:
         Logits (N, K); (N,), the images in which a code differs.
@@ -188,7 +180,7 @@ def _follow(
         if name in codes
     ]
     with forward_hooks(followed, follow):
-        return logits_of(architecture, images).numpy(), touched.numpy()
+        return logits_of(architecture, images), touched
 
 
 def differing_weights(
@@ -200,7 +192,7 @@ def differing_weights(
     the slope of a folded batch norm.
 
     Args:
-        architecture: As exported.
+        architecture: The exported network.
         lowered: The exported model; says which matrices are transposed, and
             which channels a batch norm multiplies by 0.
         operands: Weight quantizer -> its input.
@@ -242,13 +234,19 @@ def _is_multiple(codes: np.ndarray, expected: np.ndarray) -> bool:
     return bool((codes * divisor == expected * factor).all())
 
 
+@torch.no_grad()
 def logits_and_top1(
     architecture: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]
 ) -> tuple[Tensor, float | None]:
     """Logits of all images, and the fraction of the labels that they meet."""
-    with torch.no_grad():
-        logits = torch.cat([logits_of(architecture, x) for x, _ in batches])
+    logits = torch.cat([logits_of(architecture, x) for x, _ in batches])
+    return logits, _top1(logits, batches)
+
+
+def _top1(
+    logits: Tensor, batches: Sequence[tuple[Tensor, Tensor]]
+) -> float | None:
     labels = torch.cat([labels for _, labels in batches])
     known = int((labels >= 0).sum())
     right = int((logits.argmax(1) == labels).sum())
-    return logits, right / known if known else None
+    return right / known if known else None

@@ -67,9 +67,9 @@ def claim_one_bit(model):
     """Let one weight have fewer bits than levels."""
     for entry in model.metadata_props:
         if entry.key == 'mmauxq_quantizers':
-            found = json.loads(entry.value)
-            found['backbone.layer1.0.conv1.weight_quantizer']['bits'] = 1
-            entry.value = json.dumps(found)
+            entries = json.loads(entry.value)
+            entries['backbone.layer1.0.conv1.weight_quantizer']['bits'] = 1
+            entry.value = json.dumps(entries)
 
 
 @pytest.mark.parametrize(

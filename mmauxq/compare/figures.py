@@ -36,9 +36,7 @@ def plot_accuracy(
         curves: Label -> (seeds, epochs), percent.
         colours: Colours of the labels, in turn.
     """
-    for colour, (label, runs) in zip(
-        itertools.cycle(colours), curves.items(), strict=False
-    ):
+    for colour, (label, runs) in _coloured(curves, colours):
         runs = np.atleast_2d(runs)
         epochs = np.arange(1, runs.shape[1] + 1)
         axes.plot(epochs, runs.mean(0), color=colour, label=label)
@@ -64,9 +62,7 @@ def plot_gradients(
         norms: Label -> name of a block -> norm.
         colours: Colours of the labels, in turn.
     """
-    for colour, (label, blocks) in zip(
-        itertools.cycle(colours), norms.items(), strict=False
-    ):
+    for colour, (label, blocks) in _coloured(norms, colours):
         axes.plot(list(blocks.values()), 'o-', color=colour, label=label)
     names = [
         name.removeprefix('backbone.') for name in next(iter(norms.values()))
@@ -213,9 +209,7 @@ def plot_comparison(folder: Path, records: Sequence[Mapping]) -> None:
             },
         )
     with _sheet(folder / 'cost.png') as axes:
-        for colour, (name, runs) in zip(
-            itertools.cycle(COLOURS), arms.items(), strict=False
-        ):
+        for colour, (name, runs) in _coloured(arms):
             finals = np.array([run['final'] for run in runs])
             step = 1e3 * np.median([run['step_seconds'] for run in runs])
             deviation = finals.std(ddof=1) if len(finals) > 1 else 0
@@ -281,6 +275,11 @@ def plot_effects(path: Path, effects: Sequence[Effect]) -> None:
                 label.set_fontweight('bold')
         axes.set_ylim(place - 0.5, -0.7)
         axes.set(xlabel='final top-1 - that of the reference (points), 95%')
+
+
+def _coloured(items: Mapping, colours: Sequence[str] = COLOURS) -> Iterator:
+    """(colour, (name, value)) of each item; colours begin again at the end."""
+    return zip(itertools.cycle(colours), items.items(), strict=False)
 
 
 def _mean_norms(runs: Sequence[Mapping]) -> dict[str, float]:

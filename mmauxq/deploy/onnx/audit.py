@@ -8,8 +8,7 @@ import numpy as np
 from mmauxq.analysis import LevelCount
 from mmauxq.errors import UsageError
 
-from .runtime import session, with_outputs
-from .trace import INPUT
+from .runtime import inner_values
 
 
 def audit_onnx(
@@ -50,32 +49,28 @@ def audit_onnx(
         if node.op_type == 'DequantizeLinear'
     }
     levels: dict[str, int] = {}
-    seen: dict[str, set[int]] = {}
+    activations: dict[str, str] = {}
     for name, entry in quantizers.items():
-        if entry['role'] == 'weight':
-            pair = pairs[entry['codes']]
-            codes, scale = (
-                numpy_helper.to_array(tensors[key]) for key in pair.input[:2]
-            )
-            rows = [codes]
-            if scale.ndim:
-                (axis,) = (a.i for a in pair.attribute if a.name == 'axis')
-                rows = np.moveaxis(codes, axis, 0)
-            levels[name] = max(
-                len(np.unique(row.astype(np.int32))) for row in rows
-            )
-        else:
-            seen[name] = set()
-    if seen:
-        outputs = [quantizers[name]['codes'] for name in seen]
-        running = session(with_outputs(model, outputs))
-        for start in range(0, len(images), 64):
-            feed = {INPUT: images[start : start + 64]}
-            for values, codes in zip(
-                seen.values(), running.run(outputs, feed), strict=True
-            ):
-                values.update(np.unique(codes).tolist())
-    levels |= {name: len(values) for name, values in seen.items()}
+        if entry['role'] != 'weight':
+            activations[name] = entry['codes']
+            continue
+        pair = pairs[entry['codes']]
+        codes, scale = (
+            numpy_helper.to_array(tensors[key]) for key in pair.input[:2]
+        )
+        rows = [codes]
+        if scale.ndim:
+            (axis,) = (a.i for a in pair.attribute if a.name == 'axis')
+            rows = np.moveaxis(codes, axis, 0)
+        levels[name] = max(
+            len(np.unique(row.astype(np.int32))) for row in rows
+        )
+    if activations:
+        seen: dict[str, set] = {value: set() for value in activations.values()}
+        for batch in inner_values(model, list(seen), images):
+            for value, codes in batch.items():
+                seen[value].update(np.unique(codes).tolist())
+        levels |= {name: len(seen[c]) for name, c in activations.items()}
     return [
         LevelCount(name, quantizers[name]['bits'], count)
         for name, count in levels.items()

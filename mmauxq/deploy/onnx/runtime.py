@@ -3,7 +3,7 @@
 import platform
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,15 +78,23 @@ def with_outputs(model: Any, names: Sequence[str]) -> Any:
     return copy
 
 
+def inner_values(
+    model: Any, names: Sequence[str], images: np.ndarray, size: int = 50
+) -> Iterator[dict[str, np.ndarray]]:
+    """Values of ``model`` by name, for each batch of ``size`` images."""
+    running = session(with_outputs(model, names))
+    for start in range(0, len(images), size):
+        feed = {INPUT: images[start : start + size]}
+        yield dict(zip(names, running.run(list(names), feed), strict=True))
+
+
 def value_ranges(
     model: Any, names: Sequence[str], images: np.ndarray
 ) -> dict[str, tuple[float, float]]:
     """Least and greatest value of inner values on sample images."""
-    running = session(with_outputs(model, names))
-    ranges = {name: (np.inf, -np.inf) for name in names}
-    for start in range(0, len(images), 50):
-        batch = {INPUT: images[start : start + 50]}
-        for name, value in zip(names, running.run(names, batch), strict=True):
+    ranges = dict.fromkeys(names, (np.inf, -np.inf))
+    for values in inner_values(model, names, images):
+        for name, value in values.items():
             low, high = ranges[name]
             ranges[name] = (
                 min(low, float(value.min())),

@@ -24,7 +24,8 @@ from mmauxq.analysis import count_levels
 from mmauxq.cli.run_command import one_line
 from mmauxq.layers import QuantLayer, restore
 from mmauxq.network import sample_images
-from mmauxq.network.profile import count_parameters, floating
+from mmauxq.network.profile import count_parameters as parameters_of
+from mmauxq.network.profile import floating
 from mmauxq.quantizers import named_quantizers
 
 from .build import (
@@ -63,7 +64,7 @@ def count_parameters(config: str) -> Row:
             head = linear_head(config)
             cfg = recipe(config, head)
             network = float_of(cfg)
-        row.parameters = count_parameters(network) / 1e6
+        row.parameters = parameters_of(network) / 1e6
         row.verdict = 'headless' if head else 'pass'
     except Exception as error:
         row.reason = _reason(error)

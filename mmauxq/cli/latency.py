@@ -11,10 +11,13 @@ from typing import Any
 from mmauxq import compat
 from mmauxq.errors import UsageError
 from mmauxq.optional import need
+from mmauxq.text import table, table_row
 
 from .export import load
 from .load_config import load_config
 from .parser import add_config_arguments, integer
+
+HEAD = ['runtime', 'batch', 'threads', 'form', 'integer', 'ms', 'speed-up']
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,8 +66,7 @@ def run(args: argparse.Namespace, started: Callable) -> None:
         name: len(runtime.operators(model)[1])
         for name, model in models.items()
     }
-    print('| runtime | batch | threads | form | integer | ms | speed-up |')
-    print('| --- | ---: | ---: | --- | ---: | ---: | ---: |')
+    print(table(HEAD, align='lrrlrrr'), end='')
     kinds = {'onnxruntime': latency.onnxruntime_runner}
     if args.openvino:
         kinds['openvino'] = latency.openvino_runner
@@ -77,7 +79,7 @@ def run(args: argparse.Namespace, started: Callable) -> None:
                     args.rounds,
                 )
                 _print_rows(
-                    f'| {kind} | {batch} | {threads} |',
+                    (kind, batch, threads),
                     seconds,
                     kernels if kind == 'onnxruntime' else {},
                 )
@@ -116,11 +118,9 @@ def _runners(
 
 
 def _print_rows(
-    start: str, seconds: dict[str, float], kernels: dict[str, int]
+    start: tuple, seconds: dict[str, float], kernels: dict[str, int]
 ) -> None:
     for name, value in seconds.items():
-        print(
-            f'{start} {name} | {kernels.get(name, "")} | {1e3 * value:.2f} | '
-            f'{seconds["float"] / value:.2f} |',
-            flush=True,
-        )
+        speed_up = f'{seconds["float"] / value:.2f}'
+        cells = name, kernels.get(name, ''), f'{1e3 * value:.2f}', speed_up
+        print(table_row([*start, *cells]), flush=True)

@@ -59,10 +59,10 @@ def test_codes_can_be_read_without_the_network(tmp_path):
     save_packed(network, tmp_path / 'p', IMAGE, dict(mean=[0]))
     state, codes, meta = read_packed(tmp_path / 'p')
     name = 'backbone.layer1.0.conv1.weight'
-    found, bits = codes[name]
+    code, bits = codes[name]
     layer = network.backbone.layer1[0].conv1
     assert bits == 2
-    assert torch.equal(found, layer.weight_quantizer.codes(layer.weight))
+    assert torch.equal(code, layer.weight_quantizer.codes(layer.weight))
     assert meta == dict(mean=[0])
     whole = network.state_dict()
     assert state.keys() | codes.keys() == whole.keys()
@@ -73,7 +73,9 @@ def test_codes_can_be_read_without_the_network(tmp_path):
 
 def test_another_network_is_refused(tmp_path):
     save_packed(trained(), tmp_path / 'p', IMAGE)
-    with pytest.raises(UsageError, match='2 bits and shape .* 3 bits'):
+    with pytest.raises(
+        UsageError, match='expected 3 bits and shape .* got 2 bits'
+    ):
         load_packed(tmp_path / 'p', trained(bits=3))
     with pytest.raises(UsageError, match='quantizes backbone.layer1.0.conv1'):
         load_packed(
@@ -145,10 +147,10 @@ def test_a_weight_of_a_layer_with_its_own_forward(tmp_path):
     torch.manual_seed(0)
     network = calibrated(Padded(1, 4, 3), IMAGE)
     save_packed(network, tmp_path / 'p', IMAGE)
-    want = network(IMAGE)
+    expected = network(IMAGE)
     nn.init.zeros_(network.layer.weight)
     load_packed(tmp_path / 'p', network)
-    assert torch.equal(network(IMAGE), want)
+    assert torch.equal(network(IMAGE), expected)
 
 
 def test_projections_of_attention(tmp_path):
@@ -164,9 +166,9 @@ def test_projections_of_attention(tmp_path):
 
     network = Attends(attention).eval()
     calibrate(network, lambda: network(x))
-    want = network(x).detach()
+    expected = network(x).detach()
     assert set(quantized_weights(network)) == {'layer.in_proj_weight'}
     save_packed(network, tmp_path / 'p', x)
     nn.init.zeros_(attention.in_proj_weight)
     load_packed(tmp_path / 'p', network)
-    assert torch.equal(network(x), want)
+    assert torch.equal(network(x), expected)

@@ -6,7 +6,7 @@ import pytest
 from matplotlib import pyplot as plt
 
 from mmauxq.compare.figures import plot_effects
-from mmauxq.compare.survey import effects, table, together
+from mmauxq.compare.meta_comparison import effects, table, together
 from mmauxq.errors import UsageError
 
 
@@ -74,7 +74,9 @@ def test_another_reference(folders):
 
 
 def test_nothing_to_compare(folders, tmp_path):
-    with pytest.raises(UsageError, match="no arm 'kd'; there are plain, aux"):
+    with pytest.raises(
+        UsageError, match="expected an arm 'kd', got plain, aux"
+    ):
         effects(folders, 'kd')
     with pytest.raises(UsageError, match='no finished run'):
         effects([tmp_path])

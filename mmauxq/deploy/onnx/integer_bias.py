@@ -1,13 +1,13 @@
 """Integer biases that change no code.
 
-An integer kernel adds its bias to the accumulator, in whole units. The bias of
-a folded batch norm is no whole number of them, and at 2 bits the unit is so
-large that rounding it turns 1 in 1,000 codes, layer after layer. But only
-finitely many accumulators exist, and between two of them the line
-``slope * n + bias`` may move freely: there is nearly always a line with a
-whole bias that crosses the rounding thresholds between the same accumulators.
-Weight codes that are small are spread over int8 by a whole factor first, which
-makes the unit as much finer.
+An integer kernel adds its bias to the accumulator, as an integer number of
+the accumulator's units. The bias of a folded batch norm is no such number, and
+at 2 bits the unit is so large that rounding it turns 1 in 1,000 codes, layer
+after layer. But only finitely many accumulators exist, and between two of them
+the line ``slope * n + bias`` may move freely: there is nearly always a line
+with an integer bias that crosses the rounding thresholds between the same
+accumulators. Small weight codes are multiplied by an integer factor first, as
+far as int8 allows, which makes the unit as much finer.
 
 This is exact for real numbers; what is left is the rounding of PyTorch's own
 float32 sums. It is possible for outputs of up to :data:`MOST_LEVELS` levels.
@@ -32,13 +32,14 @@ PAIR_LIMIT = 2**15 - 1
 
 
 @dataclass
-class WholeBias:
+class IntegerBias:
     """Weights and biases as an integer kernel takes them.
 
     Args:
-        codes: Weight codes, spread; (out, ...).
+        codes: Weight codes, multiplied by a factor for each channel;
+            (out, ...).
         scale: Their scale, (out,).
-        bias: Whole biases, (out,).
+        bias: Integer biases, (out,).
         exact: Channels (out,) in which no code changes.
         reach: Most steps of the output by which a bias is off.
     """
@@ -50,7 +51,7 @@ class WholeBias:
     reach: float
 
 
-def whole_bias(
+def integer_bias(
     codes: np.ndarray,
     scale: np.ndarray,
     bias: np.ndarray,
@@ -58,23 +59,23 @@ def whole_bias(
     inputs: tuple[int, int, int],
     out_step: float,
     outputs: tuple[int, int],
-) -> WholeBias:
-    """Weights and whole biases that give the same codes.
+) -> IntegerBias:
+    """Weights and integer biases that give the same codes.
 
     Args:
         codes: Weight codes, (out, ...).
         scale: Their scale, (out,).
         bias: Exact biases, (out,).
-        step: Of the input.
+        step: Step of the input.
         inputs: Lowest and highest code of the input, and the number that is
             added to it in its container.
-        out_step: Of the output.
+        out_step: Step of the output.
         outputs: Lowest and highest code of the output.
     """
     small, large, zero = inputs
     low, high = outputs
     codes, scale = codes.copy(), scale.copy()
-    whole = np.zeros(len(codes))
+    integers = np.zeros(len(codes))
     exact = np.zeros(len(codes), bool)
     reach = 0.0
     pair = PAIR_LIMIT // (2 * max(large + zero, 1))
@@ -91,65 +92,65 @@ def whole_bias(
         line = None
         if high - low < MOST_LEVELS:
             slope = step * scale[c] / out_step
-            line = exact_line(
+            line = fit_integer_line(
                 slope, bias[c] / out_step, low, high, sums, factor
             )
         if line is not None:
-            alpha, whole[c], factor = line
+            alpha, integers[c], factor = line
             scale[c] = alpha * out_step / step
             exact[c] = True
         else:
             scale[c] /= factor
             unit = step * scale[c]
-            whole[c] = np.rint(bias[c] / unit)
-            reach = max(reach, abs(whole[c] * unit - bias[c]) / out_step)
+            integers[c] = np.rint(bias[c] / unit)
+            reach = max(reach, abs(integers[c] * unit - bias[c]) / out_step)
         codes[c] *= factor
-    return WholeBias(codes, scale, whole, exact, float(reach))
+    return IntegerBias(codes, scale, integers, exact, float(reach))
 
 
-def exact_line(
+def fit_integer_line(
     slope: float,
     bias: float,
     low: int,
     high: int,
-    reach: tuple[int, int],
+    sums: tuple[int, int],
     factor: int,
 ) -> tuple[float, int, int] | None:
-    """``(alpha, whole, factor)`` with the codes of ``slope * n + bias``.
+    """``(alpha, integer, factor)`` with the codes of ``slope * n + bias``.
 
-    ``clip(round(alpha * (factor * n + whole)), low, high)`` equals
-    ``clip(round(slope * n + bias), low, high)`` for all whole ``n`` in
-    ``reach``.
+    ``clip(round(alpha * (factor * n + integer)), low, high)`` equals
+    ``clip(round(slope * n + bias), low, high)`` for all integers ``n`` in
+    ``sums``.
 
     Args:
         slope: Positive.
         bias: The exact bias, in codes.
         low: Lowest code.
         high: Highest code, at least ``low``.
-        reach: Least and greatest accumulator that can occur.
-        factor: Greatest whole number to spread accumulators by.
+        sums: Least and greatest accumulator that can occur.
+        factor: Greatest integer to multiply accumulators by.
 
     Returns:
-        The line with the widest margin that was found, or ``None``.
+        The line with the widest margin of those tried, or ``None``.
     """
     t = np.arange(low, high) + 0.5
     left = np.clip(
         np.ceil((t - bias) / slope) - 1,  # last n under the threshold
-        reach[0] - 1,
-        reach[1],
+        sums[0] - 1,
+        sums[1],
     )
-    # alpha * (spread * n + whole) must lie under t at `left` and over it at
+    # alpha * (spread * n + integer) must lie under t at `left` and over it at
     # `left + 1`, as far as these can occur
-    under = left >= reach[0]
-    over = left + 1 <= reach[1]
+    under = left >= sums[0]
+    over = left + 1 <= sums[1]
     n = np.concatenate([left[under], left[over] + 1])
     t = np.concatenate([t[under], t[over]])
     side = np.repeat([1.0, -1.0], [under.sum(), over.sum()])
-    best, found = MARGIN, None
+    widest, line = MARGIN, None
     for spread in range(factor, max(factor // 2, 1) - 1, -1):
         middle = round(bias / slope * spread)
-        whole = middle + np.arange(-SEARCH, SEARCH + 1)[:, None]
-        at = n * spread + whole
+        integers = middle + np.arange(-SEARCH, SEARCH + 1)[:, None]
+        at = n * spread + integers
         # side * (alpha * at - t) < 0, so that t / at bounds alpha
         with np.errstate(divide='ignore', invalid='ignore'):
             bound = t / at
@@ -162,13 +163,10 @@ def exact_line(
         margin[upper <= lower] = 0
         margin[((at == 0) & (side * t <= 0)).any(1)] = 0
         i = int(margin.argmax())
-        if margin[i] > best:
-            best = margin[i]
-            found = (
-                float((upper[i] + lower[i]) / 2),
-                int(whole[i, 0]),
-                spread,
-            )
-            if best > WIDE:
+        if margin[i] > widest:
+            widest = margin[i]
+            alpha = float((upper[i] + lower[i]) / 2)
+            line = alpha, int(integers[i, 0]), spread
+            if widest > WIDE:
                 break
-    return found
+    return line

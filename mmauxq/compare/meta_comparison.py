@@ -1,12 +1,12 @@
 """Several comparisons side by side: in which setting an arm helps."""
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from mmauxq import text
 from mmauxq.errors import UsageError
 
 from .comparison import by_arm, collect, finals
@@ -33,7 +33,7 @@ class Effect:
 
     @property
     def difference(self) -> PairedDifference:
-        """Of the arm to the other one, in points."""
+        """Result minus reference, in percentage points."""
         return paired_difference(self.result, self.reference)
 
 
@@ -43,83 +43,80 @@ def effects(
     """Every arm of every comparison against the reference of its folder.
 
     Args:
-        folders: Of comparisons, or with their ``results.jsonl`` alone.
+        folders: Folders of comparisons; ``results.jsonl`` alone will do.
         reference: Name of an arm; by default the first of each folder.
 
     Raises:
         UsageError: If a folder holds no finished run, lacks the reference, or
             there is nothing to compare it with.
     """
-    found = []
+    result = []
     for folder in folders:
         arms = by_arm(collect(folder))
         base = reference or next(iter(arms))
         if base not in arms:
             raise UsageError(
-                f'{folder}: there is no arm {base!r}; there are '
-                f'{", ".join(arms)}'
+                f'{folder}: expected an arm {base!r}, got {", ".join(arms)}'
             )
         for name, runs in arms.items():
             shared = sorted(set(runs) & set(arms[base]))
             if name == base or not shared:
                 continue
-            ours, theirs = finals(shared, runs, arms[base])
-            steps = [
-                np.median([of[seed]['step_seconds'] for seed in shared])
-                for of in (runs, arms[base])
-            ]
-            found.append(
+            top1, base_top1 = finals(shared, runs, arms[base])
+            step, base_step = (
+                np.median([arm[seed]['step_seconds'] for seed in shared])
+                for arm in (runs, arms[base])
+            )
+            result.append(
                 Effect(
                     folder.resolve().name,
                     name,
-                    tuple(ours),
-                    tuple(theirs),
-                    float(steps[0] / steps[1]),
+                    tuple(top1),
+                    tuple(base_top1),
+                    float(step / base_step),
                 )
             )
-    if not found:
+    if not result:
         raise UsageError(
             'no folder holds two arms that share a seed; nothing to compare'
         )
-    return found
+    return result
 
 
-def together(found: Sequence[Effect]) -> list[Effect]:
+def together(effects: Sequence[Effect]) -> list[Effect]:
     """Arms that are in several settings, all their pairs as one sample.
 
     The interval is that of the mean over these pairs, whatever their setting:
     settings with more seeds count more.
     """
     arms: dict[str, list[Effect]] = {}
-    for effect in found:
+    for effect in effects:
         arms.setdefault(effect.arm, []).append(effect)
     return [
         Effect(
             'together',
-            f'{name}, {len(mine)} settings',
-            tuple(itertools.chain(*(effect.result for effect in mine))),
-            tuple(itertools.chain(*(effect.reference for effect in mine))),
-            float(np.median([effect.step for effect in mine])),
+            f'{name}, {len(settings)} settings',
+            sum((effect.result for effect in settings), ()),
+            sum((effect.reference for effect in settings), ()),
+            float(np.median([effect.step for effect in settings])),
         )
-        for name, mine in arms.items()
-        if len(mine) > 1
+        for name, settings in arms.items()
+        if len(settings) > 1
     ]
 
 
-def table(found: Sequence[Effect]) -> str:
-    """As Markdown, a row for each effect."""
-    rows = [
-        '| setting | reference, top-1 | arm | difference, 95% interval, wins '
-        '| step |',
-        '|---|---|---|---|---|',
-    ]
+def table(effects: Sequence[Effect]) -> str:
+    """A row of Markdown for each effect."""
+    head = ['setting', 'reference, top-1', 'arm',
+            'difference, 95% interval, wins', 'step']  # fmt: skip
+    rows = []
     before = ''
-    for effect in found:
-        named = effect.setting != before
-        before = effect.setting
-        mean = spread(effect.reference)
+    for effect in effects:
+        setting = ['', '']
+        if effect.setting != before:
+            before = effect.setting
+            setting = [before, spread(effect.reference)]
         rows.append(
-            f'| {effect.setting if named else ""} | {mean if named else ""} | '
-            f'{effect.arm} | {effect.difference} | {effect.step:.2f} |'
+            [*setting, effect.arm, effect.difference, f'{effect.step:.2f}']
         )
-    return '\n'.join(rows) + '\n'
+    return text.table(head, rows)

@@ -1,0 +1,25 @@
+from mmauxq.text import one_line, percent, table
+
+
+def test_a_table():
+    assert table(
+        ['name', 'ms', ''], [['a', 1.5, 'x'], ['b', 2, '']], 'lr'
+    ) == (
+        '| name | ms |  |\n'
+        '| --- | ---: | --- |\n'
+        '| a | 1.5 | x |\n'
+        '| b | 2 |  |\n'
+    )
+
+
+def test_a_long_message_becomes_one_short_line():
+    error = ValueError('first\n   second line')
+    assert one_line(error) == 'first second line'
+    assert one_line(error, 12) == 'first sec...'
+    assert one_line('x' * 200) == 'x' * 200
+
+
+def test_percent():
+    assert [percent(0.97306), percent(1), percent(None)] == [
+        '97.31%', '100.00%', 'unknown'
+    ]  # fmt: skip

@@ -60,7 +60,7 @@ def run(args: argparse.Namespace, started: Callable) -> None:
         check_training,
         set_work_dir,
     )
-    from mmauxq.engine.guards import add_guards, make_exact
+    from mmauxq.engine.defaults import add_watch_hooks, use_resumable_loop
     from mmauxq.engine.image_shape import set_image_shape
     from mmauxq.engine.resume import set_start
     from mmauxq.engine.settings import check_settings
@@ -79,8 +79,8 @@ def run(args: argparse.Namespace, started: Callable) -> None:
         _check_joint(cfg, args, '--cuda-graph')
         _set_cuda_graph(cfg)
     set_start(cfg, args.resume)
-    make_exact(cfg)
-    add_guards(cfg)
+    use_resumable_loop(cfg)
+    add_watch_hooks(cfg)
     compat.enable()
     set_image_shape(cfg)
     from mmauxq.engine.build_runner import build_runner

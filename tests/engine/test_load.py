@@ -11,7 +11,7 @@ import pytest
 
 from mmauxq import compat, files
 from mmauxq.cli import run_command
-from mmauxq.engine import loops
+from mmauxq.engine import resumable_loops as loops
 from mmauxq.errors import TrainingError
 from tests import killing
 from tests.engine.test_resume import write_config

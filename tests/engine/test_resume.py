@@ -123,9 +123,9 @@ def test_the_comparison_sees_what_mmengine_loses(tmp_path):
 
     def plain(point=lambda: None):
         def prepare():
-            from mmauxq.engine import guards
+            from mmauxq.engine import defaults
 
-            guards.make_exact = lambda cfg: None
+            defaults.use_resumable_loop = lambda cfg: None
             point()
 
         return prepare

@@ -8,7 +8,7 @@ from mmengine.hooks import Hook
 
 from mmauxq.registry import HOOKS
 
-from ..loops import VALIDATED, EpochLoop, IterLoop
+from ..resumable_loops import VALIDATED, EpochLoop, IterLoop
 
 LENGTH, IMAGES = 'mmauxq/epoch_length', 'mmauxq/step_images'
 COUNTED = {'last_step', '_global_step', '_last_value', 'base_values'}

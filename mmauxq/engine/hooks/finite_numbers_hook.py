@@ -11,7 +11,7 @@ from mmengine.optim import OptimWrapperDict
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from mmauxq.engine.diagnosis import bad_sample, first_bad_place, is_finite
+from mmauxq.engine.nonfinite import bad_sample, first_bad_place, is_finite
 from mmauxq.errors import TrainingError, UsageError
 from mmauxq.registry import HOOKS
 

@@ -1,10 +1,10 @@
 """The command ``mmauxq`` and its sub-commands.
 
 A command is a module of this package with two functions:
-``add_arguments(parser)``, and ``run(args, started)``, which does the work and
-calls ``started()`` where the set-up ends (see :mod:`.run_command`). What is
-slow to import (torch, MMEngine, MMPretrain) is imported inside of ``run``, so
-that ``--help`` answers at once.
+``add_arguments(parser)``, and ``run(args, mark_running)``, which does the work
+and calls ``mark_running()`` where the set-up ends (see :mod:`.run_command`).
+What is slow to import (torch, MMEngine, MMPretrain) is imported inside of
+``run``, so that ``--help`` answers at once.
 """
 
 import importlib

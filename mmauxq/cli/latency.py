@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace, started: Callable) -> None:
+def run(args: argparse.Namespace, mark_running: Callable) -> None:
     """Print a table of milliseconds."""
     need('onnx', 'onnxscript', 'onnxruntime')
     network = _network(args)

@@ -22,7 +22,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from mmauxq import compat
-from mmauxq.errors import TrainingError, UsageError
+from mmauxq.errors import TrainingError, UsageError, one_line
 from mmauxq.ranks import rank
 
 from .parser import Parser
@@ -74,7 +74,7 @@ def run_command(
     held = HeldOutput(sys.stdout)
     running = False
 
-    def started() -> None:
+    def mark_running() -> None:
         nonlocal running
         running = True
         held.release()
@@ -88,7 +88,7 @@ def run_command(
         )
         if getattr(command, 'QUIET_SETUP', False) and not debug:
             sys.stdout = held  # type: ignore[assignment]
-        status = command.run(args, started) or 0
+        status = command.run(args, mark_running) or 0
     except Exception as raised:
         error = _named(raised)
         mendable = isinstance(error, UsageError) or (
@@ -155,18 +155,6 @@ def announce(text: str) -> None:
     print(text, file=getattr(sys.stdout, 'stream', sys.stdout), flush=True)
 
 
-def one_line(error: BaseException, width: int = 600) -> str:
-    """The message of an error without line breaks and without its type,
-    unless the message alone would not make sense."""
-    text = str(error.args[0]) if isinstance(error, KeyError) else str(error)
-    text = ' '.join(text.split())
-    if isinstance(error, KeyError) and ' ' not in text:
-        text = f'missing key {text!r}'
-    elif not isinstance(error, (UsageError, TrainingError, KeyError)):
-        text = f'{type(error).__name__}: {text}'
-    return text if len(text) <= width else text[: width - 3] + '...'
-
-
 def _named(error: Exception) -> Exception:
     """The error, or what to say instead if a loader process died.
 
@@ -189,7 +177,7 @@ def _with_place(error: Exception, cfg: 'Config | None') -> str:
     """The message, with the part of the config if another package wrote it."""
     place = ''
     if cfg is not None and not isinstance(error, (UsageError, TrainingError)):
-        from mmauxq.engine.locate import locate
+        from mmauxq.engine.error_context import locate
 
         place = locate(error, cfg._cfg_dict)
     return f'{place}: {one_line(error)}' if place else one_line(error)

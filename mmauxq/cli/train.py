@@ -52,21 +52,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace, started: Callable) -> None:
+def run(args: argparse.Namespace, mark_running: Callable) -> None:
     """Train, and leave ``slim.pth`` beside the checkpoints."""
     cfg = load_config(args)
     from mmauxq import compat
-    from mmauxq.engine.checks import (
-        check_training,
-        set_work_dir,
-    )
+    from mmauxq.engine.build_runner import build_runner, set_work_dir
+    from mmauxq.engine.config_validation import check_settings
     from mmauxq.engine.defaults import add_watch_hooks, use_resumable_loop
     from mmauxq.engine.image_shape import set_image_shape
     from mmauxq.engine.resume import set_start
-    from mmauxq.engine.settings import check_settings
 
-    check_training(cfg, args.config)
-    check_settings(cfg)
+    check_settings(cfg, args.config)
     set_work_dir(cfg, args.config, args.work_dir)
     if rank() == 0:
         announce(f'Setting up; logs go to {cfg.work_dir}')
@@ -83,9 +79,7 @@ def run(args: argparse.Namespace, started: Callable) -> None:
     add_watch_hooks(cfg)
     compat.enable()
     set_image_shape(cfg)
-    from mmauxq.engine.build_runner import build_runner
-
-    build_runner(cfg, args.launcher, started).train()
+    build_runner(cfg, mark_running).train()
     if cfg.model.get('type') == 'mmauxq.JointQAT' and rank() == 0:
         _write_slim(Path(cfg.work_dir))
 
@@ -143,6 +137,6 @@ def _set_cuda_graph(cfg: 'Config') -> None:
 def _check_joint(cfg: 'Config', args: argparse.Namespace, option: str) -> None:
     if cfg.model.get('type') != 'mmauxq.JointQAT':
         raise UsageError(
-            f'{option}: {args.config} trains a {cfg.model.get("type")}; '
-            'allowed are recipes of mmauxq.JointQAT'
+            f'{option}: expected a recipe of mmauxq.JointQAT, got '
+            f'{args.config}, which trains a {cfg.model.get("type")}'
         )

@@ -31,7 +31,7 @@ from torch import Tensor
 from mmauxq.errors import UsageError
 from mmauxq.ranks import is_distributed, rank
 
-from .own_sections import arguments_of
+from .config_validation import arguments_of
 
 Shape = tuple[int, int, int]
 ORDER = dict(train=('train', 'val', 'test'), val=('val', 'test', 'train'))

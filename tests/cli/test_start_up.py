@@ -75,7 +75,8 @@ def test_a_training_imports_no_more_than_it_uses(run_python):
     packages, ours = loaded(
         run_python,
         'import mmauxq.algorithms, mmauxq.engine.build_runner\n'
-        'import mmauxq.engine.resumable_loops, mmauxq.engine.optimizers, mmauxq.deploy',
+        'import mmauxq.engine.resumable_loops, mmauxq.engine.optimizers\n'
+        'import mmauxq.deploy',
     )
     # what MMEngine tries to import differs from machine to machine
     theirs, _ = loaded(

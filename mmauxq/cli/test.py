@@ -5,7 +5,6 @@ import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from mmauxq import compat
 from mmauxq.errors import UsageError
@@ -49,9 +48,9 @@ def run(args: argparse.Namespace, mark_running: Callable) -> None:
     set_image_shape(cfg, 'val')
     runner = build_runner(cfg, mark_running)
     runner.register_hook(CheckpointFitHook(args.checkpoint))
-    metrics = {k: _plain(v) for k, v in runner.test().items()}
+    metrics = runner.test()
     if rank() == 0:
-        line = json.dumps(metrics)
+        line = json.dumps(metrics, default=lambda value: value.tolist())
         if out is not None:
             out.write_text(line + '\n')
         flush_output()
@@ -70,7 +69,3 @@ def _writable(path: str) -> Path:
             f'--out {path} cannot be written: {error.strerror}'
         ) from error
     return file
-
-
-def _plain(value: Any) -> Any:
-    return value.tolist() if hasattr(value, 'tolist') else value

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mmauxq import compat
 from mmauxq.errors import UsageError
 from mmauxq.ranks import rank
 
@@ -55,7 +56,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, mark_running: Callable) -> None:
     """Train, and leave ``slim.pth`` beside the checkpoints."""
     cfg = load_config(args)
-    from mmauxq import compat
     from mmauxq.engine.build_runner import build_runner, set_work_dir
     from mmauxq.engine.config_validation import check_settings
     from mmauxq.engine.defaults import add_watch_hooks, use_resumable_loop
@@ -68,11 +68,16 @@ def run(args: argparse.Namespace, mark_running: Callable) -> None:
         announce(f'Setting up; logs go to {cfg.work_dir}')
     if args.amp:
         _set_amp(cfg)
+    joint = cfg.model.get('type') == 'mmauxq.JointQAT'
+    if (args.compile or args.cuda_graph) and not joint:
+        raise UsageError(
+            f'{"--compile" if args.compile else "--cuda-graph"}: expected a '
+            f'recipe of mmauxq.JointQAT, got {args.config}, which trains '
+            f'{cfg.model.get("type")}'
+        )
     if args.compile:
-        _check_joint(cfg, args, '--compile')
         cfg.model.compile = dict(mode=args.compile)
     if args.cuda_graph:
-        _check_joint(cfg, args, '--cuda-graph')
         _set_cuda_graph(cfg)
     set_start(cfg, args.resume)
     use_resumable_loop(cfg)
@@ -80,7 +85,7 @@ def run(args: argparse.Namespace, mark_running: Callable) -> None:
     compat.enable()
     set_image_shape(cfg)
     build_runner(cfg, mark_running).train()
-    if cfg.model.get('type') == 'mmauxq.JointQAT' and rank() == 0:
+    if joint and rank() == 0:
         _write_slim(Path(cfg.work_dir))
 
 
@@ -102,8 +107,8 @@ def _set_amp(cfg: 'Config') -> None:
 
     if torch.cuda.is_available():
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
-        # bfloat16 has the range of float32: no gradient is lost without a
-        # scale, and no step passed over that has an infinite one
+        # bfloat16 has the range of float32: it needs no scale to keep small
+        # gradients, and a scale would skip steps with infinite ones
         bfloat16 = cfg.optim_wrapper.get('dtype') == 'bfloat16'
         scale = dict(enabled=False) if bfloat16 else 'dynamic'
         cfg.optim_wrapper.setdefault('loss_scale', scale)
@@ -112,14 +117,13 @@ def _set_amp(cfg: 'Config') -> None:
 
 
 def _set_cuda_graph(cfg: 'Config') -> None:
-    """Record the step; launch the optimizer in one go as well.
+    """Record the step, and use the fused form of the optimizer.
 
-    A fused one also looks itself whether its gradients are finite, so that
-    the host need not wait for them.
+    The kernels of a fused optimizer skip a step whose gradients are not
+    finite, so that the host need not wait for them.
     """
     import torch
 
-    from mmauxq import compat
     from mmauxq.engine.optimizers import optimizer_takes
 
     compat.enable()  # its type may be one of MMPretrain's
@@ -132,11 +136,3 @@ def _set_cuda_graph(cfg: 'Config') -> None:
         and optimizer_takes(optimizer, 'fused')
     ):
         optimizer.fused = True
-
-
-def _check_joint(cfg: 'Config', args: argparse.Namespace, option: str) -> None:
-    if cfg.model.get('type') != 'mmauxq.JointQAT':
-        raise UsageError(
-            f'{option}: expected a recipe of mmauxq.JointQAT, got '
-            f'{args.config}, which trains a {cfg.model.get("type")}'
-        )

@@ -21,7 +21,7 @@ def test_ranks_name_themselves(monkeypatch, capsys, variables, said):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(run_command, 'RANK_PATIENCE', 0)
-    run_command._complain('it broke')
+    run_command._print_error('it broke')
     assert capsys.readouterr().err == said
 
 

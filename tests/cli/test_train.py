@@ -69,5 +69,5 @@ def test_forms_of_the_step_are_for_quantized_recipes(option, capsys, tmp_path):
     error = capsys.readouterr().err
     assert error == (
         f'error: {option}: expected a recipe of mmauxq.JointQAT, got '
-        'configs/float_r20_digits.py, which trains a ImageClassifier\n'
+        'configs/float_r20_digits.py, which trains ImageClassifier\n'
     )

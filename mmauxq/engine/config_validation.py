@@ -147,6 +147,12 @@ RULES: list[tuple[str, Callable[[Any], bool], str]] = [
         lambda v: v is None or isinstance(v, (list, tuple)),
         'a list or None',
     ),
+    # A number is taken for the name of a file.
+    (
+        r'load_from',
+        lambda v: v is None or isinstance(v, str),
+        'a path or None',
+    ),
     # None takes out a hook that MMEngine has by itself; for another one it
     # ends in an assertion without words.
     (

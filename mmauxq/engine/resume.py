@@ -31,9 +31,8 @@ def set_start(cfg: Config, resume: str | None) -> None:
     if resume is None and cfg.get('resume'):
         resume = cfg.get('load_from') or 'auto'
     if resume is None:
-        start = cfg.get('load_from')
-        if start and '://' not in str(start):
-            compat.load_checkpoint(str(start))
+        if cfg.get('load_from') and '://' not in cfg.load_from:
+            compat.load_checkpoint(cfg.load_from)
         return
     if resume != 'auto':
         _resume_from(cfg, resume, load_resumable(resume))

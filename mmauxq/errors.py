@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any
 
 
 class UsageError(ValueError):
@@ -19,6 +20,43 @@ class TrainingError(RuntimeError):
     message is one line and says what and where. The commands print it without
     a traceback and exit with status 1.
     """
+
+
+def check_integer(place: str, value: Any, least: int) -> None:
+    """Check a setting that counts something.
+
+    Args:
+        place: The dotted path of a config, or an argument of a class.
+        value: Of any type; ``True`` and ``False`` are no numbers.
+        least: The smallest one that makes sense.
+
+    Raises:
+        UsageError: If it is not an integer from ``least`` on.
+    """
+    if type(value) is not int or value < least:
+        raise UsageError(
+            f'{place}: expected an integer from {least}, got {shorten(value)}'
+        )
+
+
+def shorten(value: Any, width: int = 120) -> str:
+    """``repr(value)`` in one line of ``width`` characters at most."""
+    text = ' '.join(repr(value).split())
+    return text if len(text) <= width else f'{text[: width - 3]}...'
+
+
+def one_line(error: BaseException, width: int = 600) -> str:
+    """The message of an error in one line.
+
+    Its type stands in front where another package wrote the message.
+    """
+    text = str(error.args[0]) if isinstance(error, KeyError) else str(error)
+    text = ' '.join(text.split())
+    if isinstance(error, KeyError) and ' ' not in text:
+        text = f'missing key {text!r}'
+    elif not isinstance(error, (UsageError, TrainingError, KeyError)):
+        text = f'{type(error).__name__}: {text}'
+    return text if len(text) <= width else text[: width - 3] + '...'
 
 
 def unknown_name(

@@ -146,8 +146,10 @@ def test_a_teacher_that_guesses_is_refused_before_training(tmp_path, capfd):
     line = one_error(
         capfd, ROOT / 'configs/kd_r20_w2a2_digits.py', '--work-dir', tmp_path
     )
-    assert 'CIFARResNet, as F in float, has top-1' in line
-    assert 'allowed is from guidance.least_accuracy=19' in line
+    assert (
+        'CIFARResNet, as F in float: expected top-1 of at least '
+        'guidance.least_accuracy=19, got top-1 '
+    ) in line
     assert not list(tmp_path.glob('*.pth'))
 
 
@@ -156,4 +158,4 @@ def test_only_joint_training_is_compiled(tmp_path, capfd):
         capfd, ROOT / 'configs/float_r20_digits.py', '--work-dir', tmp_path,
         '--compile',
     )  # fmt: skip
-    assert 'allowed are recipes of mmauxq.JointQAT' in line
+    assert '--compile: expected a recipe of mmauxq.JointQAT, got' in line

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmauxq.engine.checks import check_training
+from mmauxq.engine.settings import check_settings
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope
 from mmengine.utils import get_installed_path
@@ -16,9 +18,7 @@ from torch.overrides import TorchFunctionMode
 from mmauxq import compat
 from mmauxq.cli.load_config import load_config
 from mmauxq.cli.run_command import one_line
-from mmauxq.engine.checks import check_training
 from mmauxq.engine.image_shape import set_image_shape
-from mmauxq.engine.settings import check_settings
 from mmauxq.errors import UsageError
 from mmauxq.network import sample_images
 from mmauxq.network.profile import candidate_shapes

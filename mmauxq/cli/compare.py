@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_cfg_options(parser, 'override settings of all arms')
 
 
-def run(args: argparse.Namespace, started: Callable) -> int:
+def run(args: argparse.Namespace, mark_running: Callable) -> int:
     """Train what is missing, and write table and figures."""
     if args.table is None and not (args.out and (args.arms or args.map)):
         raise UsageError(

@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 from mmauxq import compat
@@ -44,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace, started: Callable) -> None:
+def run(args: argparse.Namespace, mark_running: Callable) -> None:
     """Print a table of milliseconds."""
     need('onnx', 'onnxscript', 'onnxruntime')
     network = _network(args)
@@ -62,27 +63,21 @@ def run(args: argparse.Namespace, started: Callable) -> None:
         f'{runtime.cpu_name()} ({", ".join(runtime.cpu_features())}); '
         f'load {os.getloadavg()[0]:.1f}; images of (C, H, W) = {shape}'
     )
-    kernels = {
-        name: len(runtime.operators(model)[1])
-        for name, model in models.items()
-    }
+    kernels = {n: len(runtime.operators(m)[1]) for n, m in models.items()}
     print(table(HEAD, align='lrrlrrr'), end='')
     kinds = {'onnxruntime': latency.onnxruntime_runner}
     if args.openvino:
         kinds['openvino'] = latency.openvino_runner
-    for kind, make in kinds.items():
-        for batch in args.batch:
-            for threads in args.threads:
-                seconds = latency.latencies(
-                    _runners(kind, make, models, threads),
-                    (batch, *shape),
-                    args.rounds,
-                )
-                _print_rows(
-                    (kind, batch, threads),
-                    seconds,
-                    kernels if kind == 'onnxruntime' else {},
-                )
+    for kind, batch, threads in product(kinds, args.batch, args.threads):
+        runners = _runners(kind, kinds[kind], models, threads)
+        seconds = latency.latencies(runners, (batch, *shape), args.rounds)
+        for name, value in seconds.items():
+            number = kernels[name] if kind == 'onnxruntime' else ''
+            cells = (
+                kind, batch, threads, name, number, f'{1e3 * value:.2f}',
+                f'{seconds["float"] / value:.2f}',
+            )  # fmt: skip
+            print(table_row(cells), flush=True)
 
 
 def _network(args: argparse.Namespace) -> Any:
@@ -105,7 +100,7 @@ def _network(args: argparse.Namespace) -> Any:
 def _runners(
     kind: str, make: Callable, models: dict[str, Any], threads: int
 ) -> dict[str, Callable]:
-    """Those that the runtime takes; the others are named."""
+    """The forms that the runtime takes; the others are named on stderr."""
     runners = {}
     for name, model in models.items():
         try:
@@ -115,12 +110,3 @@ def _runners(
                 raise
             print(f'{kind}, {name}: {error}', file=sys.stderr)
     return runners
-
-
-def _print_rows(
-    start: tuple, seconds: dict[str, float], kernels: dict[str, int]
-) -> None:
-    for name, value in seconds.items():
-        speed_up = f'{seconds["float"] / value:.2f}'
-        cells = name, kernels.get(name, ''), f'{1e3 * value:.2f}', speed_up
-        print(table_row([*start, *cells]), flush=True)

@@ -7,8 +7,10 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from mmauxq.engine.options import merge_options
-from mmauxq.engine.own_sections import settle_own_sections
+from mmauxq.engine.config_validation import (
+    merge_options,
+    settle_own_sections,
+)
 from mmauxq.errors import UsageError
 
 EQUAL = (

@@ -16,7 +16,7 @@ from torch import nn
 
 from mmauxq.algorithms import JointQAT
 from mmauxq.analysis import block_gradient_norms
-from mmauxq.engine.guards import add_guards, make_exact
+from mmauxq.engine.defaults import add_watch_hooks, use_resumable_loop
 from mmauxq.engine.hooks import EpochLengthHook, TeacherCheckHook
 from mmauxq.engine.image_shape import set_image_shape
 from mmauxq.engine.resume import set_start
@@ -126,8 +126,8 @@ def run_trial(
     config.randomness = dict(seed=seed)
     config.experiment_name = f'{Path(work_dir).name}_{time.time_ns()}'
     set_image_shape(config)
-    make_exact(config)
-    add_guards(config)
+    use_resumable_loop(config)
+    add_watch_hooks(config)
     if resume and (Path(work_dir) / 'last_checkpoint').is_file():
         set_start(config, 'auto')
     progress = _Progress(report)

@@ -3,7 +3,7 @@
 import pytest
 
 from mmauxq.cli import run_command
-from mmauxq.errors import TrainingError, UsageError
+from mmauxq.errors import TrainingError, UsageError, one_line
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ def test_ranks_name_themselves(monkeypatch, capsys, variables, said):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(run_command, 'RANK_PATIENCE', 0)
-    run_command._complain('it broke')
+    run_command._print_error('it broke')
     assert capsys.readouterr().err == said
 
 
@@ -37,4 +37,4 @@ def test_ranks_name_themselves(monkeypatch, capsys, variables, said):
     ],
 )
 def test_errors_are_one_line(error, line):
-    assert run_command.one_line(error) == line
+    assert one_line(error) == line

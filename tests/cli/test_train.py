@@ -67,5 +67,7 @@ def test_forms_of_the_step_are_for_quantized_recipes(option, capsys, tmp_path):
     words = ['configs/float_r20_digits.py', '--work-dir', str(tmp_path)]
     assert train([*words, option]) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f'error: {option}: configs/float_r20_digits.py')
-    assert 'allowed are recipes of mmauxq.JointQAT' in error
+    assert error == (
+        f'error: {option}: expected a recipe of mmauxq.JointQAT, got '
+        'configs/float_r20_digits.py, which trains ImageClassifier\n'
+    )

@@ -123,9 +123,9 @@ def test_the_comparison_sees_what_mmengine_loses(tmp_path):
 
     def plain(point=lambda: None):
         def prepare():
-            from mmauxq.engine import guards
+            from mmauxq.engine import defaults
 
-            guards.make_exact = lambda cfg: None
+            defaults.use_resumable_loop = lambda cfg: None
             point()
 
         return prepare
@@ -214,7 +214,7 @@ def test_damaged_checkpoints_are_named_and_skipped(tmp_path, capfd):
     assert Path(path) == good and checkpoint['meta']['iter'] == 2
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == 3 and all('skipped' in line for line in lines)
-    assert 'epoch_5.pth.part was not written to its end' in lines[0]
+    assert 'epoch_5.pth.part is incomplete' in lines[0]
     assert 'epoch_4.pth is truncated' in lines[1]
     assert 'epoch_3.pth is truncated' in lines[2]
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from mmauxq import compat, files
-from mmauxq.engine import loops
+from mmauxq.engine import resumable_loops as loops
 from tests.commands import train
 
 # The first backward pass of a process decides whether autograd has threads; it
@@ -56,7 +56,7 @@ def in_validation(number: int) -> Callable[[], None]:
     """Die as the validation of this number, from 0, begins."""
 
     def prepare() -> None:
-        before, seen = loops._Exact._validate, []
+        before, seen = loops.ResumableLoop._validate, []
 
         def validate(self) -> None:
             seen.append(1)
@@ -64,7 +64,7 @@ def in_validation(number: int) -> Callable[[], None]:
                 die()
             before(self)
 
-        loops._Exact._validate = validate
+        loops.ResumableLoop._validate = validate
 
     return prepare
 

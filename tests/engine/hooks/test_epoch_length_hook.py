@@ -10,7 +10,7 @@ import torch
 
 import mmauxq.algorithms  # noqa: F401  (before anything is forked)
 from mmauxq import compat
-from mmauxq.engine import loops
+from mmauxq.engine import resumable_loops as loops
 from mmauxq.engine.hooks import EpochLengthHook
 from mmauxq.engine.hooks.epoch_length_hook import IMAGES, LENGTH
 from tests.conftest import ROOT

@@ -76,7 +76,7 @@ def test_a_teacher_that_guesses_is_refused(
     if not refused:
         run(model, loader)
         return
-    with pytest.raises(UsageError, match='has top-1 .*; allowed is from'):
+    with pytest.raises(UsageError, match='expected top-1 of at least .*, got'):
         run(model, loader)
 
 

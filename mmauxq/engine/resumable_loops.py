@@ -1,6 +1,7 @@
 """Training loops that a resumed run enters exactly where it was left."""
 
 import bisect
+import copy
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,23 +16,23 @@ from torch.utils.data import BatchSampler, DataLoader, Sampler
 from mmauxq.errors import UsageError
 from mmauxq.registry import LOOPS
 
-from .batches import END, Batches, device_of, label_preprocessor
-from .running import bare_model
+from .prefetch import END, Batches, device_of, label_preprocessor
+from .running import bare_model, forward_hooks
 from .seeds import seed_step
 
 VALIDATED = 'mmauxq/validated'
 LEAST_HISTORY = 2000
 
 
-class _Exact:
+class ResumableLoop(EpochBasedTrainLoop):
     """What the two loops share."""
 
-    runner: Any
-    dataloader: DataLoader
-    _iter: int
+    def _progress(self) -> tuple[int, int]:
+        """What is done of the training and the whole, epochs or steps."""
+        raise NotImplementedError
 
     def _check_ranks(self) -> None:
-        """See that no rank would wait for a batch that another lacks.
+        """Check that no rank would wait for a batch that another lacks.
 
         Raises:
             UsageError: If ranks have different numbers of batches.
@@ -39,17 +40,16 @@ class _Exact:
         lengths = all_gather_object(len(self.dataloader))
         if len(set(lengths)) > 1:
             raise UsageError(
-                'train_dataloader: the ranks have '
-                f'{" and ".join(map(str, lengths))} batches in an epoch; '
-                'allowed is one number for all (sampler.round_up=True, '
-                'drop_last=True)'
+                'train_dataloader: expected as many batches in an epoch on '
+                f'each rank, got {" and ".join(map(str, lengths))}; set '
+                'sampler.round_up=True or drop_last=True'
             )
 
     def run_iter(self, idx: int, data_batch: Any) -> None:
         """One step.
 
         Raises:
-            UsageError: If a layer of batch norm meets one value per channel.
+            UsageError: If a batch norm gets one value per channel.
         """
         try:
             super().run_iter(idx, data_batch)
@@ -60,9 +60,9 @@ class _Exact:
             if not found:
                 raise
             raise UsageError(
-                f'train_dataloader: in step {self._iter}, a batch norm gets '
-                f'one value per channel{size.splitlines()[0]}; allowed are '
-                '2 or more, such as with drop_last=True or another batch_size'
+                f'train_dataloader: step {self._iter}: expected 2 or more '
+                f'values per channel{size.splitlines()[0]}; '
+                'set drop_last=True or another batch_size'
             ) from error
 
     @contextmanager
@@ -75,25 +75,20 @@ class _Exact:
         run would not be the same.
         """
         model = self.runner.model
-        ahead = self.dataloader.num_workers > 0
-        device = device_of(model) if ahead else None
-        with starting_at(self.dataloader, start) as loaded:
-            if device is None:
-                yield Batches(loaded)
-                return
-            preprocessor = label_preprocessor(bare_model(self.runner))
-            batches = Batches(loaded, device, preprocessor)
+        device = device_of(model) if self.dataloader.num_workers > 0 else None
+        batches = Batches(
+            starting_at(self.dataloader, start),
+            device,
+            device and label_preprocessor(bare_model(self.runner)),
+        )
 
-            def fetch(module: nn.Module, args: Any, output: Any) -> None:
-                if module.training:
-                    batches.fetch()
+        def fetch(module: nn.Module, args: Any, output: Any) -> None:
+            if module.training:
+                batches.fetch()
 
-            handle = model.register_forward_hook(fetch)
-            try:
-                with batches.preprocessing():
-                    yield batches
-            finally:
-                handle.remove()
+        ahead = [(model, fetch)] if device else []
+        with forward_hooks(ahead), batches.preprocessing():
+            yield batches
 
     def _seed(self, what: str = 'train') -> None:
         seed_step(self.runner.seed, self._iter, what)
@@ -112,9 +107,9 @@ class _Exact:
                 buffer.max_length = min(buffer.max_length, longest)
 
     def _before_train(self) -> dict[str, int]:
-        """Call the hooks; returns where the message hub said that we are."""
-        known = self.runner.message_hub.runtime_info
-        place = {key: known[key] for key in ('epoch', 'iter') if key in known}
+        """Call the hooks; returns the place that the message hub had."""
+        info = self.runner.message_hub.runtime_info
+        place = {key: info[key] for key in ('epoch', 'iter') if key in info}
         self.runner.call_hook('before_train')
         return place
 
@@ -126,6 +121,17 @@ class _Exact:
         """
         self.runner.message_hub.update_info_dict(place)
         self._validate_if_due()
+
+    def _validate_if_due(self) -> None:
+        done, whole = self._progress()
+        phase = bisect.bisect(self.dynamic_milestones, done + 1) - 1
+        self.val_interval = self.dynamic_intervals[phase]
+        if (
+            self.runner.val_loop is not None
+            and done >= self.val_begin
+            and (done % self.val_interval == 0 or done == whole)
+        ):
+            self._validate()
 
     def _validate(self) -> None:
         """Validate, and note for which step it was done.
@@ -147,7 +153,7 @@ class _Exact:
 
 
 @LOOPS.register_module()
-class EpochLoop(_Exact, EpochBasedTrainLoop):
+class EpochLoop(ResumableLoop):
     """MMEngine's loop over epochs, with an exact resume.
 
     A run that was killed and resumed goes on with the batch, the random
@@ -192,37 +198,28 @@ class EpochLoop(_Exact, EpochBasedTrainLoop):
         self.runner.call_hook('after_train_epoch')
         self._epoch += 1
 
+    def _progress(self) -> tuple[int, int]:
+        return self._epoch, self._max_epochs
+
     def _done_in_epoch(self) -> int:
         length = len(self.dataloader)
         done = self._iter - self._epoch * length
         # another length of epoch than that of the checkpoint: begin anew
         return done if 0 <= done <= length else 0
 
-    def _validate_if_due(self) -> None:
-        self._decide_current_val_interval()
-        if (
-            self.runner.val_loop is not None
-            and self._epoch >= self.val_begin
-            and (
-                self._epoch % self.val_interval == 0
-                or self._epoch == self._max_epochs
-            )
-        ):
-            self._validate()
-
 
 @LOOPS.register_module()
-class IterLoop(_Exact, EpochBasedTrainLoop):
+class IterLoop(ResumableLoop):
     """A loop over iterations, as MMEngine's, with an exact resume.
 
     See :class:`EpochLoop`. Batches before the first are not loaded again, and
-    nobody waits where a pass over the data ends.
+    nothing waits where a pass over the data ends.
 
     Args:
         runner: The runner.
         dataloader: Or its config.
         max_iters: Steps of the whole training.
-        val_begin: Step from which on there is validation.
+        val_begin: First step at which a validation may happen.
         val_interval: Steps between validations.
         dynamic_intervals: As of MMEngine's ``IterBasedTrainLoop``.
     """
@@ -259,6 +256,9 @@ class IterLoop(_Exact, EpochBasedTrainLoop):
         self.runner.call_hook('after_train')
         return self.runner.model
 
+    def _progress(self) -> tuple[int, int]:
+        return self._iter, self._max_iters
+
     def _batches(self) -> Iterator[Any]:
         """The batches from the next one on, for ever."""
         passes, start = divmod(self._iter, len(self.dataloader))
@@ -278,43 +278,28 @@ class IterLoop(_Exact, EpochBasedTrainLoop):
                     yield batch
             start = 0
 
-    def _decide_current_val_interval(self) -> None:
-        step = bisect.bisect(self.dynamic_milestones, self._iter + 1)
-        self.val_interval = self.dynamic_intervals[step - 1]
 
-    def _validate_if_due(self) -> None:
-        self._decide_current_val_interval()
-        if (
-            self.runner.val_loop is not None
-            and self._iter >= self.val_begin
-            and (
-                self._iter % self.val_interval == 0
-                or self._iter == self._max_iters
-            )
-        ):
-            self._validate()
-
-
-@contextmanager
-def starting_at(loader: DataLoader, start: int) -> Iterator[Iterator[Any]]:
+def starting_at(loader: DataLoader, start: int) -> Iterator[Any]:
     """The batches of a loader without the first ``start``.
 
     Where the loader's batches are plain cuts of its sampler, those left out
-    are not even loaded.
+    are not even loaded. The loader itself is not changed.
     """
     cutter = loader.batch_sampler
     if not start or type(cutter) is not BatchSampler:
         batches = iter(loader)
         for _ in range(start):
             next(batches, None)
-        yield batches
-        return
-    sampler = cutter.sampler
-    cutter.sampler = _Rest(sampler, start * cutter.batch_size)
-    try:
-        yield iter(loader)
-    finally:
-        cutter.sampler = sampler
+        return batches
+    rest = copy.copy(loader)
+    rest._iterator = None  # persistent processes serve one pass at a time
+    # not by an assignment: a loader forbids it
+    vars(rest)['batch_sampler'] = BatchSampler(
+        _Rest(cutter.sampler, start * cutter.batch_size),
+        cutter.batch_size,
+        cutter.drop_last,
+    )
+    return iter(rest)
 
 
 class _Rest(Sampler):
@@ -325,6 +310,3 @@ class _Rest(Sampler):
 
     def __iter__(self) -> Iterator[int]:
         return itertools.islice(iter(self.sampler), self.start, None)
-
-    def __len__(self) -> int:
-        return len(self.sampler)  # of the epoch, which hooks ask for

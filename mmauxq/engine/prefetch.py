@@ -5,8 +5,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
+
+from .running import tensors_in
 
 END = object()
 
@@ -19,9 +20,9 @@ class Batches:
 
     Args:
         batches: From the loader.
-        device: To which the images of a batch are moved; ``None`` leaves them.
-        preprocessor: Whose work on the data samples is done ahead, too, and
-            found by it while :meth:`preprocessing` is entered; see
+        device: Where the images of a batch are moved; ``None`` leaves them.
+        preprocessor: A data preprocessor whose work on the labels is done
+            ahead as well, see :meth:`preprocessing` and
             :func:`label_preprocessor`.
     """
 
@@ -33,10 +34,10 @@ class Batches:
     ) -> None:
         self.batches, self.device = batches, device
         self.preprocessor = preprocessor
-        # as it is before it is asked for what is there already
-        self._preprocess: Callable | None = None
-        if preprocessor is not None:
-            self._preprocess = preprocessor.forward
+        # the forward that preprocessing() replaces
+        self._preprocess: Callable | None = getattr(
+            preprocessor, 'forward', None
+        )
         self._ready: tuple[Any, Any] = (None, None)
         self._next: Any = None
         self._stream = None
@@ -44,21 +45,21 @@ class Batches:
             self._stream = torch.cuda.Stream(device)
 
     def fetch(self) -> None:
-        """Have the next batch ready, unless it is."""
+        """Prepare the next batch, unless it is ready."""
         if self._next is None:
             self._next = self._moved(next(self.batches, END))
 
     def take(self) -> Any:
-        """The next batch, or ``END``."""
+        """The next batch, or :data:`END`."""
         self.fetch()
         batch, self._next = self._next, None
         if self._stream is not None and isinstance(batch, dict):
             now = torch.cuda.current_stream(self.device)
             now.wait_stream(self._stream)
-            # labels are views of one tensor
+            # the labels are views of one tensor, which is recorded once
             memory = {
                 tensor.untyped_storage().data_ptr(): tensor
-                for tensor in _tensors(list(batch.values()))
+                for tensor in tensors_in(batch)
                 if tensor.is_cuda
             }
             for tensor in memory.values():
@@ -67,13 +68,13 @@ class Batches:
 
     @contextmanager
     def preprocessing(self) -> Iterator[None]:
-        """While entered, the preprocessor finds labels that are prepared.
+        """Let the preprocessor use the labels that are prepared.
 
         MMPretrain's preprocessor gives each data sample its part of the
         labels, and makes it one-hot where images are mixed, one by one, which
         takes longer than all else that the host does between two steps. The
-        images are left to their time: normalised they would take four times
-        the memory, and mixing draws random numbers.
+        images are preprocessed in their step: normalised they would take four
+        times the memory, and mixing draws random numbers.
         """
         module, forward = self.preprocessor, self._preprocess
         if module is None or forward is None:
@@ -83,7 +84,7 @@ class Batches:
         def ahead(data: Any, training: bool = False) -> Any:
             batch, samples = self._ready
             if data is not batch or module.batch_augments is not None:
-                return forward(data, training)  # what mixes needs both
+                return forward(data, training)  # mixing needs both
             images = forward(dict(inputs=data['inputs']), training)
             return dict(images, data_samples=samples)
 
@@ -91,7 +92,7 @@ class Batches:
         try:
             yield
         finally:
-            del module.forward  # that of its class is seen again
+            del module.forward  # the forward of its class is back
 
     def _moved(self, batch: Any) -> Any:
         if self.device is None or not isinstance(batch, dict):
@@ -113,26 +114,19 @@ class Batches:
         return value
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for inner in value:
-            yield from _tensors(inner)
-    elif isinstance(value, BaseDataElement):
-        yield from _tensors(list(value.values()))
-
-
 def label_preprocessor(model: nn.Module) -> nn.Module | None:
-    """That of a bare model, if what it does to labels is known."""
+    """The data preprocessor, if its class is MMPretrain's own.
+
+    What a subclass does to the labels is not known.
+    """
     from mmpretrain.models import ClsDataPreprocessor
 
-    found = getattr(model, 'data_preprocessor', None)
-    return found if type(found) is ClsDataPreprocessor else None
+    preprocessor = getattr(model, 'data_preprocessor', None)
+    return preprocessor if type(preprocessor) is ClsDataPreprocessor else None
 
 
 def device_of(model: nn.Module) -> torch.device | None:
-    """Where a model is, if that is a GPU."""
+    """The GPU of a model; ``None`` if it is on the CPU."""
     parameter = next(model.parameters(), None)
     if parameter is None or not parameter.is_cuda:
         return None

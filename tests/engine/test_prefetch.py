@@ -6,8 +6,8 @@ import torch
 from mmpretrain.models import ClsDataPreprocessor
 from mmpretrain.structures import DataSample
 
-from mmauxq.engine import loops
-from mmauxq.engine.batches import END, Batches, label_preprocessor
+from mmauxq.engine import resumable_loops as loops
+from mmauxq.engine.prefetch import END, Batches, label_preprocessor
 from tests.running import make_runner
 
 

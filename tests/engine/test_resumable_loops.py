@@ -8,7 +8,7 @@ import torch
 from mmengine.dataset import DefaultSampler, InfiniteSampler
 from torch.utils.data import BatchSampler, DataLoader
 
-from mmauxq.engine import loops
+from mmauxq.engine import resumable_loops as loops
 from mmauxq.engine.seeds import seed_step
 from mmauxq.errors import UsageError
 from tests.networks import joint_qat
@@ -25,13 +25,13 @@ def test_a_loader_that_starts_later_gives_the_rest(kind, workers):
         )
 
     whole = loader()
-    with loops.starting_at(whole, 0) as batches:
-        expected = [next(batches).tolist() for _ in range(6)]
+    batches = loops.starting_at(whole, 0)
+    expected = [next(batches).tolist() for _ in range(6)]
     late = loader()
-    with loops.starting_at(late, 4) as batches:
-        assert len(late) == 7  # as hooks see it
-        assert [next(batches).tolist() for _ in range(2)] == expected[4:]
+    batches = loops.starting_at(late, 4)
+    assert [next(batches).tolist() for _ in range(2)] == expected[4:]
     assert isinstance(late.batch_sampler.sampler, kind)
+    assert len(late) == 7
 
 
 def test_a_loader_with_batches_of_its_own():
@@ -40,8 +40,7 @@ def test_a_loader_with_batches_of_its_own():
 
     data = torch.arange(8)
     loader = DataLoader(data, batch_sampler=Mine(range(8), 2, False))
-    with loops.starting_at(loader, 3) as batches:
-        assert [b.tolist() for b in batches] == [[6, 7]]
+    assert [b.tolist() for b in loops.starting_at(loader, 3)] == [[6, 7]]
 
 
 def test_numbers_of_a_step_depend_on_the_step_alone():
@@ -90,8 +89,11 @@ def test_a_last_batch_that_batch_norm_cannot_use(tmp_path, train_cfg):
     with pytest.raises(UsageError) as raised:
         runner.train()
     message = str(raised.value)
-    assert 'train_dataloader: in step 1, a batch norm gets one' in message
-    assert 'torch.Size([1, 8, 1, 1]); allowed are 2 or more' in message
+    assert message == (
+        'train_dataloader: step 1: expected 2 or more values per channel, '
+        'got input size torch.Size([1, 8, 1, 1]); set drop_last=True or '
+        'another batch_size'
+    )
     assert '\n' not in message
 
 

@@ -1,32 +1,22 @@
 """Where in a network numbers stopped being finite."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """The floating-point tensors in nested tuples, lists and dicts."""
-    if isinstance(value, Tensor):
-        if value.is_floating_point():
-            yield value
-    elif isinstance(value, dict):
-        for inner in value.values():
-            yield from tensors_in(inner)
-    elif isinstance(value, (tuple, list)):
-        for inner in value:
-            yield from tensors_in(inner)
+from .running import forward_hooks, tensors_in
 
 
 def is_finite(value: Any) -> bool:
     """Whether no tensor in ``value`` holds NaN or infinity."""
     answers: dict[torch.device, list[Tensor]] = {}
     for x in tensors_in(value):
-        answers.setdefault(x.device, []).append(x.isfinite().all())
-    # one question to a device, which comes to rest for each
+        if x.is_floating_point():
+            answers.setdefault(x.device, []).append(x.isfinite().all())
+    # each question makes the host wait for the device: one is enough
     return all(bool(torch.stack(each).all()) for each in answers.values())
 
 
@@ -53,7 +43,7 @@ def buffers_kept(model: nn.Module) -> Iterator[None]:
 def first_bad_place(
     model: nn.Module,
     batch: Any,
-    bad_gradients: frozenset[str] | set[str] = frozenset(),
+    bad_gradients: Set[str] = frozenset(),
     context: Any = None,
 ) -> str:
     """Name the first place where a training step is not finite.
@@ -82,20 +72,14 @@ def first_bad_place(
         if not bad and not is_finite(output):
             bad.append(name)
 
-    handles = [
-        module.register_forward_hook(
-            lambda _, args, output, name=name: note(name, output)
-        )
+    layers = [
+        (module, lambda _, args, output, name=name: note(name, output))
         for name, module in model.named_modules()
         if not any(True for _ in module.children())
     ]
-    try:
-        with buffers_kept(model), context or nullcontext():
-            data = model.data_preprocessor(batch, True)
-            losses = model(**data, mode='loss')
-    finally:
-        for handle in handles:
-            handle.remove()
+    with forward_hooks(layers), buffers_kept(model), context or nullcontext():
+        data = model.data_preprocessor(batch, True)
+        losses = model(**data, mode='loss')
     if bad:
         return f'the output of {bad[0]}'
     for name, value in losses.items():

@@ -1,4 +1,6 @@
-"""Sections of our own classes, looked through before anything is built."""
+"""What is checked of a config before anything is built."""
+
+import math
 
 import pytest
 from mmengine.config import Config
@@ -8,14 +10,16 @@ from mmauxq.algorithms import JointQAT
 from mmauxq.backbones import CIFARResNet
 from mmauxq.compare.training_run import build_model
 from mmauxq.datasets import Digits
-from mmauxq.engine.hooks import EpochLengthHook, SafeCheckpointHook
-from mmauxq.engine.options import settings_of_a_run
-from mmauxq.engine.own_sections import (
+from mmauxq.engine.config_validation import (
+    RUN_SETTINGS,
     arguments_of,
+    check_settings,
+    merge_options,
     own_class,
     own_names,
     settle_own_sections,
 )
+from mmauxq.engine.hooks import EpochLengthHook, SafeCheckpointHook
 from mmauxq.errors import UsageError
 from mmauxq.quantizers import LSQ
 from tests.conftest import ROOT
@@ -33,10 +37,143 @@ def changed(key, value, name='auxkd_r20_w2a2_digits'):
     return cfg
 
 
+# --- KEY=VALUE over a config -------------------------------------------------
+
+
+def config() -> Config:
+    return Config(
+        dict(
+            model=dict(depth=20, guidance=None),
+            steps=[dict(lr=1, betas=[0.9, 0.99]), dict(lr=2)],
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    'key, value, found',
+    [
+        ('model.depth', 56, lambda c: c.model.depth),
+        ('model.guidance', 'x', lambda c: c.model.guidance),
+        ('model.new.deep', 3, lambda c: c.model.new.deep),
+        ('steps.1.lr', 5, lambda c: c.steps[1].lr),
+        ('steps.0.betas.1', 0.5, lambda c: c.steps[0].betas[1]),
+        ('steps.1', dict(lr=7), lambda c: c.steps[1]),
+        ('sync_bn', 'torch', lambda c: c.sync_bn),
+        ('randomness.seed', 3, lambda c: c.randomness.seed),
+    ],
+)
+def test_values_are_where_the_keys_say(key, value, found):
+    cfg, others = config(), config()
+    merge_options(cfg, {key: value}, '--cfg-options')
+    assert found(cfg) == value
+    top = key.split('.')[0]
+    assert all(cfg[k] == v for k, v in others.items() if k != top)
+    assert cfg.steps[0].lr == 1 and cfg.steps[0].betas[0] == 0.9
+
+
+@pytest.mark.parametrize(
+    'key, message',
+    [
+        ('steps.lr', "expected a number below 2 after steps, got 'lr'"),
+        ('steps.2', "expected a number below 2 after steps, got '2'"),
+        ('steps.0.betas.x', 'expected a number below 2 after steps.0.betas,'),
+        ('steps.2.lr', 'Index 2 exceeds the length of list'),
+        ('steps.x.lr', 'list indices must be integers'),
+        ('model.depth.x', "depth is a dict .* but is of type <class 'int'>"),
+        ('model.guidance.type', 'guidance is a dict .*NoneType'),
+        ('self', "expected one of model, steps, got 'self'"),
+        ('steeps.0.lr', ".*, got 'steeps'; did you mean steps"),
+    ],
+)
+def test_keys_that_lead_nowhere_are_one_line(key, message):
+    cfg = config()
+    with pytest.raises(UsageError, match=f'^arm a: {key}: .*{message}'):
+        merge_options(cfg, {key: 1}, 'arm a:')
+    assert cfg._cfg_dict == config()._cfg_dict
+
+
+# --- settings that MMEngine misreads ---------------------------------------
+
+
+@pytest.mark.parametrize(
+    'key, value, message',
+    [
+        ('train_dataloader', 3, 'expected a dict, got 3'),
+        ('train_dataloader.sampler', 'abc', "expected a dict, got 'abc'"),
+        ('val_dataloader', [], 'expected a dict or None, got []'),
+        ('custom_hooks', {}, 'expected a list or None, got {}'),
+        ('default_hooks.visualization', None, 'expected a dict, got None'),
+        ('train_cfg.by_epoch', 'False', "expected True or False, got 'False'"),
+        ('resume', 1, 'expected True or False, got 1'),
+        ('train_dataloader.sampler.shuffle', 'False', 'expected True or'),
+        ('train_cfg.max_epochs', 0, 'expected an integer from 1, got 0'),
+        ('train_cfg.val_interval', -1, 'expected an integer from 1, got -1'),
+        ('train_cfg.val_begin', math.nan, 'expected an integer from 0, got'),
+        ('train_dataloader.num_workers', 0.5, 'an integer from 0, got 0.5'),
+        ('param_scheduler.begin', math.nan, 'a finite number from 0, got nan'),
+        ('param_scheduler.end', math.inf, 'a finite number from 0, got inf'),
+        ('val_evaluator.topk', [1, 0], 'an integer from 1, or a list of'),
+    ],
+)  # fmt: skip
+def test_a_setting_that_would_be_misread(key, value, message):
+    cfg = changed(key, value, 'qat_r20_w2a2_digits')
+    with pytest.raises(UsageError) as error:
+        check_settings(cfg, 'a.py')
+    assert str(error.value).startswith(f'{key}: ')
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    'key, value, message',
+    [
+        ('train_cfg', None, 'a.py has no `train_cfg`'),
+        ('train_cfg', dict(max_epochs=3),
+         "train_cfg: expected `by_epoch` or `type`, got {'max_epochs': 3}"),
+        ('optim_wrapper', {}, 'optim_wrapper has no `optimizer`'),
+        ('val_dataloader', {}, 'val_dataloader has no `dataset`'),
+        ('train_dataloader.batch_size', None,
+         'train_dataloader has no `batch_size`'),
+    ],
+)  # fmt: skip
+def test_what_a_training_needs(key, value, message):
+    cfg = changed(key, value, 'qat_r20_w2a2_digits')
+    with pytest.raises(UsageError) as error:
+        check_settings(cfg, 'a.py')
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    'key, value',
+    [
+        ('val_dataloader', None),
+        ('default_hooks.timer', None),
+        ('custom_hooks', None),
+        ('val_evaluator.topk', (1, 5)),
+        ('resume', True),
+        # arguments of other packages are theirs to check
+        ('optim_wrapper.optimizer.lr', 'fast'),
+        ('model.architecture.head.in_channels', [256, 384]),
+        ('randomness', dict(seed='abc')),
+    ],
+)
+def test_what_is_left_to_its_owner(key, value):
+    check_settings(changed(key, value, 'qat_r20_w2a2_digits'), 'a.py')
+
+
+def test_a_batch_sampler_has_the_size():
+    cfg = changed('train_dataloader.batch_size', None, 'qat_r20_w2a2_digits')
+    cfg.train_dataloader.batch_sampler = dict(type='BatchSampler')
+    check_settings(cfg, 'a.py')
+
+
+# --- sections of this package ----------------------------------------------
+
+
 @pytest.mark.parametrize('path', RECIPES, ids=lambda path: path.stem)
 def test_the_recipes_themselves_are_right(path):
     cfg = Config.fromfile(path)
     before = cfg.to_dict()
+    check_settings(cfg, str(path))
     settle_own_sections(cfg)
     assert cfg.to_dict() == before
 
@@ -123,7 +260,8 @@ def test_arguments_include_those_handed_on():
 
 def test_all_names_are_known():
     names = own_names()
-    assert {'JointQAT', 'LSQ', 'Digits', 'EpochLoop', 'collated'} <= set(names)
+    some = ('JointQAT', 'LSQ', 'Digits', 'EpochLoop', 'collated')
+    assert {f'mmauxq.{name}' for name in some} <= set(names)
     assert list(names) == sorted(names)
 
 
@@ -195,8 +333,8 @@ def test_networks_and_data_are_inherited(tmp_path, data):
 
 
 def _scopes_of_a_run(cfg):
-    run = settings_of_a_run()
-    return _scopes({k: v for k, v in cfg.to_dict().items() if k in run})
+    settings = cfg.to_dict().items()
+    return _scopes({k: v for k, v in settings if k in RUN_SETTINGS})
 
 
 def _scopes(value):

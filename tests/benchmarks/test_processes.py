@@ -32,7 +32,10 @@ def test_one_that_fails_does_not_stop_the_others(tmp_path, jobs, capsys):
     assert run_all(['bad', 'good'], out, jobs, None, measure) == ['bad']
     assert results.read(out) == [dict(arm='bad', error='why')]
     lines = sorted(capsys.readouterr().out.splitlines())
-    assert lines == ['bad: FAILED in 0 s', 'good: fine in 0 s']
+    assert [line.rpartition(' in ')[0] for line in lines] == [
+        'bad: FAILED',
+        'good: fine',
+    ]
 
 
 def test_nothing_starts_when_time_is_up(tmp_path, capsys):

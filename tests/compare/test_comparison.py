@@ -73,13 +73,13 @@ def test_overrides_may_be_lists():
     arms = comparison.read_arms(
         [
             f'a={AUX},custom_hooks={hooks},model.guidance.loss_weight=0.5',
-            f'b={DSN},model.guidance.alphas=[1.0, 2.0],seed=3',
+            f'b={DSN},model.guidance.alphas=[1.0, 2.0],log_level=DEBUG',
         ]
     )
     assert arms['a'].custom_hooks[1]['end_weight'] == 0.1
     assert arms['a'].model.guidance.loss_weight == 0.5
     assert arms['b'].model.guidance.alphas == [1.0, 2.0]
-    assert arms['b'].seed == 3
+    assert arms['b'].log_level == 'DEBUG'
 
 
 @pytest.mark.parametrize(

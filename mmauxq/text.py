@@ -1,12 +1,6 @@
-"""Numbers, errors and tables as text."""
+"""Numbers and tables as text."""
 
 from collections.abc import Iterable, Sequence
-
-
-def one_line(value: object, width: int = 200) -> str:
-    """``str(value)`` in one line of at most ``width`` characters."""
-    text = ' '.join(str(value).split())
-    return text if len(text) <= width else f'{text[: width - 3]}...'
 
 
 def percent(fraction: float | None) -> str:

@@ -1,4 +1,4 @@
-from mmauxq.text import one_line, percent, table
+from mmauxq.text import percent, table
 
 
 def test_a_table():
@@ -10,13 +10,6 @@ def test_a_table():
         '| a | 1.5 | x |\n'
         '| b | 2 |  |\n'
     )
-
-
-def test_a_long_message_becomes_one_short_line():
-    error = ValueError('first\n   second line')
-    assert one_line(error) == 'first second line'
-    assert one_line(error, 12) == 'first sec...'
-    assert one_line('x' * 200) == 'x' * 200
 
 
 def test_percent():

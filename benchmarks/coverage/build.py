@@ -9,8 +9,7 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from mmauxq.algorithms import JointQAT
-from mmauxq.cli.run_command import one_line
-from mmauxq.errors import UsageError
+from mmauxq.errors import UsageError, one_line
 from mmauxq.network.profile import count_parameters, floating, profile
 
 from .configs import (

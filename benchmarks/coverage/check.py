@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from mmauxq.algorithms import JointQAT
 from mmauxq.analysis import count_levels
-from mmauxq.cli.run_command import one_line
+from mmauxq.errors import one_line
 from mmauxq.layers import QuantLayer, restore
 from mmauxq.network import sample_images
 from mmauxq.network.profile import count_parameters as parameters_of

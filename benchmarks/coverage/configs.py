@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmauxq.engine.checks import check_training
-from mmauxq.engine.settings import check_settings
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope
 from mmengine.utils import get_installed_path
@@ -17,9 +15,9 @@ from torch.overrides import TorchFunctionMode
 
 from mmauxq import compat
 from mmauxq.cli.load_config import load_config
-from mmauxq.cli.run_command import one_line
+from mmauxq.engine.config_validation import check_settings
 from mmauxq.engine.image_shape import set_image_shape
-from mmauxq.errors import UsageError
+from mmauxq.errors import UsageError, one_line
 from mmauxq.network import sample_images
 from mmauxq.network.profile import candidate_shapes
 
@@ -108,8 +106,7 @@ def recipe(config: str, head: dict | None = None) -> Config:
         )
         cfg = load_config(Namespace(config=str(file), cfg_options=None))
     if not head:
-        check_training(cfg, config)
-        check_settings(cfg)
+        check_settings(cfg, config)
     compat.enable()
     init_default_scope('mmpretrain')
     without_downloads(cfg._cfg_dict)

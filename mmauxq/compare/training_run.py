@@ -20,9 +20,8 @@ from mmauxq.engine.defaults import add_watch_hooks, use_resumable_loop
 from mmauxq.engine.hooks import EpochLengthHook, TeacherCheckHook
 from mmauxq.engine.image_shape import set_image_shape
 from mmauxq.engine.resume import set_start
-from mmauxq.errors import UsageError
+from mmauxq.errors import UsageError, one_line
 from mmauxq.registry import MODELS
-from mmauxq.text import one_line
 
 METRIC = 'val/accuracy/top1'
 SECONDS = 'mmauxq/seconds'
@@ -179,5 +178,4 @@ def build_model(config: Config) -> nn.Module:
     except UsageError:
         raise
     except (KeyError, TypeError, ValueError, AssertionError) as error:
-        reason = one_line(error, 300)
-        raise UsageError(f'{type(error).__name__}: {reason}') from error
+        raise UsageError(one_line(error, 300)) from error

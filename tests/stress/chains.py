@@ -38,7 +38,7 @@ from mmauxq.accelerate import fused_norm as chains
 from mmauxq.accelerate.cuda_graph import GraphedStep
 from mmauxq.accelerate.kernels.dispatch import use_form
 from mmauxq.algorithms import JointQAT
-from mmauxq.cli.run_command import one_line
+from mmauxq.errors import one_line
 from mmauxq.quantizers.functional import learned_step_quantize
 from tests.conftest import ROOT
 

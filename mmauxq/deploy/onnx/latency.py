@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from mmengine.config import Config
 
-from mmauxq.errors import UsageError
+from mmauxq.errors import UsageError, one_line
 from mmauxq.optional import need
-from mmauxq.text import one_line
 
 from ..network import Network, build
 from . import runtime

@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from mmauxq.errors import UsageError
+from mmauxq.errors import UsageError, one_line
 from mmauxq.optional import need
-from mmauxq.text import one_line
 
 from .trace import INPUT, OUTPUT
 

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from mmauxq.errors import UsageError
+from mmauxq.errors import UsageError, one_line
 from mmauxq.optional import need
 from mmauxq.quantizers import named_quantizers
-from mmauxq.text import one_line
 
 if TYPE_CHECKING:
     import onnx_ir

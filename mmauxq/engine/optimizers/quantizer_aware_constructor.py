@@ -1,4 +1,5 @@
 import inspect
+from types import SimpleNamespace
 
 import torch.nn as nn
 from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
@@ -63,7 +64,9 @@ class QuantizerAwareOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                 'weight_decay': 0.0,
             },
         ]
-        return super().__call__(_Grouped([g for g in groups if g['params']]))
+        groups = [group for group in groups if group['params']]
+        # the parent hands parameters() on to the optimizer
+        return super().__call__(SimpleNamespace(parameters=lambda: groups))
 
     def add_params(self, params: list, module: nn.Module, prefix='', **kwargs):
         super().add_params(params, module, prefix=prefix, **kwargs)
@@ -98,22 +101,13 @@ def _scales(model: nn.Module) -> set[nn.Parameter]:
 def _merged(groups: list[dict]) -> list[dict]:
     """Parameters of the same settings in one group.
 
-    MMEngine has a group for each, and so the optimizer some launches for each.
+    MMEngine makes a group for each parameter, which costs the optimizer some
+    launches of kernels for each.
     """
-    found: dict[str, dict] = {}
+    merged: dict[str, dict] = {}
     for group in groups:
         settings = {k: v for k, v in group.items() if k != 'params'}
         key = repr(sorted(settings.items()))
-        merged = found.setdefault(key, dict(settings, params=[]))
-        merged['params'] += group['params']
-    return list(found.values())
-
-
-class _Grouped:
-    """Hands ready parameter groups to the parent as ``parameters()``."""
-
-    def __init__(self, groups: list[dict]):
-        self._groups = groups
-
-    def parameters(self) -> list[dict]:
-        return self._groups
+        one = merged.setdefault(key, dict(settings, params=[]))
+        one['params'] += group['params']
+    return list(merged.values())

@@ -90,7 +90,6 @@ class JointQAT(BaseModel):
             self.guidance = build.build_guidance(self, guidance, found)
         self.bits = build.quantize(architecture, found, quantizers, policy)
         self._register_state_dict_hook(keep_all)
-        self.has_own_loss = not is_plain(architecture)
         self.step = build.accelerated_step(self, speed)
 
     @property
@@ -101,6 +100,11 @@ class JointQAT(BaseModel):
         if isinstance(self.guidance, Guidance):
             return [self.guidance]
         return list(self.guidance)
+
+    @property
+    def has_own_loss(self) -> bool:
+        """Whether the loss of F needs more than its logits."""
+        return not is_plain(self.architecture)
 
     # --- a training step ---------------------------------------------------
 
@@ -212,8 +216,7 @@ class JointQAT(BaseModel):
             recorder.release()
 
     def eager(self) -> Any:
-        """A context in which hooks on the modules of F are called: no step is
-        compiled or recorded."""
+        """A context without compiled or recorded steps, which call no hooks."""
         return nullcontext() if self.step is None else self.step.eager()
 
     # --- before the first step ----------------------------------------------

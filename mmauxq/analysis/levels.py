@@ -66,4 +66,4 @@ def count_levels(model: nn.Module, inputs: Tensor) -> list[LevelCount]:
 
 
 def _levels(quantizer: Quantizer, value: Tensor) -> int:
-    return max(len(row.unique()) for row in quantizer._per_scale(value))
+    return max(len(row.unique()) for row in quantizer.rows(value))

@@ -25,7 +25,7 @@ def test_one_that_runs_and_one_that_fails(tmp_path, monkeypatch, capsys):
     rows = {row['arm']: row for row in map(json.loads, lines)}
     good = rows.pop('step/r18/w4a4/codes/2')
     assert good['ms'] > 0 and good['first_loss'] > 0
-    assert 'qat_nix_w4a4.py' in rows['ops/weights/nix']['error']
+    assert "KeyError: 'nix'" in rows['ops/weights/nix']['error']
     assert '## Training steps' in (tmp_path / 'table.md').read_text()
     assert main(options) == 0
     assert len((tmp_path / 'results.jsonl').read_text().splitlines()) == 2

@@ -49,7 +49,7 @@ def test_a_recorded_step_has_a_fused_optimizer(
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: gpu)
     cfg = Config(dict(model={}, optim_wrapper=dict(optimizer=optimizer)))
     command._set_cuda_graph(cfg)
-    assert cfg.model.cuda_graph is True
+    assert cfg.model.speed.cuda_graph is True
     assert cfg.optim_wrapper.optimizer.get('fused') is fused
 
 

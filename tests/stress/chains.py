@@ -175,7 +175,7 @@ def recorded(config: str) -> tuple[dict, dict, JointQAT]:
     for wanted in (False, True):
         model, shape = build(config)
         model = model.cuda().to(memory_format=torch.channels_last)
-        model.channels_last = True
+        model.step.channels_last = True
         model.step.recorded = (
             GraphedStep(model.step.one_by_one, model)
             if wanted

@@ -153,10 +153,10 @@ def _follow(
 
     def follow(name: str, quantizer: Quantizer, x: Tensor, y: Tensor):
         grid = quantizer.grid()
-        offset = 0.0 if grid.offset is None else quantizer._spread(
+        offset = 0.0 if grid.offset is None else quantizer.broadcast(
             grid.offset, x
         )  # fmt: skip
-        scale = quantizer._spread(grid.scale, x)
+        scale = quantizer.broadcast(grid.scale, x)
         exported = codes[name]
         expected = ((y.double() - offset) / scale).round()
         differs = expected != exported

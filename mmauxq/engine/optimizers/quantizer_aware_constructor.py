@@ -6,6 +6,7 @@ from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
 from mmengine.registry import OPTIMIZERS
 
 from mmauxq.errors import UsageError
+from mmauxq.guidance.teacher import Teacher
 from mmauxq.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
 QUANTIZERS = frozenset({'weight_quantizer', 'input_quantizer'})
@@ -56,7 +57,8 @@ class QuantizerAwareOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         knows_decay = self._knows_decay()
         if not scales or self.paramwise_cfg or not knows_decay:
             return super().__call__(model)
-        others = [p for p in model.parameters() if p not in scales]
+        idle = _frozen_teachers(model)
+        others = [p for p in model.parameters() if p not in scales | idle]
         groups = [
             {'params': others},
             {
@@ -69,6 +71,8 @@ class QuantizerAwareOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         return super().__call__(SimpleNamespace(parameters=lambda: groups))
 
     def add_params(self, params: list, module: nn.Module, prefix='', **kwargs):
+        if isinstance(module, Teacher) and not module.trained:
+            return
         super().add_params(params, module, prefix=prefix, **kwargs)
         if prefix:
             return
@@ -95,6 +99,15 @@ def _scales(model: nn.Module) -> set[nn.Parameter]:
         parameter
         for name, parameter in model.named_parameters()
         if is_quantizer_parameter(name)
+    }
+
+
+def _frozen_teachers(model: nn.Module) -> set[nn.Parameter]:
+    return {
+        parameter
+        for module in model.modules()
+        if isinstance(module, Teacher) and not module.trained
+        for parameter in module.parameters()
     }
 
 

@@ -216,7 +216,7 @@ class JointQAT(BaseModel):
             recorder.release()
 
     def eager(self) -> Any:
-        """A context without compiled or recorded steps, which call no hooks."""
+        """A context without compiled or recorded steps: they call no hooks."""
         return nullcontext() if self.step is None else self.step.eager()
 
     # --- before the first step ----------------------------------------------

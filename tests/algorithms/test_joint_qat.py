@@ -502,9 +502,7 @@ def test_what_is_no_list_of_guidances(guidance, message):
 
 
 def test_two_auxiliary_modules_are_refused():
-    with pytest.raises(
-        UsageError, match='at most one auxiliary module, got 2'
-    ):
+    with pytest.raises(UsageError, match='one auxiliary module, got 2'):
         joint_qat(guidance=[AUX, AUX])
 
 
@@ -524,9 +522,7 @@ def test_a_head_without_logits_cannot_be_distilled(monkeypatch):
         'loss',
         lambda self, features, samples: dict(loss=features[0].sum()),
     )
-    with pytest.raises(
-        UsageError, match='expected a head of F that gives logits'
-    ):
+    with pytest.raises(UsageError, match='a head of F that gives logits'):
         model.loss(*batch())
 
 
@@ -596,9 +592,7 @@ def test_a_head_with_a_loss_of_its_own_is_not_compiled(monkeypatch):
     config = classifier()
     config['head'] = dict(type='ArcFaceClsHead', num_classes=10,
                           in_channels=16)  # fmt: skip
-    with pytest.raises(
-        UsageError, match='speed.compile: .* got a ArcFaceClsHead'
-    ):
+    with pytest.raises(UsageError, match='compile: .* got a ArcFaceClsHead'):
         joint_qat(architecture=config, guidance=None, compile=True)
 
 

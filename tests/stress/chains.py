@@ -177,9 +177,9 @@ def recorded(config: str) -> tuple[dict, dict, JointQAT]:
         model = model.cuda().to(memory_format=torch.channels_last)
         model.step.channels_last = True
         model.step.recorded = (
-            GraphedStep(model.step.one_by_one, model)
+            GraphedStep(model.step._launched, model)
             if wanted
-            else model.step.one_by_one
+            else model.step._launched
         )
         with torch.backends.cudnn.flags(benchmark=False, deterministic=True):
             results.append(train(model, shape, 5))

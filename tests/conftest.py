@@ -47,12 +47,24 @@ def root() -> Path:
 
 
 @pytest.fixture(scope='session', autouse=True)
-def packages_are_looked_up_once():
-    """For each inherited file MMEngine reads all 85 metafiles of MMPretrain,
-    and the list of installed packages."""
+def configs_are_worked_on_once():
+    """Does not change what MMEngine computes, only how often.
+
+    For each inherited file it reads all 85 metafiles of MMPretrain and the
+    list of installed packages; in each training it formats the same config
+    five times.
+    """
     from mmengine.config import config, utils
 
+    format_code, formatted = config.FormatCode, {}
+
+    def format_once(text, style_config):
+        if text not in formatted:
+            formatted[text] = format_code(text, style_config=style_config)
+        return formatted[text]
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(config, 'FormatCode', format_once)
         patch.setattr(utils, 'load', functools.cache(utils.load))
         patch.setattr(
             config, 'is_installed', functools.cache(config.is_installed)

@@ -108,3 +108,8 @@ def run_python(tmp_path):
         )
 
     return run
+
+
+def pytest_collection_modifyitems(items):
+    """Tests that fork come first: no child can use an initialised GPU."""
+    items.sort(key=lambda item: 'test_resume' not in item.nodeid)

@@ -106,12 +106,15 @@ def test_a_killed_run_is_resumed(tmp_path):
             'model.policy.layers="[(backbone.nothing,8)]"',
             "got 'backbone.nothing', which matches nothing",
         ),
-        ('model.policy.layers=7', 'policy.layers=7; allowed are'),
+        ('model.policy.layers=7', 'policy.layers: expected a dict or'),
         (
             'model.quantizers.weight.bits=11',
-            'quantizers.weight: bits=11; allowed are 1 to 8',
+            'quantizers.weight: expected bits from 1 to 8',
         ),
-        ('model.guidance.width_ratio=2', 'guidance.width_ratio=2; allowed'),
+        (
+            'model.guidance.width_ratio=2',
+            'width_ratio: expected a number above 0',
+        ),
         ('model.guidance.loss_wieght=2', 'loss_wieght'),
         ('model.input_shape=(3,8,8)', 'a forward pass on (1, 3, 8, 8) fails'),
         ('model.float_checkpoint=nowhere.pth', 'nowhere.pth'),

@@ -35,6 +35,7 @@ def block_gradient_norms(
     with floating(network):
         run = TrainingPass(network, sample_images(network, model.cost.shape))
     taps = find_taps(run, 'auto')
+    model.calibrate(inputs)
     passes: list[dict[str, Tensor]] = []
 
     def next_pass(*_: object) -> None:

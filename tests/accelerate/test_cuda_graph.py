@@ -10,11 +10,14 @@ from torch import nn
 from mmauxq.accelerate import cuda_graph as graphed_step
 from mmauxq.accelerate.cuda_graph import GraphedStep
 from mmauxq.errors import UsageError
-from tests.networks import AUX, batch, captured, joint_qat
+from tests.networks import AUX, batch, captured, classifier, joint_qat
 
 KD = dict(type='mmauxq.KnowledgeDistillation')
 DSN = dict(type='mmauxq.IntermediateClassifiers')
 
+FEATURES = dict(
+    features=dict(type='mmrazor.ATLoss', loss_weight=10.0), taps='stage_ends'
+)
 no_gpu = pytest.mark.skipif(
     not torch.cuda.is_available(), reason='needs a CUDA GPU'
 )
@@ -30,7 +33,7 @@ def train(cuda_graph, sizes=(8,) * 6, dtype=None, every=1, **settings):
     """Losses of some steps, and what they make of the model."""
     model = joint_qat(cuda_graph=cuda_graph, **settings).to(DEVICE)
     if not cuda_graph:  # the same kernels, launched one by one
-        model.step.recorded = model.step.one_by_one
+        model.step.recorded = model.step._launched
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
     history = []
     for i, size in enumerate(sizes):
@@ -84,9 +87,9 @@ def test_recorded_is_eager_to_the_bit(settings, deterministic):
     found = train(True, **settings)
     same(found, expected)
     recording = found[1].step.recorded._recording
-    assert recording.plays >= 1
+    assert recording.replays >= 1
     # which is what both have in common, and must not be nothing
-    assert found[1].step.chains.fusions
+    assert found[1].step.fused_norms.fusions
 
 
 @pytest.mark.gpu
@@ -102,13 +105,13 @@ def test_what_changes_the_step_is_recorded_anew():
         return model.step.recorded._recording
 
     first = [step() for _ in range(4)][-1]
-    assert first.plays == 2
+    assert first.replays == 3
     frozen = model.architecture.backbone.layer1[0].conv1.weight
     frozen.requires_grad_(False)
     norm = model.architecture.backbone.layer1[0].bn1.eval()
     mean = norm.running_mean.clone()
     last = [step() for _ in range(3)][-1]
-    assert last is not first and last.plays == 2
+    assert last is not first and last.replays == 2
     assert frozen.grad is None
     assert torch.equal(norm.running_mean, mean)
 
@@ -144,7 +147,7 @@ def test_random_numbers_go_on():
     inputs = torch.ones(8, 64, device='cuda')
     torch.manual_seed(0)
     found = [step(inputs).detach().clone() for _ in range(4)]
-    assert step._recording.plays == 3
+    assert step._recording.replays == 3
     torch.manual_seed(0)
     for one in found:
         assert torch.equal(layer(inputs), one)
@@ -288,3 +291,95 @@ def test_what_is_trained_must_stand_in_its_place():
         graphed_step._check_leaves([y], found.values())
         with pytest.raises(UsageError, match=r'of shape \(3,\) outside of'):
             graphed_step._check_leaves([y, y * kept], found.values())
+
+
+@pytest.mark.gpu
+@no_gpu
+def test_numbers_that_a_hook_schedules_count(deterministic):
+    """As a schedule of momentum, or of the weights of distances, does."""
+
+    def steps(recorded):
+        model = joint_qat(guidance=dict(KD, **FEATURES), cuda_graph=recorded)
+        model.to(DEVICE)
+        if not recorded:
+            model.step.recorded = model.step._launched
+        history = []
+        for i in range(9):
+            if i == 4:
+                for module in model.modules():
+                    if isinstance(module, nn.BatchNorm2d):
+                        module.momentum = 0.5
+                model.guidance.betas = [0.25] * len(model.guidance.betas)
+            losses = model.loss(*data(seed=i))
+            sum(losses.values()).backward()
+            history.append({n: v.item() for n, v in losses.items()})
+        return history, model
+
+    expected, found = steps(False), steps(True)
+    same(found, expected)
+    assert found[1].step.recorded._recording.replays == 4
+
+
+@pytest.mark.gpu
+@no_gpu
+def test_activation_checkpointing_is_named():
+    model = joint_qat(
+        architecture=dict(
+            classifier(),
+            backbone=dict(
+                type='ResNet', depth=18, in_channels=1, stem_channels=4,
+                base_channels=4, with_cp=True,
+            ),
+            head=dict(type='LinearClsHead', num_classes=10, in_channels=32),
+        ),
+        guidance=None, input_shape=(1, 32, 32), cuda_graph=True,
+    ).to(DEVICE)  # fmt: skip
+    inputs = torch.randn(8, 1, 32, 32, device=DEVICE, requires_grad=True)
+    _, samples = data()
+    with pytest.raises(UsageError, match='with_cp=False'):
+        for _ in range(3):
+            sum(model.loss(inputs, samples).values()).backward()
+
+
+def changed_momentum(model):
+    model.architecture.backbone.bn1.momentum = 0.3
+
+
+def changed_bits(model):
+    model.architecture.backbone.layer1[0].conv1.input_quantizer.bits = 4
+
+
+def changed_betas(model):
+    model.guidance.betas = [0.5, *model.guidance.betas[1:]]
+
+
+def changed_mode(model):
+    model.architecture.backbone.layer1.eval()
+
+
+def changed_teacher(model):
+    for buffer in model.guidance.teacher.buffers():
+        buffer.data = buffer.data.clone()
+
+
+def changed_parameter(model):
+    conv = model.architecture.backbone.conv1
+    conv.weight = nn.Parameter(conv.weight.detach().clone())
+
+
+def changed_module(model):
+    model.architecture.backbone.bn1 = nn.BatchNorm2d(4)
+
+
+@pytest.mark.parametrize(
+    'change',
+    [changed_momentum, changed_bits, changed_betas, changed_mode,
+     changed_teacher, changed_parameter, changed_module],
+)  # fmt: skip
+def test_what_a_recording_holds_fixed_is_watched(change):
+    model = joint_qat(guidance=dict(KD, **FEATURES))
+    watched = graphed_step._Watched(model)
+    before = watched.state()
+    assert watched.state() == before and not watched.is_outdated()
+    change(model)
+    assert watched.is_outdated() or watched.state() != before

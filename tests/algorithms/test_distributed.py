@@ -99,7 +99,7 @@ def test_two_halves_are_one_whole():
             activation=dict(type='mmauxq.LSQ', bits=8),
         ),
     )
-    steps = 5
+    steps = 6
     first, second = on_ranks(2, _train_half, steps, settings)
     model = joint_qat(seed=0, **settings)
     whole = train_steps(model, model, steps, slice(0, 16))
@@ -151,7 +151,7 @@ def test_ranks_with_unequal_numbers_of_batches_are_refused(tmp_path):
     # 9 and 8 images: 2 batches and 1, and one rank would wait for ever
     for error in on_ranks(2, _uneven, tmp_path, False):
         assert isinstance(error, UsageError)
-        assert 'ranks have 2 and 1 batches' in str(error)
+        assert 'on each rank, got 2 and 1' in str(error)
         assert 'round_up=True' in str(error)
 
 

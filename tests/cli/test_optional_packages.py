@@ -36,7 +36,9 @@ class Hiding:
 
 
 def hide(*names):
-    assert not {*names} & {*sys.modules}, 'too late'
+    # what another package imported for itself
+    for name in [m for m in sys.modules if m.partition('.')[0] in names]:
+        del sys.modules[name]
     sys.meta_path[:] = [Hiding(finder, names) for finder in sys.meta_path]
 
 

@@ -28,13 +28,13 @@ def test_overrides_may_be_lists():
     arms = read_arms(
         [
             f'a={AUX},custom_hooks={hooks},model.guidance.loss_weight=0.5',
-            f'b={DSN},model.guidance.alphas=[1.0, 2.0],seed=3',
+            f'b={DSN},model.guidance.alphas=[1.0, 2.0],log_level=DEBUG',
         ]
     )
     assert arms['a'].custom_hooks[1]['end_weight'] == 0.1
     assert arms['a'].model.guidance.loss_weight == 0.5
     assert arms['b'].model.guidance.alphas == [1.0, 2.0]
-    assert arms['b'].seed == 3
+    assert arms['b'].log_level == 'DEBUG'
 
 
 @pytest.mark.parametrize(
@@ -71,16 +71,19 @@ TEACHER = f'{KD},model.guidance.train_teacher=true,model.guidance.teacher'
     'arm, message',
     [
         (f'{AUX},model.guidance.taps=backbone.layer9.*', 'matches nothing'),
-        (f'{DSN},model.guidance.alphas=[1, 1]', '2 weights for 9 taps'),
+        (
+            f'{DSN},model.guidance.alphas=[1, 1]',
+            'expected 9 weights,.* got 2',
+        ),
         (
             f'{TEACHER}={ROOT / "configs/float_r20_fmnist.py"}',
-            'made for images of 28 pixels, F gets 8',
+            'for images of 8 pixels, got one for 28',
         ),
         (
             f'{KD},model.guidance.checkpoint=none.pth',
             'none.pth does not exist',
         ),
-        (f'{KD},model.guidance.logits.type=mmrazor.Nope', 'is not registered'),
+        (f'{KD},model.guidance.logits.type=mmrazor.Nope', 'registered in'),
         (f'{AUX},model.guidance.width=2', 'did you mean width_ratio'),
         (f'{AUX},model.architecture.head.type=Nope', 'Nope'),
     ],
@@ -100,5 +103,7 @@ def test_a_teacher_with_other_classes_is_refused(tmp_path):
         'model = dict(head=dict(num_classes=7))\n'
     )
     arms = read_arms([f'bad={TEACHER}={other}'])
-    with pytest.raises(UsageError, match='it has 7 classes, F has 10'):
+    with pytest.raises(
+        UsageError, match='10 classes, those of F, got 7'
+    ):
         check_arms(arms)

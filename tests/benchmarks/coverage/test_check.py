@@ -28,9 +28,6 @@ def test_builds_with_small_images():
 
 def test_what_the_command_refuses_does_not_pass():
     """MMPretrain's own training refuses it as well."""
-    row = try_config('resnest/resnest50_32xb64_in1k.py')
-    assert row.verdict == 'fail'
-    assert row.reason.startswith('val_cfg is not set')
     row = count_parameters(
         'vision_transformer/vit-base-p16_4xb544-ipu_in1k.py'
     )

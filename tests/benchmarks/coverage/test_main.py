@@ -22,12 +22,12 @@ def test_one_that_passes_and_one_that_is_kept(tmp_path, capsys):
     assert (row['config'], row['verdict']) == (lenet, 'pass')
     row['quantized'] = 7  # is not tried again
     lines.write_text(json.dumps(row) + '\n')
-    refused = 'resnest/resnest50_32xb64_in1k.py'
+    refused = 'vision_transformer/vit-base-p16_4xb544-ipu_in1k.py'
     assert main([lenet, refused, '--resume', '--out', str(out)]) == 1
     rows = [json.loads(line) for line in lines.read_text().splitlines()]
     assert [r['quantized'] for r in rows] == [7, 0]
-    assert rows[1]['reason'].startswith('val_cfg is not set')
-    assert rows[1]['backbone'] == 'ResNeSt'
+    assert rows[1]['reason'].endswith('has no `train_cfg`')
+    assert rows[1]['backbone'] == 'VisionTransformer'
 
 
 @pytest.mark.parametrize(

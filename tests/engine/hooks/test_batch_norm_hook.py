@@ -3,7 +3,6 @@ import copy
 import pytest
 import torch
 from mmengine.hooks import Hook
-from tests.ranks import on_ranks
 from torch import nn
 
 from mmauxq import compat
@@ -12,6 +11,7 @@ from mmauxq.errors import UsageError
 from mmauxq.registry import HOOKS
 from tests.networks import batch, joint_qat
 from tests.running import Samples, make_runner, with_validation
+from tests.support.ranks import on_ranks
 
 
 @pytest.fixture

@@ -202,7 +202,7 @@ def test_skipping_ends(tmp_path):
 
 def test_a_first_batch_without_numbers_calibrates_nothing(tmp_path):
     runner = runner_with(tmp_path, Spoiled(0, float('nan')), on_bad='skip')
-    with pytest.raises(TrainingError, match='no scale can be found'):
+    with pytest.raises(TrainingError, match='expected finite values to calib'):
         runner.train()
 
 

@@ -321,6 +321,7 @@ def test_numbers_that_a_hook_schedules_count(deterministic):
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings('ignore:torch.utils.checkpoint')
 @no_gpu
 def test_activation_checkpointing_is_named():
     model = joint_qat(

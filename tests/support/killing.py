@@ -24,7 +24,9 @@ from tests.commands import train
 # The first backward pass of a process decides whether autograd has threads; it
 # has, and no forked process can compute gradients, if something was compiled
 # or exported before. All test files are imported before the first test runs.
-torch.ones((), requires_grad=True).backward()
+# With a GPU it would initialise that, which no forked process could use then.
+if not torch.cuda.is_available():
+    torch.ones((), requires_grad=True).backward()
 
 VOLATILE = {'cfg', 'eta', 'experiment_name', 'mmengine_version'}
 """What a message hub holds that two equal runs may differ in."""

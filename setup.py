@@ -22,6 +22,7 @@ export = [
     # the 8-bit container.
     'onnxruntime>=1.24; python_version >= "3.11"',
     'onnxruntime>=1.20; python_version < "3.11"',
+    'onnx-ir>=0.1.16',  # Model.clone, INT2
     'onnxscript>=0.7',  # older ones fail with onnx-ir 1.1
     'safetensors>=0.5',
     'torch>=2.8',  # has torch.onnx.ops

@@ -2,35 +2,73 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any
 
 
 class UsageError(ValueError):
-    """Something that was asked for is wrong, and the message says how.
+    """An argument, option or file is wrong.
 
-    The message is one line: what came, what was allowed, where. The programs
-    in ``tools/`` print it without a traceback and exit with status 2.
+    The message is one line, ``WHERE: expected X, got Y``, and says what would
+    help. The commands print it without a traceback and exit with status 2.
     """
 
 
 class TrainingError(RuntimeError):
-    """A run cannot go on, for a reason outside of what was asked for.
+    """A run cannot go on, for a reason outside of its arguments.
 
     Numbers that are not finite, a full disk, a data loader that died: the
-    message is one line and says what and where. The programs in ``tools/``
-    print it without a traceback and exit with status 1.
+    message is one line and says what and where. The commands print it without
+    a traceback and exit with status 1.
     """
+
+
+def check_integer(place: str, value: Any, least: int) -> None:
+    """Check a setting that counts something.
+
+    Args:
+        place: The dotted path of a config, or an argument of a class.
+        value: Of any type; ``True`` and ``False`` are no numbers.
+        least: The smallest one that makes sense.
+
+    Raises:
+        UsageError: If it is not an integer from ``least`` on.
+    """
+    if type(value) is not int or value < least:
+        raise UsageError(
+            f'{place}: expected an integer from {least}, got {shorten(value)}'
+        )
+
+
+def shorten(value: Any, width: int = 120) -> str:
+    """``repr(value)`` in one line of ``width`` characters at most."""
+    text = ' '.join(repr(value).split())
+    return text if len(text) <= width else f'{text[: width - 3]}...'
+
+
+def one_line(error: BaseException, width: int = 600) -> str:
+    """The message of an error in one line.
+
+    Its type stands in front where another package wrote the message.
+    """
+    text = str(error.args[0]) if isinstance(error, KeyError) else str(error)
+    text = ' '.join(text.split())
+    if isinstance(error, KeyError) and ' ' not in text:
+        text = f'missing key {text!r}'
+    elif not isinstance(error, (UsageError, TrainingError, KeyError)):
+        text = f'{type(error).__name__}: {text}'
+    return text if len(text) <= width else text[: width - 3] + '...'
 
 
 def unknown_name(
     place: str, got: object, expected: Iterable[str], alike: float = 0.6
 ) -> UsageError:
-    """That a name is none of those that exist, and the nearest of them.
+    """The error for a name that does not exist.
 
     Args:
-        place: The dotted path of a config, or an option.
-        got: The name that came.
-        expected: All that exist, in the order of the message.
-        alike: How near the nearest must be to be named, 0 to 1.
+        place: The dotted path in a config, or an option.
+        got: The unknown name.
+        expected: All known names, in the order of the message.
+        alike: Similarity, 0 to 1, from which the nearest one is suggested.
 
     Returns:
         An error to raise: ``PLACE: expected one of a, b, got 'c'; did you

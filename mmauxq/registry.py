@@ -51,7 +51,7 @@ LOOPS = Registry(
     'loop',
     parent=MMENGINE_LOOPS,
     scope='mmauxq',
-    locations=['mmauxq.engine.loops'],
+    locations=['mmauxq.engine.resumable_loops'],
 )
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     'optimizer wrapper constructor',

@@ -1,5 +1,6 @@
 """Shared by all tests."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -45,6 +46,32 @@ def root() -> Path:
     return ROOT
 
 
+@pytest.fixture(scope='session', autouse=True)
+def configs_are_worked_on_once():
+    """Does not change what MMEngine computes, only how often.
+
+    For each inherited file it reads all 85 metafiles of MMPretrain and the
+    list of installed packages; in each training it formats the same config
+    five times.
+    """
+    from mmengine.config import config, utils
+
+    format_code, formatted = config.FormatCode, {}
+
+    def format_once(text, style_config):
+        if text not in formatted:
+            formatted[text] = format_code(text, style_config=style_config)
+        return formatted[text]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(config, 'FormatCode', format_once)
+        patch.setattr(utils, 'load', functools.cache(utils.load))
+        patch.setattr(
+            config, 'is_installed', functools.cache(config.is_installed)
+        )
+        yield
+
+
 @pytest.fixture(autouse=True)
 def same_random_numbers():
     """Each test draws the same, whichever ran before it."""
@@ -81,3 +108,8 @@ def run_python(tmp_path):
         )
 
     return run
+
+
+def pytest_collection_modifyitems(items):
+    """Tests that fork come first: no child can use an initialised GPU."""
+    items.sort(key=lambda item: 'test_resume' not in item.nodeid)

@@ -19,6 +19,7 @@ QUANTIZERS = dict(
     activation=dict(type='mmauxq.LSQ', bits=2),
 )
 AUX = dict(type='mmauxq.AuxAdaptorAggregator')
+SPEED = ('compile', 'cuda_graph', 'memory', 'channels_last')
 
 
 def classifier(**backbone) -> dict:
@@ -46,8 +47,11 @@ def classifier(**backbone) -> dict:
 
 
 def joint_qat(seed: int = 0, **settings) -> JointQAT:
-    """A small algorithm, initialised."""
+    """A small algorithm, initialised; options of its speed by their names."""
     torch.manual_seed(seed)
+    speed = {name: settings.pop(name) for name in SPEED if name in settings}
+    if any(value is not None for value in speed.values()):
+        settings['speed'] = speed
     arguments = dict(
         architecture=classifier(),
         quantizers=QUANTIZERS,

@@ -12,7 +12,8 @@ from mmauxq.checkpoint_file import inspect
 from mmauxq.deploy import save_slim
 from mmauxq.engine.resume import load_resumable
 from mmauxq.errors import UsageError
-from tests.crafted import (
+from tests.networks import joint_qat
+from tests.support.crafted import (
     CRAFTED,
     FOUR,
     Raw,
@@ -21,7 +22,6 @@ from tests.crafted import (
     legacy,
     tensor,
 )
-from tests.networks import joint_qat
 
 
 @pytest.fixture(autouse=True)

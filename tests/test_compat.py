@@ -14,6 +14,7 @@ from packaging.version import Version
 
 from mmauxq import compat
 from mmauxq.errors import UsageError
+from tests.support.children import in_children
 
 
 @pytest.fixture(autouse=True)
@@ -24,43 +25,57 @@ def safe_checkpoints():
 # --- mmrazor ---------------------------------------------------------------
 
 
-def test_mmrazor_imports_with_compat(run_python):
-    done = run_python(
-        '-c',
-        'from mmauxq import compat; compat.enable_mmrazor(); '
-        'compat.enable_mmrazor(); import mmrazor.models as m; '
-        'print(m.BaseAlgorithm.__name__, m.SingleTeacherDistill.__name__)',
+MMRAZOR = {
+    'imports': """
+from mmauxq import compat
+compat.enable_mmrazor()
+compat.enable_mmrazor()
+import mmrazor.models as m
+print(m.BaseAlgorithm.__name__, m.SingleTeacherDistill.__name__)
+""",
+    'plain': 'import mmrazor.models',
+    'soft cross entropy': """
+import torch
+from mmauxq import compat
+compat._mend_soft_cross_entropy, mend = (
+    lambda: None), compat._mend_soft_cross_entropy
+compat.enable_mmrazor()
+from mmrazor.models.losses import KDSoftCELoss
+x, y = torch.randn(2, 4, 10)
+try: KDSoftCELoss()(x, y); print("remove the work-around")
+except TypeError: pass
+mend()
+expected = -(y.softmax(1) * x.log_softmax(1)).sum(1).mean()
+torch.testing.assert_close(KDSoftCELoss()(x, y), expected)
+print("computes")
+""",
+    # Without the alias mmrazor says only "torch>=1.13 is not installed".
+    'failure': """
+from mmauxq import compat
+compat._alias_torch_ao = lambda: None
+try: compat.enable_mmrazor()
+except ImportError as error: print(error)
+""",
+}
+"""Each in a fresh process: what is patched once stays so."""
+
+
+def test_mmrazor_needs_compat_and_works_with_it(tmp_path):
+    done = in_children(tmp_path, 'import mmpretrain.models', MMRAZOR)
+    plain = done['plain']
+    assert plain.returncode != 0, 'remove compat.enable_mmrazor'
+    assert 'ImportError' in plain.stderr
+    assert done['imports'].stdout.split() == [
+        'BaseAlgorithm',
+        'SingleTeacherDistill',
+    ], done['imports'].stderr
+    soft = done['soft cross entropy']
+    assert soft.stdout.split('\n')[-2:] == ['computes', ''], soft.stderr
+    assert 'remove' not in soft.stdout
+    failure = done['failure']
+    assert 'fuser_method_mappings has no reverse2' in failure.stdout, (
+        failure.stderr
     )
-    assert done.stdout.split() == ['BaseAlgorithm', 'SingleTeacherDistill'], (
-        done.stderr
-    )
-
-
-def test_mmrazor_still_needs_compat(run_python):
-    done = run_python('-c', 'import mmrazor.models')
-    assert done.returncode != 0, 'remove compat.enable_mmrazor'
-    assert 'ImportError' in done.stderr
-
-
-def test_soft_cross_entropy_of_mmrazor_computes(run_python):
-    done = run_python(
-        '-c',
-        'import torch\n'
-        'from mmauxq import compat\n'
-        'compat._mend_soft_cross_entropy, mend = (\n'
-        '    lambda: None), compat._mend_soft_cross_entropy\n'
-        'compat.enable_mmrazor()\n'
-        'from mmrazor.models.losses import KDSoftCELoss\n'
-        'x, y = torch.randn(2, 4, 10)\n'
-        'try: KDSoftCELoss()(x, y); print("remove the work-around")\n'
-        'except TypeError: pass\n'
-        'mend()\n'
-        'expected = -(y.softmax(1) * x.log_softmax(1)).sum(1).mean()\n'
-        'torch.testing.assert_close(KDSoftCELoss()(x, y), expected)\n'
-        'print("computes")',
-    )
-    assert done.stdout.split('\n')[-2:] == ['computes', ''], done.stderr
-    assert 'remove' not in done.stdout
 
 
 def test_existing_torch_symbols_are_left_alone(monkeypatch):
@@ -79,18 +94,6 @@ def test_aliases_reverse_their_arguments():
     fuse = mappings.reverse_sequential_wrapper2(lambda *modules: modules)
     assert fuse(False, 'relu', 'conv') == ('conv', 'relu')
     assert mappings.reverse2(lambda q, a, b: (a, b))(False, 1, 2) == (2, 1)
-
-
-def test_mmrazor_failure_shows_the_cause(run_python):
-    # Without the alias mmrazor says only "torch>=1.13 is not installed".
-    done = run_python(
-        '-c',
-        'from mmauxq import compat\n'
-        'compat._alias_torch_ao = lambda: None\n'
-        'try: compat.enable_mmrazor()\n'
-        'except ImportError as error: print(error)',
-    )
-    assert 'fuser_method_mappings has no reverse2' in done.stdout, done.stderr
 
 
 # --- configs ---------------------------------------------------------------
@@ -191,16 +194,6 @@ def rename_numpy(path, core) -> None:
                 for old in (b'numpy._core.', b'numpy.core.'):
                     data = data.replace(old, core.encode() + b'.')
             target.writestr(name, data)
-
-
-def test_new_checkpoints_load_in_plain_mmengine(tmp_path, run_python):
-    torch.save(history(), tmp_path / 'a.pth')
-    done = run_python(
-        '-c',
-        'import torch; b = torch.load("a.pth", weights_only=False); '
-        'print(b.statistics("max"))',
-    )
-    assert done.stdout.strip() == '2.0', done.stderr
 
 
 def test_statistics_of_a_file_do_not_replace_ours(tmp_path, monkeypatch):
@@ -369,25 +362,40 @@ def test_environment_is_made_safe(monkeypatch):
     assert 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD' not in os.environ
 
 
-def test_safe_checkpoints_still_needed(tmp_path, run_python):
-    """Plain MMEngine cannot read its own checkpoint, or reads it unsafely."""
-    code = (
-        'import torch\n'
-        'from mmengine.logging import HistoryBuffer\n'
-        'from mmengine.runner.checkpoint import CheckpointLoader as loader\n'
-        'class Evil:\n'
-        '    def __reduce__(self): return (open, ("ran", "w"))\n'
-        'torch.save({"h": HistoryBuffer([1.], [1])}, "a.pth")\n'
-        'torch.save(Evil(), "evil.pth")\n'
-        'for name in ("a.pth", "evil.pth"):\n'
-        '    try: loader.load_checkpoint(name, "cpu"); print("loaded")\n'
-        '    except Exception as error: print("refused")\n'
+def test_safe_checkpoints_still_needed(tmp_path):
+    """Plain MMEngine cannot read its own checkpoint, or reads it unsafely.
+
+    Ours it can read.
+    """
+    torch.save(history(), tmp_path / 'ours.pth')
+    done = in_children(
+        tmp_path,
+        'import torch\nfrom mmengine.logging import HistoryBuffer',
+        {
+            'theirs': (
+                'from mmengine.runner.checkpoint import CheckpointLoader\n'
+                'class Evil:\n'
+                '    def __reduce__(self): return (open, ("ran", "w"))\n'
+                'torch.save({"h": HistoryBuffer([1.], [1])}, "a.pth")\n'
+                'torch.save(Evil(), "evil.pth")\n'
+                'for name in ("a.pth", "evil.pth"):\n'
+                '    try:\n'
+                '        CheckpointLoader.load_checkpoint(name, "cpu")\n'
+                '        print("loaded")\n'
+                '    except Exception as error: print("refused")\n'
+            ),
+            'ours': (
+                'b = torch.load("../ours.pth", weights_only=False)\n'
+                'print(b.statistics("max"))\n'
+            ),
+        },
     )
-    done = run_python('-c', code)
-    needed = done.stdout.split()[-2:] != ['loaded', 'refused']
-    assert needed or 'loaded' not in done.stdout, (
+    theirs = done['theirs'].stdout
+    needed = theirs.split()[-2:] != ['loaded', 'refused']
+    assert needed or 'loaded' not in theirs, (
         'remove compat.enable_safe_checkpoints'
     )
+    assert done['ours'].stdout.strip() == '2.0', done['ours'].stderr
 
 
 # --- warnings --------------------------------------------------------------

@@ -1,5 +1,8 @@
 """Every recipe is read and built, and takes a step."""
 
+import json
+import re
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from mmauxq.algorithms import JointQAT
+from mmauxq.compare.statistics import spread
 from mmauxq.datasets import GeneratedImages
 from tests.conftest import ROOT
 
@@ -20,6 +24,9 @@ GUIDANCE = dict(
     kd=['mmauxq.KnowledgeDistillation'],
     auxkd=['mmauxq.AuxAdaptorAggregator', 'mmauxq.KnowledgeDistillation'],
 )
+METAFILE = yaml.safe_load((ROOT / 'configs/metafile.yml').read_text())
+RESULTS = {m['Name']: m for m in METAFILE['Models'] if 'Results' in m}
+RESNET18 = 'resnet/resnet18_8xb32_in1k'
 WIDTHS = {'w8a8': 8, 'w4a4': 4, 'w3a3': 3, 'w2a2': 2}
 
 
@@ -28,42 +35,13 @@ def read(path: Path) -> Config:
 
 
 def test_the_promised_recipes_are_there():
-    names = {path.stem for path in CONFIGS}
     promised = {
         f'{guidance}_{network}_{bits}'
-        for guidance in ('aux', 'dsn', 'kd', 'qat')
+        for guidance in ('aux', 'qat')
         for network in ('r18', 'r34', 'r50')
         for bits in ('w4a4', 'w3a3', 'w2a2')
     }
-    promised |= {
-        f'auxkd_{network}_{bits}'
-        for network in ('r18', 'r34', 'r50')
-        for bits in ('w4a4', 'w2a2')
-    }
-    promised |= {
-        f'{guidance}_{network}_w4a4'
-        for guidance in ('aux', 'qat')
-        for network in NETWORKS[3:]
-    }
-    promised |= {
-        f'{g}_r20_{bits}_fmnist'
-        for g in ('aux', 'auxkd', 'dsn', 'kd', 'qat')
-        for bits in ('w4a4', 'w2a2')
-    }
-    promised |= {
-        f'{g}_r20_w2a2_digits' for g in ('aux', 'auxkd', 'dsn', 'kd', 'qat')
-    }
-    promised |= {f'{g}_r8_w2a2_digits' for g in ('aux', 'qat')}
-    promised |= {'float_r8_digits'}
-    promised |= {'float_r20_fmnist', 'float_r20_digits', 'float_r56_fmnist'}
-    promised |= {f'{g}_r56_w2a2_fmnist' for g in ('auxkd', 'qat')}
-    assert promised <= names
-
-
-def test_basenames_are_unique():
-    """Else ``mim`` cannot tell which one is meant."""
-    names = [path.name for path in (ROOT / 'configs').rglob('*.py')]
-    assert len(names) == len(set(names))
+    assert promised == {p.stem for p in CONFIGS if p.stem not in RESULTS}
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
@@ -86,10 +64,60 @@ def test_a_recipe_says_what_its_name_says(path):
 
 
 def test_every_recipe_is_in_the_metafile():
-    metafile = yaml.safe_load((ROOT / 'configs/metafile.yml').read_text())
-    listed = [model['Config'] for model in metafile['Models']]
-    recipes = [path for path in CONFIGS if not path.stem.startswith('float')]
-    assert sorted(listed) == [f'configs/{path.name}' for path in recipes]
+    listed = [model['Config'] for model in METAFILE['Models']]
+    assert sorted(listed) == [f'configs/{path.name}' for path in CONFIGS]
+
+
+@pytest.mark.parametrize('name', RESULTS)
+def test_a_result_is_that_of_its_records(name):
+    facts, (result,) = RESULTS[name]['Metadata'], RESULTS[name]['Results']
+    assert result['Dataset'] == facts['Training Data']
+    assert facts.get('Start', name) in RESULTS
+    mean = result['Metrics']['Top 1 Accuracy']
+    if 'Records' not in facts:
+        assert name in ('float_r8_digits', 'float_r56_fmnist')
+        return
+    runs = recorded(ROOT / facts['Records'], facts.get('Arm'))
+    assert len(runs) == facts['Seeds']
+    text = f'{mean:.2f}'
+    if len(runs) > 1:
+        text += f' ± {facts["Standard Deviation"]:.2f}'
+    assert spread(runs) == text
+
+
+def recorded(file: Path, arm: str | None) -> list[float]:
+    """Final top-1 of each seed: of an arm, or of a run's own log."""
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    if 'network' in rows[0]:
+        return next(row['top1'] for row in rows if row['network'] == arm)
+    if 'arm' in rows[0]:
+        return [row['final'] for row in rows if row['arm'] == arm]
+    validations = [row for row in rows if 'accuracy/top1' in row]
+    return [validations[-1]['accuracy/top1']]
+
+
+def test_recipes_that_the_pages_name_are_there():
+    pages = [ROOT / 'README.md', *(ROOT / 'docs').rglob('*.md')]
+    named = {
+        name
+        for page in pages
+        for name in re.findall(r'\bconfigs/([a-z]\w+\.py)', page.read_text())
+    }
+    assert len(named) > 20
+    assert named <= {path.name for path in CONFIGS}
+
+
+def test_recipes_that_the_pages_spell_out_can_be_read(tmp_path):
+    for page, count in (('README.md', 1), ('docs/guidance.md', 3)):
+        text = (ROOT / page).read_text()
+        recipes = re.findall(r'^( {4}_base_ = .*\n(?: {4}.*\n)+)', text, re.M)
+        assert len(recipes) == count
+        for lines in recipes:
+            (tmp_path / 'mine.py').write_text(textwrap.dedent(lines))
+            config = read(tmp_path / 'mine.py')
+            assert config.model.type == 'mmauxq.JointQAT'
+            assert config.model.architecture.type == 'ImageClassifier'
+            assert 'train_dataloader' in config and 'optim_wrapper' in config
 
 
 @pytest.mark.parametrize('bits, decay', [(4, 1e-4), (3, 5e-5), (2, 2.5e-5)])
@@ -105,14 +133,7 @@ def test_the_schedule_of_the_literature(bits, decay):
 @pytest.mark.parametrize('bits', WIDTHS)
 def test_every_fragment_can_be_inherited(tmp_path, guidance, bits):
     """The three lines of the contract, outside of this repository."""
-    recipe = tmp_path / 'mine.py'
-    recipe.write_text(
-        "_base_ = ['mmpretrain::resnet/resnet18_8xb32_in1k.py',\n"
-        f"          'mmauxq::_base_/{guidance}_{bits}.py']\n"
-        'model = dict(_delete_=True, architecture=_base_.model, '
-        '**_base_.quantization)\n'
-    )
-    config = read(recipe)
+    config = read(three_lines(tmp_path, RESNET18, f'{guidance}_{bits}'))
     assert config.model.architecture.backbone.depth == 18
     assert config.model.quantizers.weight.bits == WIDTHS[bits]
     found = config.model.get('guidance') or []
@@ -146,29 +167,40 @@ def test_one_of_several_guidances_is_overridden():
     assert (kd.logits.tau, kd.logits.type) == (4, 'mmrazor.KLDivergence')
 
 
-NETWORKS = [
-    'r18',
-    'r34',
-    'r50',
-    'mbv2',
-    'regnetx400mf',
-    'effnetb0',
-    'convnextt',
-    'deits',
-    'swint',
-]
+def three_lines(folder: Path, network: str, fragment: str) -> Path:
+    """The documented recipe of a network of mmpretrain, as a file."""
+    recipe = folder / 'mine.py'
+    recipe.write_text(
+        f"_base_ = ['mmpretrain::{network}.py',\n"
+        f"          'mmauxq::_base_/{fragment}.py']\n"
+        'model = dict(_delete_=True, architecture=_base_.model, '
+        '**_base_.quantization)\n'
+    )
+    return recipe
 
 
 @pytest.mark.parametrize(
-    'network, terms',
-    [(f'aux_{network}', ['loss_aux']) for network in NETWORKS]
-    + [('auxkd_r18', ['0.loss_aux', '1.loss_logits'])],
+    'network, fragment, terms',
+    [
+        ('aux_r18_w4a4', None, ['loss_aux']),
+        ('aux_r50_w4a4', None, ['loss_aux']),
+        (RESNET18, 'auxkd_w4a4', ['0.loss_aux', '1.loss_logits']),
+        ('mobilenet_v2/mobilenet-v2_8xb32_in1k', 'aux_w4a4', ['loss_aux']),
+        ('deit/deit-small_4xb256_in1k', 'aux_w4a4', ['loss_aux']),
+        ('swin_transformer/swin-tiny_16xb64_in1k', 'aux_w4a4', ['loss_aux']),
+    ],
 )
-def test_imagenet_recipes_train_on_generated_images(network, terms, tmp_path):
-    """Two steps through the runner, at the recipe's shape and classes."""
-    config = read(ROOT / f'configs/{network}_w4a4.py')
+def test_imagenet_networks_train_on_generated_images(
+    network, fragment, terms, tmp_path
+):
+    """Two steps through the runner, at the shape and classes of ImageNet."""
+    config = read(
+        three_lines(tmp_path, network, fragment)
+        if fragment
+        else ROOT / f'configs/{network}.py'
+    )
     config.work_dir = str(tmp_path)
-    config.experiment_name = f'generated_{network}'
+    config.experiment_name = f'generated_{network}'.replace('/', '_')
     config.randomness = dict(seed=0)
     config.log_level = 'ERROR'
     config.model.float_checkpoint = None  # it would be downloaded

@@ -1,32 +1,28 @@
 """The digits recipe through the real commands."""
 
 import json
+import os
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
 import torch
 
 from mmauxq import compat
-from tests.commands import train
+from tests.commands import evaluate, train
 from tests.conftest import ROOT, process_environment
+from tests.support import killing
 
 RECIPE = ROOT / 'configs/aux_r20_w2a2_digits.py'
 ONE_EPOCH = ('train_cfg.max_epochs=1', 'param_scheduler.T_max=1')
 
 
-def command(*words, **kwargs):
-    return dict(
-        args=[str(w) for w in words], env=process_environment(), **kwargs
-    )
-
-
 def run(*words):
     return subprocess.run(
-        **command(*words), capture_output=True, text=True, timeout=1200
-    )
+        [str(word) for word in words], env=process_environment(),
+        capture_output=True, text=True, timeout=1200,
+    )  # fmt: skip
 
 
 def top1(text):
@@ -38,7 +34,7 @@ def top1(text):
     torch.cuda.is_available(), reason='for machines without a GPU'
 )
 def test_two_processes_train_and_the_slim_network_is_what_they_logged(
-    tmp_path,
+    tmp_path, capfd
 ):
     """``tools/dist_train.sh configs/aux_r20_w2a2_digits.py 2``, as it is."""
     done = run(
@@ -47,45 +43,52 @@ def test_two_processes_train_and_the_slim_network_is_what_they_logged(
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     logged = top1(done.stdout + done.stderr)
-    for name in ('slim.pth', 'epoch_1.pth'):
-        tested = run(
-            sys.executable, ROOT / 'tools/test.py', RECIPE, tmp_path / name,
-            '--work-dir', tmp_path / 'test',
-        )  # fmt: skip
-        assert tested.returncode == 0, tested.stderr[-3000:]
-        metrics = json.loads(tested.stdout.splitlines()[-1])
+    tested = run(
+        'bash', ROOT / 'tools/dist_test.sh', RECIPE, tmp_path / 'slim.pth', 2,
+        '--work-dir', tmp_path / 'test',
+    )  # fmt: skip
+    assert tested.returncode == 0, tested.stderr[-3000:]
+    words = [RECIPE, tmp_path / 'epoch_1.pth', '--work-dir', tmp_path / 'test']
+    assert evaluate([str(word) for word in words]) == 0
+    for out in (tested.stdout, capfd.readouterr().out):
+        metrics = json.loads(out.splitlines()[-1])
         assert metrics['accuracy/top1'] == pytest.approx(logged, abs=1e-4)
+    # of 1,198 images, 64 in a step of each process
+    checkpoint = compat.load_checkpoint(tmp_path / 'epoch_1.pth')
+    assert checkpoint['meta']['iter'] == 10
     state = compat.load_checkpoint(tmp_path / 'slim.pth')['state_dict']
     assert not any('guidance' in name for name in state)
     flags = [v for k, v in state.items() if k.endswith('calibrated')]
     assert len(flags) == 40 and all(flags)
 
 
+@pytest.mark.filterwarnings('ignore:.*fork:DeprecationWarning')
 def test_a_killed_run_is_resumed(tmp_path):
-    words = (
-        sys.executable, ROOT / 'tools/train.py', RECIPE,
-        '--work-dir', tmp_path, '--cfg-options', 'param_scheduler.T_max=100',
-    )  # fmt: skip
+    log = tmp_path / 'log'
+    words = [
+        RECIPE, '--work-dir', tmp_path, '--cfg-options',
+        'param_scheduler.T_max=100', 'model.architecture.backbone.depth=8',
+        f'experiment_name=killed_{time.time_ns()}',
+    ]  # fmt: skip
     # so many that it is still at work when the kill arrives
-    process = subprocess.Popen(
-        **command(*words, 'train_cfg.max_epochs=100'),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    pid = killing.fork_train([*words, 'train_cfg.max_epochs=100'], log)
     pointer, limit = tmp_path / 'last_checkpoint', time.time() + 1200
     while not pointer.exists() and time.time() < limit:
         time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
     assert pointer.exists() and not (tmp_path / 'slim.pth').exists()
     kept = compat.load_checkpoint(pointer.read_text())
     epoch = kept['meta']['epoch']
-    done = run(*words, f'train_cfg.max_epochs={epoch + 1}', '--resume')
-    assert done.returncode == 0, done.stderr[-3000:]
-    log = done.stdout + done.stderr
-    assert f'resumed epoch: {epoch}' in log
+    log.unlink()
+    status = killing.run_train(
+        [*words, f'train_cfg.max_epochs={epoch + 1}', '--resume'], log
+    )
+    text = log.read_text()
+    assert status == 0, text[-3000:]
+    assert f'resumed epoch: {epoch}' in text
     # calibrated already: nothing to warn of, nothing done again
-    assert 'WITHOUT A FLOAT CHECKPOINT' not in log
+    assert 'WITHOUT A FLOAT CHECKPOINT' not in text
     last = compat.load_checkpoint(tmp_path / f'epoch_{epoch + 1}.pth')
     assert last['meta']['epoch'] == epoch + 1
     assert last['meta']['iter'] == (epoch + 1) * kept['meta']['iter'] // epoch
@@ -103,12 +106,15 @@ def test_a_killed_run_is_resumed(tmp_path):
             'model.policy.layers="[(backbone.nothing,8)]"',
             "got 'backbone.nothing', which matches nothing",
         ),
-        ('model.policy.layers=7', 'policy.layers=7; allowed are'),
+        ('model.policy.layers=7', 'policy.layers: expected a dict or'),
         (
             'model.quantizers.weight.bits=11',
-            'quantizers.weight: bits=11; allowed are 1 to 8',
+            'quantizers.weight: expected bits from 1 to 8',
         ),
-        ('model.guidance.width_ratio=2', 'guidance.width_ratio=2; allowed'),
+        (
+            'model.guidance.width_ratio=2',
+            'width_ratio: expected a number above 0',
+        ),
         ('model.guidance.loss_wieght=2', 'loss_wieght'),
         ('model.input_shape=(3,8,8)', 'a forward pass on (1, 3, 8, 8) fails'),
         ('model.float_checkpoint=nowhere.pth', 'nowhere.pth'),
@@ -143,8 +149,10 @@ def test_a_teacher_that_guesses_is_refused_before_training(tmp_path, capfd):
     line = one_error(
         capfd, ROOT / 'configs/kd_r20_w2a2_digits.py', '--work-dir', tmp_path
     )
-    assert 'CIFARResNet, as F in float, has top-1' in line
-    assert 'allowed is from guidance.least_accuracy=19' in line
+    assert (
+        'CIFARResNet, as F in float: expected top-1 of at least '
+        'guidance.least_accuracy=19, got top-1 '
+    ) in line
     assert not list(tmp_path.glob('*.pth'))
 
 
@@ -153,4 +161,4 @@ def test_only_joint_training_is_compiled(tmp_path, capfd):
         capfd, ROOT / 'configs/float_r20_digits.py', '--work-dir', tmp_path,
         '--compile',
     )  # fmt: skip
-    assert 'allowed are recipes of mmauxq.JointQAT' in line
+    assert '--compile: expected a recipe of mmauxq.JointQAT, got' in line

@@ -5,7 +5,7 @@ import logging
 import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from tests import mutations
+from tests.support import mutations
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_trains_a_step_or_is_refused_in_one_line(
         (
             'default_hooks.checkpoint.max_keep_ckpts',
             None,
-            'an integer from -1',
+            'expected an integer from -1, got None',
         ),
         ('train_dataloader.sampler', 'abc', 'expected a dict'),
         ('optim_wrapper.optimizer.lr', -0.5, 'optim_wrapper.optimizer='),
@@ -52,20 +52,20 @@ def test_trains_a_step_or_is_refused_in_one_line(
         ('model.guidance', -1, 'a list of such dicts, or None'),
         ('model.guidance.type', [], 'guidance.type: expected'),
         ('model.guidance.taps', [-1], "'auto'"),
-        ('model.guidance.loss_weight', float('nan'), 'numbers from 0'),
-        ('model.guidance.loss_weight', True, 'numbers from 0'),
+        ('model.guidance.loss_weight', float('nan'), 'a number from 0'),
+        ('model.guidance.loss_weight', True, 'a number from 0'),
         ('custom_hooks.1.end', 'abc', 'finite number'),
-        ('val_evaluator.topk', 0, 'integers from 1'),
+        ('val_evaluator.topk', 0, 'an integer from 1'),
         ('val_dataloader.dataset.pipeline', [], 'PackInputs'),
-        ('val_cfg', None, 'all three or none'),
+        ('val_cfg', None, 'should be either all None or not None'),
         ('model.architecture', '8', 'config of a classifier'),
-        ('train_dataloader', {}, 'has no `batch_size`'),
-        ('train_dataloader.sampler', {}, 'has no `type`'),
+        ('train_dataloader', {}, 'has no `dataset`'),
+        ('train_dataloader.sampler', {}, 'must contain the key "type"'),
         ('default_hooks.visualization', None, 'expected a dict'),
         ('default_hooks.checkpoint.save_best', 'top9', 'accuracy/top1'),
-        ('default_hooks.checkpoint.no_such', 1, 'it takes'),
+        ('default_hooks.checkpoint.no_such', 1, "got ['no_such']"),
         ('train_dataloader.dataset.no_such', 1, 'train_dataloader.dataset: '),
-        ('model.architecture.backbone.depth', 9, 'depth=9; allowed are'),
+        ('model.architecture.backbone.depth', 9, 'expected one of 8, 14,'),
         ('param_scheduler.type', 'abc', 'param_scheduler'),
     ],
 )

@@ -117,7 +117,7 @@ def job(args: argparse.Namespace, started: Callable) -> str:
     total = LOADING + FINISHING + len(args.seeds) * sum(seconds.values())
     # the logs of MMEngine are in the folders of the runs
     with Progress(total) as progress, redirect_stdout(io.StringIO()):
-        progress.say(
+        progress.log(
             'ResNet-8 (8-16-32 channels) trains on 1,198 handwritten digits '
             'of\n8 x 8 pixels; top-1 is of 599 others.'
         )
@@ -214,7 +214,7 @@ def train(
             folder = args.out / f'seed{seed}' / recipe
             trial = run_trial(config, folder, seed, progress.step)
             trials[name].append(trial)
-            progress.say(
+            progress.log(
                 f'seed {seed}: {name}, {epochs_of(name, args)} epochs: '
                 f'top-1 {trial.accuracy[-1]:.2f} %'
             )

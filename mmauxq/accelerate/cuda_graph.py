@@ -261,7 +261,7 @@ class _Recording:
         )
 
     def _clone_pending_gradients(self) -> None:
-        """Accumulated gradients lie in memory that the next step overwrites."""
+        """Those that accumulate lie in memory that the next step takes."""
         for parameter, grad in zip(self.trained, self.grads, strict=True):
             waiting = parameter.grad
             if waiting is not None and waiting.data_ptr() == grad.data_ptr():

@@ -70,9 +70,9 @@ class GroupedWeights:
             if isinstance(layer, QuantLayer)
             and (params := _params(layer)) is not None
         ]
-        key = [
-            (id(layer), p.qmin, p.qmax, p.grad_scale)
-            for layer, p in candidates
+        key: list = [
+            (id(layer), params.qmin, params.qmax, params.grad_scale)
+            for layer, params in candidates
         ]
         if candidates:
             weight = candidates[0][0].product_weight
@@ -122,6 +122,7 @@ class _Precomputed:
         self.weight: Tensor | None = None
         self.result: Tensor | None = None
         self.dtype = torch.float32
+        self.in_graph = True
 
     def __call__(self, weight: Tensor) -> Tensor | None:
         if (
@@ -130,6 +131,13 @@ class _Precomputed:
             # a region without autocast wants another dtype
             or operand_dtype(weight) != self.dtype
         ):
+            return None
+        if self.owner.in_step:
+            if not torch.compiler.is_compiling():
+                self.in_graph = torch.is_grad_enabled()
+        elif not self.in_graph:
+            # reentrant checkpointing: the layer ran without gradients, and
+            # runs now in a graph of its own
             return None
         return self.result
 

@@ -43,9 +43,6 @@ def accelerate(model: Any, speed: Any = None) -> 'AcceleratedStep':
 class AcceleratedStep:
     """Runs ``model.compute``: eager, compiled, or recorded as CUDA graphs.
 
-    It has the methods of :class:`mmauxq.algorithms.step.Step`, which runs the
-    step as it is written.
-
     Args:
         model: Has ``compute``, from images (N, C, H, W) to the logits of F
             and the outputs of the guidances; and ``recording``, a context in
@@ -55,10 +52,9 @@ class AcceleratedStep:
 
     def __init__(self, model: Any, speed: Speed) -> None:
         self.model, self.speed = model, speed
-        last = speed.channels_last
-        self.channels_last = (
-            torch.cuda.is_available() if last is None else last
-        )
+        self.channels_last = speed.channels_last
+        if self.channels_last is None:
+            self.channels_last = torch.cuda.is_available()
         if self.channels_last:
             model.to(memory_format=torch.channels_last)
         self._reset()
@@ -86,27 +82,27 @@ class AcceleratedStep:
         self.__dict__.update(state)
         self._stale = True
 
-    def __call__(self, inputs: Tensor) -> tuple[Any, list]:
-        """``model.compute(inputs)`` in its fastest form.
+    def __call__(
+        self, compute: Callable[[Tensor], Any], inputs: Tensor
+    ) -> Any:
+        """``compute(inputs)`` with the taps recorded, in its fastest form.
 
         Args:
+            compute: ``model.compute``, or another function of the images,
+                which is run eagerly.
             inputs: (N, C, H, W).
         """
         if self.__dict__.pop('_stale', False):  # a copy of another step
             self._reset()
         inputs = self._laid_out(inputs)
+        if compute != self.model.compute:
+            with self._entered():
+                return compute(inputs)
         is_first, self._is_first = self._is_first, False
         if self.compiled is not None and not is_first:
             with self._entered(compiled=True):
                 return self.compiled(inputs)
         return (self.recorded or self._launched)(inputs)
-
-    def run(self, compute: Callable[[Tensor], Any], inputs: Tensor) -> Any:
-        """Another function of the images, eagerly, with the taps recorded."""
-        if self.__dict__.pop('_stale', False):
-            self._reset()
-        with self._entered():
-            return compute(self._laid_out(inputs))
 
     @contextmanager
     def eager(self) -> Iterator[None]:
@@ -178,10 +174,10 @@ class AcceleratedStep:
         if self.model.has_own_loss:
             architecture = self.model.architecture
             raise UsageError(
-                f'model.speed.{option}: expected a head whose loss is computed '
-                f'from logits alone, got a {type(architecture.head).__name__} '
-                f'in a {type(architecture).__name__}; set '
-                f'model.speed.{option}={without}'
+                f'model.speed.{option}: expected a head whose loss is '
+                'computed from logits alone, got a '
+                f'{type(architecture.head).__name__} in a '
+                f'{type(architecture).__name__}; set it to {without}'
             )
 
     def _plan_fusions(self, inputs: Tensor) -> None:

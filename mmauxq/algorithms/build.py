@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +13,7 @@ from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmauxq.errors import UsageError, unknown_name
+from mmauxq.errors import UsageError
 from mmauxq.guidance import Guidance, Tap, Taps, find_taps
 from mmauxq.guidance.taps import IMAGE
 from mmauxq.layers import LayerBits, Policy, convert, restore
@@ -28,11 +28,13 @@ from mmauxq.quantizers import FLOAT_BITS, named_quantizers
 from mmauxq.quantizers.base import ROLES, check_bits
 from mmauxq.registry import MODELS
 
+from .arguments import check_taps
+
 if TYPE_CHECKING:
     from .joint_qat import JointQAT
 
 LOW_BITS = 4
-POLICY = tuple(field.name for field in fields(Policy))
+SPEEDS = (None, 'auto', 'eager')
 
 
 def build_architecture(
@@ -63,90 +65,6 @@ def build_architecture(
             f'{" and ".join(missing)}'
         )
     return architecture
-
-
-def check_sections(
-    architecture: Any, quantizers: Any, policy: Any, guidance: Any
-) -> None:
-    """Raise UsageError unless all sections are of their types, and those
-    without a ``type`` have the keys that they are to have."""
-    if policy is not None:
-        _check_dict('model.policy', policy, 'a dict or None')
-        _check_keys('model.policy', policy, POLICY)
-    parts = guidance if isinstance(guidance, (list, tuple)) else [guidance]
-    if guidance is not None and not (
-        parts and all(isinstance(part, dict) for part in parts)
-    ):
-        raise UsageError(
-            'model.guidance: expected a dict with `type`, a list of such '
-            f'dicts, or None, got {guidance!r}'
-        )
-    if not isinstance(architecture, (dict, nn.Module)):
-        raise UsageError(
-            'model.architecture: expected the config of a classifier, got '
-            f'{architecture!r}'
-        )
-    _check_dict('model.quantizers', quantizers, f'a dict with {_both()}')
-    _check_keys('model.quantizers', quantizers, ROLES)
-    for role in ROLES:
-        place = f'model.quantizers.{role}'
-        if role not in quantizers:
-            raise UsageError(
-                f'model.quantizers: expected {_both()}, got no {role!r}'
-            )
-        cfg = quantizers[role]
-        _check_dict(place, cfg, 'a dict with `type` and `bits`')
-        if 'bits' not in cfg:
-            raise UsageError(
-                f'{place}: expected `bits`, 1 to 8 or {FLOAT_BITS} for '
-                f'floating point, got {dict(cfg)}, which has no `bits`'
-            )
-
-
-def _both() -> str:
-    return ' and '.join(map(repr, ROLES))
-
-
-def _check_dict(place: str, value: Any, expected: str) -> None:
-    if not isinstance(value, dict):
-        raise UsageError(f'{place}: expected {expected}, got {value!r}')
-
-
-def _check_keys(place: str, section: dict, names: Sequence[str]) -> None:
-    for key in section:
-        if key not in names and key != '_scope_':
-            raise unknown_name(place, key, names)
-
-
-def check_taps(taps: Any) -> None:
-    """Raise UsageError unless these are names or patterns."""
-    names = [taps] if isinstance(taps, str) else taps
-    if (
-        not isinstance(names, (list, tuple))
-        or not names
-        or not all(isinstance(name, str) for name in names)
-    ):
-        raise UsageError(
-            "guidance.taps: expected 'auto', 'stage_ends', a pattern of "
-            f'module names, or a list of patterns, got {taps!r}'
-        )
-
-
-def check_shape(shape: Sequence[int] | None) -> tuple[int, ...] | None:
-    """(C, H, W) as a tuple.
-
-    Raises:
-        UsageError: If it is anything else.
-    """
-    if shape is None:
-        return None
-    found = tuple(shape) if isinstance(shape, (list, tuple)) else ()
-    if len(found) != 3 or not all(type(n) is int and n > 0 for n in found):
-        raise UsageError(
-            'model.input_shape: expected three positive integers (C, H, W), '
-            f'got {shape!r}'
-        )
-    return found
 
 
 @dataclass
@@ -202,6 +120,33 @@ def with_unit(count: int) -> str:
 
 def _log(text: str, level: int = logging.INFO) -> None:
     print_log(f'JointQAT: {text}', logger='current', level=level)
+
+
+def accelerated_step(model: 'JointQAT', speed: Any) -> Any:
+    """A faster form of the training step of ``model``.
+
+    Args:
+        model: Whose step it is.
+        speed: ``None`` or ``'auto'`` for what a GPU allows, ``'eager'`` for
+            the step as it is written, or the options of
+            :class:`mmauxq.accelerate.Speed`.
+
+    Returns:
+        A :class:`mmauxq.accelerate.AcceleratedStep`; ``None`` for the step as
+        it is written.
+
+    Raises:
+        UsageError: If ``speed`` is none of these.
+    """
+    if isinstance(speed, str) and speed not in SPEEDS:
+        raise UsageError(
+            f"model.speed: expected 'auto', 'eager' or a dict, got {speed!r}"
+        )
+    if speed == 'eager' or (speed in SPEEDS and not torch.cuda.is_available()):
+        return None
+    from mmauxq.accelerate import accelerate
+
+    return accelerate(model, speed)
 
 
 # --- guidance ----------------------------------------------------------------

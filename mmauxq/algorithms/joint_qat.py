@@ -1,7 +1,7 @@
 """Joint training of a low-precision network and its guidance."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -20,9 +20,9 @@ from mmauxq.quantizers import calibrate, named_quantizers, uncalibrated
 from mmauxq.registry import MODELS
 
 from . import build
+from .arguments import check_sections, check_shape
 from .head_loss import head_logits, is_plain, own_loss
 from .state import adapt_state, keep_all
-from .step import make_step
 
 
 @MODELS.register_module()
@@ -30,9 +30,8 @@ class JointQAT(BaseModel):
     """Quantization-aware training of a classifier, with guidance.
 
     In mode ``loss`` the quantized network F runs once. Its head gives the
-    losses ``student.*``; what was tapped on the way gives ``guidance.*``. The
-    runner sums them, and they are optimised together. In the modes
-    ``predict`` and ``tensor`` F runs alone.
+    losses ``student.*``, its taps give ``guidance.*``; the runner sums them.
+    In the modes ``predict`` and ``tensor`` F runs alone.
 
     Args:
         architecture: Config of an mmpretrain image classifier, or a built
@@ -72,7 +71,7 @@ class JointQAT(BaseModel):
         data_preprocessor: dict | nn.Module | None = None,
         init_cfg: dict | None = None,
     ) -> None:
-        build.check_sections(architecture, quantizers, policy, guidance)
+        check_sections(architecture, quantizers, policy, guidance)
         architecture = build.build_architecture(
             architecture, data_preprocessor
         )
@@ -82,7 +81,7 @@ class JointQAT(BaseModel):
         self._float_start = False
         self._started = False
 
-        found = profile(architecture, build.check_shape(input_shape))
+        found = profile(architecture, check_shape(input_shape))
         self.cost = build.Cost.of(found)
         self.taps: list[Tap] = []
         self.recorders: list[TapRecorder] = []
@@ -91,8 +90,7 @@ class JointQAT(BaseModel):
             self.guidance = build.build_guidance(self, guidance, found)
         self.bits = build.quantize(architecture, found, quantizers, policy)
         self._register_state_dict_hook(keep_all)
-        self.has_own_loss = not is_plain(architecture)
-        self.step = make_step(self, speed)
+        self.step = build.accelerated_step(self, speed)
 
     @property
     def guidances(self) -> list[Guidance]:
@@ -102,6 +100,11 @@ class JointQAT(BaseModel):
         if isinstance(self.guidance, Guidance):
             return [self.guidance]
         return list(self.guidance)
+
+    @property
+    def has_own_loss(self) -> bool:
+        """Whether the loss of F needs more than its logits."""
+        return not is_plain(self.architecture)
 
     # --- a training step ---------------------------------------------------
 
@@ -116,8 +119,8 @@ class JointQAT(BaseModel):
         Args:
             inputs: (N, C, H, W).
             data_samples: N of them, with the targets in mode ``'loss'``.
-            mode: ``'loss'`` for :meth:`loss`; ``'predict'`` and ``'tensor'``
-                for those of the architecture.
+            mode: ``'loss'``, or ``'predict'`` or ``'tensor'`` of the
+                architecture.
         """
         if mode == 'loss':
             return self.loss(inputs, data_samples)
@@ -140,9 +143,9 @@ class JointQAT(BaseModel):
             self._start(inputs)
         if self.has_own_loss:
             compute = partial(self._own_loss, data_samples=data_samples)
-            student, logits, outputs = self.step.run(compute, inputs)
+            student, logits, outputs = self._run(compute, inputs)
         else:
-            logits, outputs = self.step(inputs)
+            logits, outputs = self._run(self.compute, inputs)
             student = self.architecture.head._get_loss(logits, data_samples)
         losses = add_prefix(student, 'student')
         pairs = list(zip(self.guidances, outputs, strict=True))
@@ -153,18 +156,15 @@ class JointQAT(BaseModel):
             losses |= add_prefix(found, name)
         return losses
 
+    def _run(self, compute: Callable[[Tensor], Any], inputs: Tensor) -> Any:
+        if self.step is not None:
+            return self.step(compute, inputs)
+        with self.recording():
+            return compute(inputs)
+
     def compute(self, inputs: Tensor) -> tuple[Tensor, list]:
-        """The part of a step that is computed from tensors alone.
-
-        ``self.step`` calls it while the taps are recorded; it may be compiled
-        or recorded as CUDA graphs.
-
-        Args:
-            inputs: (N, C, H, W).
-
-        Returns:
-            The logits of F, (N, K), and the output of each guidance.
-        """
+        """What a step computes from images (N, C, H, W) alone, while the taps
+        are recorded: logits of F (N, K), and the output of each guidance."""
         logits, outputs = self.student(inputs), self.guide(inputs)
         self.release()
         return logits, outputs
@@ -210,21 +210,19 @@ class JointQAT(BaseModel):
             yield
 
     def release(self) -> None:
-        """Drop what was tapped, so that the backward pass alone decides what
-        stays in memory. A compiled step would return it, and fill it with
-        gradients of zero."""
+        """Drop what was tapped: a compiled step would return it, and fill it
+        with gradients of zero."""
         for recorder in self.all_recorders():
             recorder.release()
 
     def eager(self) -> Any:
-        """A context in which no step is compiled or recorded, so that hooks
-        on the modules of F are called."""
-        return self.step.eager()
+        """A context without compiled or recorded steps: they call no hooks."""
+        return nullcontext() if self.step is None else self.step.eager()
 
     # --- before the first step ----------------------------------------------
 
     def prepare(self) -> None:
-        """Teachers that are F take its weights; called with weights loaded."""
+        """Give teachers that are F its weights, which must be loaded."""
         for guidance in self.guidances:
             guidance.prepare(self.architecture)
 

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from mmauxq.forward_hooks import forward_hooks
 from mmauxq.layers import QuantLayer
-from mmauxq.layers.quantized import CONVOLUTIONS, QUANTIZABLE
+from mmauxq.layers.weight_uses import CONVOLUTIONS, QUANTIZABLE
 from mmauxq.quantizers import FLOAT_BITS
 
 
@@ -15,11 +16,11 @@ class LayerCost:
     """A convolution or linear layer for one image.
 
     Args:
-        name: Of the layer.
-        weight_bits: 32 for floating point.
-        activation_bits: Of its input.
-        parameters: Weight and bias.
-        multiply_adds: Of its product.
+        name: Name of the layer.
+        weight_bits: Bits of its weight; 32 for floating point.
+        activation_bits: Bits of its input.
+        parameters: Number of weights and biases.
+        multiply_adds: Multiply-adds of its product.
     """
 
     name: str
@@ -48,9 +49,14 @@ def layer_costs(model: nn.Module, image: Tensor) -> list[LayerCost]:
         model: An algorithm or architecture in evaluation mode.
         image: (1, C, H, W).
     """
+    layers = {
+        name: layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, QUANTIZABLE)
+    }
     products: dict[str, int] = {}
 
-    def count(name: str, layer: nn.Module, output: Tensor) -> None:
+    def count(name: str, layer: nn.Module, _: Tensor, output: Tensor) -> None:
         outputs = (
             layer.out_channels
             if isinstance(layer, CONVOLUTIONS)
@@ -60,19 +66,8 @@ def layer_costs(model: nn.Module, image: Tensor) -> list[LayerCost]:
             output.numel() * layer.weight.numel() // outputs
         )
 
-    handles = [
-        layer.register_forward_hook(
-            lambda layer, _, output, name=name: count(name, layer, output)
-        )
-        for name, layer in model.named_modules()
-        if isinstance(layer, QUANTIZABLE)
-    ]
-    try:
+    with forward_hooks(layers.items(), count):
         model(image, mode='tensor')
-    finally:
-        for handle in handles:
-            handle.remove()
-    layers = dict(model.named_modules())
     return [
         LayerCost(
             name,

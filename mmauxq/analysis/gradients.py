@@ -1,5 +1,6 @@
 """How much gradient reaches each block."""
 
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import torch
@@ -33,46 +34,44 @@ def block_gradient_norms(
     network = model.architecture
     with floating(network):
         run = TrainingPass(network, sample_images(network, model.cost.shape))
-    found = find_taps(run, 'auto')
+    taps = find_taps(run, 'auto')
+    model.calibrate(inputs)
     passes: list[dict[str, Tensor]] = []
 
     def next_pass(*_: object) -> None:
         passes.append(recorder.outputs())
         recorder.restart()
 
-    handles = [
-        module.register_forward_pre_hook(next_pass)
-        for module in model.modules()
-        if isinstance(module, AuxiliaryBN)
-    ]
-    try:
-        with model.eager(), found.recorder(network) as recorder:
-            losses = model(inputs, data_samples, mode='loss')
+    with ExitStack() as stack:
+        for module in model.modules():
+            if isinstance(module, AuxiliaryBN):
+                stack.enter_context(
+                    module.register_forward_pre_hook(next_pass)
+                )
+        stack.enter_context(model.eager())
+        recorder = stack.enter_context(taps.recorder(network))
+        losses = model(inputs, data_samples, mode='loss')
         passes.append(recorder.outputs())
-    finally:
-        for handle in handles:
-            handle.remove()
-    terms = {
-        'student': [
-            v
-            for k, v in losses.items()
-            if k.startswith('student.') and 'loss' in k
-        ],
-        'joint': [v for k, v in losses.items() if 'loss' in k],
+    terms = {key: value for key, value in losses.items() if 'loss' in key}
+    sums = {
+        'student': sum(
+            value for key, value in terms.items() if key.startswith('student.')
+        ),
+        'joint': sum(terms.values()),
     }
     if model.guidance is None:
-        del terms['joint']
+        del sums['joint']
+    outputs = [pair for outputs in passes for pair in outputs.items()]
     norms = {}
-    for name, values in terms.items():
+    for name, loss in sums.items():
         gradients = torch.autograd.grad(
-            sum(values),
-            [tensor for outputs in passes for tensor in outputs.values()],
+            loss,
+            [tensor for _, tensor in outputs],
             retain_graph=True,
-            allow_unused=True,  # the loss of F knows its own pass only
+            allow_unused=True,  # the loss of F depends on its own pass only
         )
-        blocks = [block for outputs in passes for block in outputs]
         total: dict[str, Tensor] = {}
-        for block, gradient in zip(blocks, gradients, strict=True):
+        for (block, _), gradient in zip(outputs, gradients, strict=True):
             if gradient is not None:
                 total[block] = total.get(block, 0) + gradient
         norms[name] = {block: g.norm().item() for block, g in total.items()}

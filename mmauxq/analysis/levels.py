@@ -1,12 +1,11 @@
 """How many values a quantized tensor really takes."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from mmauxq.forward_hooks import forward_hooks
 from mmauxq.quantizers import Quantizer, named_quantizers
 
 
@@ -15,8 +14,8 @@ class LevelCount:
     """The audit of one quantizer.
 
     Args:
-        name: Of the quantizer.
-        bits: Its width.
+        name: Name of the quantizer.
+        bits: Its width in bits.
         levels: Most distinct values seen for one scale (one channel, where
             scales are per channel).
     """
@@ -31,22 +30,6 @@ class LevelCount:
         return self.levels <= 2**self.bits
 
 
-@contextmanager
-def _recording(model: nn.Module) -> Iterator[dict[str, Tensor]]:
-    values: dict[str, Tensor] = {}
-    handles = [
-        quantizer.register_forward_hook(
-            lambda _, args, output, name=name: values.update({name: output})
-        )
-        for name, quantizer in named_quantizers(model)
-    ]
-    try:
-        yield values
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 @torch.no_grad()
 def operand_values(model: nn.Module, inputs: Tensor) -> dict[str, Tensor]:
     """What every quantizer gives in one forward pass of ``model``.
@@ -58,9 +41,13 @@ def operand_values(model: nn.Module, inputs: Tensor) -> dict[str, Tensor]:
     Returns:
         Name of a quantizer -> its output.
     """
-    with _recording(model) as values:
+    values: dict[str, Tensor] = {}
+    with forward_hooks(
+        named_quantizers(model),
+        lambda name, _, x, output: values.update({name: output}),
+    ):
         model(inputs, mode='tensor')
-    return dict(values)
+    return values
 
 
 def count_levels(model: nn.Module, inputs: Tensor) -> list[LevelCount]:
@@ -79,4 +66,4 @@ def count_levels(model: nn.Module, inputs: Tensor) -> list[LevelCount]:
 
 
 def _levels(quantizer: Quantizer, value: Tensor) -> int:
-    return max(len(row.unique()) for row in quantizer._per_scale(value))
+    return max(len(row.unique()) for row in quantizer.rows(value))

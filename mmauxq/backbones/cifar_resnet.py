@@ -62,11 +62,11 @@ class CIFARResNet(ResNet_CIFAR):
     ) -> None:
         if depth not in self.arch_settings:
             raise UsageError(
-                f'CIFARResNet: depth={depth!r}; allowed are '
-                f'{list(self.arch_settings)}'
+                'CIFARResNet: depth: expected one of '
+                f'{", ".join(map(str, self.arch_settings))}, got {depth!r}'
             )
         if not skip:
-            # of this network only; the table is the class's
+            # on this network; the class's table stays as it is
             self.arch_settings = {
                 depth: (PlainBlock, blocks)
                 for depth, (_, blocks) in self.arch_settings.items()

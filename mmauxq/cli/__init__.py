@@ -1,10 +1,10 @@
 """The command ``mmauxq`` and its sub-commands.
 
 A command is a module of this package with two functions:
-``add_arguments(parser)``, and ``run(args, started)``, which does the work and
-calls ``started()`` where the set-up ends (see :mod:`.run_command`). What is
-slow to import (torch, MMEngine, MMPretrain) is imported inside of ``run``, so
-that ``--help`` answers at once.
+``add_arguments(parser)``, and ``run(args, mark_running)``, which does the work
+and calls ``mark_running()`` where the set-up ends (see :mod:`.run_command`).
+What is slow to import (torch, MMEngine, MMPretrain) is imported inside of
+``run``, so that ``--help`` answers at once.
 """
 
 import importlib
@@ -22,6 +22,14 @@ COMMANDS = {
     'compare': 'train several recipes by several seeds, and compare them',
 }
 
+USAGE = """usage: mmauxq COMMAND ...
+
+Train 2- to 4-bit image classifiers with a full-precision auxiliary module.
+
+{}
+
+mmauxq COMMAND --help lists the arguments of a command."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """``mmauxq COMMAND ...``; returns the exit status."""
@@ -30,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name in COMMANDS:
         return run(name, rest, f'mmauxq {name}')
     if name in ('-h', '--help'):
-        print(_usage())
+        rows = [f'  {name:8} {text}' for name, text in COMMANDS.items()]
+        print(USAGE.format('\n'.join(rows)))
         return 0
     if name == '--version':
         print(f'mmauxq {__version__}')
@@ -57,20 +66,3 @@ def run(
 
     command = importlib.import_module(f'{__name__}.{name}')
     return run_command(command, argv, prog)
-
-
-def _usage() -> str:
-    width = max(map(len, COMMANDS))
-    rows = [f'  {name:{width}}  {text}' for name, text in COMMANDS.items()]
-    return '\n'.join(
-        [
-            'usage: mmauxq COMMAND ...',
-            '',
-            'Train 2- to 4-bit image classifiers with a full-precision '
-            'auxiliary module.',
-            '',
-            *rows,
-            '',
-            'mmauxq COMMAND --help lists the arguments of a command.',
-        ]
-    )

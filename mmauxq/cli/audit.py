@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--onnx', metavar='FILE', help='audit this file, too')
 
 
-def run(args: argparse.Namespace, started: Callable) -> int:
+def run(args: argparse.Namespace, mark_running: Callable) -> int:
     """Print a line for each tensor; 1 if one has too many levels."""
     if args.onnx:
         if not Path(args.onnx).is_file():

@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_cfg_options(parser, 'override settings of all arms')
 
 
-def run(args: argparse.Namespace, started: Callable) -> int:
+def run(args: argparse.Namespace, mark_running: Callable) -> int:
     """Train what is missing, and write table and figures."""
     if args.table is None and not (args.out and (args.arms or args.map)):
         raise UsageError(
@@ -112,15 +112,15 @@ def _watch(runs: list, jobs: int, start: str | None, what: str) -> None:
 
 def _train(args: argparse.Namespace) -> None:
     """The float networks, then the arms."""
-    from mmauxq.compare import comparison
+    from mmauxq.compare import arms, comparison
 
-    configs = comparison.read_arms(args.arms, args.cfg_options)
+    configs = arms.read_arms(args.arms, args.cfg_options)
     start = args.start
     trained = start is not None and start.partition(',')[0].endswith('.py')
     if trained:
-        float_config = comparison.read_arms([f'{FLOAT}={start}'])
-        comparison.check(float_config)
-    comparison.check(configs)
+        float_config = arms.read_arms([f'{FLOAT}={start}'])
+        arms.check_arms(float_config)
+    arms.check_arms(configs)
     runs = comparison.plan(args.out, configs, args.seeds)
     if trained:
         floats = comparison.plan(args.out / FLOAT, float_config, args.seeds)
@@ -131,13 +131,13 @@ def _train(args: argparse.Namespace) -> None:
 
 def _draw_map(args: argparse.Namespace) -> None:
     """Several comparisons in one table and one figure."""
-    from mmauxq.compare import survey
+    from mmauxq.compare import meta_comparison
     from mmauxq.compare.figures import plot_effects
 
-    effects = survey.effects(args.map, args.reference)
+    effects = meta_comparison.effects(args.map, args.reference)
     if args.together:
-        effects += survey.together(effects)
-    text = survey.table(effects)
+        effects += meta_comparison.together(effects)
+    text = meta_comparison.table(effects)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / 'map.md').write_text(text)
     plot_effects(args.out / 'map.png', effects)

@@ -6,15 +6,19 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 from mmauxq import compat
 from mmauxq.errors import UsageError
 from mmauxq.optional import need
+from mmauxq.text import table, table_row
 
 from .export import load
 from .load_config import load_config
 from .parser import add_config_arguments, integer
+
+HEAD = ['runtime', 'batch', 'threads', 'form', 'integer', 'ms', 'speed-up']
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace, started: Callable) -> None:
+def run(args: argparse.Namespace, mark_running: Callable) -> None:
     """Print a table of milliseconds."""
     need('onnx', 'onnxscript', 'onnxruntime')
     network = _network(args)
@@ -59,28 +63,21 @@ def run(args: argparse.Namespace, started: Callable) -> None:
         f'{runtime.cpu_name()} ({", ".join(runtime.cpu_features())}); '
         f'load {os.getloadavg()[0]:.1f}; images of (C, H, W) = {shape}'
     )
-    kernels = {
-        name: len(runtime.operators(model)[1])
-        for name, model in models.items()
-    }
-    print('| runtime | batch | threads | form | integer | ms | speed-up |')
-    print('| --- | ---: | ---: | --- | ---: | ---: | ---: |')
+    kernels = {n: len(runtime.operators(m)[1]) for n, m in models.items()}
+    print(table(HEAD, align='lrrlrrr'), end='')
     kinds = {'onnxruntime': latency.onnxruntime_runner}
     if args.openvino:
         kinds['openvino'] = latency.openvino_runner
-    for kind, make in kinds.items():
-        for batch in args.batch:
-            for threads in args.threads:
-                seconds = latency.latencies(
-                    _runners(kind, make, models, threads),
-                    (batch, *shape),
-                    args.rounds,
-                )
-                _print_rows(
-                    f'| {kind} | {batch} | {threads} |',
-                    seconds,
-                    kernels if kind == 'onnxruntime' else {},
-                )
+    for kind, batch, threads in product(kinds, args.batch, args.threads):
+        runners = _runners(kind, kinds[kind], models, threads)
+        seconds = latency.latencies(runners, (batch, *shape), args.rounds)
+        for name, value in seconds.items():
+            number = kernels[name] if kind == 'onnxruntime' else ''
+            cells = (
+                kind, batch, threads, name, number, f'{1e3 * value:.2f}',
+                f'{seconds["float"] / value:.2f}',
+            )  # fmt: skip
+            print(table_row(cells), flush=True)
 
 
 def _network(args: argparse.Namespace) -> Any:
@@ -103,7 +100,7 @@ def _network(args: argparse.Namespace) -> Any:
 def _runners(
     kind: str, make: Callable, models: dict[str, Any], threads: int
 ) -> dict[str, Callable]:
-    """Those that the runtime takes; the others are named."""
+    """The forms that the runtime takes; the others are named on stderr."""
     runners = {}
     for name, model in models.items():
         try:
@@ -113,14 +110,3 @@ def _runners(
                 raise
             print(f'{kind}, {name}: {error}', file=sys.stderr)
     return runners
-
-
-def _print_rows(
-    start: str, seconds: dict[str, float], kernels: dict[str, int]
-) -> None:
-    for name, value in seconds.items():
-        print(
-            f'{start} {name} | {kernels.get(name, "")} | {1e3 * value:.2f} | '
-            f'{seconds["float"] / value:.2f} |',
-            flush=True,
-        )

@@ -5,9 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmauxq import compat
-from mmauxq.errors import UsageError
-
-from .run_command import one_line
+from mmauxq.errors import UsageError, one_line
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -16,7 +14,7 @@ if TYPE_CHECKING:
 def load_config(args: argparse.Namespace) -> 'Config':
     """Read ``args.config`` and lay ``args.cfg_options`` over it.
 
-    It is kept as ``args.loaded``, for the message of a later error.
+    The result is kept as ``args.loaded``, for the message of a later error.
 
     Raises:
         UsageError: If the file cannot be read, has no classifier, or an
@@ -24,9 +22,11 @@ def load_config(args: argparse.Namespace) -> 'Config':
     """
     from mmengine.config import Config
 
-    from mmauxq.engine.checks import check_model
-    from mmauxq.engine.options import merge_options
-    from mmauxq.engine.own_sections import settle_own_sections
+    from mmauxq.engine.config_validation import (
+        check_model,
+        merge_options,
+        settle_own_sections,
+    )
 
     path = args.config
     if not Path(path).is_file():

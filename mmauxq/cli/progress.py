@@ -3,38 +3,18 @@
 import sys
 import threading
 import time
-from dataclasses import dataclass
 from types import TracebackType
 from typing import TextIO
 
 SILENCE = 5.0
-"""Seconds after which it speaks without being asked."""
-
-
-@dataclass(frozen=True)
-class _Pace:
-    """How much longer counted work takes than was expected.
-
-    The expectation counts as much as ten seconds that were as expected.
-    """
-
-    taken: float = 10.0
-    expected: float = 10.0
-
-    def after(self, taken: float, expected: float) -> '_Pace':
-        return _Pace(self.taken + taken, self.expected + expected)
-
-    @property
-    def factor(self) -> float:
-        return self.taken / self.expected
+"""Seconds after which a line is repeated where lines are kept."""
 
 
 class Progress:
-    """Says what runs, how far the job is and how long it still takes.
+    """Prints what runs, how far the job is and how long it still takes.
 
-    A thread of its own speaks, so that a line comes also while something
-    slow is imported. On a terminal the line is written over, elsewhere each
-    is kept.
+    A thread prints, so that a line also comes while something slow is
+    imported. On a terminal the line is written over, elsewhere each is kept.
 
     Args:
         seconds: Expected for the whole job. As the job gets on, the pace of
@@ -48,9 +28,11 @@ class Progress:
         self._over = self.stream.isatty()
         self._lock = threading.Lock()
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._speak, daemon=True)
-        self._start = self._began = self._spoke = time.monotonic()
-        self._pace = _Pace()
+        self._thread = threading.Thread(target=self._repeat, daemon=True)
+        self._start = self._began = self._written = time.monotonic()
+        # Seconds of counted work, taken and expected. The expectation counts
+        # as much as ten seconds that were as expected.
+        self._pace = 10.0, 10.0
         self._done, self._expected = 0.0, 0.0
         self._part: float | None = 0.0
         self.what = 'starting'
@@ -81,7 +63,7 @@ class Progress:
         """
         now = time.monotonic()
         if self._part is not None:
-            self._pace = self._pace.after(now - self._began, self._expected)
+            self._pace = self._pace_after(now - self._began, self._expected)
         self._done += self._expected
         self.what, self._expected, self._began = what, seconds, now
         self._part = 0.0 if counted else None
@@ -91,35 +73,39 @@ class Progress:
         """How far the part is that runs now."""
         self._part = done / of
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Print a text that stays."""
         self._write(text, stays=True)
 
     def line(self) -> str:
         """What is shown: elapsed, part of the job, time left, what runs."""
         now = time.monotonic()
-        running, pace, part = now - self._began, self._pace, self._part
+        running, part = now - self._began, self._part
+        taken, expected = self._pace
+        steps = ''
         if part is None:
             part = min(running / self._expected, 0.95)
-            steps = ''
         else:
-            pace = pace.after(running, part * self._expected)
+            taken, expected = self._pace_after(running, part * self._expected)
             steps = f' ({part:.0%})'
         done = self._done + part * self._expected
-        left = (self.total - done) * pace.factor
+        left = (self.total - done) * taken / expected
         return (
             f'[{now - self._start:.0f} s, {done / self.total:.0%} done, '
             f'about {left:.0f} s left] {self.what}{steps}'
         )
 
-    def _speak(self) -> None:
+    def _pace_after(self, taken: float, expected: float) -> tuple:
+        return self._pace[0] + taken, self._pace[1] + expected
+
+    def _repeat(self) -> None:
         while not self._stop.wait(0.5):
-            if self._over or time.monotonic() - self._spoke > SILENCE:
+            if self._over or time.monotonic() - self._written > SILENCE:
                 self._write(self.line())
 
     def _write(self, text: str, stays: bool = False) -> None:
         with self._lock:
-            self._spoke = time.monotonic()
+            self._written = time.monotonic()
             if self._over:
                 text = f'\r\033[2K{text}'
             self.stream.write(text + '\n' * (stays or not self._over))

@@ -2,12 +2,11 @@
 
 A command has two phases. Everything up to the first iteration - reading the
 config, checking the inputs, building the runner, loading a checkpoint - is
-the set-up: what goes wrong there is something the user can mend, so it ends
-as one line on stderr and exit status 2 (``--debug`` shows the traceback).
-From the first iteration on, errors keep their traceback and exit with 1,
-except :class:`~mmauxq.errors.UsageError`. A
-:class:`~mmauxq.errors.TrainingError` is one line and exit status 1, whenever
-it happens.
+the set-up: the user can mend what goes wrong there, so it ends as one line on
+stderr and exit status 2 (``--debug`` shows the traceback). From the first
+iteration on, errors keep their traceback and exit with 1, except
+:class:`~mmauxq.errors.UsageError`. A :class:`~mmauxq.errors.TrainingError` is
+one line and exit status 1, whenever it happens.
 """
 
 import atexit
@@ -22,7 +21,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from mmauxq import compat
-from mmauxq.errors import TrainingError, UsageError
+from mmauxq.errors import TrainingError, UsageError, one_line
 from mmauxq.ranks import rank
 
 from .parser import Parser
@@ -32,18 +31,11 @@ if TYPE_CHECKING:
 
 # What a wrong config raises in the builders of MMEngine and of torch.
 EXPECTED = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
-# How long another rank leaves the word to rank 0 (seconds).
+    ArithmeticError, AssertionError, AttributeError, ImportError, LookupError,
+    OSError, RuntimeError, TypeError, ValueError,
+)  # fmt: skip
 RANK_PATIENCE = 10
+"""Seconds after which other ranks report an error that rank 0 has not."""
 
 
 def run_command(
@@ -55,8 +47,8 @@ def run_command(
 
     Args:
         command: A module of :mod:`mmauxq.cli`. Its ``run`` may return an
-            exit status; ``None`` is 0. With ``QUIET_SETUP``, what it prints
-            before it has started is shown when it starts.
+            exit status; ``None`` is 0. With ``QUIET_SETUP``, the output of
+            the set-up is shown when the set-up is over.
         argv: Arguments; by default those of the process.
         prog: The name of the command in its help.
 
@@ -74,7 +66,7 @@ def run_command(
     held = HeldOutput(sys.stdout)
     running = False
 
-    def started() -> None:
+    def mark_running() -> None:
         nonlocal running
         running = True
         held.release()
@@ -88,7 +80,7 @@ def run_command(
         )
         if getattr(command, 'QUIET_SETUP', False) and not debug:
             sys.stdout = held  # type: ignore[assignment]
-        status = command.run(args, started) or 0
+        status = command.run(args, mark_running) or 0
     except Exception as raised:
         error = _named(raised)
         mendable = isinstance(error, UsageError) or (
@@ -96,13 +88,13 @@ def run_command(
         )
         known = mendable or isinstance(error, TrainingError)
         if known:
-            held.drop()  # what MMEngine says of itself would hide the line
+            held.drop()  # MMEngine's output would hide the line
         else:
             held.release()
         if debug or not known:
             traceback.print_exc()
         if known:
-            _complain(_with_place(error, getattr(args, 'loaded', None)))
+            _print_error(_with_place(error, getattr(args, 'loaded', None)))
         status = 2 if mendable else 1
     finally:
         held.release()
@@ -115,10 +107,10 @@ def run_command(
 class HeldOutput:
     """A text stream that keeps what is written until it is released.
 
-    MMEngine prints some 170 lines about itself before the first iteration.
-    An error of the set-up is then one line on an empty screen; the log file
-    in the work directory has the rest. A stream, and not a context manager,
-    because the handlers of loggers keep the stream that they found.
+    MMEngine prints some 170 lines before the first iteration. An error of the
+    set-up is then one line on an empty screen; the log file in the work
+    directory has the rest. It is a stream, and not a context manager, because
+    the handlers of loggers keep the stream that they were made with.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -155,33 +147,21 @@ def announce(text: str) -> None:
     print(text, file=getattr(sys.stdout, 'stream', sys.stdout), flush=True)
 
 
-def one_line(error: BaseException, width: int = 600) -> str:
-    """The message of an error without line breaks and without its type,
-    unless the message alone would not make sense."""
-    text = str(error.args[0]) if isinstance(error, KeyError) else str(error)
-    text = ' '.join(text.split())
-    if isinstance(error, KeyError) and ' ' not in text:
-        text = f'missing key {text!r}'
-    elif not isinstance(error, (UsageError, TrainingError, KeyError)):
-        text = f'{type(error).__name__}: {text}'
-    return text if len(text) <= width else text[: width - 3] + '...'
-
-
 def _named(error: Exception) -> Exception:
-    """The error, or what to say instead if a loader process died.
+    """The error, or a TrainingError if a process of the data loader died.
 
-    torch raises that one from a signal handler, so wherever the main process
-    stands: as a rule it waits for the next batch, but it may be in a step.
-    What a data set raises in a loader process comes with its own words.
+    torch raises that one from a signal handler, wherever the main process is:
+    as a rule it waits for the next batch, but it may be in a step. Errors of
+    the data set in a loader process have other messages.
     """
     if 'DataLoader worker (pid' not in str(error):
         return error
-    # the next one to die would raise again, while this one is reported
+    # the next process to die would raise while this one is reported
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     return TrainingError(
         'a process of the data loader died '
         f'({" ".join(str(error).split())}); it may have run out of '
-        'memory: fewer num_workers need less'
+        'memory, of which fewer num_workers need less'
     )
 
 
@@ -189,7 +169,7 @@ def _with_place(error: Exception, cfg: 'Config | None') -> str:
     """The message, with the part of the config if another package wrote it."""
     place = ''
     if cfg is not None and not isinstance(error, (UsageError, TrainingError)):
-        from mmauxq.engine.locate import locate
+        from mmauxq.engine.error_context import locate
 
         place = locate(error, cfg._cfg_dict)
     return f'{place}: {one_line(error)}' if place else one_line(error)
@@ -199,9 +179,9 @@ def exit_process(status: int) -> NoReturn:
     """End the process with ``status``, as the last act of a command.
 
     A rank of a distributed job ends at once. It has left the process group,
-    but threads of Gloo may live on, and one that asks for Python's lock while
+    but threads of Gloo may live on, and one that takes Python's lock while
     the interpreter shuts down aborts the process ("terminate called without
-    an active exception"): seen once, after a complete evaluation.
+    an active exception").
     """
     if 'RANK' not in os.environ:
         sys.exit(status)
@@ -216,17 +196,14 @@ def exit_process(status: int) -> NoReturn:
 def _is_expected(error: Exception) -> bool:
     if isinstance(error, RuntimeError) and _is_distributed():
         return False  # as a rule, another rank died
-    config = sys.modules.get('mmengine.config.utils')
-    return isinstance(error, EXPECTED) or (
-        config is not None and isinstance(error, config.ConfigParsingError)
-    )
+    return isinstance(error, EXPECTED)
 
 
-def _complain(message: str) -> None:
+def _print_error(message: str) -> None:
     """Print one line; in a distributed job, only from one rank.
 
-    Another rank waits, so that rank 0, which as a rule has the same trouble,
-    speaks first and the launcher stops the rest.
+    Other ranks wait: as a rule rank 0 has the same error, prints it first,
+    and the launcher stops the rest.
     """
     flush_output()
     own = rank()

@@ -4,7 +4,7 @@ CHECKPOINT (a training checkpoint or a slim one)."""
 import argparse
 import json
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
 
 from mmauxq import compat
 from mmauxq.errors import UsageError
@@ -27,36 +27,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_runner_arguments(parser)
 
 
-def run(args: argparse.Namespace, started: Callable) -> None:
+def run(args: argparse.Namespace, mark_running: Callable) -> None:
     """Evaluate, and print the metrics as one line of JSON."""
     cfg = load_config(args)
-    from mmauxq.engine.checks import set_work_dir, writable_file
+    from mmauxq.engine.build_runner import build_runner, set_work_dir
 
     for key in ('test_dataloader', 'test_evaluator', 'test_cfg'):
         if cfg.get(key) is None:
             raise UsageError(f'{args.config} has no `{key}`')
-    out = writable_file(args.out) if args.out else None
+    out = _writable(args.out) if args.out else None
     compat.load_checkpoint(args.checkpoint)  # before anything is built
     set_work_dir(cfg, args.config, args.work_dir)
     if cfg.model.get('type') == 'mmauxq.JointQAT':
         cfg.model.guidance = None
     cfg.resume, cfg.load_from = False, args.checkpoint
     compat.enable()
-    from mmauxq.engine.build_runner import build_runner
     from mmauxq.engine.hooks import CheckpointFitHook
     from mmauxq.engine.image_shape import set_image_shape
 
     set_image_shape(cfg, 'val')
-    runner = build_runner(cfg, args.launcher, started)
+    runner = build_runner(cfg, mark_running)
     runner.register_hook(CheckpointFitHook(args.checkpoint))
-    metrics = {k: _plain(v) for k, v in runner.test().items()}
+    metrics = runner.test()
     if rank() == 0:
-        line = json.dumps(metrics)
+        line = json.dumps(metrics, default=lambda value: value.tolist())
         if out is not None:
             out.write_text(line + '\n')
         flush_output()
         print(line, flush=True)
 
 
-def _plain(value: Any) -> Any:
-    return value.tolist() if hasattr(value, 'tolist') else value
+def _writable(path: str) -> Path:
+    """The file ``--out``, before work is done that would be lost."""
+    file = Path(path)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open('a'):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f'--out {path} cannot be written: {error.strerror}'
+        ) from error
+    return file

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmauxq import compat
 from mmauxq.errors import UsageError
 from mmauxq.ranks import rank
 
@@ -52,41 +53,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace, started: Callable) -> None:
+def run(args: argparse.Namespace, mark_running: Callable) -> None:
     """Train, and leave ``slim.pth`` beside the checkpoints."""
     cfg = load_config(args)
-    from mmauxq import compat
-    from mmauxq.engine.checks import (
-        check_training,
-        set_work_dir,
-    )
-    from mmauxq.engine.guards import add_guards, make_exact
+    from mmauxq.engine.build_runner import build_runner, set_work_dir
+    from mmauxq.engine.config_validation import check_settings
+    from mmauxq.engine.defaults import add_watch_hooks, use_resumable_loop
     from mmauxq.engine.image_shape import set_image_shape
     from mmauxq.engine.resume import set_start
-    from mmauxq.engine.settings import check_settings
 
-    check_training(cfg, args.config)
-    check_settings(cfg)
+    check_settings(cfg, args.config)
     set_work_dir(cfg, args.config, args.work_dir)
     if rank() == 0:
         announce(f'Setting up; logs go to {cfg.work_dir}')
     if args.amp:
         _set_amp(cfg)
+    joint = cfg.model.get('type') == 'mmauxq.JointQAT'
+    if (args.compile or args.cuda_graph) and not joint:
+        raise UsageError(
+            f'{"--compile" if args.compile else "--cuda-graph"}: expected a '
+            f'recipe of mmauxq.JointQAT, got {args.config}, which trains '
+            f'{cfg.model.get("type")}'
+        )
     if args.compile:
-        _check_joint(cfg, args, '--compile')
         _set_speed(cfg, compile=dict(mode=args.compile))
     if args.cuda_graph:
-        _check_joint(cfg, args, '--cuda-graph')
         _set_cuda_graph(cfg)
     set_start(cfg, args.resume)
-    make_exact(cfg)
-    add_guards(cfg)
+    use_resumable_loop(cfg)
+    add_watch_hooks(cfg)
     compat.enable()
     set_image_shape(cfg)
-    from mmauxq.engine.build_runner import build_runner
-
-    build_runner(cfg, args.launcher, started).train()
-    if cfg.model.get('type') == 'mmauxq.JointQAT' and rank() == 0:
+    build_runner(cfg, mark_running).train()
+    if joint and rank() == 0:
         _write_slim(Path(cfg.work_dir))
 
 
@@ -108,8 +107,8 @@ def _set_amp(cfg: 'Config') -> None:
 
     if torch.cuda.is_available():
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
-        # bfloat16 has the range of float32: no gradient is lost without a
-        # scale, and no step passed over that has an infinite one
+        # bfloat16 has the range of float32: it needs no scale to keep small
+        # gradients, and a scale would skip steps with infinite ones
         bfloat16 = cfg.optim_wrapper.get('dtype') == 'bfloat16'
         scale = dict(enabled=False) if bfloat16 else 'dynamic'
         cfg.optim_wrapper.setdefault('loss_scale', scale)
@@ -123,14 +122,13 @@ def _set_speed(cfg: 'Config', **options: Any) -> None:
 
 
 def _set_cuda_graph(cfg: 'Config') -> None:
-    """Record the step; launch the optimizer in one go as well.
+    """Record the step, and use the fused form of the optimizer.
 
-    A fused one also looks itself whether its gradients are finite, so that
-    the host need not wait for them.
+    The kernels of a fused optimizer skip a step whose gradients are not
+    finite, so that the host need not wait for them.
     """
     import torch
 
-    from mmauxq import compat
     from mmauxq.engine.optimizers import optimizer_takes
 
     compat.enable()  # its type may be one of MMPretrain's
@@ -143,11 +141,3 @@ def _set_cuda_graph(cfg: 'Config') -> None:
         and optimizer_takes(optimizer, 'fused')
     ):
         optimizer.fused = True
-
-
-def _check_joint(cfg: 'Config', args: argparse.Namespace, option: str) -> None:
-    if cfg.model.get('type') != 'mmauxq.JointQAT':
-        raise UsageError(
-            f'{option}: {args.config} trains a {cfg.model.get("type")}; '
-            'allowed are recipes of mmauxq.JointQAT'
-        )

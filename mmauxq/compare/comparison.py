@@ -2,7 +2,7 @@
 
 A comparison lives in one folder::
 
-    comparison.json     arms, seeds, overrides: what was asked
+    comparison.json     the config of each arm
     runs/ARM/SEED/      config.py, checkpoints, log.txt, result.json
     results.jsonl       one line for each finished run
     table.md            means, spread, paired differences
@@ -14,7 +14,6 @@ on where it was.
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -27,22 +26,11 @@ from pathlib import Path
 import numpy as np
 from mmengine.config import Config
 
-from mmauxq.engine.options import merge_options
-from mmauxq.engine.own_sections import settle_own_sections
+from mmauxq import text
 from mmauxq.errors import UsageError
 from mmauxq.files import write_atomically
 
 from .statistics import paired_difference, spread
-
-EQUAL = (
-    'train_cfg',
-    'param_scheduler',
-    'optim_wrapper',
-    'train_dataloader',
-    'val_dataloader',
-    'val_evaluator',
-)
-"""Parts of a config in which all arms must agree: budget and yardstick."""
 
 
 @dataclass(frozen=True)
@@ -62,91 +50,10 @@ class Run:
     def progress(self) -> tuple[int, int]:
         """Steps done, and their number (0 before the first step)."""
         try:
-            done, of = (self.folder / 'progress').read_text().split()
-            return int(done), int(of)
+            done, total = (self.folder / 'progress').read_text().split()
+            return int(done), int(total)
         except (OSError, ValueError):
             return 0, 0
-
-
-def read_arms(
-    arms: Sequence[str], options: dict | None = None
-) -> dict[str, Config]:
-    """Arms as the command line gives them.
-
-    Args:
-        arms: ``NAME=CONFIG``, each followed by any number of
-            ``,key=value`` that differ for this arm; values are JSON, or text.
-        options: Overrides for all arms.
-
-    Raises:
-        UsageError: If a name comes twice, a file is missing, a section does
-            not fit, or the arms differ in their budget.
-    """
-    configs: dict[str, Config] = {}
-    for text in arms:
-        name, _, rest = text.partition('=')
-        # lists and dicts have commas of their own
-        path, *own = re.split(r',(?=[A-Za-z_][\w.]*(?:=|$))', rest)
-        if not name or not path or '/' in name:
-            raise UsageError(f'arm {text!r}; allowed is NAME=CONFIG[,KEY=V]')
-        if name in configs:
-            raise UsageError(f'arm {name!r} is given twice')
-        if not Path(path).is_file():
-            raise UsageError(f'arm {name!r}: config {path} does not exist')
-        config = Config.fromfile(path)
-        merge_options(config, options or {}, f'arm {name!r}: --cfg-options')
-        merge_options(
-            config, dict(_override(name, o) for o in own), f'arm {name!r}:'
-        )
-        try:
-            settle_own_sections(config)
-        except UsageError as error:
-            raise UsageError(f'arm {name!r}: {error}') from error
-        configs[name] = config
-    _check_equal(configs)
-    return configs
-
-
-def _override(arm: str, text: str) -> tuple[str, object]:
-    key, found, value = text.partition('=')
-    if not found:
-        raise UsageError(f'arm {arm!r}: {text!r}; allowed is KEY=VALUE')
-    try:
-        return key, json.loads(value)
-    except ValueError:
-        return key, None if value == 'None' else value
-
-
-def _check_equal(configs: dict[str, Config]) -> None:
-    first, *others = configs
-    for other in others:
-        for part in EQUAL:
-            if configs[first].get(part) != configs[other].get(part):
-                raise UsageError(
-                    f'arms {first!r} and {other!r} differ in {part}; a '
-                    'comparison is fair on one budget only'
-                )
-
-
-def check(configs: dict[str, Config]) -> None:
-    """Build the model of every arm, and let it go.
-
-    So that a wrong tap or teacher is found before the first run, not after
-    hours.
-
-    Raises:
-        UsageError: If one cannot be built.
-    """
-    from mmauxq import compat
-
-    compat.enable()
-    from .training_run import build_model
-
-    for arm, config in configs.items():
-        try:
-            build_model(config)
-        except UsageError as error:
-            raise UsageError(f'arm {arm!r}: {error}') from error
 
 
 def plan(
@@ -157,19 +64,18 @@ def plan(
     Raises:
         UsageError: If the folder holds a comparison of other arms.
     """
-    asked = dict(arms={n: c.pretty_text for n, c in configs.items()})
-    description = out / 'comparison.json'
-    if description.is_file():
-        before = json.loads(description.read_text())
-        for name, text in before['arms'].items():
-            if asked['arms'].get(name, text) != text:
-                raise UsageError(
-                    f'{out} holds an arm {name!r} with another config; '
-                    'choose another folder, or another name'
-                )
-        asked['arms'] = {**before['arms'], **asked['arms']}
+    arms = {name: config.pretty_text for name, config in configs.items()}
+    before = _arms_of(out)
+    for name in arms.keys() & before.keys():
+        if arms[name] != before[name]:
+            raise UsageError(
+                f'{out} holds an arm {name!r} with another config; choose '
+                'another folder, or another name'
+            )
     out.mkdir(parents=True, exist_ok=True)
-    description.write_text(json.dumps(asked, indent=1))
+    (out / 'comparison.json').write_text(
+        json.dumps(dict(arms={**before, **arms}), indent=1)
+    )
     runs = [
         Run(name, seed, out / 'runs' / name / str(seed))
         for seed in seeds
@@ -179,6 +85,14 @@ def plan(
         run.folder.mkdir(parents=True, exist_ok=True)
         configs[run.arm].dump(run.folder / 'recipe.py')
     return runs
+
+
+def _arms_of(out: Path) -> dict[str, str]:
+    """Name -> config of the arms that a folder was written for."""
+    description = out / 'comparison.json'
+    if not description.is_file():
+        return {}
+    return json.loads(description.read_text())['arms']
 
 
 def train(
@@ -193,11 +107,11 @@ def train(
             hold ``{seed}``.
 
     Yields:
-        The runs under way, twice a second, so that somebody can watch.
+        The runs under way, twice a second, to show their progress.
 
     Raises:
-        UsageError: If a run fails; the others are stopped, what is finished
-            is kept.
+        UsageError: If a run fails; the others are stopped, finished ones are
+            kept.
         KeyboardInterrupt: On SIGINT and SIGTERM, after the runs are stopped.
     """
     waiting = [run for run in runs if not run.result.is_file()]
@@ -225,16 +139,16 @@ def train(
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """SIGINT and SIGTERM that come meanwhile.
+    """A list to which SIGINT and SIGTERM are added when they come.
 
     Not raised where they come: a library, or a destructor, would swallow
-    them, and SIGTERM would leave the runs without anybody who waits for them.
+    them, and SIGTERM would leave the runs without a parent that waits.
     """
-    seen: list[int] = []
+    signals: list[int] = []
     kinds = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(k, lambda k, _: seen.append(k)) for k in kinds]
+    before = [signal.signal(k, lambda k, _: signals.append(k)) for k in kinds]
     try:
-        yield seen
+        yield signals
     finally:
         for kind, handler in zip(kinds, before, strict=True):
             signal.signal(kind, handler)
@@ -270,11 +184,11 @@ def run_one(folder: Path, seed: int, start: str | None = None) -> None:
         config.model.float_checkpoint = start
     progress, parent = folder / 'progress', os.getppid()
 
-    def report(done: int, of: int) -> None:
+    def report(done: int, total: int) -> None:
         if os.getppid() != parent:  # killed; the next one trains this run
             raise SystemExit('the comparison that began this run is gone')
-        if done % 10 == 0 or done == of:
-            progress.write_text(f'{done} {of}')
+        if done % 10 == 0 or done == total:
+            progress.write_text(f'{done} {total}')
 
     trial = run_trial(config, folder, seed, report, resume=True)
     record = dict(
@@ -301,38 +215,31 @@ def run_one(folder: Path, seed: int, start: str | None = None) -> None:
 
 
 def _commit() -> str | None:
-    """The commit that this package stands at, if it stands in a clone."""
-    done = subprocess.run(
+    """The commit of this package, if it is in a clone."""
+    git = subprocess.run(
         ['git', '-C', str(Path(__file__).parent), 'rev-parse', 'HEAD'],
         capture_output=True,
         text=True,
     )
-    return done.stdout.strip() or None
+    return git.stdout.strip() or None
 
 
 def collect(out: Path) -> list[dict]:
     """All finished runs of a folder, also written to ``results.jsonl``.
 
-    Arms come in the order in which they were asked for, then seeds.
-
-    A folder that holds only its ``results.jsonl`` is read as it is.
+    Arms come in the order of ``comparison.json``, then seeds. A folder that
+    holds only its ``results.jsonl`` is read as it is.
 
     Raises:
         UsageError: If there is none.
     """
-    description = out / 'comparison.json'
-    order = list(
-        json.loads(description.read_text())['arms']
-        if description.is_file()
-        else {}
-    )
-    files = sorted(
-        out.glob('runs/*/*/result.json'),
-        key=lambda file: (
-            order.index(file.parts[-3]) if file.parts[-3] in order else -1,
-            int(file.parts[-2]),
-        ),
-    )
+    order = list(_arms_of(out))
+
+    def place(file: Path) -> tuple[int, int]:
+        arm, seed = file.parts[-3:-1]
+        return order.index(arm) if arm in order else -1, int(seed)
+
+    files = sorted(out.glob('runs/*/*/result.json'), key=place)
     lines = [file.read_text() for file in files]
     results = out / 'results.jsonl'
     if lines:
@@ -356,7 +263,7 @@ def table(records: Sequence[dict], reference: str) -> str:
     """Means, spread and paired differences, as Markdown.
 
     Args:
-        records: Of :func:`collect`.
+        records: Result of :func:`collect`.
         reference: The arm that the others are compared with.
 
     Raises:
@@ -365,28 +272,42 @@ def table(records: Sequence[dict], reference: str) -> str:
     arms = by_arm(records)
     if reference not in arms:
         raise UsageError(
-            f'--reference {reference}: there is no such arm; there are '
-            f'{", ".join(arms)}'
+            f'--reference: expected one of {", ".join(arms)}, got {reference}'
         )
     base = arms[reference]
-    rows = [
-        '| arm | seeds | final top-1 | best top-1 | '
-        f'final - {reference}, 95% interval, wins | step | guidance: '
-        f'parameters, multiply-adds{_size(records)} | peak memory |',
-        '|---|---|---|---|---|---|---|---|',
+    # (C, H, W) of the images for which multiply-adds are counted
+    shapes = sorted(
+        {tuple(r['cost']['shape']) for r in records if 'shape' in _cost(r)}
+    )
+    head = [
+        *('arm', 'seeds', 'final top-1', 'best top-1'),
+        *(f'final - {reference}, 95% interval, wins', 'step'),
+        'guidance: parameters, multiply-adds'
+        + ''.join(f' at {shape}' for shape in shapes),
+        'peak memory',
     ]
+    rows = []
     for name, runs in arms.items():
         shared = [seed for seed in runs if seed in base]
         difference = ''
         if name != reference and shared:
             difference = str(paired_difference(*finals(shared, runs, base)))
-        step = np.median([r['step_seconds'] for r in runs.values()])
+        every = list(runs.values())
+        step = 1e3 * np.median([run['step_seconds'] for run in every])
+        memory = max(run.get('peak_memory', 0) for run in every) / 2**20
         rows.append(
-            f'| {name} | {len(runs)} | {_spread(runs, "final")} | '
-            f'{_spread(runs, "best")} | {difference} | {1e3 * step:.1f} ms | '
-            f'{_cost(runs)} |'
+            [
+                name,
+                len(runs),
+                spread([run['final'] for run in every]),
+                spread([run['best'] for run in every]),
+                difference,
+                f'{step:.1f} ms',
+                _guidance(_cost(every[0])),
+                f'{memory:.0f} MiB' if memory else '',
+            ]
         )
-    return '\n'.join(rows) + '\n'
+    return text.table(head, rows)
 
 
 def finals(seeds: Sequence[int], *arms: dict[int, dict]) -> list[list[float]]:
@@ -394,33 +315,17 @@ def finals(seeds: Sequence[int], *arms: dict[int, dict]) -> list[list[float]]:
     return [[runs[seed]['final'] for seed in seeds] for runs in arms]
 
 
-def _size(records: Sequence[dict]) -> str:
-    """Of the images for which multiply-adds are counted, (C, H, W)."""
-    costs = [record.get('cost') or {} for record in records]
-    shapes = {tuple(cost['shape']) for cost in costs if 'shape' in cost}
-    return ''.join(f' at {shape}' for shape in sorted(shapes))
+def _cost(record: dict) -> dict:
+    """Empty for a float network."""
+    return record.get('cost') or {}
 
 
-def _cost(runs: dict[int, dict]) -> str:
-    """Of the guidance beside that of F; of the run."""
-    record = next(iter(runs.values()))
-    cost, relative = record.get('cost') or {}, ''
-    if cost:
-        more = [
-            cost[f'guidance_{what}'] / cost[what]
-            for what in ('parameters', 'multiply_adds')
-        ]
-        relative = f'+{more[0]:.1%}, +{more[1]:.1%}'
-    memory = max(run.get('peak_memory', 0) for run in runs.values())
-    return (
-        f'{relative} | {memory / 2**20:.0f} MiB'
-        if memory
-        else (f'{relative} | ')
-    )
-
-
-def _spread(runs: dict[int, dict], key: str) -> str:
-    return spread([run[key] for run in runs.values()])
+def _guidance(cost: dict) -> str:
+    """Parameters and multiply-adds of the guidance, relative to F."""
+    if not cost:
+        return ''
+    parts = ('parameters', 'multiply_adds')
+    return ', '.join(f'+{cost[f"guidance_{p}"] / cost[p]:.1%}' for p in parts)
 
 
 if __name__ == '__main__':

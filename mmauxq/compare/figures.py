@@ -1,14 +1,16 @@
 """Figures of a comparison."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import matplotlib
 import numpy as np
+from scipy import stats
 from torch import Tensor
 
-matplotlib.use('Agg')  # no screen is needed
+matplotlib.use('Agg')  # works without a screen
 
 from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
@@ -16,7 +18,7 @@ from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.patheffects import withStroke  # noqa: E402
 
 from .comparison import by_arm  # noqa: E402
-from .survey import Effect  # noqa: E402
+from .meta_comparison import Effect  # noqa: E402
 
 # Okabe and Ito's colours, told apart by all common forms of sight
 COLOURS = ('#000000', '#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00')
@@ -32,23 +34,17 @@ def plot_accuracy(
     Args:
         axes: To draw on.
         curves: Label -> (seeds, epochs), percent.
-        colours: Of the labels, in turn.
+        colours: Colours of the labels, in turn.
     """
-    for colour, (label, runs) in zip(
-        itertools.cycle(colours), curves.items(), strict=False
-    ):
+    for colour, (label, runs) in _coloured(curves, colours):
         runs = np.atleast_2d(runs)
         epochs = np.arange(1, runs.shape[1] + 1)
         axes.plot(epochs, runs.mean(0), color=colour, label=label)
         if len(runs) > 1:
             axes.fill_between(
-                epochs,
-                runs.min(0),
-                runs.max(0),
-                color=colour,
-                alpha=0.15,
+                epochs, runs.min(0), runs.max(0), color=colour, alpha=0.15,
                 linewidth=0,
-            )
+            )  # fmt: skip
     axes.set(xlabel='epoch', ylabel='top-1 (%)')
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(frameon=False, fontsize=8, loc='lower right')
@@ -64,11 +60,9 @@ def plot_gradients(
     Args:
         axes: To draw on.
         norms: Label -> name of a block -> norm.
-        colours: Of the labels, in turn.
+        colours: Colours of the labels, in turn.
     """
-    for colour, (label, blocks) in zip(
-        itertools.cycle(colours), norms.items(), strict=False
-    ):
+    for colour, (label, blocks) in _coloured(norms, colours):
         axes.plot(list(blocks.values()), 'o-', color=colour, label=label)
     names = [
         name.removeprefix('backbone.') for name in next(iter(norms.values()))
@@ -114,9 +108,9 @@ def plot_rounding(
 
     Args:
         axes: To draw on.
-        before: What the quantizer got.
-        after: What it gave.
-        colour: Of the levels.
+        before: The input of the quantizer.
+        after: Its output.
+        colour: Colour of the levels.
     """
     values = before.flatten().numpy()
     low, high = np.quantile(values, [0.001, 0.999])
@@ -153,11 +147,11 @@ def plot_quickstart(
 
     Args:
         path: File to write.
-        title: Of the sheet.
+        title: Title of the sheet.
         accuracy: Label -> (seeds, epochs), percent; the float network is the
             first, and drawn in the first panel as the level it ends at.
         where: The layer and the run that the tensors come from.
-        tensors: Name -> (what its quantizer got, what it gave), two of them.
+        tensors: Name -> (input of its quantizer, output), two of them.
     """
     figure = plt.figure(figsize=(12.5, 4.4), layout='constrained')
     grid = figure.add_gridspec(2, 3, width_ratios=(1.1, 1, 1.1))
@@ -201,54 +195,41 @@ def plot_comparison(folder: Path, records: Sequence[Mapping]) -> None:
     Args:
         folder: ``accuracy.png``, ``cost.png`` and, unless all runs are of
             float networks, ``gradients.png`` are written there.
-        records: Of :func:`mmauxq.compare.comparison.collect`.
+        records: Result of :func:`mmauxq.compare.comparison.collect`.
     """
     arms = {
         name: list(runs.values()) for name, runs in by_arm(records).items()
     }
-    figure, axes = plt.subplots(figsize=(6, 4), layout='constrained')
-    plot_accuracy(
-        axes,
-        {
-            name: np.array([run['accuracy'] for run in runs])
-            for name, runs in arms.items()
-        },
-    )
-    _save(figure, folder / 'accuracy.png')
-    figure, axes = plt.subplots(figsize=(6, 4), layout='constrained')
-    for colour, (name, runs) in zip(
-        itertools.cycle(COLOURS), arms.items(), strict=False
-    ):
-        finals = np.array([run['final'] for run in runs])
-        step = 1e3 * np.median([run['step_seconds'] for run in runs])
-        axes.errorbar(
-            step,
-            finals.mean(),
-            finals.std(ddof=1) if len(finals) > 1 else 0,
-            fmt='o',
-            capsize=3,
-            color=colour,
+    with _sheet(folder / 'accuracy.png') as axes:
+        plot_accuracy(
+            axes,
+            {
+                name: np.array([run['accuracy'] for run in runs])
+                for name, runs in arms.items()
+            },
         )
-        axes.annotate(
-            name,
-            (step, finals.mean()),
-            xytext=(6, 4),
-            textcoords='offset points',
-            fontsize=8,
-            color=colour,
-            zorder=10,
-            path_effects=[withStroke(linewidth=3, foreground='white')],
+    with _sheet(folder / 'cost.png') as axes:
+        for colour, (name, runs) in _coloured(arms):
+            finals = np.array([run['final'] for run in runs])
+            step = 1e3 * np.median([run['step_seconds'] for run in runs])
+            deviation = finals.std(ddof=1) if len(finals) > 1 else 0
+            axes.errorbar(
+                step, finals.mean(), deviation, fmt='o', capsize=3,
+                color=colour,
+            )  # fmt: skip
+            axes.annotate(
+                name, (step, finals.mean()), xytext=(6, 4), fontsize=8,
+                textcoords='offset points', color=colour, zorder=10,
+                path_effects=[withStroke(linewidth=3, foreground='white')],
+            )  # fmt: skip
+        axes.set(
+            xlabel='training step (ms)',
+            ylabel='final top-1 (%), mean and standard deviation',
         )
-    axes.set(
-        xlabel='training step (ms)',
-        ylabel='final top-1 (%), mean and standard deviation',
-    )
-    _save(figure, folder / 'cost.png')
     norms = {name: _mean_norms(runs) for name, runs in arms.items()}
     if all(norms.values()):
-        figure, axes = plt.subplots(figsize=(6, 4), layout='constrained')
-        plot_gradients(axes, norms, COLOURS)
-        _save(figure, folder / 'gradients.png')
+        with _sheet(folder / 'gradients.png') as axes:
+            plot_gradients(axes, norms, COLOURS)
 
 
 def plot_effects(path: Path, effects: Sequence[Effect]) -> None:
@@ -259,58 +240,64 @@ def plot_effects(path: Path, effects: Sequence[Effect]) -> None:
 
     Args:
         path: File to write.
-        effects: Of :func:`mmauxq.compare.survey.effects`.
+        effects: Result of :func:`mmauxq.compare.meta_comparison.effects`.
     """
-    settings = list(dict.fromkeys(effect.setting for effect in effects))
+    settings: dict[str, list[Effect]] = {}
+    for effect in effects:
+        settings.setdefault(effect.setting, []).append(effect)
     rows = len(effects) + len(settings)
-    figure, axes = plt.subplots(
-        figsize=(7, 0.8 + 0.19 * rows), layout='constrained'
-    )
     place, labels, headings = 0, {}, []
-    for setting in settings:
-        inside = [e for e in effects if e.setting == setting]
-        axes.axhline(place, color='#dddddd', linewidth=0.8, zorder=0)
-        level = np.mean(inside[0].reference)
-        labels[place] = f'{setting} ({level:.1f}%)'
-        headings.append(place)
-        for effect in inside:
+    with _sheet(path, (7, 0.8 + 0.19 * rows)) as axes:
+        for setting, inside in settings.items():
+            axes.axhline(place, color='#dddddd', linewidth=0.8, zorder=0)
+            level = np.mean(inside[0].reference)
+            labels[place] = f'{setting} ({level:.1f}%)'
+            headings.append(place)
+            for effect in inside:
+                place += 1
+                labels[place] = effect.arm
+                mean = effect.difference.mean
+                width = effect.difference.half_width
+                several = np.isfinite(width)
+                colour = '#888888'
+                if width < abs(mean):
+                    colour = COLOURS[1 if mean > 0 else 2]
+                axes.errorbar(
+                    mean, place, xerr=width if several else 0, fmt='o',
+                    markersize=4, capsize=2 if several else 0, color=colour,
+                    markerfacecolor=colour if several else 'white',
+                )  # fmt: skip
             place += 1
-            difference = effect.difference
-            mean, width = difference.mean, difference.half_width
-            sure, one = width < abs(mean), not np.isfinite(width)
-            colour = COLOURS[1 if mean > 0 else 2] if sure else '#888888'
-            axes.errorbar(
-                mean,
-                place,
-                xerr=0 if one else width,
-                fmt='o',
-                markersize=4,
-                capsize=0 if one else 2,
-                color=colour,
-                markerfacecolor='white' if one else colour,
-            )
-            labels[place] = effect.arm
-        place += 1
-    axes.axvline(0, color='black', linewidth=0.8, zorder=0)
-    axes.set_yticks(list(labels), list(labels.values()), fontsize=8)
-    for at, text in zip(labels, axes.get_yticklabels(), strict=True):
-        if at in headings:
-            text.set_fontweight('bold')
-    axes.set_ylim(place - 0.5, -0.7)
-    axes.set(xlabel='final top-1 - that of the reference (points), 95%')
-    _save(figure, path)
+        axes.axvline(0, color='black', linewidth=0.8, zorder=0)
+        axes.set_yticks(list(labels), list(labels.values()), fontsize=8)
+        for at, label in zip(labels, axes.get_yticklabels(), strict=True):
+            if at in headings:
+                label.set_fontweight('bold')
+        axes.set_ylim(place - 0.5, -0.7)
+        axes.set(xlabel='final top-1 - that of the reference (points), 95%')
+
+
+def _coloured(items: Mapping, colours: Sequence[str] = COLOURS) -> Iterator:
+    """(colour, (name, value)) of each item; colours begin again at the end."""
+    return zip(itertools.cycle(colours), items.items(), strict=False)
 
 
 def _mean_norms(runs: Sequence[Mapping]) -> dict[str, float]:
     """Geometric mean over runs of the norm at each block, all losses."""
-    found = [run['gradients'] for run in runs if run.get('gradients')]
-    norms = [run.get('joint', run['student']) for run in found]
-    if not norms:
-        return {}
+    gradients = [run['gradients'] for run in runs if run.get('gradients')]
+    norms = [losses.get('joint', losses['student']) for losses in gradients]
     return {
-        block: float(np.exp(np.mean([np.log(n[block]) for n in norms])))
-        for block in norms[0]
+        block: float(stats.gmean([norm[block] for norm in norms]))
+        for block in (norms[0] if norms else ())
     }
+
+
+@contextmanager
+def _sheet(path: Path, size: tuple[float, float] = (6, 4)) -> Iterator[Axes]:
+    """Axes to draw on; the figure is written to ``path`` afterwards."""
+    figure, axes = plt.subplots(figsize=size, layout='constrained')
+    yield axes
+    _save(figure, path)
 
 
 def _save(figure: Figure, path: Path) -> None:

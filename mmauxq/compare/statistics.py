@@ -14,9 +14,9 @@ class PairedDifference:
     """``a - b`` over runs that share their seed and their start.
 
     Args:
-        mean: Of the differences.
-        half_width: Of the 95% confidence interval of the mean (Student's t);
-            infinite for a single pair.
+        mean: Mean difference.
+        half_width: Half of the 95% confidence interval of the mean (Student's
+            t); infinite for a single pair.
         wins: Pairs in which ``a`` is above ``b``.
         pairs: Number of pairs.
     """
@@ -32,7 +32,7 @@ class PairedDifference:
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean and, of more than one value, standard deviation, as text."""
+    """The mean and, of several values, the standard deviation, as text."""
     if len(values) == 1:
         return f'{values[0]:.2f}'
     return f'{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}'
@@ -46,27 +46,22 @@ def paired_difference(
     Args:
         a: Results of one arm, one for each seed.
         b: Results of the other, in the same order.
-        confidence: Of the interval.
+        confidence: Confidence level of the interval, 0 to 1.
 
     Raises:
         UsageError: If the arms have different numbers of runs, or none.
     """
     if len(a) != len(b) or not len(a):
         raise UsageError(
-            f'a paired difference needs equal numbers of runs, from 1; there '
-            f'are {len(a)} and {len(b)}'
+            'a paired difference: expected equal numbers of runs, at least '
+            f'1, got {len(a)} and {len(b)}'
         )
     differences = np.asarray(a, float) - np.asarray(b, float)
-    count = len(differences)
+    pairs = len(differences)
     half_width = float('inf')
-    if count > 1:
-        error = differences.std(ddof=1) / count**0.5
-        half_width = float(
-            stats.t.ppf((1 + confidence) / 2, count - 1) * error
-        )
-    return PairedDifference(
-        float(differences.mean()),
-        half_width,
-        int((differences > 0).sum()),
-        count,
-    )
+    if pairs > 1:
+        # unlike stats.ttest_rel also where all differences are equal
+        quantile = stats.t.ppf((1 + confidence) / 2, pairs - 1)
+        half_width = float(quantile * stats.sem(differences))
+    wins = int((differences > 0).sum())
+    return PairedDifference(float(differences.mean()), half_width, wins, pairs)

@@ -1,4 +1,4 @@
-"""One training run of a comparison, and what it leaves behind."""
+"""One training run of a comparison, and what is measured of it."""
 
 import copy
 import statistics
@@ -16,11 +16,11 @@ from torch import nn
 
 from mmauxq.algorithms import JointQAT
 from mmauxq.analysis import block_gradient_norms
-from mmauxq.engine.guards import add_guards, make_exact
+from mmauxq.engine.defaults import add_watch_hooks, use_resumable_loop
 from mmauxq.engine.hooks import EpochLengthHook, TeacherCheckHook
 from mmauxq.engine.image_shape import set_image_shape
 from mmauxq.engine.resume import set_start
-from mmauxq.errors import UsageError
+from mmauxq.errors import UsageError, one_line
 from mmauxq.registry import MODELS
 
 METRIC = 'val/accuracy/top1'
@@ -29,21 +29,21 @@ SECONDS = 'mmauxq/seconds'
 
 @dataclass(frozen=True)
 class Trial:
-    """What one run gave.
+    """The results of one run.
 
     Args:
         accuracy: Top-1 of F on the validation set after each epoch, percent.
         seconds: Wall time of training and validation. A resumed run counts
-            what came before its checkpoint, too.
+            the time before its checkpoint, too.
         step_seconds: Median wall time of a training step, of this process.
         peak_memory: Most bytes allocated on the GPU in a training step, of
             this process; 0 without a GPU.
-        cost: Fields of :class:`mmauxq.algorithms.build.Cost`; empty for a
-            float network.
-        gradients: Of :func:`block_gradient_norms`, on the first training
-            batch after the last step; empty for a float network.
+        cost: Fields of a :class:`mmauxq.algorithms.build.Cost`; empty for
+            a float network.
+        gradients: Result of :func:`block_gradient_norms` on the first
+            training batch after the last step; empty for a float network.
         work_dir: Where checkpoints and logs are.
-        config: As it was run.
+        config: The config that ran.
     """
 
     accuracy: list[float]
@@ -67,7 +67,7 @@ class Trial:
 
 
 class _Progress(Hook):
-    """Tells somebody how far a run is, and measures it."""
+    """Reports the progress of a run, and measures it."""
 
     # before MMEngine's log sets back the count of memory
     priority = 'NORMAL'
@@ -79,9 +79,9 @@ class _Progress(Hook):
         self.begin = self.start = 0.0
 
     def before_train(self, runner) -> None:
-        # checkpoints keep what the message hub knows
-        known = runner.message_hub.runtime_info.get(SECONDS, 0.0)
-        self.start = time.perf_counter() - known
+        # checkpoints keep the entries of the message hub
+        before = runner.message_hub.runtime_info.get(SECONDS, 0.0)
+        self.start = time.perf_counter() - before
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
         self.begin = time.perf_counter()
@@ -99,7 +99,7 @@ class _Progress(Hook):
 
     @property
     def seconds(self) -> float:
-        """Since training began, without what was lost in between."""
+        """Wall time of training, without the time between two sessions."""
         return time.perf_counter() - self.start
 
 
@@ -107,7 +107,7 @@ def run_trial(
     config: Config,
     work_dir: Path,
     seed: int,
-    report: Callable[[int, int], None] = lambda done, of: None,
+    report: Callable[[int, int], None] = lambda done, total: None,
     resume: bool = False,
 ) -> Trial:
     """Train ``config`` in this process.
@@ -115,7 +115,7 @@ def run_trial(
     Args:
         config: A complete recipe; not changed.
         work_dir: For checkpoints and logs.
-        seed: Of everything random.
+        seed: Seed of everything random.
         report: Called after each step with the steps done and their number.
         resume: Go on from the last checkpoint in ``work_dir``, if there is
             one.
@@ -125,8 +125,8 @@ def run_trial(
     config.randomness = dict(seed=seed)
     config.experiment_name = f'{Path(work_dir).name}_{time.time_ns()}'
     set_image_shape(config)
-    make_exact(config)
-    add_guards(config)
+    use_resumable_loop(config)
+    add_watch_hooks(config)
     if resume and (Path(work_dir) / 'last_checkpoint').is_file():
         set_start(config, 'auto')
     progress = _Progress(report)
@@ -178,5 +178,4 @@ def build_model(config: Config) -> nn.Module:
     except UsageError:
         raise
     except (KeyError, TypeError, ValueError, AssertionError) as error:
-        reason = ' '.join(str(error).split())[:300]
-        raise UsageError(f'{type(error).__name__}: {reason}') from error
+        raise UsageError(one_line(error, 300)) from error

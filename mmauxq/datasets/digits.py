@@ -30,10 +30,10 @@ class Digits(BaseDataset):
     ) -> None:
         if split not in ('train', 'test'):
             raise UsageError(
-                f"Digits: split={split!r}; allowed are 'train' and 'test'"
+                f"Digits: split: expected 'train' or 'test', got {split!r}"
             )
         self.split = split
-        # made for millions of records; here it only takes half a second
+        # it pays off for millions of records; here it takes half a second
         kwargs.setdefault('serialize_data', False)
         super().__init__(
             ann_file='', pipeline=pipeline, test_mode=split == 'test', **kwargs

@@ -1,4 +1,4 @@
-"""Small data sets that are never waited for."""
+"""Small data sets in memory, served in whole batches."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -77,12 +77,12 @@ class InMemoryImages(Dataset):
         # new samples each time: batch augmentations write into them
         samples = [DataSample() for _ in indices]
         for sample, i in zip(samples, indices, strict=True):
-            # set_gt_label would find out the type of each label anew
+            # set_gt_label would convert each label anew
             sample.set_field(self._labels[i], 'gt_label', dtype=Tensor)
         return dict(inputs=images, data_samples=samples)
 
     def _send(self, values: Tensor) -> Tensor:
-        """To where the images are; a GPU need not come to rest for it."""
+        """Move to the device of the images; the host does not wait."""
         device = self.images.device
         if device.type == 'cuda':
             values = values.pin_memory()
@@ -108,15 +108,14 @@ class InMemoryImages(Dataset):
 def _stack(infos: list[dict]) -> Tensor:
     if not infos or 'img' not in infos[0]:
         raise UsageError(
-            'InMemoryImages: the entries of the data set hold no `img`; '
-            'allowed are data sets that read their images as they load '
-            '(FashionMNIST, CIFAR10, mmauxq.Digits, ...)'
+            'InMemoryImages: dataset: expected entries with `img`, as in '
+            'FashionMNIST, CIFAR10 or mmauxq.Digits, got none'
         )
     sizes = {np.shape(info['img']) for info in infos}
     if len(sizes) > 1:
         raise UsageError(
-            f'InMemoryImages: the images have {len(sizes)} different sizes; '
-            'all must have one'
+            'InMemoryImages: expected images of one size, got '
+            f'{len(sizes)} sizes'
         )
     images = torch.from_numpy(np.stack([info['img'] for info in infos]))
     if images.dim() == 3:

@@ -1,4 +1,4 @@
-"""A folder that is complete or as it was."""
+"""A folder that is written completely, or left as it was."""
 
 import os
 import shutil
@@ -14,27 +14,27 @@ FILES = ('slim.pth', 'packed.safetensors', 'model.onnx', 'report.json',
 
 
 def check_folder(out: str | os.PathLike) -> Path:
-    """``out``, if an export may be written there.
+    """Check that an export may be written to ``out``.
 
     Raises:
-        UsageError: If it exists with other content than an export.
+        UsageError: If it is a file, or holds something else than an export.
     """
     out = Path(out)
     if out.exists():
         if not out.is_dir():
-            raise UsageError(f'--out {out} is a file; allowed is a folder')
+            raise UsageError(f'--out: expected a folder, got the file {out}')
         others = sorted(p.name for p in out.iterdir() if p.name not in FILES)
         if others:
             raise UsageError(
-                f'--out {out} holds {others[0]}; allowed are a new folder, '
-                'an empty one and an earlier export'
+                '--out: expected a new folder, an empty one or an earlier '
+                f'export, got {out}, which holds {others[0]}'
             )
     return out
 
 
 @contextmanager
 def complete_or_absent(out: Path) -> Iterator[Path]:
-    """A folder that takes the place of ``out`` when all went well.
+    """A new folder, which replaces ``out`` if nothing raises.
 
     Raises:
         UsageError: If it cannot be written.

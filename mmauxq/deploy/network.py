@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from mmauxq import compat
 from mmauxq.errors import UsageError
-from mmauxq.layers.checkpoint import (
+from mmauxq.network.checkpoint import (
     check_architecture,
     check_scales,
     normalise,
@@ -25,9 +24,10 @@ class Network:
     """F, ready to export.
 
     Args:
-        algorithm: In evaluation mode, without guidance, on the CPU.
+        algorithm: The algorithm in evaluation mode, without guidance, on the
+            CPU.
         cfg: The config, with the guidance that training had.
-        meta: Of the checkpoint.
+        meta: The meta of the checkpoint.
     """
 
     algorithm: Any
@@ -40,49 +40,37 @@ class Network:
         return self.algorithm.architecture
 
     def batches(self, split: str = 'val') -> Iterator[tuple[Tensor, Tensor]]:
-        """(preprocessed images, labels) of ``'train'`` or ``'val'``.
+        """Preprocessed images (N, C, H, W) and labels (N,), -1 if unknown.
+
+        Args:
+            split: ``'train'`` or ``'val'``.
 
         Raises:
-            UsageError: If the config names no data.
+            UsageError: If the config has no such data.
         """
         from mmengine.runner import Runner
 
         loader = self.cfg.get(f'{split}_dataloader')
         if loader is None:
             raise UsageError(f'the config has no `{split}_dataloader`')
-        loader = copy.deepcopy(loader)
-        dataloader = Runner.build_dataloader(loader, seed=0)
-        for data in dataloader:
+        for data in Runner.build_dataloader(copy.deepcopy(loader), seed=0):
             data = self.algorithm.data_preprocessor(data, False)
-            samples = data.get('data_samples') or []
-            labels = torch.tensor(
-                [int(s.gt_label) if 'gt_label' in s else -1 for s in samples]
-                or [-1] * len(data['inputs'])
-            )
-            yield data['inputs'].float(), labels
+            images = data['inputs'].float()
+            samples = data.get('data_samples') or [{}] * len(images)
+            labels = [int(s.gt_label) if 'gt_label' in s else -1
+                      for s in samples]  # fmt: skip
+            yield images, torch.tensor(labels)
 
     def images(self, count: int) -> list[tuple[Tensor, Tensor]]:
         """The first validation images, in batches of at most 250."""
-        found, total = [], 0
-        for images, labels in self.batches():
-            images, labels = images[: count - total], labels[: count - total]
-            found += zip(images.split(250), labels.split(250), strict=True)
-            total += len(images)
-            if total >= count:
+        result: list[tuple[Tensor, Tensor]] = []
+        for batch in self.batches():
+            parts = (tensor[:count].split(250) for tensor in batch)
+            result += zip(*parts, strict=True)
+            count -= len(batch[0])
+            if count <= 0:
                 break
-        return found
-
-    def training_batches(self, count: int) -> Iterator[Tensor]:
-        """The first ``count`` batches of training images."""
-        for images, _ in islice(self.batches('train'), count):
-            yield images
-
-    def classes(self) -> list[str]:
-        """Names of the classes, as far as the checkpoint tells."""
-        meta = self.meta.get('dataset_meta') or {}
-        return list(
-            map(str, self.meta.get('classes') or meta.get('classes', ()))
-        )
+        return result
 
 
 def load_network(cfg: Config, checkpoint: str) -> Network:
@@ -108,7 +96,7 @@ def load_network(cfg: Config, checkpoint: str) -> Network:
 
 
 def check_config(cfg: Config) -> None:
-    """See that there is something to export.
+    """Check that there is a network to export.
 
     Raises:
         UsageError: If the config trains no quantized network.
@@ -142,7 +130,7 @@ def build(
 def guidance_cost(
     cfg: Config, shape: Sequence[int] | None = None
 ) -> dict[str, Any]:
-    """What the guidance of a config costs while training, for one image.
+    """What the guidance of a config costs in training, for one image.
 
     Args:
         cfg: The config, with the guidance that training had.

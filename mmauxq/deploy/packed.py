@@ -8,14 +8,14 @@ ResNet-20 takes more room than its 2-bit weights:
 * ``layout``: JSON, compressed with zlib: ``tensors`` nests the names as the
   modules are nested; a leaf is ``[stored type, shape, type]`` or, for a
   quantized weight, ``[stored type, shape, type, bits, lowest code, stride]``.
-  ``meta`` is what was said about the network.
+  ``meta`` describes the network.
 """
 
 import json
 import math
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,19 +36,15 @@ FORMAT = 'mmauxq-packed-2'
 
 def quantized_weights(model: nn.Module) -> dict[str, tuple[Tensor, Quantizer]]:
     """Name of a parameter -> the parameter and its quantizer."""
-    found = {}
+    weights = {}
     for name, layer in model.named_modules():
         if isinstance(layer, QuantLayer) and isinstance(
             layer.weight_quantizer, Quantizer
         ):
             weight = layer.product_weight
             key = next(k for k, p in layer._parameters.items() if p is weight)
-            found[f'{name}.{key}'] = (weight, layer.weight_quantizer)
-    return found
-
-
-def _quantizer_names(model: nn.Module) -> dict[int, str]:
-    return {id(m): n for n, m in model.named_modules()}
+            weights[f'{name}.{key}'] = (weight, layer.weight_quantizer)
+    return weights
 
 
 @torch.no_grad()
@@ -70,25 +66,24 @@ def save_packed(
         Its size in bytes.
 
     Raises:
-        UsageError: If a quantizer has no integer form, or sees something else
-            than a stored weight (a standardised or merged one).
+        UsageError: If a quantizer has no integer form, or quantizes something
+            else than a stored weight (a standardised or merged one).
     """
     need('safetensors')
     from safetensors.torch import save_file
 
-    state = architecture.state_dict()
     weights = quantized_weights(architecture)
     operands = weight_operands(architecture, image)
-    names = _quantizer_names(architecture)
     parts: dict[str, list[Tensor]] = {}
     tree: dict[str, Any] = {}
-    for name, tensor in state.items():
+    for name, tensor in architecture.state_dict().items():
         tensor = tensor.detach().cpu().contiguous()
         leaf: list[Any] = [list(tensor.shape), _type_name(tensor)]
+        path = name.split('.')
         if name in weights:
             weight, quantizer = weights[name]
-            seen = operands.get(names[id(quantizer)])
-            if seen is None or not _same(seen, weight):
+            operand = operands.get('.'.join([*path[:-1], 'weight_quantizer']))
+            if operand is None or not _same(operand, weight):
                 raise UsageError(
                     f'{name}: what is quantized is computed from it '
                     '(a standardised or merged weight), so that its codes '
@@ -98,11 +93,13 @@ def save_packed(
             grid = quantizer.grid()
             leaf += [quantizer.bits, grid.qmin, grid.stride]
             tensor = torch.from_numpy(_packed(name, weight, quantizer))
-        if _fits_32_bits(tensor):  # the batch counts of batch norms
-            tensor = tensor.int()
+        elif tensor.dtype == torch.int64 and _same(tensor, tensor.int()):
+            tensor = tensor.int()  # the batch counts of batch norms
         parts.setdefault(_type_name(tensor), []).append(tensor.reshape(-1))
-        leaf.insert(0, _type_name(tensor))
-        _place(tree, name.split('.'), leaf)
+        place = tree
+        for part in path[:-1]:
+            place = place.setdefault(part, {})
+        place[path[-1]] = [_type_name(tensor), *leaf]
     layout = json.dumps(
         dict(tensors=tree, meta=dict(meta or {})), separators=(',', ':')
     )
@@ -114,8 +111,8 @@ def save_packed(
     return Path(out).stat().st_size
 
 
-def _same(seen: Tensor, weight: Tensor) -> bool:
-    return seen.shape == weight.shape and torch.equal(seen, weight)
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and bool((one == other).all())
 
 
 def _packed(name: str, weight: Tensor, quantizer: Quantizer) -> np.ndarray:
@@ -136,19 +133,7 @@ def _type_name(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix('torch.')
 
 
-def _fits_32_bits(tensor: Tensor) -> bool:
-    return tensor.dtype == torch.int64 and torch.equal(
-        tensor.int().long(), tensor
-    )
-
-
-def _place(tree: dict[str, Any], path: list[str], leaf: list[Any]) -> None:
-    for part in path[:-1]:
-        tree = tree.setdefault(part, {})
-    tree[path[-1]] = leaf
-
-
-def _leaves(tree: dict[str, Any], prefix: str = ''):
+def _leaves(tree: dict[str, Any], prefix: str = '') -> Iterator:
     for name, value in tree.items():
         if isinstance(value, dict):
             yield from _leaves(value, f'{prefix}{name}.')
@@ -173,35 +158,33 @@ def load_packed(
         ``meta`` as it was given.
 
     Raises:
-        UsageError: If the file is no such file, or one of another network.
+        UsageError: If the file is not a packed one, or one of another network.
     """
     state, codes, meta = read_packed(file)
-    here = quantized_weights(architecture)
+    weights = quantized_weights(architecture)
+    differing = codes.keys() ^ weights.keys()
+    if differing:
+        raise UsageError(
+            f'{file}: is of another network: only one of the two quantizes '
+            f'{min(differing)}'
+        )
     for name, (code, bits) in codes.items():
-        if name not in here:
-            raise UsageError(f'{file}: quantizes {name}, this network not')
-        weight, quantizer = here.pop(name)
+        weight, quantizer = weights[name]
         if bits != quantizer.bits or code.shape != weight.shape:
             raise UsageError(
-                f'{file}: {name} has {bits} bits and shape '
-                f'{list(code.shape)} there, {quantizer.bits} bits and shape '
-                f'{list(weight.shape)} here'
+                f'{file}: {name}: expected {quantizer.bits} bits and shape '
+                f'{list(weight.shape)}, got {bits} bits and shape '
+                f'{list(code.shape)}'
             )
-    if here:
-        raise UsageError(f'{file}: does not quantize {min(here)}')
     own = architecture.state_dict()
-    for name, tensor in state.items():
-        if name not in own or own[name].shape != tensor.shape:
-            raise UsageError(f'{file}: is of another network: {name}')
-    missing = own.keys() - state.keys() - codes.keys()
-    if missing:
-        raise UsageError(
-            f'{file}: is of another network: {min(missing)} is missing'
-        )
+    differing = state.keys() ^ (own.keys() - codes.keys()) or {
+        name for name in state if own[name].shape != state[name].shape
+    }
+    if differing:
+        raise UsageError(f'{file}: is of another network: {min(differing)}')
     architecture.load_state_dict(state, strict=False)
-    for name, (weight, quantizer) in quantized_weights(architecture).items():
-        code = codes[name][0].to(weight.device)
-        weight.copy_(quantizer.weight_of(code))
+    for name, (weight, quantizer) in weights.items():
+        weight.copy_(quantizer.weight_of(codes[name][0].to(weight.device)))
     return meta
 
 
@@ -211,21 +194,21 @@ def read_packed(
     """What a packed file holds.
 
     Returns:
-        The state dict but for the quantized weights; (integer codes, bits) of
+        The state dict without the quantized weights; (integer codes, bits) of
         these by name; ``meta``.
 
     Raises:
-        UsageError: If the file is no packed network.
+        UsageError: If the file is not a packed network.
     """
     need('safetensors')
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(str(file), 'pt') as content:
-            found = (content.metadata() or {}).get('format')
-            if found != FORMAT:
+            written = (content.metadata() or {}).get('format')
+            if written != FORMAT:
                 raise UsageError(
-                    f'{file}: its format is {found!r}; allowed is {FORMAT!r}'
+                    f'{file}: expected the format {FORMAT!r}, got {written!r}'
                 )
             parts = {name: content.get_tensor(name) for name in content.keys()}
     except (OSError, SafetensorError) as error:
@@ -233,15 +216,15 @@ def read_packed(
     layout = json.loads(zlib.decompress(parts.pop('layout').numpy().tobytes()))
     state, codes = {}, {}
     at = dict.fromkeys(parts, 0)
-    for name, (stored, shape, kind, *how) in _leaves(layout['tensors']):
-        count = math.prod(shape)
-        if how:
-            bits, lowest, stride = how
-            count = math.ceil(count * bits / 8)
-        flat = parts[stored][at[stored] : at[stored] + count]
-        at[stored] += count
-        if how:
-            index = unpack(flat.numpy(), bits, math.prod(shape))
+    for name, (stored, shape, kind, *grid) in _leaves(layout['tensors']):
+        size = count = math.prod(shape)
+        if grid:
+            bits, lowest, stride = grid
+            size = math.ceil(count * bits / 8)
+        flat = parts[stored][at[stored] : at[stored] + size]
+        at[stored] += size
+        if grid:
+            index = unpack(flat.numpy(), bits, count)
             code = torch.from_numpy(index).int() * stride + lowest
             codes[name] = code.reshape(shape), bits
         else:

@@ -21,11 +21,11 @@ def pack(codes: np.ndarray, bits: int) -> np.ndarray:
     """
     flat = np.asarray(codes).reshape(-1)
     if not 1 <= bits <= 8:
-        raise UsageError(f'pack: bits={bits}; allowed are 1 to 8')
+        raise UsageError(f'pack: bits: expected 1 to 8, got {bits}')
     if flat.size and not 0 <= flat.min() <= flat.max() < 2**bits:
         raise UsageError(
-            f'pack: codes from {flat.min()} to {flat.max()}; {bits} bits '
-            f'hold 0 to {2**bits - 1}'
+            f'pack: {bits} bits: expected codes from 0 to {2**bits - 1}, got '
+            f'{flat.min()} to {flat.max()}'
         )
     rows = flat.astype(np.uint8)[:, None]
     single = np.unpackbits(rows, axis=1, count=bits, bitorder='little')
@@ -36,12 +36,13 @@ def unpack(packed: np.ndarray, bits: int, count: int) -> np.ndarray:
     """The ``count`` codes (uint8) that :func:`pack` was given.
 
     Raises:
-        UsageError: If there are not so many.
+        UsageError: If ``packed`` has another length than that many codes.
     """
-    if len(packed) != (count * bits + 7) // 8:
+    size = (count * bits + 7) // 8
+    if len(packed) != size:
         raise UsageError(
-            f'unpack: {len(packed)} bytes; {count} codes of {bits} bits take '
-            f'{(count * bits + 7) // 8}'
+            f'unpack: {count} codes of {bits} bits: expected {size} bytes, '
+            f'got {len(packed)}'
         )
     single = np.unpackbits(packed, count=count * bits, bitorder='little')
     rows = np.zeros((count, 8), np.uint8)

@@ -10,7 +10,7 @@ from torch import nn
 from mmauxq import compat
 from mmauxq.errors import UsageError
 from mmauxq.files import write_atomically
-from mmauxq.layers.checkpoint import is_joint, normalise
+from mmauxq.network.checkpoint import is_joint, normalise
 from mmauxq.version import __version__
 
 
@@ -46,8 +46,8 @@ def save_slim(
         for key in state
     ):
         raise UsageError(
-            f'{checkpoint}: holds no quantized network; train it '
-            'with mmauxq.JointQAT first'
+            f'{checkpoint}: expected a quantized network, trained with '
+            'mmauxq.JointQAT, got a float one'
         )
     if architecture is not None:
         state = architecture.state_dict()
@@ -58,11 +58,7 @@ def save_slim(
             epoch=int(meta.get('epoch', 0)),
             iter=int(meta.get('iter', 0)),
             cfg=str(meta.get('cfg', '')),
-            classes=[
-                str(c)
-                for c in meta.get('classes')
-                or (meta.get('dataset_meta') or {}).get('classes', ())
-            ],
+            classes=class_names(meta),
         ),
         state_dict={key: value.cpu().clone() for key, value in state.items()},
     )
@@ -70,3 +66,9 @@ def save_slim(
     torch.save(slim, content)
     write_atomically(out, content.getvalue())
     return Path(out).stat().st_size
+
+
+def class_names(meta: dict) -> list[str]:
+    """Names of the classes in the meta of a checkpoint; empty without."""
+    dataset = meta.get('dataset_meta') or {}
+    return [str(c) for c in meta.get('classes') or dataset.get('classes', ())]

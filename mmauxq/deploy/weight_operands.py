@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from mmauxq.forward_hooks import forward_hooks
 from mmauxq.quantizers import named_quantizers
 
 
@@ -12,16 +13,13 @@ def weight_operands(
 ) -> dict[str, Tensor]:
     """What reaches each weight quantizer in a forward pass."""
     operands: dict[str, Tensor] = {}
-    handles = [
-        quantizer.register_forward_pre_hook(
-            lambda _, args, name=name: operands.update({name: args[0]})
-        )
-        for name, quantizer in named_quantizers(architecture)
-        if quantizer.role == 'weight'
-    ]
-    try:
+    with forward_hooks(
+        (
+            (name, quantizer)
+            for name, quantizer in named_quantizers(architecture)
+            if quantizer.role == 'weight'
+        ),
+        lambda name, _, operand, output: operands.update({name: operand}),
+    ):
         architecture(image, mode='tensor')
-    finally:
-        for handle in handles:
-            handle.remove()
     return operands

@@ -1,7 +1,9 @@
 """The runner of the commands that train and test."""
 
 import os
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,31 +14,56 @@ from mmengine.runner import Runner
 
 from mmauxq.errors import UsageError
 
-from .checks import check_samples
-from .hooks import EpochLengthHook, TeacherCheckHook
+from .hooks import DataCheckHook, EpochLengthHook, TeacherCheckHook
 
 
-def build_runner(cfg: Config, launcher: str, started: Callable) -> Runner:
+def set_work_dir(cfg: Config, config: str, work_dir: str | None) -> None:
+    """Decide on the work directory, and check that it can be written.
+
+    Args:
+        cfg: Its ``work_dir`` is set.
+        config: Path of its file, which names the directory by default.
+        work_dir: What the command line says.
+
+    Raises:
+        UsageError: If nothing can be written there.
+    """
+    if work_dir is not None:
+        cfg.work_dir = work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = os.path.join('work_dirs', Path(config).stem)
+    try:
+        os.makedirs(cfg.work_dir, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cfg.work_dir):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f'work dir {cfg.work_dir} cannot be written: {error.strerror}'
+        ) from error
+
+
+def build_runner(cfg: Config, mark_running: Callable) -> Runner:
     """Build the runner of a config.
 
     Args:
-        cfg: A complete recipe.
-        launcher: ``'none'``, ``'pytorch'``, ``'slurm'`` or ``'mpi'``.
-        started: Called at the first iteration.
+        cfg: A complete recipe; its ``launcher`` is ``'none'``, ``'pytorch'``,
+            ``'slurm'`` or ``'mpi'``.
+        mark_running: Called at the first iteration.
     """
-    if launcher != 'none':
-        _set_distributed(cfg, launcher)
+    if cfg.launcher != 'none':
+        _set_distributed(cfg)
     if 'runner_type' in cfg:
         runner = RUNNERS.build(cfg)
     else:
         runner = Runner.from_cfg(cfg)
-    runner.register_hook(_StartMark(started), 'VERY_HIGH')
+    runner.register_hook(DataCheckHook())
+    runner.register_hook(_StartHook(mark_running))
     runner.register_hook(TeacherCheckHook())
     runner.register_hook(EpochLengthHook())
     return runner
 
 
-def _set_distributed(cfg: Config, launcher: str) -> None:
+def _set_distributed(cfg: Config) -> None:
     """Without a GPU: processes on the CPU that talk through gloo.
 
     MMEngine's ``launcher='pytorch'`` always selects a CUDA device, but it
@@ -44,14 +71,14 @@ def _set_distributed(cfg: Config, launcher: str) -> None:
     """
     if torch.cuda.is_available():
         local, gpus = int(os.environ['LOCAL_RANK']), torch.cuda.device_count()
-        if launcher == 'pytorch' and local >= gpus:
+        if cfg.launcher == 'pytorch' and local >= gpus:
             raise UsageError(
                 f'process {local} of this machine has no GPU (it has {gpus})'
             )
         return
-    if launcher != 'pytorch':
+    if cfg.launcher != 'pytorch':
         raise UsageError(
-            f'--launcher {launcher} needs a GPU; without one, '
+            f'--launcher {cfg.launcher} needs a GPU; without one, '
             'use tools/dist_train.sh'
         )
     if 'RANK' not in os.environ:
@@ -70,16 +97,15 @@ def _set_distributed(cfg: Config, launcher: str) -> None:
     cfg.model_wrapper_cfg = dict(wrapper, device_ids=None)
 
 
-class _StartMark(Hook):
-    """Tells when set-up is over."""
+class _StartHook(Hook):
+    """Tells the command that its set-up is over."""
 
-    def __init__(self, started: Callable) -> None:
-        self.started = started
+    priority = 'VERY_HIGH'
+
+    def __init__(self, mark_running: Callable) -> None:
+        self.mark_running = mark_running
 
     def before_train(self, runner: Any) -> None:
-        check_samples(runner)
-        self.started()
+        self.mark_running()
 
-    def before_test(self, runner: Any) -> None:
-        check_samples(runner)
-        self.started()
+    before_test = before_train

@@ -26,19 +26,19 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def check_gpus(gpus: str) -> int:
-    """The number of processes that GPUS asks for.
+    """The number of processes in the argument GPUS.
 
     Raises:
-        UsageError: If it is no positive integer, or if there are GPUs in
-            this machine, but fewer.
+        UsageError: If it is no positive integer, or if this machine has
+            GPUs, but fewer.
     """
     import torch
 
     if not gpus.isdecimal() or int(gpus) < 1:
         raise UsageError(f'GPUS must be a positive integer, not {gpus!r}')
-    there = torch.cuda.device_count()
-    if there and int(gpus) > there:
-        raise UsageError(f'GPUS is {gpus}, but this machine has {there}')
+    present = torch.cuda.device_count()
+    if present and int(gpus) > present:
+        raise UsageError(f'GPUS is {gpus}, but this machine has {present}')
     return int(gpus)
 
 
@@ -71,7 +71,7 @@ def _run(processes: int, script: list[str]) -> int:
         return 128 + number
     except ChildFailedError as error:
         statuses = {r: f.exitcode for r, f in error.failures.items()}
-        if 2 in statuses.values():  # that rank has said why
+        if 2 in statuses.values():  # that rank has printed why
             return 2
         rank, status = _cause(statuses)
         how = (
@@ -87,10 +87,10 @@ def _run(processes: int, script: list[str]) -> int:
 
 
 def _cause(statuses: dict[int, int]) -> tuple[int, int]:
-    """Which of the ranks that were found dead together died first.
+    """Which of several dead ranks died first.
 
-    One that was killed; the others end when they miss it, or the launcher
-    ends them by SIGTERM.
+    A killed rank did; the others end when they miss it, or the launcher ends
+    them by SIGTERM.
 
     Args:
         statuses: Rank -> exit status, negative for a signal.

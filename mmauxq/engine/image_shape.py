@@ -4,11 +4,11 @@ Shapes and multiply-adds are counted before the first image is seen. The size
 is found without what makes a large data set slow to build:
 
 * A pipeline that reads files is run alone, on two drawn images of different
-  sizes. If both come out in one size, that is what the network gets, whatever
+  sizes. If both come out in one size, the network gets that size, whatever
   the transforms are called, and whether the data are there or not.
-* A pipeline that fails on a file is that of a data set which holds or
-  generates its images. It is built, with one image if its arguments can say
-  so, and its first sample is taken.
+* A pipeline that fails on a file belongs to a data set which holds or
+  generates its images. The data set is built, with one image if its arguments
+  can say so, and its first sample is taken.
 """
 
 import copy
@@ -28,10 +28,10 @@ from mmengine.dataset import Compose
 from mmengine.registry import DATASETS, DefaultScope
 from torch import Tensor
 
-from mmauxq.errors import UsageError
+from mmauxq.errors import UsageError, one_line
 from mmauxq.ranks import is_distributed, rank
 
-from .own_sections import arguments_of
+from .config_validation import arguments_of
 
 Shape = tuple[int, int, int]
 ORDER = dict(train=('train', 'val', 'test'), val=('val', 'test', 'train'))
@@ -42,39 +42,37 @@ DRAWN = ((375, 500), (480, 333))
 def set_image_shape(cfg: Config, split: str = 'train') -> None:
     """Set ``cfg.model.input_shape`` from the data, if it is not given.
 
-    Where the data do not tell, JointQAT takes what the network was made for,
-    and a line says so. If what is given is not the size of the
-    images, a line says that, too.
+    Where the data do not tell, JointQAT takes the size that the network was
+    made for, and a warning says so. Another warning says if the size that is
+    given is not the size of the images.
 
     Args:
-        cfg: A complete recipe; those of other models are left alone.
+        cfg: A complete recipe; recipes of other models are left alone.
         split: ``'train'``, or ``'val'`` for commands that only evaluate.
     """
     if cfg.model.get('type') != 'mmauxq.JointQAT':
         return
     given = cfg.model.get('input_shape')
-    loader = next(
-        (f'{s}_dataloader' for s in ORDER[split] if _has_data(cfg, s)), None
-    )
+    loaders = [f'{name}_dataloader' for name in ORDER[split]]
+    loader = next((name for name in loaders if _has_data(cfg, name)), None)
     if loader is None:
         return
     try:
-        found = image_shape(cfg, loader)
+        shape = image_shape(cfg, loader)
     except Exception as error:  # a data set may raise anything
         if given is None:
-            reason = ' '.join(str(error).split())[:200]
             _warn(
                 f'{loader} does not tell the size of its images '
-                f'({type(error).__name__}: {reason}): multiply-adds are '
-                'counted for the size that the network was made for; '
-                'model.input_shape sets another'
+                f'({one_line(error, 200)}): multiply-adds are counted for the '
+                'size that the network was made for; model.input_shape sets '
+                'another'
             )
         return
     if given is None:
-        cfg.model.input_shape = found
-    elif isinstance(given, (list, tuple)) and tuple(given) != found:
+        cfg.model.input_shape = shape
+    elif isinstance(given, (list, tuple)) and tuple(given) != shape:
         _warn(
-            f'model.input_shape: expected {found}, the images of {loader}, '
+            f'model.input_shape: expected {shape}, the images of {loader}, '
             f'got {tuple(given)}: multiply-adds are counted for the latter'
         )
 
@@ -98,15 +96,18 @@ def image_shape(cfg: Config, loader: str) -> Shape:
         try:
             shapes = _shapes_of_files(_pipeline(dataset))
         except Exception:  # whatever a transform raises, it takes no file
-            shapes = {_shape(_first_sample(dataset))}
+            if isinstance(dataset, dict):
+                _lighten(dataset)
+                dataset = DATASETS.build(dataset)
+            shapes = {_shape(dataset[0])}
     if len(shapes) > 1:
         raise UsageError(f'its images have sizes such as {sorted(shapes)}')
     return shapes.pop()
 
 
-def _has_data(cfg: Config, split: str) -> bool:
-    loader = cfg.get(f'{split}_dataloader')
-    return isinstance(loader, dict) and loader.get('dataset') is not None
+def _has_data(cfg: Config, loader: str) -> bool:
+    section = cfg.get(loader)
+    return isinstance(section, dict) and section.get('dataset') is not None
 
 
 def _warn(message: str) -> None:
@@ -136,7 +137,7 @@ def _pipeline(dataset: Any) -> list:
         inner = dataset.get('dataset') or dataset.get('datasets')
         dataset = inner[0] if isinstance(inner, (list, tuple)) else inner
     steps = dataset['pipeline'] if isinstance(dataset, dict) else []
-    # the files drawn here are local ones
+    # the drawn files are local ones
     remote = ('backend_args', 'file_client_args')
     return [
         {k: v for k, v in step.items() if k not in remote}
@@ -158,15 +159,8 @@ def _shapes_of_files(pipeline: list) -> set[Shape]:
     return shapes
 
 
-def _first_sample(dataset: Any) -> Any:
-    if isinstance(dataset, dict):
-        _lighten(dataset)
-        dataset = DATASETS.build(dataset)
-    return dataset[0]
-
-
 def _lighten(dataset: dict) -> None:
-    """Have a data set read one image, where its arguments can say so."""
+    """Let a data set read one image, where its arguments can say so."""
     inner = dataset.get('dataset')
     if isinstance(inner, dict):
         _lighten(inner)
@@ -175,12 +169,10 @@ def _lighten(dataset: dict) -> None:
         with DATASETS.switch_scope_and_registry(None) as registry:
             cls = registry.get(cls)
     known = (arguments_of(cls) or []) if inspect.isclass(cls) else []
-    if 'indices' in known:
-        dataset['indices'] = 1
-    if 'device' in known:
-        dataset['device'] = 'cpu'
-    if 'download' in known and is_distributed():
-        dataset['download'] = False  # the runner has one process do it
+    less = dict(indices=1, device='cpu')
+    if is_distributed():
+        less['download'] = False  # the runner lets one process do it
+    dataset.update({k: v for k, v in less.items() if k in known})
 
 
 def _shape(sample: Any) -> Shape:

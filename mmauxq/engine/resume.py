@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from, and that it does so exactly."""
+"""Which checkpoint a run goes on from."""
 
 import os
 import re
@@ -18,7 +18,7 @@ POINTER = 'last_checkpoint'
 
 
 def set_start(cfg: Config, resume: str | None) -> None:
-    """Decide where a run begins, and see that the checkpoint is good.
+    """Decide where a run begins, and check that the checkpoint is good.
 
     Args:
         cfg: ``resume`` and ``load_from`` are set.
@@ -62,12 +62,12 @@ def _resume_from(cfg: Config, path: str, checkpoint: dict) -> None:
 def find_checkpoint(work_dir: Path) -> tuple[str, dict] | None:
     """The last good checkpoint of a run: its path and content.
 
-    That is the one which ``last_checkpoint`` names; should that be damaged,
-    the newest other one that can be read. Damaged and half-written files are
-    named on stderr. A work directory that was moved is no obstacle.
+    That is the one which ``last_checkpoint`` names or, if it is damaged, the
+    newest other one that can be read. Damaged and half-written files are
+    named on stderr. The work directory may have been moved.
     """
     for part in sorted(work_dir.glob(f'*{PART}')):
-        _warn(f'{part} was not written to its end and is skipped')
+        _warn(f'{part} is incomplete; skipped')
     for path in _candidates(work_dir):
         try:
             return str(path), load_resumable(path)
@@ -103,15 +103,14 @@ def load_resumable(path: str | os.PathLike) -> dict[str, Any]:
     """Read a checkpoint that a run can go on from.
 
     Raises:
-        UsageError: If it cannot be read, or lacks what a training checkpoint
-            has.
+        UsageError: If it cannot be read, or is no training checkpoint.
     """
     checkpoint = compat.load_checkpoint(path)
     missing = _what_is_missing(checkpoint)
     if missing:
         raise UsageError(
-            f'checkpoint {path} cannot be resumed, it has no {missing}; '
-            'allowed are training checkpoints (epoch_N.pth, iter_N.pth)'
+            f'checkpoint {path}: expected a training checkpoint '
+            f'(epoch_N.pth, iter_N.pth), got one that has no {missing}'
         )
     return checkpoint
 

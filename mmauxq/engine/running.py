@@ -1,12 +1,40 @@
-"""What hooks and loops ask of a runner."""
+"""Small helpers of the hooks and loops."""
 
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from mmengine.model import is_model_wrapper
-from torch import nn
+from mmengine.structures import BaseDataElement
+from torch import Tensor, nn
 
 
 def bare_model(runner: Any) -> nn.Module:
     """The model of a runner, without DDP's wrapper."""
     model = runner.model
     return model.module if is_model_wrapper(model) else model
+
+
+@contextmanager
+def forward_hooks(
+    hooks: Iterable[tuple[nn.Module, Callable]],
+) -> Iterator[None]:
+    """Register forward hooks on modules, and remove them at the end."""
+    handles = [module.register_forward_hook(hook) for module, hook in hooks]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """All tensors in nested tuples, lists, dicts and data samples."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (dict, BaseDataElement)):
+        for inner in value.values():
+            yield from tensors_in(inner)
+    elif isinstance(value, (tuple, list)):
+        for inner in value:
+            yield from tensors_in(inner)

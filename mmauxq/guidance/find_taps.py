@@ -136,7 +136,8 @@ def _add_stem(found: Taps, run: TrainingPass) -> None:
     else:
         return
     found.stem = True
-    found.parts[STEM] = tuple(features)
+    if features != [0] or len(arguments[0]) > 1:
+        found.parts[STEM] = tuple(features)
     for i in features:
         key = STEM if len(features) == 1 else f'{STEM}:{i}'
         overwritten = tensors[i]._version != versions[i]

@@ -11,7 +11,7 @@ from mmauxq.quantizers.base import check_bits
 
 @dataclass(frozen=True)
 class LayerBits:
-    """Bits of the two operands of one layer, and who said so."""
+    """Bits of the two operands of one layer, and the reason."""
 
     weight: int
     activation: int
@@ -19,7 +19,7 @@ class LayerBits:
 
     @property
     def is_float(self) -> bool:
-        """Whether the layer stays as it is."""
+        """Whether the layer stays in floating point."""
         return self.weight == self.activation == FLOAT_BITS
 
 
@@ -69,8 +69,8 @@ class Policy:
                 pairs = [(str(name), bits) for name, bits in self.layers]
             except (TypeError, ValueError):
                 raise UsageError(
-                    f'policy.layers={self.layers!r}; allowed are a dict or a '
-                    'list of pairs: pattern of layer names, bits'
+                    'policy.layers: expected a dict or a list of pairs, '
+                    f'pattern of layer names and bits, got {self.layers!r}'
                 ) from None
             self.layers = dict(pairs)
         for pattern, bits in self.layers.items():
@@ -79,8 +79,8 @@ class Policy:
                 unknown = set(bits) - {'weight', 'activation'}
                 if unknown or not bits:
                     raise UsageError(
-                        f'{where}: {dict(bits)}; allowed are the '
-                        "keys 'weight' and 'activation'"
+                        f"{where}: expected the keys 'weight' and "
+                        f"'activation', got {dict(bits)}"
                     )
                 for value in bits.values():
                     check_bits(value, 1, where)
@@ -94,8 +94,8 @@ class Policy:
 
         Args:
             names: All layers that run, in the order in which they do.
-            weight: Bits of weights where nothing else is said.
-            activation: Bits of activations where nothing else is said.
+            weight: Bits of weights by default.
+            activation: Bits of activations by default.
 
         Raises:
             UsageError: If a pattern matches no layer.

@@ -63,7 +63,7 @@ def check_architecture(
     Args:
         architecture: The classifier, quantized or not.
         state: Its keys have no prefix.
-        source: What to call it in a message.
+        source: Name of the checkpoint, for messages.
         other_head: Whether a head of another shape may be left out, as for
             another number of classes.
 
@@ -150,12 +150,12 @@ def _as_loaded(
 def check_scales(
     architecture: nn.Module, state: dict[str, Tensor], source: str
 ) -> None:
-    """See that a checkpoint quantizes what the architecture quantizes.
+    """Check that a checkpoint and the architecture quantize the same layers.
 
     Args:
         architecture: The classifier, quantized or not.
         state: Its keys have no prefix, and it is one of ``architecture``.
-        source: What to call it in a message.
+        source: Name of the checkpoint, for messages.
 
     Raises:
         UsageError: If the checkpoint is a float one and the network is

@@ -203,8 +203,22 @@ def profile(
     Raises:
         UsageError: If the pass fails, or does not end in logits (N, K).
     """
-    if shape is not None:
-        return _smallest_batch(model, tuple(shape))
+    shapes = candidate_shapes(model) if shape is None else [tuple(shape)]
+    first_error = None
+    for candidate in shapes:
+        try:
+            return _smallest_batch(model, candidate)
+        except UsageError as error:
+            first_error = first_error or error
+    assert first_error is not None
+    raise first_error
+
+
+def candidate_shapes(model: nn.Module) -> list[tuple[int, ...]]:
+    """Shapes (C, H, W) that an image classifier may be made for.
+
+    The size that its backbone declares; else a few common ones.
+    """
     channels = next(
         (
             m.in_channels
@@ -216,15 +230,8 @@ def profile(
     declared = getattr(model.backbone, 'img_size', None)
     if declared:
         sides = (declared,) * 2 if isinstance(declared, int) else declared
-        return _smallest_batch(model, (channels, *sides))
-    first_error = None
-    for size in DEFAULT_SIZES:
-        try:
-            return _smallest_batch(model, (channels, size, size))
-        except UsageError as error:
-            first_error = first_error or error
-    assert first_error is not None
-    raise first_error
+        return [(channels, *sides)]
+    return [(channels, size, size) for size in DEFAULT_SIZES]
 
 
 def _smallest_batch(

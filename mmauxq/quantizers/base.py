@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from mmauxq.errors import TrainingError, UsageError
 
-from .functional import learned_step_quantize
-from .straight_through import clamp_min_ste
+from .functional import clamp_min_ste, learned_step_quantize
 
 FLOAT_BITS = 32
 """The width that means "leave it in floating point"."""
@@ -259,7 +258,7 @@ class Quantizer(nn.Module):
         return x.movedim(self.channel_axis, 0).reshape(self.num_channels, -1)
 
     def broadcast(self, scale: Tensor, x: Tensor) -> Tensor:
-        """A scale of shape (1,) or (C,) in a shape that broadcasts to ``x``."""
+        """A scale, (1,) or (C,), in a shape that broadcasts to ``x``."""
         if self.num_channels is None:
             # a 0-dim operand keeps the fast elementwise kernels
             return scale.reshape(())

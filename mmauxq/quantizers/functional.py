@@ -1,7 +1,7 @@
 """The arithmetic of the quantizers: tensors in, tensors out, torch alone.
 
-These functions are the definition. A faster implementation
-(:mod:`mmauxq.accelerate.kernels`) must agree with them in value and gradient.
+A faster implementation (:mod:`mmauxq.accelerate.kernels`) must agree with them
+in value and gradient.
 """
 
 from collections.abc import Callable
@@ -10,16 +10,13 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from .straight_through import straight_through
+MIN_SCALE = 1e-6
+"""Lower bound of every scale that divides."""
 
-Backend = Callable[
-    [Tensor, Tensor, int, int, Tensor | None, float], Tensor | None
-]
-
-_backend: Backend | None = None
+_backend: Callable[..., Tensor | None] | None = None
 
 
-def set_backend(backend: Backend | None) -> None:
+def set_backend(backend: Callable[..., Tensor | None] | None) -> None:
     """Register a faster implementation of :func:`learned_step_quantize`.
 
     Args:
@@ -30,24 +27,58 @@ def set_backend(backend: Backend | None) -> None:
     _backend = backend
 
 
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, value: Tensor) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return grad, None
+
+
+def straight_through(x: Tensor, value: Tensor) -> Tensor:
+    """``value`` in the forward pass, the identity in ``x`` in the backward.
+
+    The usual ``x + (value - x).detach()`` rounds: its result may differ from
+    ``value`` in the last bit, so that "four levels" become more than four
+    distinct floats. Here the result equals ``value`` to the bit.
+
+    Source: Bengio et al., arXiv:1308.3432.
+
+    Args:
+        x: Any shape; receives the gradient.
+        value: The shape of ``x``; receives none.
+
+    Returns:
+        The shape of ``x``.
+
+    Example:
+        >>> x = torch.tensor([0.4, 0.6], requires_grad=True)
+        >>> y = straight_through(x, x.detach().round())
+        >>> y.tolist(), torch.autograd.grad(y.sum(), x)[0].tolist()
+        ([0.0, 1.0], [1.0, 1.0])
+    """
+    return _StraightThrough.apply(x, value.detach())
+
+
+def clamp_min_ste(scale: Tensor, minimum: float = MIN_SCALE) -> Tensor:
+    """``max(scale, minimum)`` with the gradient of the identity.
+
+    A learned scale below ``minimum`` still works, and its gradient can bring
+    it back. A plain clamp would give it none.
+    """
+    return straight_through(scale, scale.clamp_min(minimum))
+
+
 # --- LSQ and LSQ+ -----------------------------------------------------------
 
 
 def lsq_forward(
     x: Tensor, step: Tensor, offset: Tensor | None, qmin: int, qmax: int
 ) -> Tensor:
-    """The value of :func:`learned_step_quantize`, without a gradient.
-
-    Args:
-        x: Any shape, floating point.
-        step: Of a shape that broadcasts to ``x``, positive.
-        offset: Of the shape of ``step``, or ``None`` for 0.
-        qmin: Lowest code.
-        qmax: Highest code.
-
-    Returns:
-        The shape and dtype of ``x``.
-    """
+    """The value of :func:`learned_step_quantize`, with its arguments and
+    without a gradient: the shape and dtype of ``x``."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     if offset is not None:
         wide = wide - offset
@@ -69,16 +100,10 @@ def lsq_backward(
     qmax: int,
     grad_scale: float,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The gradients of :func:`learned_step_quantize`.
+    """The gradients of :func:`learned_step_quantize`, with its arguments.
 
     Args:
         grad: Gradient of the result, in the shape of ``x``.
-        x: What was quantized.
-        step: As in :func:`lsq_forward`.
-        offset: As in :func:`lsq_forward`.
-        qmin: Lowest code.
-        qmax: Highest code.
-        grad_scale: Factor on the gradients of ``step`` and ``offset``.
 
     Returns:
         The gradients of ``x``, of ``step``, and of ``offset`` (``None`` if
@@ -249,10 +274,10 @@ def _check(
 
 
 def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
-    return len(shape) <= len(to) and all(
-        size in (1, whole)
-        for size, whole in zip(reversed(shape), reversed(to), strict=False)
-    )
+    try:
+        return torch.broadcast_shapes(shape, to) == to
+    except RuntimeError:
+        return False
 
 
 # --- PACT -------------------------------------------------------------------
@@ -298,9 +323,6 @@ def pact(x: Tensor, alpha: Tensor, bits: int) -> Tensor:
     y = _LearnedClip.apply(wide, alpha)
     step = alpha.detach() / n
     return straight_through(y, (y.detach() / step).round() * step).to(x.dtype)
-
-
-# --- DoReFa -----------------------------------------------------------------
 
 
 def _quantize_unit(x: Tensor, bits: int) -> Tensor:

@@ -7,16 +7,16 @@ from mmauxq.errors import UsageError
 from mmauxq.registry import MODELS
 
 from .base import FLOAT_BITS, Grid, QParams, Quantizer, flag
-from .functional import learned_step_quantize
+from .functional import MIN_SCALE, clamp_min_ste, learned_step_quantize
 from .over_ranks import max_over_ranks, mean_over_ranks, min_over_ranks
-from .straight_through import MIN_SCALE, clamp_min_ste
 
 
 class LearnedStepQuantizer(Quantizer):
     """Even levels with a learned distance, the step.
 
     See :func:`.functional.learned_step_quantize`. The gradient of the step is
-    scaled by ``1 / sqrt(N qmax)``, see :meth:`.base.Quantizer.values_per_scale`.
+    scaled by ``1 / sqrt(N qmax)``, with N the number of values of a sample, or
+    of a weight, that share a step.
 
     Args:
         bits: Width in bits, 1 to 8 (signed values: 2 to 8); 32 leaves the

@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from mmauxq.registry import MODELS
 
 from .base import FLOAT_BITS, Grid, Quantizer
-from .functional import pact
+from .functional import MIN_SCALE, clamp_min_ste, pact
 from .over_ranks import max_over_ranks, mean_over_ranks
-from .straight_through import MIN_SCALE, clamp_min_ste
 
 
 @MODELS.register_module()

@@ -7,14 +7,17 @@ import pytest
 import torch
 from torch import nn
 
-from mmauxq.accelerate import cuda_graph
+from mmauxq.accelerate import cuda_graph as graphed_step
 from mmauxq.accelerate.cuda_graph import GraphedStep
 from mmauxq.errors import UsageError
-from tests.networks import AUX, batch, captured, joint_qat
+from tests.networks import AUX, batch, captured, classifier, joint_qat
 
 KD = dict(type='mmauxq.KnowledgeDistillation')
 DSN = dict(type='mmauxq.IntermediateClassifiers')
 
+FEATURES = dict(
+    features=dict(type='mmrazor.ATLoss', loss_weight=10.0), taps='stage_ends'
+)
 no_gpu = pytest.mark.skipif(
     not torch.cuda.is_available(), reason='needs a CUDA GPU'
 )
@@ -26,13 +29,10 @@ def data(count=8, seed=0):
     return inputs.to(DEVICE), [sample.to(DEVICE) for sample in samples]
 
 
-def train(
-    recorded, sizes=(8,) * 6, dtype=None, every=1, memory=None, **settings
-):
+def train(cuda_graph, sizes=(8,) * 6, dtype=None, every=1, **settings):
     """Losses of some steps, and what they make of the model."""
-    speed = dict(cuda_graph=recorded, memory=memory)
-    model = joint_qat(speed=speed, **settings).to(DEVICE)
-    if not recorded:  # the same kernels, launched one by one
+    model = joint_qat(cuda_graph=cuda_graph, **settings).to(DEVICE)
+    if not cuda_graph:  # the same kernels, launched one by one
         model.step.recorded = model.step._launched
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
     history = []
@@ -95,7 +95,7 @@ def test_recorded_is_eager_to_the_bit(settings, deterministic):
 @pytest.mark.gpu
 @no_gpu
 def test_what_changes_the_step_is_recorded_anew():
-    model = joint_qat(speed=dict(cuda_graph=True)).to(DEVICE)
+    model = joint_qat(cuda_graph=True).to(DEVICE)
     inputs, samples = data()
 
     def step():
@@ -198,8 +198,8 @@ def test_two_steps_before_a_backward_pass():
 def test_without_a_gpu_it_is_said_once_and_eager(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     with captured() as messages:
-        model = joint_qat(speed=dict(cuda_graph=True))
-    assert sum('speed.cuda_graph has no effect' in m for m in messages) == 1
+        model = joint_qat(cuda_graph=True)
+    assert sum('cuda_graph has no effect' in m for m in messages) == 1
     plain = joint_qat()
     inputs, samples = batch()
     for _ in range(3):
@@ -208,6 +208,24 @@ def test_without_a_gpu_it_is_said_once_and_eager(monkeypatch):
     assert found.keys() == expected.keys()
     for name, loss in expected.items():
         assert torch.equal(found[name], loss)
+
+
+@pytest.mark.parametrize(
+    'settings, message',
+    [
+        (
+            dict(cuda_graph='yes'),
+            "cuda_graph: expected True or False, got 'yes'",
+        ),
+        (
+            dict(cuda_graph=True, compile=True),
+            'expected cuda_graph or compile, got both',
+        ),
+    ],
+)
+def test_wrong_settings_are_one_line(settings, message):
+    with pytest.raises(UsageError, match=message):
+        joint_qat(**settings)
 
 
 @pytest.mark.parametrize('grad', [False, True])
@@ -244,10 +262,10 @@ def test_what_makes_two_steps_differ():
     'draw', [random.random, np.random.rand, lambda: torch.rand(1)]
 )
 def test_random_numbers_of_the_host_leave_a_trace(draw):
-    before = cuda_graph._random_state()
-    assert cuda_graph._random_state() == before
+    before = graphed_step._random_state()
+    assert graphed_step._random_state() == before
     draw()
-    assert cuda_graph._random_state() != before
+    assert graphed_step._random_state() != before
 
 
 def test_others_stand_in_for_parameters():
@@ -257,7 +275,7 @@ def test_others_stand_in_for_parameters():
     weight, still = shared.weight, frozen.weight
     with (
         pytest.raises(RuntimeError, match='stop'),
-        cuda_graph._aliases(model) as found,
+        graphed_step._aliases(model) as found,
     ):
         assert shared.weight is found[weight] is not weight
         assert shared.weight.data_ptr() == weight.data_ptr()
@@ -268,8 +286,101 @@ def test_others_stand_in_for_parameters():
 
 def test_what_is_trained_must_stand_in_its_place():
     layer, kept = nn.Linear(4, 3), nn.Parameter(torch.ones(3))
-    with cuda_graph._aliases(layer) as found:
+    with graphed_step._aliases(layer) as found:
         y = layer(torch.ones(2, 4)).relu()
-        cuda_graph._check_leaves([y], found.values())
+        graphed_step._check_leaves([y], found.values())
         with pytest.raises(UsageError, match=r'of shape \(3,\) outside of'):
-            cuda_graph._check_leaves([y, y * kept], found.values())
+            graphed_step._check_leaves([y, y * kept], found.values())
+
+
+@pytest.mark.gpu
+@no_gpu
+def test_numbers_that_a_hook_schedules_count(deterministic):
+    """As a schedule of momentum, or of the weights of distances, does."""
+
+    def steps(recorded):
+        model = joint_qat(guidance=dict(KD, **FEATURES), cuda_graph=recorded)
+        model.to(DEVICE)
+        if not recorded:
+            model.step.recorded = model.step._launched
+        history = []
+        for i in range(9):
+            if i == 4:
+                for module in model.modules():
+                    if isinstance(module, nn.BatchNorm2d):
+                        module.momentum = 0.5
+                model.guidance.betas = [0.25] * len(model.guidance.betas)
+            losses = model.loss(*data(seed=i))
+            sum(losses.values()).backward()
+            history.append({n: v.item() for n, v in losses.items()})
+        return history, model
+
+    expected, found = steps(False), steps(True)
+    same(found, expected)
+    assert found[1].step.recorded._recording.replays == 4
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings('ignore:torch.utils.checkpoint')
+@no_gpu
+def test_activation_checkpointing_is_named():
+    model = joint_qat(
+        architecture=dict(
+            classifier(),
+            backbone=dict(
+                type='ResNet', depth=18, in_channels=1, stem_channels=4,
+                base_channels=4, with_cp=True,
+            ),
+            head=dict(type='LinearClsHead', num_classes=10, in_channels=32),
+        ),
+        guidance=None, input_shape=(1, 32, 32), cuda_graph=True,
+    ).to(DEVICE)  # fmt: skip
+    inputs = torch.randn(8, 1, 32, 32, device=DEVICE, requires_grad=True)
+    _, samples = data()
+    with pytest.raises(UsageError, match='with_cp=False'):
+        for _ in range(3):
+            sum(model.loss(inputs, samples).values()).backward()
+
+
+def changed_momentum(model):
+    model.architecture.backbone.bn1.momentum = 0.3
+
+
+def changed_bits(model):
+    model.architecture.backbone.layer1[0].conv1.input_quantizer.bits = 4
+
+
+def changed_betas(model):
+    model.guidance.betas = [0.5, *model.guidance.betas[1:]]
+
+
+def changed_mode(model):
+    model.architecture.backbone.layer1.eval()
+
+
+def changed_teacher(model):
+    for buffer in model.guidance.teacher.buffers():
+        buffer.data = buffer.data.clone()
+
+
+def changed_parameter(model):
+    conv = model.architecture.backbone.conv1
+    conv.weight = nn.Parameter(conv.weight.detach().clone())
+
+
+def changed_module(model):
+    model.architecture.backbone.bn1 = nn.BatchNorm2d(4)
+
+
+@pytest.mark.parametrize(
+    'change',
+    [changed_momentum, changed_bits, changed_betas, changed_mode,
+     changed_teacher, changed_parameter, changed_module],
+)  # fmt: skip
+def test_what_a_recording_holds_fixed_is_watched(change):
+    model = joint_qat(guidance=dict(KD, **FEATURES))
+    watched = graphed_step._Watched(model)
+    before = watched.state()
+    assert watched.state() == before and not watched.is_outdated()
+    change(model)
+    assert watched.is_outdated() or watched.state() != before

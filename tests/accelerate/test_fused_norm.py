@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mmauxq.accelerate import fused_norm, recompute_ops
+from mmauxq.accelerate import fused_norm as fused_norm_module
+from mmauxq.accelerate import recompute_ops
 from mmauxq.accelerate.fused_norm import (
     ADD,
     QUANTIZE,
@@ -112,30 +113,30 @@ def stacked(net, x, z):
     return torch.cat([x[:, :4], x[:, 4:]], 1)
 
 
-def run(between, steps=3, memory=None, fused=True, inplace=False):
+def run(between, steps=3, memory=None, chained=True, inplace=False):
     torch.manual_seed(0)
     net = Network(between, inplace).to(DEVICE)
     net = net.to(memory_format=torch.channels_last)
     x = torch.randn(4, 3, 6, 5, device=DEVICE)
     x = x.contiguous(memory_format=torch.channels_last)
-    norms = FusedBatchNorms()
-    if not fused:
-        norms.fusions = {}
+    chains = FusedBatchNorms()
+    if not chained:
+        chains.fusions = {}
     with use_form('kernel'):
         for _ in range(steps):
             net.zero_grad()
             if memory is None:
-                with norms:
+                with chains:
                     y = net(x)
-                    norms.plan([y])
+                    chains.plan([y])
             else:
-                with Recompute(memory), norms:
+                with Recompute(memory), chains:
                     y = net(x)
-                    norms.plan([y])
+                    chains.plan([y])
             y.square().sum().backward()
     state = {n: p.grad for n, p in net.named_parameters()}
     state.update(net.named_buffers())
-    return y.detach(), state, norms
+    return y.detach(), state, chains
 
 
 def close(found, expected, name):
@@ -148,7 +149,7 @@ def close(found, expected, name):
 
 @pytest.mark.parametrize('inplace', [False, True])
 @pytest.mark.parametrize(
-    'between, fusion',
+    'between, link',
     [
         (quantized, Fusion(QUANTIZE, True)),
         (signed, Fusion(QUANTIZE, False)),
@@ -163,12 +164,12 @@ def close(found, expected, name):
         (stacked, Fusion(UNFUSED, False)),
     ],
 )
-def test_finds_the_fusion_and_changes_nothing(between, fusion, inplace):
+def test_finds_the_chain_and_changes_nothing(between, link, inplace):
     if inplace and between is read_twice:
         pytest.skip('what is read would be overwritten')
-    y, state, _ = run(between, fused=False, inplace=inplace)
-    found, found_state, norms = run(between, inplace=inplace)
-    assert list(norms.fusions.values()) == [fusion]
+    y, state, _ = run(between, chained=False, inplace=inplace)
+    found, found_state, chains = run(between, inplace=inplace)
+    assert list(chains.fusions.values()) == [link]
     torch.testing.assert_close(found, y)
     for name, value in state.items():
         if value is not None:
@@ -189,14 +190,14 @@ def test_finds_the_fusion_and_changes_nothing(between, fusion, inplace):
         (other, 'normalise', False, False),
     ],
 )
-def test_a_fusion_is_one_operation(
+def test_a_chain_is_one_operation(
     between, op, has_identity, relu, monkeypatch
 ):
     """And what it takes in is not done again."""
     seen = []
 
     def noted(name):
-        before = getattr(fused_norm, name)
+        before = getattr(fused_norm_module, name)
 
         def call(z, norm, *args):
             identity = None if name == 'normalise_quantize' else args[0]
@@ -204,11 +205,11 @@ def test_a_fusion_is_one_operation(
             seen.append((name, identity is not None, flag))
             return before(z, norm, *args)
 
-        monkeypatch.setattr(fused_norm, name, call)
+        monkeypatch.setattr(fused_norm_module, name, call)
 
     for name in ('normalise', 'normalise_quantize', 'norm_add_relu_quantize'):
         noted(name)
-    run(between, steps=2)  # the first one is observed
+    run(between, steps=2)  # the first one looks on
     assert seen == [(op, has_identity, relu)]
 
 
@@ -271,10 +272,10 @@ def test_another_path_than_the_one_that_was_seen(first, later):
     def changing(net, x, z):
         return next(paths)(net, x, z)
 
-    found, state, norms = run(changing, steps=2)
-    assert [fusion.kind for fusion in norms.fusions.values()] != [UNFUSED]
+    found, state, chains = run(changing, steps=2)
+    assert [link.kind for link in chains.fusions.values()] != [UNFUSED]
     paths = iter([first, later])
-    y, expected, _ = run(changing, steps=2, fused=False)
+    y, expected, _ = run(changing, steps=2, chained=False)
     torch.testing.assert_close(found, y)
     for name, value in expected.items():
         if value is not None:
@@ -291,7 +292,7 @@ def test_a_pending_result_has_a_shape_and_a_place():
 
 
 def test_a_tap_of_a_module_that_gives_several():
-    """Deferred tensors among them count, and are in their place."""
+    """Deferred tensors among them are in their place."""
     z = torch.randn(2, 3, 4, 5)
     value, other = torch.ones_like(z), torch.zeros(2, 7)
     model = nn.Sequential(nn.Identity())
@@ -305,20 +306,20 @@ def test_a_tap_of_a_module_that_gives_several():
         assert all(a is b for a, b in zip(found, expected, strict=True))
     pending.tap = value * 2
     with TapRecorder(model, ['0']) as recorder:
-        recorder.materialize = materialize
         model(pending)
+    recorder.materialize = materialize
     assert recorder.changed() == []
     assert recorder.outputs()['0'] is pending.tap
 
 
-def pending(fusion):
+def pending(link):
     """A batch norm's result that waits, the plain one, and its input."""
     z = torch.randn(2, 8, 3, 5, device=DEVICE)
     z = z.contiguous(memory_format=torch.channels_last).requires_grad_()
     weight, bias = torch.rand(8, device=DEVICE) + 1, torch.randn(8).to(DEVICE)
     norm = batch_statistics(z.detach(), weight, bias, None, None, 0.1, 1e-5)
     plain = F.batch_norm(z, None, None, weight, bias, True, 0.1, 1e-5)
-    return DeferredTensor(z, norm, fusion), plain, z
+    return DeferredTensor(z, norm, link), plain, z
 
 
 @pytest.mark.parametrize(
@@ -366,17 +367,15 @@ def test_what_waits_has_no_other_dunder_of_a_tensor():
 
 
 @pytest.mark.parametrize(
-    'fusion', [Fusion(ADD, False), Fusion(ADD, True), Fusion(ADD, False, True)]
+    'link', [Fusion(ADD, False), Fusion(ADD, True), Fusion(ADD, False, True)]
 )
-def test_a_sum_with_another_layout(fusion):
+def test_a_sum_with_another_layout(link):
     """It waits if something is to follow."""
-    waits, plain, z = pending(fusion)
+    waits, plain, z = pending(link)
     other = torch.randn(2, 8, 3, 5, device=DEVICE, requires_grad=True)
     assert other.stride() != z.stride()
     found = waits + other
-    assert isinstance(found, DeferredTensor) == (
-        fusion.relu or fusion.quantized
-    )
+    assert isinstance(found, DeferredTensor) == (link.relu or link.quantized)
     found, expected = materialize(found), plain + other
     torch.testing.assert_close(found, expected)
     upstream = torch.randn_like(expected)
@@ -447,13 +446,13 @@ def test_a_quantizer_of_another_kind_gets_the_tensor(kind):
         assert waits.value is not None
 
 
-def test_without_gradients_nothing_is_planned_or_fused():
+def test_without_gradients_nothing_is_planned_or_chained():
     net = Network(quantized).to(DEVICE).to(memory_format=torch.channels_last)
     x = torch.randn(4, 3, 6, 5, device=DEVICE)
-    norms = FusedBatchNorms()
-    with use_form('kernel'), torch.no_grad(), norms:
-        norms.plan([net(x)])
-    assert norms.fusions is None
+    chains = FusedBatchNorms()
+    with use_form('kernel'), torch.no_grad(), chains:
+        chains.plan([net(x)])
+    assert chains.fusions is None
 
 
 @pytest.mark.parametrize('guidance', [None, AUX, OWN])
@@ -461,83 +460,63 @@ def test_a_training_step(guidance):
     """Losses, gradients and running statistics of the joint network."""
     # so fine that a value rounded the other way does not show
     lsq = dict(type='mmauxq.LSQ', bits=8)
-    # with 4 channels torch 2.11.0 corrupts the heap; see test_step.py
+    # with 4 channels torch 2.11.0 corrupts the heap; see test_step_forms.py
     settings = dict(
         architecture=classifier(base_channels=8),
         guidance=guidance,
-        speed=dict(channels_last=True),
+        channels_last=True,
         quantizers=dict(weight=lsq, activation=lsq),
     )
     results = []
-    for fused in (False, True):
+    for chained in (False, True):
         model = joint_qat(**settings).to(DEVICE)
-        if not fused:
+        if not chained:
             model.step.fused_norms.fusions = {}
         inputs, samples = batch()
         inputs, samples = inputs.to(DEVICE), [s.to(DEVICE) for s in samples]
         with use_form('kernel'):
-            for _ in range(3):  # the first one calibrates and plans
+            for _ in range(3):  # observe, then run fused
                 model.zero_grad()
                 losses = model.loss(inputs, samples)
                 sum(losses.values()).backward()
         results.append((losses, model))
-    (losses, plain), (found, fused) = results
-    kinds = [fusion.kind for fusion in fused.step.fused_norms.fusions.values()]
+    (losses, plain), (found, chained) = results
+    kinds = [link.kind for link in chained.step.fused_norms.fusions.values()]
     adaptors, passes = 0 if guidance is None else 3, 1 + (guidance is OWN)
     # the sums that end the first two blocks; taps do not keep them from it
-    fusions = fused.step.fused_norms.fusions.values()
-    assert sum(fusion.quantized for fusion in fusions) == 2 * passes
+    links = chained.step.fused_norms.fusions.values()
+    assert sum(link.quantized for link in links) == 2 * passes
     assert kinds.count(ADD) == 3 * passes + adaptors
     assert kinds.count(QUANTIZE) == 3 * passes
     assert kinds.count(RELU) == passes
     for name, loss in losses.items():
         torch.testing.assert_close(found[name], loss, rtol=1e-3, atol=1e-4)
-    theirs = dict(fused.named_parameters())
+    theirs = dict(chained.named_parameters())
     for name, parameter in plain.named_parameters():
         error = (theirs[name].grad - parameter.grad).norm()
         assert error < 0.02 * parameter.grad.norm() + 1e-6, name
-    for ours, buffer in zip(fused.buffers(), plain.buffers(), strict=True):
+    for ours, buffer in zip(chained.buffers(), plain.buffers(), strict=True):
         torch.testing.assert_close(ours, buffer, rtol=1e-4, atol=1e-5)
-
-
-def test_planning_leaves_no_trace():
-    """It is a pass of its own: statistics move once in the first step."""
-    model = joint_qat(
-        architecture=classifier(base_channels=8),
-        speed=dict(channels_last=True),
-    ).to(DEVICE)
-    inputs = batch()[0].to(DEVICE)
-    model.calibrate(inputs)
-    before = {n: b.clone() for n, b in model.named_buffers()}
-    numbers = torch.get_rng_state()
-    with use_form('kernel'):
-        model.step._plan_fusions(inputs)
-    assert model.step.fused_norms.fusions
-    assert torch.equal(torch.get_rng_state(), numbers)
-    for name, buffer in model.named_buffers():
-        assert torch.equal(buffer, before[name]), name
-    assert all(p.grad is None for p in model.parameters())
-    assert all(not r._outputs for r in model.all_recorders())
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(DEVICE == 'cpu', reason='needs a CUDA GPU')
 @pytest.mark.parametrize('between', [quantized, summed, residual])
 def test_in_a_cuda_graph(between):
-    from mmauxq.evaluation.timing import graphed
+    from benchmarks.timing import graphed
 
     torch.manual_seed(0)
     net = Network(between).cuda().to(memory_format=torch.channels_last)
     parameters = [p for n, p in net.named_parameters()]
     x = torch.randn(4, 3, 6, 5, device='cuda')
     x = x.contiguous(memory_format=torch.channels_last)
-    norms = FusedBatchNorms()
+    chains = FusedBatchNorms()
     found = []
 
     def step():
-        with use_form('kernel'), norms:
+        with use_form('kernel'), chains:
             y = net(x)
-            norms.plan([y])
+            chains.plan([y])
         grads = torch.autograd.grad(
             y.square().sum(), parameters, allow_unused=True
         )
@@ -550,7 +529,7 @@ def test_in_a_cuda_graph(between):
         torch._foreach_copy_(found, values)
 
     step()
-    assert len(norms.fusions) == 1
+    assert len(chains.fusions) == 1
     replay = graphed(stored)
     x.normal_()
     replay()

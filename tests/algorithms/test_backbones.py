@@ -10,8 +10,9 @@ from mmpretrain.structures import DataSample
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from mmauxq.algorithms import JointQAT, dry_run
+from mmauxq.algorithms import JointQAT
 from mmauxq.layers import QuantLayer
+from mmauxq.network.profile import floating
 from mmauxq.quantizers import named_quantizers
 from tests.networks import AUX, QUANTIZERS, classifier
 
@@ -311,7 +312,7 @@ def test_the_conversion_alone_changes_nothing(kind):
         {k: v for k, v in state.items() if '_quantizer.' not in k}
     )
     inputs, _ = batch()
-    with torch.no_grad(), dry_run.floating(model):
+    with torch.no_grad(), floating(model):
         found = model.architecture.backbone(inputs)[0]
         torch.testing.assert_close(found, network(inputs)[0])
 

@@ -9,8 +9,8 @@ from mmengine.optim import OptimWrapper
 from mmauxq.errors import UsageError
 from mmauxq.quantizers import named_quantizers
 from tests.networks import AUX, batch, classifier, joint_qat
-from tests.ranks import free_port, on_ranks
 from tests.running import Samples, make_runner
+from tests.support.ranks import free_port, on_ranks
 
 pytestmark = pytest.mark.filterwarnings('ignore:.*fork:DeprecationWarning')
 DSN = dict(type='mmauxq.IntermediateClassifiers')
@@ -99,7 +99,7 @@ def test_two_halves_are_one_whole():
             activation=dict(type='mmauxq.LSQ', bits=8),
         ),
     )
-    steps = 5
+    steps = 6
     first, second = on_ranks(2, _train_half, steps, settings)
     model = joint_qat(seed=0, **settings)
     whole = train_steps(model, model, steps, slice(0, 16))
@@ -151,7 +151,7 @@ def test_ranks_with_unequal_numbers_of_batches_are_refused(tmp_path):
     # 9 and 8 images: 2 batches and 1, and one rank would wait for ever
     for error in on_ranks(2, _uneven, tmp_path, False):
         assert isinstance(error, UsageError)
-        assert 'ranks have 2 and 1 batches' in str(error)
+        assert 'on each rank, got 2 and 1' in str(error)
         assert 'round_up=True' in str(error)
 
 

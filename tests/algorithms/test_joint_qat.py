@@ -293,7 +293,7 @@ def test_an_average_of_the_weights_follows_the_scales():
                     type='LinearClsHead', num_classes=2, in_channels=4
                 )
             ),
-            'has no backbone and no head',
+            'without backbone and head',
         ),
         (
             dict(guidance=dict(type='mmauxq.Nothing')),
@@ -308,14 +308,14 @@ def test_an_average_of_the_weights_follows_the_scales():
             dict(policy=dict(frist=8)),
             'model.policy: expected one of first, .*did you mean first',
         ),
-        (dict(policy=dict(first=9)), 'policy.first: bits=9'),
+        (dict(policy=dict(first=9)), 'policy.first: .* got bits=9'),
         (
             dict(
                 quantizers=dict(
                     QUANTIZERS, weight=dict(type='mmauxq.LSQ', bits=9)
                 )
             ),
-            'quantizers.weight: bits=9',
+            'quantizers.weight: .* got bits=9',
         ),
         (
             dict(
@@ -337,7 +337,7 @@ def test_an_average_of_the_weights_follows_the_scales():
             dict(
                 quantizers=dict(QUANTIZERS, weight=dict(type='ReLU', bits=2))
             ),
-            'not a quantizer',
+            "got 'ReLU'",
         ),
         (
             dict(
@@ -346,7 +346,7 @@ def test_an_average_of_the_weights_follows_the_scales():
                     weight=dict(type='mmauxq.DoReFaActivation', bits=4),
                 )
             ),
-            "role='weight'",
+            "expected a role out of .*, got 'weight'",
         ),
         (dict(input_shape=(8, 8)), 'model.input_shape: expected three'),
         (dict(input_shape=(3, 8, 8)), 'forward pass on'),
@@ -361,7 +361,7 @@ def test_bad_configs_in_one_line(settings, message):
 def test_a_network_without_a_head_is_refused():
     config = classifier()
     config['head'] = None
-    with pytest.raises(UsageError, match='has no head'):
+    with pytest.raises(UsageError, match='got a ImageClassifier without head'):
         joint_qat(architecture=config)
 
 
@@ -502,7 +502,7 @@ def test_what_is_no_list_of_guidances(guidance, message):
 
 
 def test_two_auxiliary_modules_are_refused():
-    with pytest.raises(UsageError, match='2 give aux_logits'):
+    with pytest.raises(UsageError, match='one auxiliary module, got 2'):
         joint_qat(guidance=[AUX, AUX])
 
 
@@ -522,7 +522,7 @@ def test_a_head_without_logits_cannot_be_distilled(monkeypatch):
         'loss',
         lambda self, features, samples: dict(loss=features[0].sum()),
     )
-    with pytest.raises(UsageError, match='head of F gives no logits'):
+    with pytest.raises(UsageError, match='a head of F that gives logits'):
         model.loss(*batch())
 
 
@@ -592,10 +592,10 @@ def test_a_head_with_a_loss_of_its_own_is_not_compiled(monkeypatch):
     config = classifier()
     config['head'] = dict(type='ArcFaceClsHead', num_classes=10,
                           in_channels=16)  # fmt: skip
-    with pytest.raises(UsageError, match='compile: a ArcFaceClsHead'):
+    with pytest.raises(UsageError, match='compile: .* got a ArcFaceClsHead'):
         joint_qat(architecture=config, guidance=None, compile=True)
 
 
 def test_unknown_options_of_the_compiler():
-    with pytest.raises(UsageError, match='compile=.*mode.*fast'):
+    with pytest.raises(UsageError, match='speed.compile: .*mode.*fast'):
         joint_qat(compile=dict(mode='fast'))

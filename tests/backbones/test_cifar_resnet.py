@@ -63,8 +63,8 @@ def test_bad_depth(depth):
     with pytest.raises(UsageError) as error:
         CIFARResNet(depth)
     assert str(error.value) == (
-        f'CIFARResNet: depth={depth!r}; allowed are '
-        '[8, 14, 20, 32, 44, 56, 110]'
+        'CIFARResNet: depth: expected one of 8, 14, 20, 32, 44, 56, 110, got '
+        f'{depth!r}'
     )
 
 

@@ -42,7 +42,7 @@ def test_elsewhere_than_on_a_terminal_lines_stay(clock):
     stream = io.StringIO()
     progress = Progress(10.0, stream)
     progress.begin('a', 5.0)
-    progress.say('b')
+    progress.log('b')
     assert stream.getvalue() == '[0 s, 0% done, about 10 s left] a\nb\n'
 
 
@@ -51,7 +51,7 @@ def test_on_a_terminal_the_line_is_written_over(clock):
     progress = Progress(10.0, stream)
     progress.begin('a', 5.0)
     assert '\n' not in stream.getvalue()
-    progress.say('b')
+    progress.log('b')
     assert stream.getvalue().endswith('\r\033[2Kb\n')
 
 

@@ -3,7 +3,6 @@
 import pytest
 
 from mmauxq.cli import run_command
-from mmauxq.errors import TrainingError, UsageError
 
 
 @pytest.mark.parametrize(
@@ -21,20 +20,5 @@ def test_ranks_name_themselves(monkeypatch, capsys, variables, said):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(run_command, 'RANK_PATIENCE', 0)
-    run_command._complain('it broke')
+    run_command._print_error('it broke')
     assert capsys.readouterr().err == said
-
-
-@pytest.mark.parametrize(
-    'error, line',
-    [
-        (UsageError('a\n  b'), 'a b'),
-        (TrainingError('it ended'), 'it ended'),
-        (KeyError('lr'), "missing key 'lr'"),
-        (KeyError('no lr in it'), 'no lr in it'),
-        (ValueError('x'), 'ValueError: x'),
-        (ValueError('x' * 700), 'ValueError: ' + 'x' * 585 + '...'),
-    ],
-)
-def test_errors_are_one_line(error, line):
-    assert run_command.one_line(error) == line

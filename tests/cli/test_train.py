@@ -49,7 +49,7 @@ def test_a_recorded_step_has_a_fused_optimizer(
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: gpu)
     cfg = Config(dict(model={}, optim_wrapper=dict(optimizer=optimizer)))
     command._set_cuda_graph(cfg)
-    assert cfg.model.cuda_graph is True
+    assert cfg.model.speed.cuda_graph is True
     assert cfg.optim_wrapper.optimizer.get('fused') is fused
 
 
@@ -67,5 +67,7 @@ def test_forms_of_the_step_are_for_quantized_recipes(option, capsys, tmp_path):
     words = ['configs/float_r20_digits.py', '--work-dir', str(tmp_path)]
     assert train([*words, option]) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f'error: {option}: configs/float_r20_digits.py')
-    assert 'allowed are recipes of mmauxq.JointQAT' in error
+    assert error == (
+        f'error: {option}: expected a recipe of mmauxq.JointQAT, got '
+        'configs/float_r20_digits.py, which trains ImageClassifier\n'
+    )

@@ -9,17 +9,33 @@ from mmauxq.errors import UsageError
 def test_against_scipys_interval():
     generator = np.random.default_rng(0)
     a, b = generator.normal(size=(2, 6))
-    found = paired_difference(a, b)
+    difference = paired_difference(a, b)
     low, high = stats.ttest_rel(a, b).confidence_interval(0.95)
-    assert found.mean == pytest.approx((low + high) / 2)
-    assert found.half_width == pytest.approx((high - low) / 2)
-    assert found.wins == int((a > b).sum()) and found.pairs == 6
+    assert difference.mean == pytest.approx((low + high) / 2)
+    assert difference.half_width == pytest.approx((high - low) / 2)
+    assert difference.wins == int((a > b).sum()) and difference.pairs == 6
+
+
+@pytest.mark.parametrize('pairs', [2, 3, 9])
+def test_against_the_formula(pairs):
+    a, b = np.random.default_rng(pairs).normal(90, 1, (2, pairs))
+    error = (a - b).std(ddof=1) / pairs**0.5
+    expected = stats.t.ppf(0.975, pairs - 1) * error
+    difference = paired_difference(a, b)
+    assert difference.half_width == pytest.approx(expected, rel=1e-12)
+    assert difference.mean == pytest.approx((a - b).mean(), rel=1e-12)
+
+
+def test_equal_differences():
+    assert str(paired_difference([2, 3], [1, 2])) == (
+        '+1.00 +- 0.00, 2 of 2 above'
+    )
 
 
 def test_one_pair_has_no_interval():
-    found = paired_difference([1.0], [2.0])
-    assert (found.mean, found.half_width) == (-1, float('inf'))
-    assert str(found) == '-1.00, 0 of 1 above'
+    difference = paired_difference([1.0], [2.0])
+    assert (difference.mean, difference.half_width) == (-1, float('inf'))
+    assert str(difference) == '-1.00, 0 of 1 above'
 
 
 def test_text():

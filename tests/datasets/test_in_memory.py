@@ -110,7 +110,7 @@ def test_batch_augmentation_leaves_nothing_behind():
 
 def test_images_of_different_sizes_are_refused():
     images = [np.zeros((4, 4), np.uint8), np.zeros((5, 4), np.uint8)]
-    with pytest.raises(UsageError, match='2 different sizes'):
+    with pytest.raises(UsageError, match='expected images of one size, got 2'):
         InMemoryImages(dict(type='_Listed', images=images))
 
 
@@ -120,5 +120,7 @@ def test_data_sets_that_hold_paths_are_refused():
             return [dict(img_path='a.png', gt_label=0)]
 
     MMPRETRAIN_DATASETS.register_module(module=Paths, force=True)
-    with pytest.raises(UsageError, match='hold no `img`'):
+    with pytest.raises(
+        UsageError, match='expected entries with `img`, .* got none'
+    ):
         InMemoryImages(dict(type='Paths', ann_file=''))

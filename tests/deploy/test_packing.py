@@ -22,10 +22,10 @@ def test_lowest_bit_first():
 
 @pytest.mark.parametrize('codes', [[4], [-1]])
 def test_a_code_that_does_not_fit(codes):
-    with pytest.raises(UsageError, match='2 bits hold 0 to 3'):
+    with pytest.raises(UsageError, match='expected codes from 0 to 3, got'):
         pack(np.array(codes), 2)
 
 
 def test_a_cut_row():
-    with pytest.raises(UsageError, match='1 bytes; 9 codes of 2 bits take 3'):
+    with pytest.raises(UsageError, match='2 bits: expected 3 bytes, got 1'):
         unpack(np.zeros(1, np.uint8), 2, 9)

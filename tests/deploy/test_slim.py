@@ -74,15 +74,15 @@ def test_of_32_bits_it_is_the_float_network(tmp_path):
     file = tmp_path / 'epoch_1.pth'
     torch.save(dict(state_dict=model.state_dict()), file)
     save_slim(file, tmp_path / 'slim.pth')
-    found = torch.load(tmp_path / 'slim.pth', weights_only=True)['state_dict']
+    state = torch.load(tmp_path / 'slim.pth', weights_only=True)['state_dict']
     expected = model.architecture.state_dict()
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[key], expected[key]) for key in expected)
 
 
 def test_a_float_checkpoint_is_refused(tmp_path):
     file = tmp_path / 'float.pth'
     torch.save(dict(state_dict=dict(w=torch.zeros(1))), file)
-    with pytest.raises(UsageError, match='holds no quantized network'):
+    with pytest.raises(UsageError, match='expected a quantized network'):
         save_slim(file, tmp_path / 'slim.pth')
     assert not (tmp_path / 'slim.pth').exists()

@@ -59,10 +59,10 @@ def test_a_step_that_overflows_is_left_out():
 @pytest.mark.parametrize(
     'kwargs, message',
     [
-        (dict(dtype='float64'), "dtype='float64'; allowed are 'bfloat16'"),
-        (dict(loss_scale='static'), "loss_scale='static'; allowed are"),
-        (dict(loss_scale=0), 'loss_scale=0; allowed are'),
-        (dict(loss_scale=True), 'loss_scale=True; allowed are'),
+        (dict(dtype='float64'), "'bfloat16' or 'float16', got 'float64'"),
+        (dict(loss_scale='static'), "loss_scale: expected .*, got 'static'"),
+        (dict(loss_scale=0), 'loss_scale: expected .*, got 0'),
+        (dict(loss_scale=True), 'loss_scale: expected .*, got True'),
     ],
 )
 def test_other_settings_are_one_line(kwargs, message):

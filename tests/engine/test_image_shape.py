@@ -13,7 +13,6 @@ from torch.utils.data import Dataset
 import mmauxq  # noqa: F401
 from mmauxq.engine.image_shape import image_shape, set_image_shape
 from mmauxq.errors import UsageError
-from tests.conftest import ROOT
 
 PACK = dict(type='PackInputs')
 FILE = dict(type='LoadImageFromFile')
@@ -182,15 +181,18 @@ def test_other_models_are_left_alone():
 
 
 @pytest.mark.parametrize(
-    'name, shape',
+    'base, shape',
     [
-        ('aux_r20_w2a2_digits', (1, 8, 8)),
-        ('aux_r18_w4a4', (3, 224, 224)),
-        ('qat_effnetb0_w4a4', (3, 224, 224)),
-        ('qat_swint_w4a4', (3, 224, 224)),
+        ('mmauxq::_base_/../aux_r20_w2a2_digits.py', (1, 8, 8)),
+        ('mmauxq::_base_/../aux_r18_w4a4.py', (3, 224, 224)),
+        ('mmpretrain::efficientnet/efficientnet-b0_8xb32_in1k.py',
+         (3, 224, 224)),
+        ('mmpretrain::swin_transformer/swin-tiny_16xb64_in1k.py',
+         (3, 224, 224)),
     ],
-)
+)  # fmt: skip
 @pytest.mark.parametrize('split', ['train', 'val'])
-def test_of_the_recipes(name, shape, split):
-    cfg = Config.fromfile(ROOT / f'configs/{name}.py')
+def test_of_the_recipes(tmp_path, base, shape, split):
+    (tmp_path / 'recipe.py').write_text(f'_base_ = {base!r}')
+    cfg = Config.fromfile(tmp_path / 'recipe.py')
     assert image_shape(cfg, f'{split}_dataloader') == shape

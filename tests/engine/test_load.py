@@ -11,10 +11,10 @@ import pytest
 
 from mmauxq import compat, files
 from mmauxq.cli import run_command
-from mmauxq.engine import loops
+from mmauxq.engine import resumable_loops as loops
 from mmauxq.errors import TrainingError
-from tests import killing
 from tests.engine.test_resume import write_config
+from tests.support import killing
 
 pytestmark = pytest.mark.filterwarnings('ignore:.*fork:DeprecationWarning')
 
@@ -73,13 +73,13 @@ def while_another_is_reported() -> None:
     def run_iter(self, *args):
         raise RuntimeError('DataLoader worker (pid(s) 1) exited')
 
-    complain = run_command._complain
+    complain = run_command._print_error
 
     def report(message):
         lose(1, 1)
         complain(message)
 
-    loops.EpochLoop.run_iter, run_command._complain = run_iter, report
+    loops.EpochLoop.run_iter, run_command._print_error = run_iter, report
 
 
 @pytest.mark.parametrize('when', [in_a_step, while_another_is_reported])

@@ -127,7 +127,11 @@ def test_optimizer_with_decay_by_default():
 
 
 def test_optimizer_without_decay():
-    build(Network(), dict(type='Rprop', lr=0.1))
+    model = Network()
+    optimizer = build(model, dict(type='Rprop', lr=0.1))
+    held = [p for group in optimizer.param_groups for p in group['params']]
+    assert {id(p) for p in held} == {id(p) for p in model.parameters()}
+    assert not any('weight_decay' in g for g in optimizer.param_groups)
 
 
 def test_frozen_parameters_are_kept_as_mmengine_does():

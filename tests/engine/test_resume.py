@@ -10,8 +10,8 @@ import mmauxq.algorithms  # noqa: F401  (before anything is forked)
 from mmauxq import compat
 from mmauxq.engine import resume
 from mmauxq.errors import UsageError
-from tests import killing
 from tests.conftest import ROOT
+from tests.support import killing
 
 SMALL = """
 _base_ = ['{recipe}']
@@ -123,9 +123,9 @@ def test_the_comparison_sees_what_mmengine_loses(tmp_path):
 
     def plain(point=lambda: None):
         def prepare():
-            from mmauxq.engine import guards
+            from mmauxq.engine import defaults
 
-            guards.make_exact = lambda cfg: None
+            defaults.use_resumable_loop = lambda cfg: None
             point()
 
         return prepare
@@ -163,7 +163,7 @@ def test_float16_with_a_loss_scaler_is_bit_equal(tmp_path, run_python, form):
         '-c',
         'import mmauxq.algorithms\n'
         'from pathlib import Path\n'
-        'from tests import killing\n'
+        'from tests.support import killing\n'
         f'log = Path({str(log)!r})\n'
         f'words = [{str(config)!r}, "--amp", *{form}, "--work-dir"]\n'
         f'run = killing.run_train\n'
@@ -214,7 +214,7 @@ def test_damaged_checkpoints_are_named_and_skipped(tmp_path, capfd):
     assert Path(path) == good and checkpoint['meta']['iter'] == 2
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == 3 and all('skipped' in line for line in lines)
-    assert 'epoch_5.pth.part was not written to its end' in lines[0]
+    assert 'epoch_5.pth.part is incomplete' in lines[0]
     assert 'epoch_4.pth is truncated' in lines[1]
     assert 'epoch_3.pth is truncated' in lines[2]
 

@@ -6,6 +6,7 @@ from mmpretrain.structures import DataSample
 
 from mmauxq.errors import UsageError
 from mmauxq.guidance import AuxAdaptorAggregator, Tap
+from mmauxq.guidance.tokens import extra_tokens, resize_tokens, to_map
 from tests.networks import AUX, batch, classifier, joint_qat
 
 TAPS = [
@@ -26,9 +27,8 @@ def outputs(count=3, taps=TAPS):
     }
 
 
-def losses_of(module, given, samples):
-    """Of a guidance that needs no logits of others."""
-    return module.losses(module(given), None, None, samples)
+def loss_of(module, given, samples):
+    return module.losses(module(given), None, None, samples)['loss_aux']
 
 
 def test_the_recursion_of_the_paper():
@@ -79,7 +79,7 @@ def test_every_tap_gets_a_gradient():
     module = AuxAdaptorAggregator(TAPS, head(), 10)
     given = outputs()
     samples = [DataSample().set_gt_label(i) for i in range(3)]
-    losses_of(module, given, samples)['loss_aux'].backward()
+    module.losses(module(given), None, None, samples)['loss_aux'].backward()
     for name, value in given.items():
         assert value.grad.abs().sum() > 0, name
 
@@ -90,7 +90,9 @@ def test_the_loss_weight_scales_the_loss_and_is_not_stored():
     for weight in (1.0, 0.25):
         torch.manual_seed(0)
         module = AuxAdaptorAggregator(TAPS, head(), 10, loss_weight=weight)
-        losses.append(losses_of(module, outputs(), samples)['loss_aux'])
+        losses.append(
+            module.losses(module(outputs()), None, None, samples)['loss_aux']
+        )
     torch.testing.assert_close(losses[1], losses[0] / 4)
     assert not any('loss_weight' in key for key in module.state_dict())
 
@@ -105,7 +107,8 @@ def test_the_loss_is_of_the_kind_of_the_main_head():
     expected = F.cross_entropy(logits, torch.arange(3), label_smoothing=0.1)
     # mmpretrain's mode 'original': smoothed over all classes
     torch.testing.assert_close(
-        losses_of(module, outputs(), samples)['loss_aux'], expected
+        module.losses(module(outputs()), None, None, samples)['loss_aux'],
+        expected,
     )
 
 
@@ -118,7 +121,8 @@ def test_mixed_targets():
     logits = module(outputs())
     expected = -(score * logits.log_softmax(1)).sum(1).mean()
     torch.testing.assert_close(
-        losses_of(module, outputs(), samples)['loss_aux'], expected
+        module.losses(module(outputs()), None, None, samples)['loss_aux'],
+        expected,
     )
 
 
@@ -171,11 +175,9 @@ def test_the_cost_on_imagenet_networks(depth, parameters, multiply_adds):
         in_channels=512 if depth == 18 else 2048, num_classes=1000
     )
     model = joint_qat(architecture=architecture, input_shape=(3, 224, 224))
-    assert model.cost.shape == (3, 224, 224)
-    assert model.cost.guidance_parameters == pytest.approx(
-        parameters, rel=0.01
-    )
-    assert model.cost.guidance_multiply_adds == pytest.approx(
+    cost = model.cost
+    assert cost.guidance_parameters == pytest.approx(parameters, rel=0.01)
+    assert cost.guidance_multiply_adds == pytest.approx(
         multiply_adds, rel=0.04
     )
 
@@ -183,29 +185,15 @@ def test_the_cost_on_imagenet_networks(depth, parameters, multiply_adds):
 @pytest.mark.parametrize(
     'settings, message',
     [
-        (
-            dict(width_ratio=0),
-            'guidance.width_ratio: expected a number above 0, at most 1, '
-            'got 0$',
-        ),
-        (dict(width_ratio=1.5), 'guidance.width_ratio: .* got 1.5$'),
-        (
-            dict(groups=3),
-            'guidance.groups: expected a divisor of the 4 channels of stem '
-            'and of the 4 of its adaptor, got 3$',
-        ),
-        (dict(groups=0), 'guidance.groups: expected an integer from 1, got 0'),
-        (
-            dict(dtype='float16'),
-            "guidance.dtype: expected 'float32' or None, got 'float16'",
-        ),
-        (
-            dict(loss_weight=-1),
-            'guidance.loss_weight: expected a number from 0, got -1',
-        ),
+        (dict(width_ratio=0), 'guidance.width_ratio: .* got 0'),
+        (dict(width_ratio=1.5), 'guidance.width_ratio: .* got 1.5'),
+        (dict(groups=3), 'guidance.groups: expected a divisor .* got 3'),
+        (dict(groups=0), 'guidance.groups: .* got 0'),
+        (dict(dtype='float16'), "guidance.dtype: .* got 'float16'"),
+        (dict(loss_weight=-1), 'guidance.loss_weight: .* got -1'),
         (
             dict(separate_bn=1),
-            'guidance.separate_bn: expected True or False, got 1',
+            'separate_bn: expected True or False, got 1',
         ),
     ],
 )
@@ -215,9 +203,7 @@ def test_bad_settings(settings, message):
 
 
 def test_taps_must_be_feature_maps_or_tokens():
-    with pytest.raises(
-        UsageError, match=r'expected feature maps .* got shape \(10,\)'
-    ):
+    with pytest.raises(UsageError, match='feature maps .C, H, W. or tokens'):
         AuxAdaptorAggregator([Tap('stem', (10,))], head(), 10)
 
 
@@ -243,6 +229,25 @@ def test_g_is_carried_across_all_layouts():
     assert all(p.grad is not None for p in module.parameters())
 
 
+def test_tokens_are_pooled_as_the_image_that_they_are():
+    image = torch.randn(2, 3, 8, 8)
+    token = torch.randn(2, 1, 3)
+    tokens = torch.cat([token, image.flatten(2).transpose(1, 2)], 1)
+    pooled = resize_tokens(tokens, 17)
+    expected = F.avg_pool2d(image, 2).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(pooled[:, 1:], expected)
+    assert torch.equal(pooled[:, :1], token)
+    torch.testing.assert_close(resize_tokens(tokens, 16), expected)
+
+
+@pytest.mark.parametrize(
+    'count, extra',
+    [(1, 0), (16, 0), (17, 1), (18, 2), (19, 0), (24, 0), (65, 1), (67, 0)],
+)
+def test_extra_tokens_stand_before_a_square_image(count, extra):
+    assert extra_tokens(count) == extra
+
+
 def test_tokens_are_adapted_by_a_linear_layer_and_a_norm():
     taps = [Tap('a', (16, 6), 'tokens'), Tap('b', (4, 8), 'tokens')]
     module = AuxAdaptorAggregator(taps, head(), 10)
@@ -251,6 +256,31 @@ def test_tokens_are_adapted_by_a_linear_layer_and_a_norm():
         assert isinstance(linear, torch.nn.Linear) and linear.bias is None
         assert isinstance(norm, torch.nn.LayerNorm)
         assert norm.normalized_shape == (linear.out_features,)
+
+
+def test_tokens_of_no_square_image_are_one_row():
+    tokens = torch.randn(2, 12, 3)
+    row = tokens.transpose(1, 2)
+    assert torch.equal(to_map(tokens), row.unsqueeze(2))
+    for count in (8, 4):
+        torch.testing.assert_close(
+            resize_tokens(tokens, count),
+            F.adaptive_avg_pool1d(row, count).transpose(1, 2),
+        )
+    square = torch.randn(2, 16, 3)
+    torch.testing.assert_close(
+        resize_tokens(square, 7),
+        F.adaptive_avg_pool1d(square.transpose(1, 2), 7).transpose(1, 2),
+    )
+    assert resize_tokens(tokens, 12) is tokens
+
+
+def test_a_known_size_shapes_the_map():
+    image = torch.randn(2, 3, 2, 8)
+    tokens = image.flatten(2).transpose(1, 2)
+    assert torch.equal(to_map(tokens, (2, 8)), image)
+    # not of that many: a square
+    assert to_map(tokens, (3, 8)).shape == (2, 3, 4, 4)
 
 
 def test_tokens_between_maps_have_the_size_of_the_next_map():
@@ -262,6 +292,13 @@ def test_tokens_between_maps_have_the_size_of_the_next_map():
         adaptor([seen], image.flatten(2).transpose(1, 2)),
         F.relu(adaptor.phi(seen) + adaptor.project(image)),
     )
+
+
+def test_a_missing_extra_token_starts_as_the_mean():
+    tokens = torch.randn(2, 16, 3)
+    more = resize_tokens(tokens, 17)
+    assert torch.equal(more[:, 1:], tokens)
+    torch.testing.assert_close(more[:, 0], tokens.mean(1))
 
 
 def test_several_token_tensors_of_one_tap_are_added():
@@ -308,14 +345,12 @@ def test_a_head_of_several_labels():
     expected = F.binary_cross_entropy_with_logits(
         logits, target, reduction='sum'
     )
-    found = losses_of(module, outputs(), samples)['loss_aux']
+    found = module.losses(module(outputs()), None, None, samples)['loss_aux']
     torch.testing.assert_close(found, expected / 3)
 
 
 def test_groups_are_for_maps():
-    with pytest.raises(
-        UsageError, match='guidance.groups: expected 1 for tokens, .* got 2'
-    ):
+    with pytest.raises(UsageError, match='expected 1 for tokens'):
         AuxAdaptorAggregator(
             [Tap('a', (4, 8), 'tokens')], head(), 10, groups=2
         )

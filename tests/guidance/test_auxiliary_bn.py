@@ -149,7 +149,7 @@ def test_other_guidances_read_the_pass_of_f(order):
 def test_less_memory_is_the_same_step(memory):
     found = []
     for how in (None, memory):
-        model = joint_qat(guidance=OWN, speed=dict(memory=how))
+        model = joint_qat(guidance=OWN, memory=how)
         for seed in range(2):
             losses = step(model, seed)
         found.append((losses, [p.grad for p in model.parameters()]))
@@ -186,12 +186,8 @@ def test_what_cannot_run_twice_is_one_line():
             loss=dict(type='CrossEntropyLoss'),
         ),
     )  # fmt: skip
-    with pytest.raises(
-        UsageError, match='got a VisionTransformer; set it to F'
-    ):
+    with pytest.raises(UsageError, match='batch norms, got a Vision'):
         joint_qat(guidance=OWN, architecture=vit, input_shape=(3, 32, 32))
     network = joint_qat().architecture
-    with pytest.raises(
-        UsageError, match=r"inside of the backbone, got \['neck'\]"
-    ):
+    with pytest.raises(UsageError, match=r"the backbone, got \['neck'\]"):
         AuxiliaryBN(network, TapRecorder(network, ['neck', 'backbone.bn1']))

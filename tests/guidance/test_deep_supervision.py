@@ -25,11 +25,6 @@ def outputs():
     return {t.name: torch.randn(3, *t.shape) for t in TAPS}
 
 
-def losses_of(module, given, samples):
-    """Of a guidance that needs no logits of others."""
-    return module.losses(module(given), None, None, samples)
-
-
 def test_each_loss_is_that_of_a_classifier_on_the_pooled_output():
     module = IntermediateClassifiers(
         TAPS, head(), 10, loss_weight=0.5, alphas=[1.0, 2.0, 4.0]
@@ -41,7 +36,7 @@ def test_each_loss_is_that_of_a_classifier_on_the_pooled_output():
         c=given['c'].mean((1, 2)),
     )
     samples = [DataSample().set_gt_label(i) for i in range(3)]
-    losses = losses_of(module, given, samples)
+    losses = module.losses(module(given), None, None, samples)
     for i, (name, features) in enumerate(pooled.items()):
         logits = module.classifiers[i].fc(features)
         expected = 0.5 * 2.0**i * F.cross_entropy(logits, torch.arange(3))
@@ -84,13 +79,10 @@ def test_the_network_that_ships_is_the_same_as_without():
 @pytest.mark.parametrize(
     'alphas, message',
     [
-        ([1.0] * 4, r'expected 3 weights, one for each tap \(.*\), got 4'),
-        ([1.0], r'expected 3 weights, .*, got 1'),
-        (
-            [1.0, -1.0, 0.0],
-            r'expected a number from 0 or a list .*, got \[1.0, -1.0, 0.0\]',
-        ),
-        (-1.0, 'expected a number from 0 or a list of them, got .*-1.0'),
+        ([1.0] * 4, 'expected 3 weights, .* got 4'),
+        ([1.0], 'expected 3 weights, .* got 1'),
+        ([1.0, -1.0, 0.0], 'expected a number from 0 or'),
+        (-1.0, 'expected a number from 0 or'),
     ],
 )
 def test_wrong_weights(alphas, message):
@@ -104,7 +96,7 @@ def test_all_weights_are_1_if_none_is_set():
     for settings in ({}, dict(loss_weight=1.0, alphas=[1.0] * len(TAPS))):
         torch.manual_seed(0)
         module = IntermediateClassifiers(TAPS, head(), 10, **settings)
-        losses.append(losses_of(module, outputs(), samples))
+        losses.append(module.losses(module(outputs()), None, None, samples))
     assert losses[0].keys() == losses[1].keys() and len(losses[0])
     for name, value in losses[0].items():
         assert torch.equal(value, losses[1][name])

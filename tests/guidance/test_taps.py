@@ -9,7 +9,9 @@ from torch.utils.checkpoint import checkpoint
 
 from mmauxq.errors import UsageError
 from mmauxq.guidance import TapRecorder, find_taps
-from mmauxq.guidance.taps import find_blocks, layout_of, resolve_taps
+from mmauxq.guidance.find_taps import find_blocks, resolve_taps
+from mmauxq.guidance.taps import layout_of
+from mmauxq.network import TrainingPass
 from tests.networks import batch, classifier, joint_qat
 
 
@@ -185,7 +187,7 @@ def test_a_tap_that_is_not_a_tensor_is_refused():
             return x, x
 
     model = nn.Sequential(Pair())
-    with pytest.raises(UsageError, match='0 gives a tuple'):
+    with pytest.raises(UsageError, match='tokens from 0, got a tuple'):
         with TapRecorder(model, ['0']):
             model(torch.zeros(1))
 
@@ -221,8 +223,8 @@ def test_no_hook_stays_behind():
 def test_stage_ends_are_the_last_blocks_before_a_change_of_shape():
     model = network(depth=20)
     inputs = torch.randn(2, 1, 8, 8)
-    every = find_taps(model, 'auto', True, inputs)
-    ends = find_taps(model, 'stage_ends', True, inputs)
+    every = find_taps(TrainingPass(model, inputs), 'auto', True)
+    ends = find_taps(TrainingPass(model, inputs), 'stage_ends', True)
     assert [tap.name for tap in every.taps] == [
         'stem',
         *(f'backbone.layer{i}.{j}' for i in (1, 2, 3) for j in range(3)),
@@ -262,8 +264,8 @@ class _Says(nn.Module):
 @pytest.mark.parametrize(
     'taps, message',
     [
-        ('backbone.idle', 'backbone.idle did not run in this forward pass'),
-        ('backbone.says', 'backbone.says gives a str; only modules that'),
+        ('backbone.idle', 'backbone.idle did not run in a forward pass'),
+        ('backbone.says', 'tokens from backbone.says, got a str'),
     ],
 )
 def test_modules_that_cannot_be_tapped(taps, message):
@@ -273,20 +275,19 @@ def test_modules_that_cannot_be_tapped(taps, message):
         lambda *_: model.backbone.says() and None
     )
     with pytest.raises(UsageError, match=message) as error:
-        find_taps(model, taps, False, torch.randn(2, 1, 8, 8))
+        find_taps(TrainingPass(model, torch.randn(2, 1, 8, 8)), taps)
     assert '\n' not in str(error.value)
 
 
 def test_a_place_inside_checkpointing_is_found_out_before_training():
     model = network(with_cp=True)
     with pytest.raises(UsageError) as error:
-        find_taps(
-            model, 'backbone.layer1.0.conv1', False, torch.randn(2, 1, 8, 8)
-        )
+        run = TrainingPass(model, torch.randn(2, 1, 8, 8))
+        find_taps(run, 'backbone.layer1.0.conv1')
     assert str(error.value) == (
         'guidance.taps: backbone.layer1.0.conv1 runs inside activation '
-        'checkpointing, no gradient leads back from it; tap the checkpointed '
-        'block itself, or set with_cp=False'
+        'checkpointing, where no gradient leads back from it; tap the '
+        'checkpointed block itself, or set with_cp=False'
     )
 
 
@@ -297,7 +298,7 @@ def test_the_search_leaves_the_network_as_it_was():
     state = copy.deepcopy(model.state_dict())
     inputs = torch.randn(2, 1, 8, 8)
     numbers = torch.random.get_rng_state()
-    find_taps(model, 'auto', True, inputs)
+    find_taps(TrainingPass(model, inputs), 'auto', True)
     assert torch.equal(torch.random.get_rng_state(), numbers)
     assert [m.training for m in model.modules()] == modes
     for key, value in model.state_dict().items():

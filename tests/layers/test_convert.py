@@ -10,7 +10,6 @@ from torch import nn
 from mmauxq.errors import UsageError
 from mmauxq.layers import (
     LayerBits,
-    LayerUse,
     QuantLayer,
     build_quantizer,
     convert,
@@ -24,12 +23,6 @@ from mmauxq.quantizers import (
     LSQPlus,
     PACTActivation,
     calibrate,
-)
-from tests.layers.conftest import (
-    NormalisedLinear,
-    PaddedConv2d,
-    RenamedLinear,
-    StandardisedConv2d,
 )
 
 CFG = dict(type='mmauxq.LSQ', bits=4)
@@ -180,59 +173,6 @@ def test_a_saved_state_computes_the_same(network, x):
     file.seek(0)
     fresh.load_state_dict(torch.load(file, weights_only=True))
     assert torch.equal(fresh(x), network(x))
-
-
-class Foreign(nn.Module):
-    """Layers of classes that are not torch's, one of them twice."""
-
-    def __init__(self):
-        super().__init__()
-        self.padded = PaddedConv2d(3, 4, 2)
-        self.standardised = StandardisedConv2d(4, 4, 1)
-        self.again = self.standardised
-        self.renamed = RenamedLinear(4, 4)
-        self.fc = NormalisedLinear(4, 2)
-
-    def forward(self, x):
-        x = self.again(self.standardised(self.padded(x)))
-        return self.fc(self.renamed(x.mean((2, 3))))
-
-
-def test_a_network_of_foreign_layers_goes_through_a_file_whole(x):
-    """In the place of a state dict, with classes that are made on demand."""
-    network = quantize(Foreign(), ('padded', 'standardised', 'renamed', 'fc'))
-    calibrated(network, x)
-    file = io.BytesIO()
-    torch.save(network, file)
-    file.seek(0)
-    loaded = torch.load(file, weights_only=False)
-    assert quantized_names(loaded) == quantized_names(network)
-    assert loaded.again is loaded.standardised
-    assert torch.equal(loaded(x), network(x))
-    loaded(x).sum().backward()
-    assert loaded.fc.weight_quantizer.step.grad is not None
-    assert torch.equal(restore(loaded)(x), restore(network)(x))
-
-
-def test_a_float_network_and_a_quantized_copy_have_hooks_of_their_own(x):
-    calls = []
-    network = Network().eval()
-    quantized = quantize(copy.deepcopy(network), ['stem', 'fc'])
-    calibrated(quantized, x)
-    network.stem.register_forward_hook(lambda *_: calls.append('float'))
-    quantized.fc.register_forward_hook(lambda *_: calls.append('quantized'))
-    network(x)
-    assert calls == ['float']
-    quantized(x)
-    assert calls == ['float', 'quantized']
-
-
-def test_samples_along_another_axis_are_told_to_the_quantizer():
-    layer = nn.Linear(4, 3)
-    uses = {'': LayerUse('', called=True, sample_size=20)}
-    layer = convert(layer, {'': LayerBits(2, 2, '')}, CFG, CFG, uses)
-    assert layer.input_quantizer.sample_size == 20
-    assert layer.weight_quantizer.sample_size is None
 
 
 @pytest.mark.parametrize(

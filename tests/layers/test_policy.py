@@ -138,8 +138,8 @@ def test_bad_keys(bits):
     with pytest.raises(UsageError) as error:
         Policy(layers={'*': bits})
     assert str(error.value) == (
-        f"policy.layers['*']: {bits}; allowed are the keys 'weight' and "
-        "'activation'"
+        "policy.layers['*']: expected the keys 'weight' and 'activation', "
+        f'got {bits}'
     )
 
 
@@ -159,5 +159,5 @@ def test_patterns_as_pairs():
 
 @pytest.mark.parametrize('layers', ['a=8', 7, [1, 2], [('a',)]])
 def test_patterns_of_another_form(layers):
-    with pytest.raises(UsageError, match='policy.layers=.*list of pairs'):
+    with pytest.raises(UsageError, match='expected a dict or a list of pairs'):
         Policy(layers=layers)

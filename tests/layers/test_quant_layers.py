@@ -1,31 +1,32 @@
 """One quantized layer."""
 
 import copy
+import dataclasses
 import io
+import pickle
 
 import pytest
 import torch
 from torch import nn
 
-from mmauxq import layers
 from mmauxq.errors import UsageError
-from mmauxq.layers import QuantLayer, quant_class
+from mmauxq.layers import (
+    LayerBits,
+    QuantLayer,
+    WeightReader,
+    convert,
+    quant_class,
+)
+from mmauxq.network.profile import LayerTracer
 from mmauxq.quantizers import LSQ, calibrate
-from tests.layers.conftest import RenamedLinear
 
 
-def quantize(layer, weight_quantizer=None, input_quantizer=None):
-    return quant_class(type(layer)).from_float(
-        layer, weight_quantizer or LSQ(2, 'weight'), input_quantizer or LSQ(2)
-    )
+def quantize_layer(layer, *quantizers):
+    return quant_class(type(layer)).from_float(layer, *quantizers)
 
 
-def with_identities(layer):
-    return quantize(layer, nn.Identity(), nn.Identity())
-
-
-def quantized(sample):
-    layer = quantize(sample.layer)
+def quantized(sample, bits=2):
+    layer = quantize_layer(sample.layer, LSQ(bits, 'weight'), LSQ(bits))
     calibrate(layer, lambda: layer(sample.x))
     return layer
 
@@ -136,7 +137,9 @@ def test_the_state_goes_through_a_file(sample):
     file = io.BytesIO()
     torch.save(layer.state_dict(), file)
     file.seek(0)
-    fresh = quantize(copy.deepcopy(sample.layer))
+    fresh = quantize_layer(
+        copy.deepcopy(sample.layer), LSQ(2, 'weight'), LSQ(2)
+    )
     fresh.load_state_dict(torch.load(file, weights_only=True))
     assert torch.equal(fresh(sample.x), layer(sample.x))
 
@@ -146,7 +149,7 @@ def test_hooks_survive_both_ways():
     layer = nn.Linear(3, 2)
     layer.register_forward_hook(lambda *_: calls.append('after'))
     layer.register_forward_pre_hook(lambda *_: calls.append('before'))
-    there = with_identities(layer)
+    there = quantize_layer(layer, nn.Identity(), nn.Identity())
     there(torch.randn(1, 3))
     there.to_float()(torch.randn(1, 3))
     assert calls == ['before', 'after'] * 2
@@ -156,106 +159,18 @@ def test_a_hook_sees_the_quantized_layer():
     seen = []
     layer = nn.Linear(3, 2)
     layer.register_forward_hook(lambda module, *_: seen.append(module))
-    there = with_identities(layer)
+    there = quantize_layer(layer, nn.Identity(), nn.Identity())
     there(torch.randn(1, 3))
     assert seen == [there]
 
 
-def test_a_hook_on_one_does_not_fire_on_the_other(sample):
-    """Of the float layer, the quantized one made of it, and one made back."""
-    calls = []
-    there = quantized(sample)
-    back = there.to_float()
-    each = dict(float=sample.layer, quantized=there, restored=back)
-    for name, layer in each.items():
-        layer.register_forward_hook(lambda *_, name=name: calls.append(name))
-    for name, layer in each.items():
-        calls.clear()
-        layer(sample.x)
-        assert calls == [name]
-
-
-def test_a_hook_that_is_removed_stays_on_the_other():
-    calls = []
-    layer = nn.Linear(3, 2)
-    handle = layer.register_forward_hook(lambda *_: calls.append(1))
-    there = with_identities(layer)
-    handle.remove()
-    layer(torch.randn(1, 3))
-    assert calls == []
-    there(torch.randn(1, 3))
-    assert calls == [1]
-
-
-def test_children_added_to_one_are_not_on_the_other():
-    layer = nn.Linear(3, 2)
-    there = with_identities(layer)
-    there.extra = nn.Identity()
-    there.register_buffer('more', torch.ones(1))
-    assert list(layer.named_children()) == list(layer.named_buffers()) == []
-
-
-def test_the_whole_layer_goes_through_a_file(sample):
-    layer = quantized(sample)
-    file = io.BytesIO()
-    torch.save(layer, file)
-    file.seek(0)
-    loaded = torch.load(file, weights_only=False)
-    assert type(loaded) is type(layer)
-    assert torch.equal(loaded(sample.x), layer(sample.x))
-    assert torch.equal(loaded.to_float()(sample.x), layer.to_float()(sample.x))
-
-
-def test_a_precomputed_weight_is_used_for_that_weight_only():
-    x, layer = torch.randn(2, 3), nn.Linear(3, 2, bias=False)
-    there = with_identities(layer)
-    result = torch.full_like(layer.weight, 7.0)
-    weight = there.weight
-    there.precomputed = lambda w: result if w is weight else None
-    assert torch.equal(there(x), x @ result.t())
-    there.weight = nn.Parameter(torch.ones(2, 3))
-    assert torch.equal(there(x), x @ torch.ones(3, 2))
-
-
-def test_what_was_precomputed_stays_with_its_layer():
-    there = with_identities(nn.Linear(3, 2))
-    there.precomputed = lambda w: torch.zeros_like(w)
-    file = io.BytesIO()
-    torch.save(there, file)  # a function of this file cannot be pickled
-    for twin in (copy.deepcopy(there), there.to_float()):
-        assert 'precomputed' not in twin.__dict__
-    assert there.precomputed is not None
-
-
-@pytest.mark.parametrize(
-    'float_type, name',
-    [
-        (nn.Conv1d, 'QuantConv1d'),
-        (nn.Conv2d, 'QuantConv2d'),
-        (nn.Conv3d, 'QuantConv3d'),
-        (nn.Linear, 'QuantLinear'),
-        (nn.MultiheadAttention, 'QuantMultiheadAttention'),
-    ],
-)
-def test_the_classes_of_torch_have_classes_of_their_own(float_type, name):
-    cls = quant_class(float_type)
-    assert cls is getattr(layers, name)
-    assert cls.float_type is float_type
-    assert issubclass(cls, float_type)
-
-
-def test_there_is_one_class_for_each_class():
-    assert quant_class(RenamedLinear) is quant_class(RenamedLinear)
-    assert quant_class(RenamedLinear).float_type is RenamedLinear
-
-
 def test_training_mode_is_kept():
-    layer = quantize(nn.Linear(3, 2).eval())
+    layer = quantize_layer(nn.Linear(3, 2).eval(), LSQ(2, 'weight'), LSQ(2))
     assert layer.training is False
 
 
 def test_identity_quantizers_give_the_float_output(sample):
-    layer = with_identities(sample.layer)
+    layer = quantize_layer(sample.layer, nn.Identity(), nn.Identity())
     assert torch.equal(layer(sample.x), sample.layer(sample.x))
 
 
@@ -266,7 +181,7 @@ class TransposedLinear(nn.Linear):
 
 def test_a_forward_without_a_known_product_is_refused():
     """It would stay float without a word."""
-    layer = quantize(TransposedLinear(3, 2))
+    layer = quantize_layer(TransposedLinear(3, 2), LSQ(2, 'weight'), LSQ(2))
     with pytest.raises(UsageError) as error:
         layer(torch.randn(1, 3))
     assert str(error.value) == (
@@ -281,7 +196,7 @@ def test_a_forward_without_a_known_product_is_refused():
 )
 def test_other_layers_are_refused(layer):
     with pytest.raises(TypeError) as error:
-        with_identities(layer)
+        quantize_layer(layer, nn.Identity(), nn.Identity())
     assert str(error.value) == (
         'expected a float Conv1d, Conv2d, Conv3d, Linear or '
         f'MultiheadAttention, got {type(layer).__name__}'
@@ -289,6 +204,70 @@ def test_other_layers_are_refused(layer):
 
 
 def test_a_quantized_layer_is_not_quantized_again():
-    layer = with_identities(nn.Linear(3, 2))
-    with pytest.raises(TypeError, match='expected a float .* got QuantLinear'):
-        with_identities(layer)
+    layer = quantize_layer(nn.Linear(3, 2), nn.Identity(), nn.Identity())
+    with pytest.raises(TypeError, match='float Conv1d, .*, got QuantLinear'):
+        quantize_layer(layer, nn.Identity(), nn.Identity())
+
+
+class Net(nn.Module):
+    """A reader of a weight, a foreign subclass and plain layers."""
+
+    def __init__(self, foreign):
+        super().__init__()
+        self.foreign = foreign
+        self.read = nn.Linear(4, 4)
+        self.plain = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+
+    def forward(self, x):
+        return self.plain(nn.functional.linear(x, self.read.weight))
+
+
+def stored(module):
+    return pickle.loads(pickle.dumps(module))
+
+
+def test_a_layer_can_be_stored_whole(sample):
+    layer = quantized(sample)
+    twin = stored(layer)
+    assert type(twin) is type(layer)
+    assert torch.equal(twin(sample.x), layer(sample.x))
+    assert type(twin.to_float()) is type(sample.layer)
+
+
+def test_a_network_can_be_stored_whole(sample):
+    net, x = Net(sample.layer), torch.randn(3, 4)
+    tracer = LayerTracer(net, len(x))
+    with tracer.following(), torch.no_grad():
+        net(x)
+        net.foreign(sample.x)
+    cfg = dict(type='mmauxq.LSQ', bits=2)
+    bits = {name: LayerBits(2, 2, '') for name in tracer.layers}
+    net = convert(nn.Sequential(net), {f'0.{n}': b for n, b in bits.items()},
+                  cfg, cfg, {f'0.{n}': in_0(u) for n, u in
+                             tracer.layers.items()})[0]  # fmt: skip
+    calibrate(net, lambda: (net(x), net.foreign(sample.x)))
+    assert isinstance(net, WeightReader)
+    twin = stored(net)
+    assert torch.equal(twin(x), net(x))
+    assert torch.equal(twin.foreign(sample.x), net.foreign(sample.x))
+
+
+def in_0(use):
+    return dataclasses.replace(
+        use, readers=[f'0.{r}' if r else '0' for r in use.readers]
+    )
+
+
+def test_hooks_are_not_shared(sample):
+    calls = []
+    sample.layer.register_forward_hook(lambda *_: calls.append('float'))
+    layer = quantized(sample)
+    layer.register_forward_hook(lambda *_: calls.append('quantized'))
+    calls.clear()
+    sample.layer(sample.x)
+    assert calls == ['float']
+    back = layer.to_float()
+    back.register_forward_pre_hook(lambda *_: calls.append('back'))
+    calls.clear()
+    layer(sample.x)
+    assert calls == ['float', 'quantized']

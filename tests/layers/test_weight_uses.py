@@ -1,7 +1,6 @@
 """Weights are followed to the products that they enter."""
 
 import copy
-import io
 
 import pytest
 import torch
@@ -11,7 +10,6 @@ from torch import nn
 from mmauxq.layers import (
     LayerBits,
     QuantLayer,
-    QuantMultiheadAttention,
     WeightReader,
     convert,
     restore,
@@ -22,18 +20,10 @@ from mmauxq.quantizers import calibrate
 CFG = dict(type='mmauxq.LSQ', bits=2)
 
 
-def as_it_is(weight):
-    return weight
-
-
-def standardised(weight):
-    return F.normalize(weight - weight.mean(1, keepdim=True))
-
-
 class Reader(nn.Module):
     """Multiplies by the weight of a child that it does not call."""
 
-    def __init__(self, change=as_it_is):
+    def __init__(self, change=lambda weight: weight):
         super().__init__()
         self.qkv = nn.Linear(4, 6, bias=False)
         self.proj = nn.Linear(6, 4)
@@ -45,20 +35,22 @@ class Reader(nn.Module):
 
 
 def trace(model, *args):
-    tracer = LayerTracer(model, batch=2)
+    tracer = LayerTracer(model, len(args[0]))
     with tracer.following(), torch.no_grad():
         model(*args)
     return tracer.layers
 
 
 def quantized(model, *args):
-    uses = trace(model, *args)
-    bits = {
-        name: LayerBits(2, 2, '')
-        for name, use in uses.items()
-        if not use.reason
-    }
-    model = convert(model, bits, CFG, CFG, uses)
+    products = trace(model, *args)
+    names = [p.name for p in products.values() if not p.reason]
+    model = convert(
+        model,
+        {name: LayerBits(2, 2, '') for name in names},
+        CFG,
+        CFG,
+        products,
+    )
     calibrate(model, lambda: model(*args))
     return model
 
@@ -69,10 +61,19 @@ def x():
 
 
 CHANGES = {
-    'as it is': as_it_is,
-    'standardised': standardised,
+    'as it is': lambda w: w,
+    'standardised': lambda w: F.normalize(w - w.mean(1, keepdim=True)),
     'cut': lambda w: torch.cat(w.chunk(2)[::-1]),
 }
+
+
+@pytest.mark.parametrize('change', CHANGES.values(), ids=CHANGES)
+def test_a_weight_that_is_read_is_found(x, change):
+    products = trace(Reader(change), x)
+    assert list(products) == ['qkv', 'proj']
+    assert products['qkv'].readers == ['']
+    assert not products['qkv'].called
+    assert products['proj'].called and not products['proj'].readers
 
 
 @pytest.mark.parametrize('change', CHANGES.values(), ids=CHANGES)
@@ -97,54 +98,16 @@ def test_a_reader_can_be_copied_and_restored(x):
     assert type(model[0]) is Reader
 
 
-class Outer(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.inner = Reader()
-        self.own = nn.Linear(4, 4)
-
-    def forward(self, x):
-        return F.linear(self.inner(x), self.own.weight)
-
-
-def test_readers_go_through_a_file_whole(x):
-    model = quantized(nn.Sequential(Outer(), Reader(standardised)), x)
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    loaded = torch.load(file, weights_only=False)
-    for name in ('0', '0.inner', '1'):
-        found = loaded.get_submodule(name)
-        assert type(found) is type(model.get_submodule(name))
-        assert isinstance(found, WeightReader)
-    assert torch.equal(loaded(x), model(x))
-    assert torch.equal(restore(loaded)(x), restore(model)(x))
-
-
-def test_a_hook_on_a_reader_does_not_fire_on_the_float_module(x):
-    """Nor the other way round."""
-    calls = []
-    module = Reader()
-    reader = quantized(module, x)
-    back = reader.to_float()
-    each = dict(float=module, reader=reader, restored=back)
-    for name, owner in each.items():
-        owner.register_forward_hook(lambda *_, name=name: calls.append(name))
-    for name, owner in each.items():
-        calls.clear()
-        owner(x)
-        assert calls == [name]
-
-
-def test_a_reader_computes_also_with_some_of_its_layers_in_float(x):
-    model = quantized(nn.Sequential(Reader()), x)
-    expected = model[0].proj(F.linear(x, model[0].qkv.weight))
-    restore(model, ['0.qkv'])
-    assert isinstance(model[0], WeightReader)
-    assert torch.equal(model(x), expected)
-
-
 def test_a_module_and_its_parent_may_both_read(x):
+    class Outer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = Reader()
+            self.own = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return F.linear(self.inner(x), self.own.weight)
+
     model = quantized(nn.Sequential(Outer()), x)[0]
     assert isinstance(model, WeightReader)
     assert isinstance(model.inner, WeightReader)
@@ -155,6 +118,67 @@ def test_a_module_and_its_parent_may_both_read(x):
         )
     model(x)
     assert len(reached) == 3
+
+
+def test_the_weights_of_subclasses_are_their_own(x):
+    class Standardised(nn.Linear):
+        def forward(self, x):
+            return F.linear(x, F.normalize(self.weight), self.bias)
+
+    products = trace(nn.Sequential(Standardised(4, 2)), x)
+    assert products['0'].called and not products['0'].reason
+
+
+def test_a_layer_that_runs_twice_is_one_layer(x):
+    layer = nn.Linear(4, 4)
+    assert list(trace(nn.Sequential(layer, layer), x)) == ['0']
+
+
+class Transposed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return x @ self.fc.weight.t()
+
+
+class Mixture(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        return F.linear(x, self.a.weight + self.b.weight)
+
+
+class Bare(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.matrix = nn.Parameter(torch.eye(4))
+
+    def forward(self, x):
+        return F.linear(x, self.matrix)
+
+
+@pytest.mark.parametrize(
+    'kind, name, reason',
+    [
+        (Transposed, '0.fc', 'its weight enters a matmul'),
+        (Mixture, '0.b', '0 multiplies by a mixture of it and other weights'),
+        (Bare, '0', 'its weight is a parameter of its own, in no layer'),
+    ],
+)
+def test_what_cannot_be_quantized_says_why(x, kind, name, reason):
+    assert trace(nn.Sequential(kind()), x)[name].reason == reason
+
+
+def test_products_of_data_are_no_layers(x):
+    class Attention(nn.Module):
+        def forward(self, x):
+            return F.linear(x, x[0]) @ x
+
+    assert trace(Attention(), x) == {}
 
 
 class SelfAttention(nn.Module):
@@ -224,13 +248,7 @@ def test_all_projections_of_attention_are_quantized():
     assert type(model.attn) is nn.MultiheadAttention
 
 
-def test_attention_goes_through_a_file_whole():
-    model = SelfAttention(batch_first=True).eval()
-    x = torch.randn(2, 5, 8)
-    quantized(model, x)
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    loaded = torch.load(file, weights_only=False)
-    assert type(loaded.attn) is QuantMultiheadAttention
-    assert torch.equal(loaded(x)[0], model(x)[0])
+def test_attention_with_separate_projections_says_so():
+    model = SelfAttention(batch_first=True, kdim=4, vdim=4)
+    q, k = torch.randn(2, 5, 8), torch.randn(2, 7, 4)
+    assert 'separate' in trace(model, q, k, k)['attn'].reason

@@ -132,12 +132,37 @@ def test_calibration_is_flagged(cls, role):
 
 
 @learned
+def test_what_is_not_reached_stays_uncalibrated(cls, role):
+    quantizer = cls(4, role)
+    calibrate(quantizer, lambda: None)
+    with pytest.raises(UsageError, match='never calibrated'):
+        quantizer(torch.rand(4, 5))
+
+
+@learned
+def test_only_the_first_batch_calibrates(cls, role):
+    quantizer = calibrated(cls(4, role), torch.rand(4, 5))
+    before = copy.deepcopy(quantizer)
+    calibrated(quantizer, torch.rand(4, 5) * 100)
+    assert same_state(quantizer, before)
+
+
+@learned
 def test_a_loaded_quantizer_computes_the_same(cls, role):
     x = torch.randn(4, 5).abs()
     trained = calibrated(cls(2, role), x)
     loaded = cls(2, role)
     loaded.load_state_dict(trained.state_dict())
     assert torch.equal(loaded(x), trained(x))
+
+
+@learned
+def test_a_loaded_quantizer_is_not_calibrated_again(cls, role):
+    trained = calibrated(cls(2, role), torch.rand(4, 5))
+    loaded = cls(2, role)
+    loaded.load_state_dict(trained.state_dict())
+    calibrated(loaded, torch.rand(4, 5) * 100)
+    assert same_state(loaded, trained)
 
 
 @learned
@@ -295,26 +320,6 @@ def test_gradient_scale(cls, role, num_channels, axis, shape, count):
     calibrated(quantizer, x)
     expected = (count * (3 if role == 'weight' else 7)) ** -0.5
     assert quantizer.qparams(x).grad_scale == pytest.approx(expected)
-
-
-@pytest.mark.parametrize('cls', [LSQ, LSQPlus])
-def test_gradient_scale_of_samples_that_do_not_lie_along_axis_0(cls):
-    """Windows of a Swin Transformer; 2 samples of 3 windows."""
-    quantizer = cls(3)
-    x = torch.rand(6, 4, 5)
-    quantizer.calibrate(x)
-    quantizer.sample_size = x.numel() // 2
-    expected = (60 * 7) ** -0.5
-    assert quantizer.qparams(x).grad_scale == pytest.approx(expected)
-
-
-@pytest.mark.parametrize('cls, role', LEARNED)
-def test_channels_of_weights_lie_on_axis_0_those_of_activations_on_1(
-    cls, role
-):
-    axis = 0 if role == 'weight' else 1
-    assert cls(2, role).channel_axis == axis
-    assert cls(2, role, channel_axis=-1).channel_axis == -1
 
 
 def test_repr_names_bits_role_and_channels():

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from mmauxq.quantizers import DoReFaActivation, DoReFaWeight, functional
+from mmauxq.quantizers import DoReFaActivation, DoReFaWeight
+from mmauxq.quantizers import functional as ops
 
 COLLAPSE = (
     'DoReFaActivation: the fixed range [0, 1] at 2 bits is known to collapse '
@@ -17,8 +18,8 @@ def not_warned_yet(monkeypatch):
 @pytest.mark.parametrize(
     'cls, op',
     [
-        (DoReFaWeight, functional.dorefa_weight),
-        (DoReFaActivation, functional.dorefa_activation),
+        (DoReFaWeight, ops.dorefa_weight),
+        (DoReFaActivation, ops.dorefa_activation),
     ],
 )
 @pytest.mark.parametrize('bits', [1, 2, 4, 8])

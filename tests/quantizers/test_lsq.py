@@ -3,9 +3,13 @@ import torch
 from torch.testing import assert_close
 
 from mmauxq.errors import UsageError
-from mmauxq.quantizers import LSQ
+from mmauxq.quantizers import LSQ, calibrate
 from mmauxq.quantizers.functional import learned_step_quantize
-from tests.quantizers.test_base import calibrated
+
+
+def calibrated(quantizer, x):
+    calibrate(quantizer, lambda: quantizer(x))
+    return quantizer
 
 
 @pytest.mark.parametrize('bits', [2, 3, 4, 8])

@@ -2,9 +2,13 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from mmauxq.quantizers import LSQPlus
+from mmauxq.quantizers import LSQPlus, calibrate
 from mmauxq.quantizers.functional import learned_step_quantize
-from tests.quantizers.test_base import calibrated
+
+
+def calibrated(quantizer, x):
+    calibrate(quantizer, lambda: quantizer(x))
+    return quantizer
 
 
 def skewed(*shape):

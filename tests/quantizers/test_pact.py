@@ -2,9 +2,13 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from mmauxq.quantizers import PACTActivation
+from mmauxq.quantizers import PACTActivation, calibrate
 from mmauxq.quantizers.functional import pact
-from tests.quantizers.test_base import calibrated
+
+
+def calibrated(quantizer, x):
+    calibrate(quantizer, lambda: quantizer(x))
+    return quantizer
 
 
 @pytest.mark.parametrize('bits', [1, 2, 4, 8])

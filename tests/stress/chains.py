@@ -1,4 +1,4 @@
-"""FusedBatchNorms of batch norms, and recorded steps, in all types of networks.
+"""Fused batch norms, and recorded steps, in all types of networks.
 
     python -m tests.stress.chains --jobs 2 --out DIR [CONFIG ...]
     python -m tests.stress.chains --recorded --jobs 8 --out DIR    # on a GPU
@@ -29,17 +29,17 @@ from unittest import mock
 import numpy as np
 import torch
 import torch.nn.functional as F
-from mmengine.registry import init_default_scope
 from torch import Tensor
 
-from mmauxq import compat
+from benchmarks.coverage import build as networks
+from benchmarks.coverage.row import Row as CoverageRow
+from benchmarks.coverage.sweep import sweep
+from mmauxq.accelerate import fused_norm as chains
+from mmauxq.accelerate.cuda_graph import GraphedStep
+from mmauxq.accelerate.kernels.dispatch import use_form
 from mmauxq.algorithms import JointQAT
-from mmauxq.algorithms.graphed_step import GraphedStep
-from mmauxq.evaluation import config_check
-from mmauxq.evaluation.mmpretrain_configs import one_line, recipe
-from mmauxq.evaluation.sweep import sweep
-from mmauxq.layers import chains
-from mmauxq.ops import learned_step_quantize, use_form
+from mmauxq.errors import one_line
+from mmauxq.quantizers.functional import learned_step_quantize
 from tests.conftest import ROOT
 
 IMAGES = 4
@@ -80,7 +80,9 @@ def normalise_quantize(z, norm, relu, step, qmin, qmax, grad_scale):
     return learned_step_quantize(x, step, qmin, qmax, grad_scale=grad_scale)
 
 
-def norm_add_relu_quantize(z, norm, identity, relu, step, qmin, qmax, grad_scale):
+def norm_add_relu_quantize(
+    z, norm, identity, relu, step, qmin, qmax, grad_scale
+):
     x = normalise(z, norm, identity, relu)
     return (
         x,
@@ -124,28 +126,26 @@ class Row:
 
 def build(config: str) -> tuple[JointQAT, tuple]:
     """(model in training mode, shape of an image)."""
-    cfg = recipe(config)
+    row = CoverageRow(config)
     torch.manual_seed(0)
-    config_check._limit_size(cfg, config_check.Row(config))
-    model, _ = config_check._build(cfg, config_check.Row(config))
+    model = networks.build(networks.prepare(row), row)
     model.init_weights()
-    shape = config_check._small_enough(model)
+    shape = networks.small_shape(model)
     return model.train(), shape
 
 
 def train(model: JointQAT, shape: tuple, steps: int) -> dict:
     """Losses, gradients and buffers of the last step."""
-    with mock.patch.object(config_check, 'BATCH', IMAGES):
-        for step in range(steps):
-            model.zero_grad()
-            torch.manual_seed(step)
-            random.seed(step)
-            np.random.seed(step)  # mixed images
-            data = config_check._data(model, shape, model.cost.num_classes)
-            # RevViT seeds its dropout with what comes from the clock
-            with mock.patch.object(torch, 'seed', return_value=step):
-                losses = model(**data, mode='loss')
-                sum(v for k, v in losses.items() if 'loss' in k).backward()
+    for step in range(steps):
+        model.zero_grad()
+        torch.manual_seed(step)
+        random.seed(step)
+        np.random.seed(step)  # mixed images
+        data = networks.batch(model, shape, IMAGES)
+        # RevViT seeds its dropout with what comes from the clock
+        with mock.patch.object(torch, 'seed', return_value=step):
+            losses = model(**data, mode='loss')
+            sum(v for k, v in losses.items() if 'loss' in k).backward()
     found = {k: v.detach() for k, v in losses.items()}
     found |= {n: p.grad for n, p in model.named_parameters()}
     return found | dict(model.named_buffers())
@@ -157,8 +157,8 @@ def chained(config: str) -> tuple[dict, dict, JointQAT]:
     for wanted in (False, True):
         model, shape = build(config)
         if not wanted:
-            model.forms.chains.links = {}
-        at = 'mmauxq.algorithms.step_forms.'
+            model.step.fused_norms.fusions = {}
+        at = 'mmauxq.accelerate.step.'
         with (
             stand_ins(),
             mock.patch(at + 'is_forced', lambda: True),
@@ -175,15 +175,15 @@ def recorded(config: str) -> tuple[dict, dict, JointQAT]:
     for wanted in (False, True):
         model, shape = build(config)
         model = model.cuda().to(memory_format=torch.channels_last)
-        model.channels_last = True
-        model.forms.recorded = (
-            GraphedStep(model.forms.one_by_one, model)
+        model.step.channels_last = True
+        model.step.recorded = (
+            GraphedStep(model.step._launched, model)
             if wanted
-            else model.forms.one_by_one
+            else model.step._launched
         )
         with torch.backends.cudnn.flags(benchmark=False, deterministic=True):
             results.append(train(model, shape, 5))
-    if model.forms.recorded._recording is None:
+    if model.step.recorded._recording is None:
         raise RuntimeError('nothing was recorded')
     return *results, model
 
@@ -200,11 +200,10 @@ def check(config: str, on_gpu: bool = False) -> Row:
     """One line."""
     row, start = Row(config), time.monotonic()
     try:
-        init_default_scope('mmpretrain')
         plain, found, model = (recorded if on_gpu else chained)(config)
         kinds = [
             link.kind + '+quantize' * link.quantized
-            for link in (model.forms.chains.links or {}).values()
+            for link in (model.step.fused_norms.fusions or {}).values()
         ]
         row.kinds = {kind: kinds.count(kind) for kind in sorted(set(kinds))}
         errors = {
@@ -218,7 +217,7 @@ def check(config: str, on_gpu: bool = False) -> Row:
             worst = max(apart, key=apart.__getitem__)
             row.reason = f'{len(apart)} of {len(errors)} differ, most {worst}'
     except Exception as error:
-        row.reason = one_line(error)
+        row.reason = one_line(error, 300)
     row.seconds = round(time.monotonic() - start, 1)
     return row
 
@@ -231,7 +230,6 @@ def main() -> int:
     parser.add_argument('--out', type=Path, required=True)
     parser.add_argument('--recorded', action='store_true')
     args = parser.parse_args()
-    compat.enable()
     names = args.configs or [
         json.loads(line)['config']
         for line in (ROOT / 'docs/logs/backbones.jsonl').open()

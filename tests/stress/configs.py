@@ -17,7 +17,7 @@ from pathlib import Path
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from tests import mutations
+from tests.support import mutations
 
 
 def main() -> int:

@@ -31,7 +31,7 @@ from mmengine.optim import OptimWrapper
 
 from mmauxq.quantizers import named_quantizers
 from tests.networks import AUX, batch, classifier, joint_qat
-from tests.ranks import on_ranks
+from tests.support.ranks import on_ranks
 
 IMAGES = 4
 """Of each rank in a step."""

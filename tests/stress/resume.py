@@ -18,8 +18,8 @@ from pathlib import Path
 
 import mmauxq.algorithms  # noqa: F401  (before anything is forked)
 from mmauxq import compat
-from tests import killing
 from tests.conftest import ROOT
+from tests.support import killing
 
 # the teacher is F before it is trained: what it knows does not matter here
 KINDS = {

@@ -11,7 +11,7 @@ from tests.commands import (
     export_command,
     train,
 )
-from tests.crafted import CRAFTED
+from tests.support.crafted import CRAFTED
 
 HEADLESS = "model = dict(type='ImageClassifier', backbone=dict(type='VGG'))"
 

@@ -1,6 +1,7 @@
 """The real command: killed, continued, and shown again."""
 
 import json
+import logging
 import signal
 import subprocess
 import sys
@@ -28,7 +29,7 @@ what else runs."""
 
 
 @pytest.mark.slow
-def test_killed_and_continued(tmp_path):
+def test_killed_and_continued(tmp_path, monkeypatch, capsys):
     out = tmp_path / 'out'
     words = [*COMMAND, '--out', str(out)]
     process = subprocess.Popen(
@@ -41,14 +42,11 @@ def test_killed_and_continued(tmp_path):
     process.send_signal(signal.SIGINT)
     assert process.wait(HANGS) == 130
     before = first.read_text()
-    done = subprocess.run(
-        words,
-        env=process_environment(),
-        capture_output=True,
-        text=True,
-        timeout=HANGS,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    # in this process, but for the runs, which have their own
+    for name, value in process_environment().items():
+        monkeypatch.setenv(name, value)
+    assert compare_command(words[2:]) == 0
+    done = capsys.readouterr().out
     assert first.read_text() == before  # not trained again
     records = [
         json.loads(line)
@@ -65,24 +63,16 @@ def test_killed_and_continued(tmp_path):
     assert set(plain['gradients']) == {'student'}
     assert set(aux['gradients']) == {'student', 'joint'}
     assert (out / 'gradients.png').is_file()
-    again = subprocess.run(
-        [sys.executable, COMMAND[1], '--table', str(out)],
-        env=process_environment(), capture_output=True, text=True,
-        timeout=HANGS,
-    )  # fmt: skip
-    assert again.returncode == 0, again.stderr
+    assert compare_command(['--table', str(out)]) == 0
     # the reference is the first arm of the folder there
-    assert again.stdout.count('|') == done.stdout.count('|')
-    both = subprocess.run(
-        [sys.executable, COMMAND[1], '--map', str(out), str(out), '--together',
-         '--out', str(out)],
-        env=process_environment(), capture_output=True, text=True,
-        timeout=HANGS,
-    )  # fmt: skip
-    assert both.returncode == 0, both.stderr
-    assert (out / 'map.md').read_text() in both.stdout
-    assert both.stdout.count('| aux |') == 2
-    assert '| aux, 2 settings |' in both.stdout
+    again = capsys.readouterr().out
+    assert again.count('|') == done.count('|')
+    words = ['--map', str(out), str(out), '--together', '--out', str(out)]
+    assert compare_command(words) == 0
+    both = capsys.readouterr().out
+    assert (out / 'map.md').read_text() in both
+    assert both.count('| aux |') == 2
+    assert '| aux, 2 settings |' in both
     assert (out / 'map.png').is_file()
 
 
@@ -108,17 +98,16 @@ def test_wrong_use_is_one_line(tmp_path, monkeypatch, capsys, words, message):
     assert len(lines) == 1 and message in lines[0], lines
 
 
-def test_an_arm_that_cannot_be_built_is_named(tmp_path):
-    """In a process of its own: MMEngine's logger keeps the stream that it
-    found, and that of an earlier test is closed."""
+def test_an_arm_that_cannot_be_built_is_named(tmp_path, monkeypatch, capfd):
+    # MMEngine's logger keeps the output stream of the test before
+    monkeypatch.setattr(logging, 'raiseExceptions', False)
     arm = f'a={ROOT / "configs/aux_r20_w2a2_digits.py"}'
-    done = subprocess.run(
-        [sys.executable, COMMAND[1], '--out', 'x', '--arms',
-         f'{arm},model.guidance.taps=backbone.none'],
-        env=process_environment(), cwd=tmp_path, capture_output=True,
-        text=True, timeout=HANGS,
-    )  # fmt: skip
-    assert done.returncode == 2
-    lines = done.stderr.strip().splitlines()
-    assert len(lines) == 1, done.stderr
+    words = ['--arms', f'{arm},model.guidance.taps=backbone.none']
+    assert compare_command([*words, '--out', str(tmp_path / 'out')]) == 2
+    lines = [
+        line
+        for line in capfd.readouterr().err.splitlines()
+        if ' - mmengine - ' not in line
+    ]
+    assert len(lines) == 1
     assert "arm 'a': guidance.taps: expected a pattern of names" in lines[0]

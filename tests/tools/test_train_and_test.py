@@ -1,4 +1,4 @@
-"""The commands on good input, in processes of their own."""
+"""The commands on good input, and how their processes end."""
 
 import json
 import os
@@ -9,31 +9,29 @@ import pytest
 import torch
 
 from mmauxq import compat
+from mmauxq.engine import dist_launch
+from mmauxq.errors import UsageError
+from tests.commands import evaluate, train
 
 
-def test_train_resume_evaluate(tool, project):
+def test_train_resume_evaluate(tool, project, capfd):
     done = tool('train.py', 'config.py', '--work-dir', 'run')
     assert done.returncode == 0, done.stderr
     assert 'Traceback' not in done.stderr
     first = compat.load_checkpoint('run/epoch_1.pth')
     assert first['message_hub']['log_scalars']['train/loss'].data
 
-    done = tool(
-        'train.py', 'config.py', '--work-dir', 'run', '--resume',
-        '--cfg-options', 'train_cfg.max_epochs=2',
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert 'resumed epoch: 1, iter: 2' in done.stdout + done.stderr
-    trained = done.stdout + done.stderr
+    words = ['config.py', '--work-dir', 'run', '--resume']
+    assert train([*words, '--cfg-options', 'train_cfg.max_epochs=2']) == 0
+    trained = ''.join(capfd.readouterr())
+    assert 'resumed epoch: 1, iter: 2' in trained
     second = compat.load_checkpoint('run/epoch_2.pth')
     assert second['meta']['iter'] == 4
     assert second['optimizer']['state'].keys()
 
-    done = tool(
-        'test.py', 'config.py', 'run/epoch_2.pth', '--out', 'sub/metrics.json'
-    )
-    assert done.returncode == 0, done.stderr
-    metrics = json.loads(done.stdout.splitlines()[-1])
+    words = ['config.py', 'run/epoch_2.pth', '--out', 'sub/metrics.json']
+    assert evaluate(words) == 0
+    metrics = json.loads(capfd.readouterr().out.splitlines()[-1])
     assert metrics == json.loads((project / 'sub/metrics.json').read_text())
     # what training logged last
     assert trained.rpartition('accuracy/top1: ')[2].split()[0] == (
@@ -51,8 +49,6 @@ def test_help(tool):
 def test_amp_without_gpu(project):
     if torch.cuda.is_available():
         pytest.skip('for machines without a GPU')
-    from tests.commands import train
-
     assert train(['config.py', '--work-dir', 'run', '--amp']) == 0
 
 
@@ -62,24 +58,9 @@ def test_amp_without_gpu(project):
 def test_amp(project):
     if not torch.cuda.is_available():
         pytest.skip('needs a GPU')
-    from tests.commands import train
-
     assert train(['config.py', '--work-dir', 'run', '--amp']) == 0
     state = compat.load_checkpoint('run/epoch_1.pth')['optimizer']
     assert 'loss_scaler' in state
-
-
-def test_two_processes_without_gpu(tool, project):
-    if torch.cuda.is_available():
-        pytest.skip('for machines without a GPU')
-    done = tool('dist_train.sh', 'config.py', 2, '--work-dir', 'run')
-    assert done.returncode == 0, done.stderr
-    checkpoint = compat.load_checkpoint('run/epoch_1.pth')
-    # 8 images, 4 per process and step
-    assert checkpoint['meta']['iter'] == 1
-    done = tool('dist_test.sh', 'config.py', 'run/epoch_1.pth', 2)
-    assert done.returncode == 0, done.stderr
-    assert 'accuracy/top1' in json.loads(done.stdout.splitlines()[-1])
 
 
 def test_distributed_set_up_error_is_one_line(tool):
@@ -90,16 +71,25 @@ def test_distributed_set_up_error_is_one_line(tool):
     assert done.stderr == 'error: checkpoint none.pth does not exist\n'
 
 
-def test_dead_rank_ends_the_job(tool, project):
-    if torch.cuda.is_available():
-        pytest.skip('for machines without a GPU')
-    with (project / 'toyset.py').open('a') as file:
-        file.write('import os\n')
-        file.write('ToySet.__len__ = lambda s: os.kill(os.getpid(), 9) '
-                   'if os.environ["RANK"] == "1" else 8\n')  # fmt: skip
-    done = tool('dist_train.sh', 'config.py', 2, '--work-dir', 'run')
+def test_dead_rank_ends_the_job(root, project):
+    """Whatever the others are doing."""
+    program = project / 'program.py'
+    program.write_text(
+        'import os, time\n'
+        'if os.environ["RANK"] == "1": os.kill(os.getpid(), 9)\n'
+        'time.sleep(1200)\n'
+    )
+    done = subprocess.run(
+        [sys.executable, '-m', 'mmauxq.engine.dist_launch', '2', program],
+        env={**os.environ, 'PYTHONPATH': str(root)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     assert done.returncode == 1
-    assert 'error: rank 1 was killed by signal 9' in done.stderr
+    assert done.stderr == (
+        'error: rank 1 was killed by signal 9; the job was stopped\n'
+    )
 
 
 def test_rank_that_dies_in_training_ends_the_job(tool, project):
@@ -129,22 +119,24 @@ def test_rank_that_dies_in_training_ends_the_job(tool, project):
 
 
 @pytest.mark.parametrize('gpus', ['0', '-1', 'two', '1.5', ''])
-def test_gpus_is_no_positive_integer(tool, gpus):
-    done = tool('dist_train.sh', 'config.py', gpus)
-    assert done.returncode == 2
-    assert done.stderr == (
+def test_gpus_is_no_positive_integer(capsys, gpus):
+    assert dist_launch.main([gpus, 'train.py', 'config.py']) == 2
+    assert capsys.readouterr().err == (
         f'error: GPUS must be a positive integer, not {gpus!r}\n'
     )
 
 
-def test_more_gpus_than_there_are(monkeypatch):
-    from mmauxq.engine.dist_launch import check_gpus
-    from mmauxq.errors import UsageError
+def test_gpus_is_handed_on_as_it_is(tool):
+    done = tool('dist_train.sh', 'config.py', '')
+    assert done.returncode == 2
+    assert done.stderr.startswith('error: GPUS must be a positive integer')
 
+
+def test_more_gpus_than_there_are(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
-    assert check_gpus('2') == 2
+    assert dist_launch.check_gpus('2') == 2
     with pytest.raises(UsageError, match='GPUS is 3, but this machine has 2'):
-        check_gpus('3')
+        dist_launch.check_gpus('3')
 
 
 def test_a_job_that_is_told_to_stop_says_so_in_one_line(monkeypatch, capsys):
@@ -152,8 +144,6 @@ def test_a_job_that_is_told_to_stop_says_so_in_one_line(monkeypatch, capsys):
 
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing.api import SignalException
-
-    from mmauxq.engine import dist_launch
 
     def stopped(args):
         assert args.nproc_per_node == '3'

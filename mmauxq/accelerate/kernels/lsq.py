@@ -24,7 +24,7 @@ from .dispatch import (
     runs_triton,
     wants_kernel,
 )
-from .tiles import is_wide, power_of_two, splits_of
+from .tiles import is_wide, power_of_two, split_k
 
 # Sizes of tiles, the best of a sweep on one NVIDIA H200. Where one step serves
 # all, a program has one tile, of so many elements:
@@ -180,7 +180,7 @@ def run_backward(
     else:
         kernel, warps = backward_channels, 8
         blocks, columns, tiles = _channel_tiles(x, step, BACKWARD_TILE)
-        splits, repeats = splits_of(
+        splits, repeats = split_k(
             blocks, columns, x, PROGRAMS_PER_MULTIPROCESSOR
         )
         programs = splits * columns

@@ -1,4 +1,6 @@
-"""Triton kernels of the learned step; :mod:`.lsq` defines what they compute.
+"""Triton kernels of the learned step quantizer.
+
+They compute what :mod:`mmauxq.quantizers.functional` defines.
 
 Memory is seen as (rows, channels): element ``m`` of channel ``c`` lies at
 ``(m // inner) * channels * inner + c * inner + m % inner``, where ``inner`` is
@@ -23,13 +25,13 @@ def clip(v, low, high):
 
 
 @triton.jit
-def quotient(x, step, inverse, qmin, qmax):
+def div_rn_clipped(x, step, inverse, qmin, qmax):
     """``x / step`` to the last bit where it matters, clipped a little wider
     than the codes.
 
     One Newton step after the multiplication by a correctly rounded inverse
-    gives the correctly rounded quotient (Markstein, 1990) for three operations
-    instead of a division's dozen. Comparisons let NaN pass.
+    gives the correctly rounded quotient (Markstein, 1990), in three operations
+    instead of the dozen of a division. Comparisons let NaN pass.
     """
     v = clip(x * inverse, qmin - 1.0, qmax + 1.0)
     return tl.fma(tl.fma(-v, step, x), inverse, v)
@@ -41,7 +43,7 @@ def quantized(x, step, inverse, offset, QMIN, QMAX, OFFSET: tl.constexpr):
     x = x.to(tl.float32)
     if OFFSET:
         x = x - offset
-    v = quotient(x, step, inverse, QMIN * 1.0, QMAX * 1.0)
+    v = div_rn_clipped(x, step, inverse, QMIN * 1.0, QMAX * 1.0)
     value = ((clip(v, QMIN * 1.0, QMAX * 1.0) + ROUND) - ROUND) * step
     if OFFSET:
         value = value + offset
@@ -49,12 +51,12 @@ def quantized(x, step, inverse, offset, QMIN, QMAX, OFFSET: tl.constexpr):
 
 
 @triton.jit
-def slopes(x, grad, step, inverse, offset, QMIN, QMAX, OFFSET: tl.constexpr):
+def lsq_grad(x, grad, step, inverse, offset, QMIN, QMAX, OFFSET: tl.constexpr):
     """Gradients of x, and what each element adds to those of step, offset."""
     x = x.to(tl.float32)
     if OFFSET:
         x = x - offset
-    v = quotient(x, step, inverse, QMIN * 1.0, QMAX * 1.0)
+    v = div_rn_clipped(x, step, inverse, QMIN * 1.0, QMAX * 1.0)
     inside = (v > QMIN) & (v < QMAX)
     clipped = clip(v, QMIN * 1.0, QMAX * 1.0)
     rounded = (clipped + ROUND) - ROUND
@@ -136,7 +138,7 @@ def backward_flat(
     m = block * ROWS + tl.arange(0, ROWS)
     grad = tl.load(grad_ptr + m, mask=m < even, other=0.0)
     x = tl.load(x_ptr + m, mask=m < even, other=0.0)
-    grad_x, in_step, in_offset = slopes(
+    grad_x, in_step, in_offset = lsq_grad(
         x, grad, step, inverse, offset, QMIN, QMAX, OFFSET
     )
     grad_x = grad_x.to(grad_x_ptr.dtype.element_ty)
@@ -146,7 +148,7 @@ def backward_flat(
         last = even + tl.arange(0, 16)
         grad1 = tl.load(grad_ptr + last, mask=last < rows, other=0.0)
         x1 = tl.load(x_ptr + last, mask=last < rows, other=0.0)
-        grad_x1, in_step1, in_offset1 = slopes(
+        grad_x1, in_step1, in_offset1 = lsq_grad(
             x1, grad1, step, inverse, offset, QMIN, QMAX, OFFSET
         )
         grad_x1 = grad_x1.to(grad_x_ptr.dtype.element_ty)
@@ -169,7 +171,7 @@ def tile(block, column, rows, channels, inner, ROWS, CHANNELS):
 
 
 @triton.jit
-def of_channels(ptr, column, channels, CHANNELS, other):
+def load_per_channel(ptr, column, channels, CHANNELS, other):
     """A scale of each channel of a tile, (1, CHANNELS)."""
     c = column * CHANNELS + tl.arange(0, CHANNELS)
     scale = tl.load(ptr + c, mask=c < channels, other=other)
@@ -198,8 +200,8 @@ def forward_channels(
     block = tl.program_id(0) // columns
     if WIDE:
         block = block.to(tl.int64)
-    step = of_channels(step_ptr, column, channels, CHANNELS, 1.0)
-    offset = of_channels(offset_ptr, column, channels, CHANNELS, 0.0)
+    step = load_per_channel(step_ptr, column, channels, CHANNELS, 1.0)
+    offset = load_per_channel(offset_ptr, column, channels, CHANNELS, 0.0)
     inverse = tl.div_rn(1.0, step)
     places, mask = tile(block, column, rows, channels, inner, ROWS, CHANNELS)
     x = tl.load(x_ptr + places, mask=mask, other=0.0)
@@ -228,7 +230,8 @@ def backward_channels(
     ROWS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """As :func:`backward_flat`, over ``repeats`` tiles, in a fixed order.
+    """Gradients with a step for each channel: the sums of a program go over
+    ``repeats`` tiles, always in the same order.
 
     ``partial`` is (1 or 2, splits, channels).
     """
@@ -238,8 +241,8 @@ def backward_channels(
     first = split * repeats
     if WIDE:
         first = first.to(tl.int64)
-    step = of_channels(step_ptr, column, channels, CHANNELS, 1.0)
-    offset = of_channels(offset_ptr, column, channels, CHANNELS, 0.0)
+    step = load_per_channel(step_ptr, column, channels, CHANNELS, 1.0)
+    offset = load_per_channel(offset_ptr, column, channels, CHANNELS, 0.0)
     inverse = tl.div_rn(1.0, step)
     step_sum = tl.zeros([ROWS, CHANNELS], dtype=tl.float32)
     offset_sum = tl.zeros([ROWS, CHANNELS], dtype=tl.float32)
@@ -250,7 +253,7 @@ def backward_channels(
         )
         grad = tl.load(grad_ptr + places, mask=mask, other=0.0)
         x = tl.load(x_ptr + places, mask=mask, other=0.0)
-        grad_x, in_step, in_offset = slopes(
+        grad_x, in_step, in_offset = lsq_grad(
             x, grad, step, inverse, offset, QMIN, QMAX, OFFSET
         )
         grad_x = grad_x.to(grad_x_ptr.dtype.element_ty)

@@ -6,13 +6,13 @@
     q = quantize(act(batch_norm(z)))         normalise_quantize
     x, x, quantize(x)                        norm_add_relu_quantize
 
-with batch statistics, ``act`` ReLU or nothing, and the quantizer that of
-:func:`~mmauxq.ops.learned_step_quantize` with one step. Separate operations
-read and write the feature map for each; here only ``z`` (and ``x``) are kept
-for the backward pass, which makes the rest again on the way.
+with batch statistics. ``act`` is ReLU or the identity; ``quantize`` is
+:func:`~mmauxq.quantizers.functional.learned_step_quantize` with a single step.
+Separate operations read and write the feature map once each. Here only ``z``
+(and ``x``) are kept for the backward pass, which recomputes the rest.
 
-Values are rounded where separate operations would round, sums are taken in
-float32 and in an order that never changes.
+Values are rounded where separate operations would round them. Sums are taken
+in float32, always in the same order.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from .dispatch import (
     runs_triton,
     wants_kernel,
 )
-from .tiles import is_wide, power_of_two, splits_of
+from .tiles import is_wide, power_of_two, split_k
 
 # (elements of a tile, channels in it at the most) and warps, the best of a
 # sweep over the shapes of ResNet-50 on one NVIDIA H200; where programs sum
@@ -41,11 +41,11 @@ REDUCE_TILE, REDUCE_WARPS, REDUCE_PROGRAMS = (1024, 64), 4, 16
 
 @dataclass
 class BatchNorm:
-    """What a batch norm knows of a batch.
+    """Batch statistics and affine parameters of a batch norm.
 
     Args:
-        mean: Of each channel, (C,), float32.
-        rstd: 1 / sqrt(variance + eps), likewise.
+        mean: Mean of each channel, (C,), float32.
+        rstd: 1 / sqrt(variance + eps) of each channel, (C,), float32.
         weight: (C,).
         bias: (C,).
     """
@@ -96,7 +96,7 @@ def _split_tiles(
 ) -> tuple[int, dict]:
     """Programs that sum over several tiles each, and their arguments."""
     blocks, columns, arguments = _tiles(z, tile)
-    splits, repeats = splits_of(blocks, columns, z, programs_each)
+    splits, repeats = split_k(blocks, columns, z, programs_each)
     arguments.update(repeats=repeats, splits=splits)
     return splits * columns, arguments
 
@@ -111,11 +111,16 @@ def batch_statistics(
     momentum: float,
     eps: float,
 ) -> BatchNorm:
-    """Mean and variance of a batch; updates the running ones.
+    """Mean and variance of a batch; updates the running statistics.
 
     Args:
-        z: As :func:`can_normalise` demands.
-        weight: As of :func:`torch.nn.functional.batch_norm`; the others too.
+        z: (N, C, H, W), channels last; see :func:`can_normalise`.
+        weight: (C,).
+        bias: (C,).
+        running_mean: (C,), updated in place; ``None`` for no statistics.
+        running_var: (C,), updated in place; ``None`` for no statistics.
+        momentum: Weight of this batch in the running statistics.
+        eps: Added to the variance.
     """
     from .norm_triton import finish_kernel, statistics_kernel
 
@@ -157,9 +162,9 @@ def normalise(
 
     Args:
         z: (N, C, H, W), channels last.
-        norm: Of :func:`batch_statistics` for ``z``; gradients reach ``z``
-            through the statistics too.
-        identity: Of the shape, dtype and layout of ``z``, or ``None``.
+        norm: Result of :func:`batch_statistics` for ``z``; gradients reach
+            ``z`` through the statistics too.
+        identity: In the shape, dtype and layout of ``z``, or ``None``.
         relu: Whether ``act`` is ReLU.
     """
     if has_torch_function_unary(z):
@@ -181,9 +186,13 @@ def normalise_quantize(
     """``learned_step_quantize(act(batch_norm(z)), step, ...)``.
 
     Args:
-        z: As of :func:`normalise`, with the next two.
-        step: Of one element, positive; the rest as of
-            :func:`~mmauxq.ops.learned_step_quantize`.
+        z: (N, C, H, W), channels last.
+        norm: Result of :func:`batch_statistics` for ``z``.
+        relu: Whether ``act`` is ReLU.
+        step: A single positive one.
+        qmin: Lowest code.
+        qmax: Highest code.
+        grad_scale: Factor on the gradient of ``step``.
     """
     if has_torch_function_unary(z):
         return handle_torch_function(
@@ -206,20 +215,26 @@ def norm_add_relu_quantize(
     qmax: int,
     grad_scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``x = normalise(...)``, again ``x``, and ``learned_step_quantize(x)``.
+    """``x = normalise(...)``, an alias of it, and the quantized ``x``.
 
     For a residual sum, which the next block, its quantizer and perhaps a tap
-    read. The two ``x`` lie in the same memory; with one for each reader, their
+    read. The two ``x`` share their memory; with one for each reader, their
     gradients are added in the same pass.
 
     Args:
-        z: As of :func:`normalise`, with the next three.
-        step: As of :func:`normalise_quantize`, with the rest.
+        z: (N, C, H, W), channels last.
+        norm: Result of :func:`batch_statistics` for ``z``.
+        identity: In the shape, dtype and layout of ``z``.
+        relu: Whether ``act`` is ReLU.
+        step: A single positive one.
+        qmin: Lowest code.
+        qmax: Highest code.
+        grad_scale: Factor on the gradient of ``step``.
     """
     if has_torch_function_unary(z):
         return handle_torch_function(
-            norm_add_relu_quantize, (z,), z, norm, identity, relu, step, qmin, qmax,
-            grad_scale,
+            norm_add_relu_quantize, (z,), z, norm, identity, relu, step, qmin,
+            qmax, grad_scale,
         )  # fmt: skip
     return _Normalise.apply(
         z, norm.weight, norm.bias, identity, step, norm, relu,
@@ -244,8 +259,8 @@ def _like(grad: Tensor | None, z: Tensor) -> Tensor | None:
 
 
 class _Normalise(torch.autograd.Function):
-    """x if there is no step, its codes if there is, and with a step and an
-    identity x twice and its codes."""
+    """Returns ``x`` without a step, the quantized ``x`` with one, and with a
+    step and an identity ``x``, its alias, and the quantized ``x``."""
 
     @staticmethod
     def forward(
@@ -274,7 +289,7 @@ class _Normalise(torch.autograd.Function):
             QMIN=qmin, QMAX=qmax, IDENTITY=identity is not None, RELU=relu,
             QUANTIZE=codes is not None, BOTH=both, **tiles,
         )  # fmt: skip
-        # what a ReLU let through is seen in its result, unless that is codes
+        # the mask of a ReLU is read off its result, unless that is quantized
         read = x if both or (relu and codes is None) else None
         ctx.save_for_backward(
             z, read, norm.mean, norm.rstd, weight, bias, step
@@ -317,7 +332,7 @@ class _Normalise(torch.autograd.Function):
         )  # fmt: skip
         sums = partial.sum(1)
         if grad_identity is not None:
-            # holds all that came in, in as many bits: one read instead of
+            # it is the sum of all incoming gradients: one read instead of
             # up to four
             given = (grad_identity, *given[1:])
             flags.update(RELU=False, QUANTIZE=False, OTHERS=0, READ=False)

@@ -7,21 +7,22 @@ channels-last feature map.
 import triton
 import triton.language as tl
 
-from .lsq_triton import quantized, slopes
+from .lsq_triton import lsq_grad, quantized
 
 
 @triton.jit
-def places_of(block, column, rows, channels, ROWS, CHANNELS):
-    """Where a tile lies, which of it exists, and its channels."""
+def tile_offsets(block, column, rows, channels, ROWS, CHANNELS):
+    """Offsets of the elements of a tile, a mask of those that exist, and its
+    channels."""
     m = block * ROWS + tl.arange(0, ROWS)
     c = column * CHANNELS + tl.arange(0, CHANNELS)
-    places = m[:, None] * channels + c[None, :]
-    return places, (m < rows)[:, None] & (c < channels)[None, :], c
+    offsets = m[:, None] * channels + c[None, :]
+    return offsets, (m < rows)[:, None] & (c < channels)[None, :], c
 
 
 @triton.jit
-def row_of(ptr, c, channels):
-    """What belongs to each channel of a tile, (1, CHANNELS), float32."""
+def load_per_channel(ptr, c, channels):
+    """A value of each channel of a tile, (1, CHANNELS), float32."""
     value = tl.load(ptr + c, mask=c < channels, other=0.0)
     return value.to(tl.float32)[None, :]
 
@@ -40,8 +41,8 @@ def statistics_kernel(
 ):
     """Sums of ``z - z[0]`` and of its square, (2, splits, channels).
 
-    What is subtracted lies among the values, so that the variance does not
-    drown in the square of the mean.
+    The subtracted value lies among those summed, so that the variance is not
+    lost in the square of the mean.
     """
     columns = tl.cdiv(channels, CHANNELS)
     column = tl.program_id(0) % columns
@@ -52,13 +53,13 @@ def statistics_kernel(
     total = tl.zeros([ROWS, CHANNELS], dtype=tl.float32)
     squares = tl.zeros([ROWS, CHANNELS], dtype=tl.float32)
     c = column * CHANNELS + tl.arange(0, CHANNELS)
-    start = row_of(z_ptr, c, channels)
+    start = load_per_channel(z_ptr, c, channels)
     i = 0
     while i < repeats:  # the interpreter cannot count to a tensor
-        places, mask, _ = places_of(
+        offsets, mask, _ = tile_offsets(
             first + i, column, rows, channels, ROWS, CHANNELS
         )
-        z = tl.load(z_ptr + places, mask=mask, other=0.0).to(tl.float32)
+        z = tl.load(z_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
         d = tl.where(mask, z - start, 0.0)
         total += d
         squares += d * d
@@ -92,13 +93,13 @@ def finish_kernel(
     squares = tl.zeros([SPLITS, CHANNELS], dtype=tl.float32)
     first = 0
     while first < splits:
-        places, mask, _ = places_of(
+        offsets, mask, _ = tile_offsets(
             first // SPLITS, tl.program_id(0), splits, channels, SPLITS,
             CHANNELS,
         )  # fmt: skip
-        total += tl.load(partial_ptr + places, mask=mask, other=0.0)
-        places += splits * channels
-        squares += tl.load(partial_ptr + places, mask=mask, other=0.0)
+        total += tl.load(partial_ptr + offsets, mask=mask, other=0.0)
+        offsets += splits * channels
+        squares += tl.load(partial_ptr + offsets, mask=mask, other=0.0)
         first += SPLITS
     exists = c < channels
     n = rows * 1.0
@@ -166,31 +167,35 @@ def forward_kernel(
     block = tl.program_id(0) // columns
     if WIDE:
         block = block.to(tl.int64)
-    places, mask, c = places_of(block, column, rows, channels, ROWS, CHANNELS)
-    mean = row_of(mean_ptr, c, channels)
-    factor = row_of(rstd_ptr, c, channels) * row_of(weight_ptr, c, channels)
-    bias = row_of(bias_ptr, c, channels)
-    z = tl.load(z_ptr + places, mask=mask, other=0.0).to(tl.float32)
+    offsets, mask, c = tile_offsets(
+        block, column, rows, channels, ROWS, CHANNELS
+    )
+    mean = load_per_channel(mean_ptr, c, channels)
+    factor = load_per_channel(rstd_ptr, c, channels) * load_per_channel(
+        weight_ptr, c, channels
+    )
+    bias = load_per_channel(bias_ptr, c, channels)
+    z = tl.load(z_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
     identity = z
     if IDENTITY:
-        identity = tl.load(identity_ptr + places, mask=mask, other=0.0)
+        identity = tl.load(identity_ptr + offsets, mask=mask, other=0.0)
         identity = identity.to(tl.float32)
     y = activation(
         z, identity, mean, factor, bias, IDENTITY, RELU,
         z_ptr.dtype.element_ty,
     )  # fmt: skip
     if BOTH:
-        tl.store(x_ptr + places, y.to(x_ptr.dtype.element_ty), mask=mask)
+        tl.store(x_ptr + offsets, y.to(x_ptr.dtype.element_ty), mask=mask)
     if QUANTIZE:
         step = tl.load(step_ptr).to(tl.float32)
         inverse = tl.div_rn(1.0, step)
         y = quantized(y, step, inverse, 0.0, QMIN, QMAX, False)
-    tl.store(out_ptr + places, y.to(out_ptr.dtype.element_ty), mask=mask)
+    tl.store(out_ptr + offsets, y.to(out_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def incoming(
-    grad_ptr, other_ptr, more_ptr, z_ptr, x_ptr, places, mask, mean, factor,
+    grad_ptr, other_ptr, more_ptr, z_ptr, x_ptr, offsets, mask, mean, factor,
     bias, step, inverse, QMIN, QMAX, RELU: tl.constexpr,
     QUANTIZE: tl.constexpr, OTHERS: tl.constexpr, READ: tl.constexpr,
 ):  # fmt: skip
@@ -201,24 +206,24 @@ def incoming(
     and ``more`` are its own gradients, on top of which comes that of a
     quantizer; OTHERS says how many there are.
     """
-    grad = tl.load(grad_ptr + places, mask=mask, other=0.0).to(tl.float32)
-    z = tl.load(z_ptr + places, mask=mask, other=0.0).to(tl.float32)
+    grad = tl.load(grad_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
+    z = tl.load(z_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
     TYPE: tl.constexpr = z_ptr.dtype.element_ty
     x = z
     if READ:
-        x = tl.load(x_ptr + places, mask=mask, other=0.0).to(tl.float32)
+        x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
     elif QUANTIZE:
         x = activation(z, z, mean, factor, bias, False, RELU, TYPE)
     in_step = grad
     if QUANTIZE:
-        grad, in_step, _ = slopes(
+        grad, in_step, _ = lsq_grad(
             x, grad, step, inverse, 0.0, QMIN, QMAX, False
         )
     if OTHERS > 0:
-        other = tl.load(other_ptr + places, mask=mask, other=0.0)
+        other = tl.load(other_ptr + offsets, mask=mask, other=0.0)
         other = other.to(tl.float32)
         if OTHERS > 1:
-            more = tl.load(more_ptr + places, mask=mask, other=0.0)
+            more = tl.load(more_ptr + offsets, mask=mask, other=0.0)
             other = (other + more.to(tl.float32)).to(TYPE).to(tl.float32)
         grad = (grad + other).to(TYPE).to(tl.float32)
     if RELU:
@@ -265,9 +270,12 @@ def reduce_kernel(
     if WIDE:
         first = first.to(tl.int64)
     c = column * CHANNELS + tl.arange(0, CHANNELS)
-    mean, rstd = row_of(mean_ptr, c, channels), row_of(rstd_ptr, c, channels)
-    factor = rstd * row_of(weight_ptr, c, channels)
-    bias = row_of(bias_ptr, c, channels)
+    mean, rstd = (
+        load_per_channel(mean_ptr, c, channels),
+        load_per_channel(rstd_ptr, c, channels),
+    )
+    factor = rstd * load_per_channel(weight_ptr, c, channels)
+    bias = load_per_channel(bias_ptr, c, channels)
     step = 1.0
     inverse = 1.0
     if QUANTIZE:
@@ -278,17 +286,17 @@ def reduce_kernel(
     step_sum = tl.zeros([ROWS, CHANNELS], dtype=tl.float32)
     i = 0
     while i < repeats:
-        places, mask, _ = places_of(
+        offsets, mask, _ = tile_offsets(
             first + i, column, rows, channels, ROWS, CHANNELS
         )
         g, in_step, z = incoming(
-            grad_ptr, other_ptr, more_ptr, z_ptr, x_ptr, places, mask, mean,
+            grad_ptr, other_ptr, more_ptr, z_ptr, x_ptr, offsets, mask, mean,
             factor, bias, step, inverse, QMIN, QMAX, RELU, QUANTIZE, OTHERS,
             READ,
         )  # fmt: skip
         if IDENTITY:
             same = g.to(grad_identity_ptr.dtype.element_ty)
-            tl.store(grad_identity_ptr + places, same, mask=mask)
+            tl.store(grad_identity_ptr + offsets, same, mask=mask)
         bias_sum += g
         weight_sum = tl.fma(g, z - mean, weight_sum)
         if QUANTIZE:
@@ -338,23 +346,30 @@ def backward_kernel(
     block = tl.program_id(0) // columns
     if WIDE:
         block = block.to(tl.int64)
-    places, mask, c = places_of(block, column, rows, channels, ROWS, CHANNELS)
-    mean, rstd = row_of(mean_ptr, c, channels), row_of(rstd_ptr, c, channels)
-    factor = rstd * row_of(weight_ptr, c, channels)
-    bias = row_of(bias_ptr, c, channels)
+    offsets, mask, c = tile_offsets(
+        block, column, rows, channels, ROWS, CHANNELS
+    )
+    mean, rstd = (
+        load_per_channel(mean_ptr, c, channels),
+        load_per_channel(rstd_ptr, c, channels),
+    )
+    factor = rstd * load_per_channel(weight_ptr, c, channels)
+    bias = load_per_channel(bias_ptr, c, channels)
     step = 1.0
     inverse = 1.0
     if QUANTIZE:
         step = tl.load(step_ptr).to(tl.float32)
         inverse = tl.div_rn(1.0, step)
     g, _, z = incoming(
-        grad_ptr, other_ptr, more_ptr, z_ptr, x_ptr, places, mask, mean,
+        grad_ptr, other_ptr, more_ptr, z_ptr, x_ptr, offsets, mask, mean,
         factor, bias, step, inverse, QMIN, QMAX, RELU, QUANTIZE, OTHERS, READ,
     )  # fmt: skip
     n = rows * 1.0
-    shift = factor * row_of(sums_ptr, c, channels) / n
-    slope = factor * rstd * row_of(sums_ptr + channels, c, channels) / n
+    shift = factor * load_per_channel(sums_ptr, c, channels) / n
+    slope = (
+        factor * rstd * load_per_channel(sums_ptr + channels, c, channels) / n
+    )
     grad_z = tl.fma(factor, g, -tl.fma(z - mean, slope, shift))
     tl.store(
-        grad_z_ptr + places, grad_z.to(grad_z_ptr.dtype.element_ty), mask=mask
+        grad_z_ptr + offsets, grad_z.to(grad_z_ptr.dtype.element_ty), mask=mask
     )

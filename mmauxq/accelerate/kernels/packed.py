@@ -1,4 +1,4 @@
-"""Quantized tensors, kept as their codes."""
+"""Quantized tensors, stored as their integer codes."""
 
 import torch
 import torch.nn.functional as F
@@ -17,15 +17,17 @@ BLOCK = 2048
 
 
 class PackedTensor:
-    """A quantized tensor in 4 bits for each value, or 8.
+    """A quantized tensor in 4 or 8 bits for each value.
 
     Args:
-        x: What :func:`~mmauxq.ops.learned_step_quantize` is given, dense in
-            memory.
-        step: And the others, as there.
+        x: The tensor before or after quantization, dense in memory.
+        step: Distance of the levels, of a shape that broadcasts to ``x``.
         qmin: Lowest code.
-        qmax: Highest code, at most 255 above.
-        offset: Value of code 0, or ``None``.
+        qmax: Highest code, at most 255 above ``qmin``.
+        offset: Value of code 0, in the shape of ``step``; ``None`` for 0.
+
+    Attributes:
+        data: The codes above ``qmin``, uint8, flat; two in a byte if they fit.
 
     Raises:
         ValueError: If there are more than 256 codes, or ``x`` has gaps.
@@ -40,9 +42,13 @@ class PackedTensor:
         offset: Tensor | None = None,
     ) -> None:
         if qmax - qmin > 255:
-            raise ValueError(f'{qmax - qmin + 1} codes; at most 256 fit')
+            raise ValueError(
+                f'expected at most 256 codes, got {qmax - qmin + 1}'
+            )
         if not is_dense(x):
-            raise ValueError(f'x of strides {x.stride()} has gaps in memory')
+            raise ValueError(
+                f'expected x dense in memory, got strides {x.stride()}'
+            )
         self.step, self.offset = step, offset
         self.qmin, self.qmax = qmin, qmax
         self.dtype, self.shape, self.strides = x.dtype, x.shape, x.stride()

@@ -7,7 +7,7 @@ elements ``2k`` (low half) and ``2k + 1``.
 import triton
 import triton.language as tl
 
-from .lsq_triton import ROUND, clip, quotient
+from .lsq_triton import ROUND, clip, div_rn_clipped
 
 
 @triton.jit
@@ -42,7 +42,7 @@ def pack_kernel(
     x = tl.load(x_ptr + places, mask=mask, other=0.0).to(tl.float32)
     if OFFSET:
         x = x - tl.load(offset_ptr).to(tl.float32)
-    v = quotient(x, step, tl.div_rn(1.0, step), QMIN * 1.0, QMAX * 1.0)
+    v = div_rn_clipped(x, step, tl.div_rn(1.0, step), QMIN * 1.0, QMAX * 1.0)
     v = (clip(v, QMIN * 1.0, QMAX * 1.0) + ROUND) - ROUND
     code = (v - QMIN).to(tl.int32)
     code = tl.where(mask, code, 0) << (4 * tl.arange(0, EACH))[None, :]

@@ -6,28 +6,31 @@ from .dispatch import multiprocessors
 
 
 def power_of_two(n: int) -> int:
-    """The least that is not below ``n``."""
+    """The smallest power of two that is at least ``n``."""
     return 1 << (n - 1).bit_length()
 
 
 def is_wide(x: Tensor) -> bool:
-    """Whether 32 bits do not count the elements.
+    """Whether element offsets need 64 bits.
 
-    One tile beyond the last element must still be a number.
+    The offset one tile beyond the last element must still be representable.
     """
     return x.numel() + 2**20 >= 2**31
 
 
-def splits_of(
+def split_k(
     blocks: int, columns: int, x: Tensor, programs_each: int
 ) -> tuple[int, int]:
-    """(programs of a column, tiles of each) where programs sum over tiles.
+    """How to split a reduction over tiles among programs.
 
     Args:
         blocks: Tiles in a column.
-        columns: Of tiles.
-        x: What is divided; says how many programs run at a time.
+        columns: Columns of tiles.
+        x: The tensor, on a device with so many multiprocessors.
         programs_each: Programs for each multiprocessor.
+
+    Returns:
+        Programs of a column, and tiles of each program.
     """
     at_once = programs_each * multiprocessors(x.device)
     repeats = -(-blocks // max(1, min(blocks, at_once // columns)))

@@ -6,14 +6,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmauxq.quantizers.straight_through import MIN_SCALE
+from mmauxq.quantizers.functional import MIN_SCALE
 
 from .dispatch import is_dense, keep, on_device, runs_triton
 
 # the best of a sweep on one NVIDIA H200 (0.113 ms; 0.168 ms at 1024, 4)
 BLOCK, WARPS = 256, 2
 ALIGNMENT = 64
-"""Elements at whose multiples a weight begins, for the products' sake."""
+"""Each weight begins at a multiple of so many elements, which the products
+need for aligned loads."""
 
 
 @dataclass
@@ -32,10 +33,11 @@ class WeightRange:
 
 
 def can_group(weight: Tensor, step: Tensor) -> bool:
-    """Whether :class:`GroupedQuantizer` takes this pair.
+    """Whether :class:`GroupedQuantizer` takes a weight and its step.
 
-    Both float32 and on a device that Triton reads; the weights of an output
-    channel (axis 0) side by side; one step in all, or one for each.
+    Both must be float32 and on a device that Triton reads, the weights of an
+    output channel (axis 0) contiguous, with a single step or one for each
+    channel.
     """
     if not weight.dim():
         return False
@@ -53,12 +55,13 @@ def can_group(weight: Tensor, step: Tensor) -> bool:
 
 
 class GroupedQuantizer:
-    """:func:`~mmauxq.ops.learned_step_quantize` of many weights at once.
+    """:func:`~mmauxq.quantizers.functional.learned_step_quantize` of many
+    weights in one launch.
 
-    One launch forward, two backward, for any number of weights. Values and
-    gradients of the weights are those of the op to the bit; the gradient of a
-    step is summed in another order. As in
-    :func:`~mmauxq.ops.clamp_min_ste`, a step below 1e-6 counts as 1e-6.
+    There is one launch forward and two backward for any number of weights.
+    Values and gradients of the weights equal those of the op to the bit; the
+    gradient of a step is summed in another order. A step below 1e-6 counts as
+    1e-6.
 
     Args:
         ranges: For each weight, how it is quantized.
@@ -77,14 +80,14 @@ class GroupedQuantizer:
         """The quantized weights.
 
         Args:
-            weights: Of any shapes, output channels first, as
-                :func:`can_group` demands.
-            steps: For each, of shape (1,) or (output channels,).
-            dtype: Of the results; float32, bfloat16 or float16. That is how
-                autocast would round them on their way into a product.
+            weights: Of any shapes, output channels first; see
+                :func:`can_group`.
+            steps: One for each weight, (1,) or (output channels,).
+            dtype: Dtype of the results; float32, bfloat16 or float16, to
+                which autocast would round them before a product.
 
         Returns:
-            For each weight, one of its shape and strides, in one memory.
+            One for each weight, in its shape and strides.
         """
         self._prepare(weights, steps)
         return list(
@@ -94,7 +97,7 @@ class GroupedQuantizer:
     def _prepare(
         self, weights: Sequence[Tensor], steps: Sequence[Tensor]
     ) -> None:
-        """Make the tables, unless all tensors are where they were."""
+        """Build the tables of addresses, unless no tensor has moved."""
         key = tuple(t.data_ptr() for t in (*weights, *steps))
         if key == self._key:
             return
@@ -135,7 +138,7 @@ class GroupedQuantizer:
         self._key = key
 
     def views(self, flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-        """What lies in ``flat``, in the shapes and strides of ``like``."""
+        """Views of ``flat`` in the shapes and strides of ``like``."""
         return [
             flat.as_strided(w.shape, w.stride(), place)
             for w, place in zip(like, self.places, strict=True)
@@ -144,7 +147,7 @@ class GroupedQuantizer:
     def run_forward(
         self, weights: Sequence[Tensor], dtype: torch.dtype
     ) -> Tensor:
-        """All results one after the other, (size,)."""
+        """All quantized weights in one buffer, (size,)."""
         from .weights_triton import forward_kernel
 
         flat = torch.empty(self.size, dtype=dtype, device=weights[0].device)
@@ -233,28 +236,25 @@ class _QuantizeGroup(torch.autograd.Function):
         weights, steps = tensors[:half], tensors[half:]
         # the addresses in the tables are those of the forward pass
         group._prepare(weights, steps)
-        flat, grad_steps = group.run_backward(
-            [
-                _like(g, w, ctx.dtype)
-                for g, w in zip(grads, weights, strict=True)
-            ],
-            weights,
-        )
+        whole = [
+            _like(grad, weight, ctx.dtype)
+            for grad, weight in zip(grads, weights, strict=True)
+        ]
+        flat, grad_steps = group.run_backward(whole, weights)
         parts = grad_steps.split([s.numel() for s in steps])
-        grad_weights = group.views(flat, weights)
+        found = [
+            *group.views(flat, weights),
+            *(
+                part.view(s.shape)
+                for part, s in zip(parts, steps, strict=True)
+            ),
+        ]
         # no gradient, rather than zeros, for a layer that did not run
-        used = [grad is not None for grad in grads]
+        used = [grad is not None for grad in grads] * 2
         return (
             None,
             None,
-            *(
-                g if u else None
-                for g, u in zip(grad_weights, used, strict=True)
-            ),
-            *(
-                p.view(s.shape) if u else None
-                for p, s, u in zip(parts, steps, used, strict=True)
-            ),
+            *(g if u else None for g, u in zip(found, used, strict=True)),
         )
 
 

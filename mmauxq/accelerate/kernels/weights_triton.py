@@ -7,7 +7,7 @@ by side in memory. Tables say for each row where it lies and what it needs.
 import triton
 import triton.language as tl
 
-from .lsq_triton import quantized, slopes
+from .lsq_triton import lsq_grad, quantized
 
 
 @triton.jit
@@ -83,7 +83,7 @@ def backward_kernel(
         mask = places < length
         w = tl.load(weight + places, mask=mask, other=0.0)
         grad = tl.load(grads + places, mask=mask, other=0.0).to(tl.float32)
-        grad_w, more, _ = slopes(
+        grad_w, more, _ = lsq_grad(
             w, grad, step, inverse, 0.0, qmin, qmax, False
         )
         tl.store(out + places, grad_w, mask=mask)

@@ -8,8 +8,7 @@ import numpy as np
 from mmauxq.analysis import LevelCount
 from mmauxq.errors import UsageError
 
-from .runtime import session, with_outputs
-from .trace import INPUT
+from .runtime import inner_values
 
 
 def audit_onnx(
@@ -23,11 +22,11 @@ def audit_onnx(
         images: (N, C, H, W), preprocessed.
 
     Returns:
-        Weights are counted per output channel, which has a scale of its own;
-        activations per tensor, or channel if their scales are per channel.
+        Weights are counted for each scale: per output channel, or per tensor
+        if all channels share one. Activations are counted per tensor.
 
     Raises:
-        UsageError: If the file is none of ours.
+        UsageError: If the file is not one of an export.
     """
     import onnx
     from onnx import numpy_helper
@@ -35,35 +34,44 @@ def audit_onnx(
     try:
         model = onnx.load(str(file))
     except Exception as error:  # whatever protobuf raises
-        raise UsageError(f'{file}: is no ONNX model') from error
+        raise UsageError(f'{file}: expected an ONNX model') from error
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     if 'mmauxq_quantizers' not in metadata:
         raise UsageError(
-            f'{file}: was not written by tools/export.py; its metadata do not '
-            'say which tensors are quantized'
+            f'{file}: expected a file of tools/export.py, whose metadata say '
+            'which tensors are quantized'
         )
     quantizers = json.loads(metadata['mmauxq_quantizers'])
-    initialisers = {t.name: t for t in model.graph.initializer}
-    counts, seen = [], {}
+    tensors = {t.name: t for t in model.graph.initializer}
+    pairs = {
+        node.input[0]: node
+        for node in model.graph.node
+        if node.op_type == 'DequantizeLinear'
+    }
+    levels: dict[str, int] = {}
+    activations: dict[str, str] = {}
     for name, entry in quantizers.items():
-        if entry['role'] == 'weight':
-            codes = numpy_helper.to_array(initialisers[entry['codes']])
-            rows = codes.astype(np.int32).reshape(len(codes), -1)
-            levels = max(len(np.unique(row)) for row in rows)
-            counts.append(LevelCount(name, entry['bits'], levels))
-        else:
-            seen[name] = (entry, set())
-    outputs = [entry['codes'] for entry, _ in seen.values()]
-    if outputs:
-        running = session(with_outputs(model, outputs))
-        for start in range(0, len(images), 64):
-            feed = {INPUT: images[start : start + 64]}
-            for (_, values), array in zip(
-                seen.values(), running.run(outputs, feed), strict=True
-            ):
-                values.update(np.unique(array).tolist())
-    counts += [
-        LevelCount(name, entry['bits'], len(values))
-        for name, (entry, values) in seen.items()
+        if entry['role'] != 'weight':
+            activations[name] = entry['codes']
+            continue
+        pair = pairs[entry['codes']]
+        codes, scale = (
+            numpy_helper.to_array(tensors[key]) for key in pair.input[:2]
+        )
+        rows = [codes]
+        if scale.ndim:
+            (axis,) = (a.i for a in pair.attribute if a.name == 'axis')
+            rows = np.moveaxis(codes, axis, 0)
+        levels[name] = max(
+            len(np.unique(row.astype(np.int32))) for row in rows
+        )
+    if activations:
+        seen: dict[str, set] = {value: set() for value in activations.values()}
+        for batch in inner_values(model, list(seen), images):
+            for value, codes in batch.items():
+                seen[value].update(np.unique(codes).tolist())
+        levels |= {name: len(seen[c]) for name, c in activations.items()}
+    return [
+        LevelCount(name, quantizers[name]['bits'], count)
+        for name, count in levels.items()
     ]
-    return counts

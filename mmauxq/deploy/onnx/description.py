@@ -9,7 +9,9 @@ from mmauxq.quantizers import named_quantizers
 from mmauxq.version import __version__
 
 from ..network import Network
-from .lower import Lowered
+from ..slim import class_names
+from .lowered import Lowered
+from .runtime import cpu_features, cpu_name
 
 
 def describe(network: Network) -> dict[str, Any]:
@@ -29,30 +31,26 @@ def describe(network: Network) -> dict[str, Any]:
         mean=numbers('mean'),
         std=numbers('std'),
         channel_order='RGB' if swaps else 'as read',
-        classes=network.classes(),
+        classes=class_names(network.meta),
     )
 
 
 def add_metadata(lowered: Lowered, network: Network) -> None:
     """Write into the ONNX file how to use it, and where its codes are."""
-    quantizers = {
-        name: dict(
-            bits=q.bits,
-            role=q.role,
-            codes=(
-                lowered.codes[name][0]
-                if name in lowered.codes
-                else f'{name}.codes'
-            ),
+    quantizers = {}
+    for name, quantizer in named_quantizers(network.architecture):
+        value = f'{name}.codes'
+        if name in lowered.codes:
+            value, _ = lowered.codes[name]
+        elif name not in lowered.containers:
+            continue
+        quantizers[name] = dict(
+            bits=quantizer.bits, role=quantizer.role, codes=value
         )
-        for name, q in named_quantizers(network.architecture)
-        if name in lowered.codes or name in lowered.containers
-    }
     entries = {
-        **{
-            key: value if isinstance(value, str) else json.dumps(value)
-            for key, value in describe(network).items()
-        },
+        key: value if isinstance(value, str) else json.dumps(value)
+        for key, value in describe(network).items()
+    } | {
         'preprocessing': 'images = (pixels 0..255 - mean) / std, NCHW',
         'postprocessing': 'class = argmax(logits), probabilities = softmax',
         'mmauxq_version': __version__,
@@ -66,8 +64,6 @@ def runtime_facts() -> dict[str, Any]:
     """Versions, and what the processor can do."""
     import onnx
     import onnxruntime
-
-    from .runtime import cpu_features, cpu_name
 
     return dict(
         onnxruntime=onnxruntime.__version__,

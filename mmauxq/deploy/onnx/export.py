@@ -1,9 +1,10 @@
-"""One folder with all that ships, and the proof that it computes F."""
+"""One folder with all that ships, checked against F."""
 
 import copy
 import json
 import os
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from mmauxq.analysis import count_levels, deployed_bytes
 from mmauxq.engine.hooks import reestimate_batch_norm
 from mmauxq.errors import UsageError
 from mmauxq.layers import restore
-from mmauxq.layers.checkpoint import normalise
+from mmauxq.network.checkpoint import normalise
+from mmauxq.text import percent
 from mmauxq.version import __version__
 
 from ..folder import check_folder, complete_or_absent
@@ -24,17 +26,17 @@ from ..packed import load_packed, save_packed
 from ..slim import save_slim
 from ..weight_operands import weight_operands
 from . import runtime
-from .agreement import Agreement, compare, differing_weights, logits_and_top1
 from .description import add_metadata, describe, runtime_facts
 from .layer_table import layer_table
-from .lower import Lowered
+from .lowered import Lowered
 from .onnx_model import to_onnx
 from .report import as_markdown
 from .trace import logits_of, trace
+from .verify import Agreement, compare, differing_weights, logits_and_top1
 
 Say = Callable[[str], None]
 Batches = list[tuple[Tensor, Tensor]]
-# Images that everything but the agreement is done with.
+# Images for everything but the comparison of model.onnx with PyTorch.
 SAMPLE = 250
 
 
@@ -51,7 +53,7 @@ def export(
     """Write slim.pth, packed.safetensors, model.onnx and the report.
 
     Args:
-        network: Of :func:`mmauxq.deploy.network.load_network`.
+        network: A network of :func:`mmauxq.deploy.network.load_network`.
         checkpoint: The file that it came from.
         out: Folder, complete or left as it was.
         weights: ``'typed'`` or ``'int8'``, see :func:`to_onnx`.
@@ -64,11 +66,12 @@ def export(
         The report.
 
     Raises:
-        UsageError: If something cannot be exported as asked.
+        UsageError: If something cannot be exported in this form.
     """
     if residual == 'int8' and weights != 'int8':
         raise UsageError(
-            '--residual int8 is for integer kernels: it needs --weights int8'
+            '--residual int8 is for integer kernels: expected --weights int8 '
+            f'beside it, got {weights}'
         )
     out = check_folder(out)
     batches = first_images(network, images)
@@ -98,9 +101,7 @@ def export(
             f'bytes; {len(kernels)} of {len(lowered.containers)} quantized '
             'products run in integer kernels'
         )
-        agreement = _check(
-            network, sample, lowered, residual, batches, logits, say
-        )
+        agreement = _check(network, lowered, residual, batches, logits, say)
         same = dict(bit_equal_on=len(sample), top1=top1)
         report.update(
             layer_table(network, sample[:1], audit, kernels),
@@ -138,18 +139,15 @@ def _reestimate(
 ) -> dict[str, Any]:
     _, before = logits_and_top1(network.architecture, batches)
     used = reestimate_batch_norm(
-        network.architecture, network.training_batches(batch_norm)
+        network.architecture,
+        (images for images, _ in islice(network.batches('train'), batch_norm)),
     )
     _, after = logits_and_top1(network.architecture, batches)
     say(
-        f'batch norm: {used} batches, top-1 {_percent(before)} before, '
-        f'{_percent(after)} after'
+        f'batch norm: {used} batches, top-1 {percent(before)} before, '
+        f'{percent(after)} after'
     )
     return dict(batches=used, top1_before=before, top1_after=after)
-
-
-def _percent(value: float | None) -> str:
-    return 'unknown' if value is None else f'{value:.2%}'
 
 
 @torch.no_grad()
@@ -160,38 +158,37 @@ def _write_checkpoints(
     sample: Tensor,
     say: Say,
 ) -> dict[str, int]:
-    """slim.pth and packed.safetensors, each loaded and run again."""
+    """Write slim.pth and packed.safetensors, load and run each again."""
     architecture = network.architecture
     logits = logits_of(architecture, sample)
-    sizes = dict(
-        float=deployed_bytes(restore(copy.deepcopy(architecture))),
-        sum_of_bits=deployed_bytes(architecture),
-    )
+    slim, packed = part / 'slim.pth', part / 'packed.safetensors'
+    sizes = {
+        'float': deployed_bytes(restore(copy.deepcopy(architecture))),
+        'sum_of_bits': deployed_bytes(architecture),
+        slim.name: save_slim(checkpoint, slim, architecture),
+        packed.name: save_packed(
+            architecture, packed, sample[:1], describe(network)
+        ),
+    }
 
-    def check(name: str, load: Callable) -> None:
+    def load_slim(file: Path, again: torch.nn.Module) -> None:
+        state = normalise(compat.load_checkpoint(file), str(file))
+        again.load_state_dict(state)
+
+    for file, load in ((slim, load_slim), (packed, load_packed)):
         again = copy.deepcopy(architecture)
         for parameter in again.parameters():
             parameter.zero_()
-        load(part / name, again)
+        load(file, again)
         if not torch.equal(logits_of(again, sample), logits):
-            raise UsageError(f'{name}: does not give the same network back')
-
-    def load_slim(file: Path, again: torch.nn.Module) -> None:
-        again.load_state_dict(
-            normalise(compat.load_checkpoint(file), str(file))
-        )
-
-    sizes['slim.pth'] = save_slim(checkpoint, part / 'slim.pth', architecture)
-    check('slim.pth', load_slim)
-    say(f'slim.pth: {sizes["slim.pth"]:,} bytes, loads back to the bit')
-    sizes['packed.safetensors'] = save_packed(
-        architecture, part / 'packed.safetensors', sample[:1],
-        describe(network),
-    )  # fmt: skip
-    check('packed.safetensors', load_packed)
+            raise UsageError(
+                f'{file.name}: the network that was written and read again '
+                'gives other logits'
+            )
+    over = sizes[packed.name] / sizes['sum_of_bits'] - 1
+    say(f'slim.pth: {sizes[slim.name]:,} bytes, loads back to the bit')
     say(
-        f'packed.safetensors: {sizes["packed.safetensors"]:,} bytes '
-        f'({sizes["packed.safetensors"] / sizes["sum_of_bits"] - 1:+.1%} of '
+        f'packed.safetensors: {sizes[packed.name]:,} bytes ({over:+.1%} of '
         'the sum of bits), loads back to the bit'
     )
     return sizes
@@ -200,48 +197,44 @@ def _write_checkpoints(
 def _to_onnx(
     network: Network, images: Tensor, weights: str, residual: str, say: Say
 ) -> tuple[Lowered, list[str]]:
-    """The ONNX form asked for, or the next that the runtime takes."""
-    notes = []
+    """The requested form, or the int8 one if the runtime refuses it."""
+    notes: list[str] = []
     traced = trace(network.architecture, images.shape[1:])
-    for kind in [weights, 'int8'] if weights == 'typed' else [weights]:
-        lowered = to_onnx(
-            network.architecture, images, kind, residual,
-            copy.deepcopy(traced),
-        )  # fmt: skip
-        lowered.weights = kind
+    for kind in (weights, 'int8'):
+        lowered = to_onnx(network.architecture, images, kind, residual, traced)
         try:
             runtime.session(lowered.model)
+            break
         except UsageError as error:
             if kind == 'int8':
                 raise
             notes.append(f'{error}; fell back to the int8 container')
             say(f'warning: {notes[-1]}')
-            continue
-        break
     return lowered, notes
 
 
 def _check(
     network: Network,
-    sample: Tensor,
     lowered: Lowered,
     residual: str,
     batches: Batches,
     logits: Tensor,
     say: Say,
 ) -> Agreement:
+    """Compare model.onnx with PyTorch; raise if it is another network."""
     architecture = network.architecture
-    wrong = differing_weights(
-        architecture, lowered.model, weight_operands(architecture, sample[:1])
-    )
+    operands = weight_operands(architecture, batches[0][0][:1])
+    wrong = differing_weights(architecture, lowered, operands)
     if wrong:
-        raise UsageError(f'model.onnx: {wrong[0]} has other weight codes')
-    # a quantized residual is another network; its codes differ by design
+        raise UsageError(
+            f'model.onnx: the codes of {wrong[0]} are not those of PyTorch'
+        )
+    # quantized residual sums make another network; its codes differ by design
+    same = residual == 'float'
     agreement = compare(
-        architecture, lowered.model, batches,
-        lowered if residual == 'float' else None, logits,
-    )  # fmt: skip
-    if residual == 'float' and not agreement.holds:
+        architecture, lowered.model, batches, lowered if same else None, logits
+    )
+    if same and not agreement.holds:
         raise UsageError(
             f'model.onnx differs from PyTorch: {agreement.unexplained} codes '
             f'and {agreement.unexplained_classes} classes away from rounding '
@@ -250,14 +243,14 @@ def _check(
     codes = (
         f'{agreement.codes:,} codes compared, {agreement.ties} differ at '
         f'rounding ties, {agreement.rounded} by rounded biases'
-        if residual == 'float'
+        if same
         else 'residual sums in 8 bits are another network: codes not compared'
     )
     say(
         f'agreement: same class for {agreement.same_class} of '
         f'{agreement.images} images, logits within '
         f'{agreement.max_difference:.1e} (largest '
-        f'{agreement.largest_logit:.1f}), top-1 {_percent(agreement.top1)} '
-        f'(PyTorch {_percent(agreement.top1_torch)}); {codes}'
+        f'{agreement.largest_logit:.1f}), top-1 {percent(agreement.top1)} '
+        f'(PyTorch {percent(agreement.top1_torch)}); {codes}'
     )
     return agreement

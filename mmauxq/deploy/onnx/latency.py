@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from mmengine.config import Config
 
-from mmauxq.errors import UsageError
+from mmauxq.errors import UsageError, one_line
 from mmauxq.optional import need
 
 from ..network import Network, build
@@ -27,7 +27,10 @@ Runner = Callable[[np.ndarray], Any]
 
 
 def calibrated_network(cfg: Config, seed: int = 0) -> Network:
-    """Random weights, scales from generated images: for speed only."""
+    """A network with random weights and scales from generated images.
+
+    Its speed is that of a trained one.
+    """
     torch.manual_seed(seed)
     algorithm = build(cfg, None).cpu()
     algorithm.init_weights()
@@ -46,25 +49,25 @@ def forms_of(network: Network) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(4, *shape, generator=generator)
     models = {'float': float_onnx(network.architecture, shape)}
-    for name, (weights, residual) in FORMS.items():
+    traced = trace(network.architecture, shape)
+    for name, form in FORMS.items():
         models[name] = to_onnx(
-            network.architecture, images, weights, residual,
-            trace(network.architecture, shape),
-        ).model  # fmt: skip
+            network.architecture, images, *form, traced
+        ).model
     return models
 
 
 def onnxruntime_runner(model: Any, threads: int) -> Runner:
-    """Runs a model in ONNX Runtime on the CPU."""
+    """A function that runs a model in ONNX Runtime, on the CPU."""
     running = runtime.session(model, threads)
     return lambda images: running.run([OUTPUT], {INPUT: images})
 
 
 def openvino_runner(model: Any, threads: int) -> Runner:
-    """Runs a model in OpenVINO on the CPU.
+    """A function that runs a model in OpenVINO, on the CPU.
 
     Raises:
-        UsageError: If OpenVINO is not there, or refuses the model.
+        UsageError: If OpenVINO is not installed, or refuses the model.
     """
     need('openvino')
     import openvino
@@ -81,8 +84,9 @@ def openvino_runner(model: Any, threads: int) -> Runner:
             },
         )
     except Exception as error:  # the runtime's classes are not public
-        reason = ' '.join(str(error).split())[:200]
-        raise UsageError(f'OpenVINO refuses the model ({reason})') from error
+        raise UsageError(
+            f'OpenVINO refuses the model ({one_line(error)})'
+        ) from error
     request = compiled.create_infer_request()
     return lambda images: request.infer({INPUT: images})
 
@@ -95,17 +99,17 @@ def latencies(
     """Median seconds of a batch of that shape, runners taking turns.
 
     Args:
-        runners: Name -> what takes a batch of images.
+        runners: Name -> function of a batch of images.
         shape: (N, C, H, W).
-        rounds: Timed runs of each, after two that are not.
+        rounds: Timed runs of each, after two untimed ones.
     """
     images = np.random.default_rng(0).standard_normal(shape)
     images = images.astype(np.float32)
     times: dict[str, list[float]] = {name: [] for name in runners}
     for turn in range(rounds + 2):
-        for name, one in runners.items():
+        for name, run in runners.items():
             begin = time.perf_counter()
-            one(images)
+            run(images)
             if turn >= 2:
                 times[name].append(time.perf_counter() - begin)
     return {name: statistics.median(values) for name, values in times.items()}

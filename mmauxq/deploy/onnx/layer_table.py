@@ -1,5 +1,6 @@
 """Bits, range, levels and cost of every layer."""
 
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -18,12 +19,12 @@ def layer_table(
     audit: list[LevelCount],
     kernels: dict[str, str],
 ) -> dict[str, Any]:
-    """Layers in the order of running, and their sums.
+    """Layers in the order in which they run, and their sums.
 
     Args:
         network: What is exported.
         image: (1, C, H, W).
-        audit: Levels seen.
+        audit: Levels of each quantizer.
         kernels: Quantized layer -> operator that runs it.
     """
     architecture = network.architecture
@@ -32,11 +33,7 @@ def layer_table(
     rows = []
     for cost in layer_costs(architecture, image):
         row = dict(
-            name=cost.name,
-            weight_bits=cost.weight_bits,
-            activation_bits=cost.activation_bits,
-            parameters=cost.parameters,
-            multiply_adds=cost.multiply_adds,
+            **asdict(cost),
             bit_operations=cost.bit_operations,
             operator=kernels.get(cost.name, 'float'),
         )
@@ -60,7 +57,7 @@ def layer_table(
 
 
 def _range(quantizer: Quantizer) -> list[float]:
-    """The widest, where there is one for each channel."""
+    """Lowest and highest value, over all channels."""
     grid = quantizer.grid()
     offset = 0.0 if grid.offset is None else grid.offset
     return [

@@ -1,284 +1,274 @@
 """A quantized weight as typed codes, its batch norm folded where exact."""
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
 
 import numpy as np
+import onnx_ir as ir
 from torch import Tensor
 
 from mmauxq.errors import UsageError
 from mmauxq.quantizers import Quantizer
-from mmauxq.quantizers.grid import Grid
 
-from .graph import NARROW, PRODUCTS, Graph, attributes
-from .lower_activation import array, clip_values
-from .whole_bias import MOST_LEVELS, WholeBias, whole_bias
-
-if TYPE_CHECKING:
-    from .lower import Lowered
+from .graph import PRODUCTS, NewNodes, array, only_consumer
+from .integer_bias import MOST_LEVELS, integer_bias
+from .lower_activation import clip_values, to_numpy
+from .lowered import Lowered
 
 RANGES = {'int2': (-2, 1), 'int4': (-8, 7), 'int8': (-128, 127)}
 
 
-def lower_weight(
-    graph: Graph,
-    node: Any,
-    name: str,
-    quantizer: Quantizer,
-    operand: Tensor,
-    narrowest: str,
-    kernels: bool,
-    fold: bool,
-    result: 'Lowered',
-) -> None:
-    """Put codes and ``DequantizeLinear`` in a weight quantizer's place.
+@dataclass
+class _Weight:
+    """A quantized weight on its way into the graph.
 
     Args:
-        graph: Changed.
-        node: The placeholder.
-        name: Of the quantizer.
-        quantizer: The quantizer.
-        operand: The weight that it quantizes.
-        narrowest: Smallest type for the codes.
-        kernels: Whether biases become whole.
-        fold: Whether to fold a batch norm that follows.
-        result: Notes what was decided.
-
-    Raises:
-        UsageError: If the weight enters something else than one product, or
-            no type holds its codes.
+        name: Name of the quantizer.
+        product: The node that takes the weight.
+        limits: Lowest and highest code of the quantizer.
+        codes: (out, ...).
+        scale: (out,), or (1,) for all channels of a linear layer.
+        bias: Bias of a convolution, (out,): exact, or integers.
+        unit: Value of 1 in an integer bias, (out,).
     """
-    grid = quantizer.grid()
-    codes = array(quantizer.codes(operand)).astype(np.int64)
-    scale = array(grid.scale).astype(np.float64)
-    product, axis = _product_of(graph, node, name)
-    if axis:
-        codes = codes.T
-    bias = None
-    if product.op_type == 'Conv':
-        scale = np.broadcast_to(scale, (len(codes),)).copy()
-        codes, scale, bias = _fold_batch_norm(
-            graph, product, name, codes, scale, grid, narrowest, fold, result
-        )
-    elif product.op_type == 'Gemm' and len(product.input) > 2:
-        bias = graph.array(product.input[2])
-    kind = _narrowest_type(name, codes, grid, narrowest)
-    if kernels:
-        codes, scale, bias = _for_kernel(
-            graph, product, name, codes, scale, bias, result
-        )
-    if len(scale) == 1:
-        scale = scale.reshape(())
-    scale = scale.astype(np.float32)
-    graph.constant(f'{name}.codes', codes, kind)
-    graph.constant(f'{name}.scale', scale)
-    graph.constant(f'{name}.zero', np.zeros(scale.shape, np.int64), kind)
-    dequantize = graph.node(
-        'DequantizeLinear',
-        [f'{name}.codes', f'{name}.scale', f'{name}.zero'],
-        f'{name}.value',
-        **({'axis': axis} if scale.ndim else {}),
-    )
-    graph.insert([dequantize], product)
-    result.containers[name] = kind
-    product.input[1] = f'{name}.value'
-    _add_bias(graph, product, name, bias)
+
+    name: str
+    product: ir.Node
+    limits: tuple[int, int]
+    codes: np.ndarray
+    scale: np.ndarray
+    bias: np.ndarray | None = None
+    unit: np.ndarray | None = None
 
 
-def _product_of(graph: Graph, node: Any, name: str) -> tuple[Any, int]:
-    """The product that takes a weight, and the axis of its channels there."""
-    axis, value = 0, node.output[0]
-    product = graph.only_consumer(value)
-    if product is not None and product.op_type == 'Transpose':
-        order = list(attributes(product)['perm'])
-        if order == [1, 0]:
-            axis, value = 1, product.output[0]
-            product = graph.only_consumer(value)
+class WeightLowering:
+    """Puts codes and ``DequantizeLinear`` in a weight quantizer's place.
+
+    Args:
+        kernels: Whether biases become integers.
+        narrowest: Smallest type for the codes.
+        fold: Whether to fold a batch norm that follows.
+        result: Takes notes of what was decided.
+    """
+
+    def __init__(
+        self, kernels: bool, narrowest: str, fold: bool, result: Lowered
+    ) -> None:
+        self.kernels, self.fold, self.result = kernels, fold, result
+        self.kinds = list(RANGES)[list(RANGES).index(narrowest) :]
+
+    def lower(
+        self, node: ir.Node, name: str, quantizer: Quantizer, operand: Tensor
+    ) -> None:
+        """Replace one quantizer.
+
+        Args:
+            node: The placeholder; its graph is changed.
+            name: Name of the quantizer.
+            quantizer: The quantizer.
+            operand: The weight that it quantizes.
+
+        Raises:
+            UsageError: If the weight enters something else than one product,
+                or no type holds its codes.
+        """
+        grid = quantizer.grid()
+        product, transposed = _product_of(node.outputs[0], name)
+        weight = _Weight(
+            name, product, (grid.qmin, grid.qmax),
+            to_numpy(quantizer.codes(operand)).astype(np.int64),
+            to_numpy(grid.scale).astype(np.float64),
+        )  # fmt: skip
+        if product.op_type == 'Conv':
+            weight.scale = np.resize(weight.scale, len(weight.codes))
+            if len(product.inputs) > 2 and product.inputs[2] is not None:
+                weight.bias = array(product.inputs[2]).astype(np.float64)
+            if self.fold:
+                self._fold_batch_norm(weight)
+        kind = self._narrowest_type(weight)
+        self.result.containers[name] = kind
+        if self.kernels:
+            self._for_kernel(weight)
+        codes, scale = weight.codes, weight.scale.astype(np.float32)
+        if transposed:
+            codes = codes.T
+            self.result.transposed.append(name)
+        if len(scale) == 1:
+            scale = scale.reshape(())
+        new = NewNodes(product.graph, name)
+        value = new.add(
+            'DequantizeLinear', 'value',
+            new.constant('codes', codes, kind),
+            new.constant('scale', scale),
+            new.constant('zero', np.zeros(scale.shape), kind),
+            **({'axis': int(transposed)} if scale.ndim else {}),
+        )  # fmt: skip
+        product.replace_input_with(1, value)
+        if weight.bias is not None:
+            product.resize_inputs(3)
+            product.replace_input_with(2, _bias_value(new, weight))
+        product.prepend(new.nodes)
+
+    def _narrowest_type(self, weight: _Weight) -> str:
+        low = min(weight.codes.min(), weight.limits[0])
+        high = max(weight.codes.max(), weight.limits[1])
+        for kind in self.kinds:
+            if RANGES[kind][0] <= low and high <= RANGES[kind][1]:
+                return kind
+        raise UsageError(
+            f'{weight.name}: codes from {low} to {high} fit none of '
+            f'{", ".join(self.kinds)} (odd codes of DoReFa weights take one '
+            'bit more than they have)'
+        )
+
+    def _fold_batch_norm(self, weight: _Weight) -> None:
+        """Take a batch norm into codes, scale and bias of its convolution.
+
+        A batch norm has one slope and one shift for each channel, as a
+        quantized convolution has a scale and a bias, so that folding is
+        exact. A negative slope turns the sign of the codes; two's complement
+        has one code more on the negative side, and where that one would need
+        a wider type the batch norm stays.
+        """
+        output = weight.product.outputs[0]
+        norm = only_consumer(output)
+        if norm is None or norm.op_type != 'BatchNormalization':
+            return
+        gamma, beta, mean, var = (
+            array(value).astype(np.float64) for value in norm.inputs[1:]
+        )
+        # 32 bits, as in a file
+        epsilon = np.float32(norm.attributes.get_float('epsilon', 1e-5))
+        slope = gamma / np.sqrt(var + epsilon)
+        codes = weight.codes
+        shape = -1, *[1] * (codes.ndim - 1)
+        turned = codes * np.sign(slope).astype(int).reshape(shape)
+        low, high = RANGES[self._narrowest_type(weight)]
+        if turned.max() > high or turned.min() < low:
+            self.result.kept[norm.outputs[0].name] = (
+                f'{weight.name}: a negative slope turns code {codes.min()} '
+                f'into {-codes.min()}, which the type does not hold'
+            )
+            return
+        zeroed = slope == 0
+        bias = 0 if weight.bias is None else weight.bias
+        weight.codes, weight.bias = turned, (bias - mean) * slope + beta
+        weight.scale = np.where(zeroed, 1, weight.scale * np.abs(slope))
+        name = norm.outputs[0].name
+        norm.outputs[0].replace_all_uses_with(output, True)
+        norm.graph.remove(norm, safe=True)
+        output.name = name
+        self.result.zeroed[weight.name] = zeroed
+        self.result.folded.append(name)
+
+    def _for_kernel(self, weight: _Weight) -> None:
+        """Give an integer kernel what it takes, if one can run."""
+        product, result = weight.product, self.result
+        layer = weight.name.rpartition('.')[0]
+        reason = _why_float(product)
+        if reason is not None:
+            result.float_layers[layer] = reason
+        if reason or product.op_type != 'Conv' or weight.bias is None:
+            return
+        source = product.inputs[0].producer()
+        after = only_consumer(product.outputs[0])
+        step, out_step = array(source.inputs[1]), array(after.inputs[1])
+        outputs = _limits(after)
+        fitted = integer_bias(
+            weight.codes, weight.scale, weight.bias, float(step),
+            (*_limits(source), int(array(source.inputs[2]))),
+            float(out_step), outputs,
+        )  # fmt: skip
+        inexact = int((~fitted.exact).sum())
+        rounds = outputs[1] - outputs[0] >= MOST_LEVELS
+        if np.abs(fitted.bias).max(initial=0) > 2**30:
+            result.float_layers[layer] = 'its bias does not fit 32 bits'
+        elif inexact and not rounds:
+            result.float_layers[layer] = (
+                f'{inexact} of its channels have no integer bias that gives '
+                'the same codes'
+            )
+        else:
+            weight.codes, weight.scale = fitted.codes, fitted.scale
+            # the unit of an accumulator is the product of both scales
+            weight.bias = fitted.bias
+            weight.unit = step * fitted.scale.astype(np.float32)
+            result.exact_channels += len(fitted.exact) - inexact
+            if inexact:
+                result.rounded[layer] = inexact
+                following = after.outputs[0].name.removesuffix('.codes')
+                result.reach[following] = fitted.reach
+            return
+        # Something between product and quantizer keeps runtimes from rounding
+        # the bias. The codes have these limits in any case.
+        new = NewNodes(product.graph, f'{weight.name}.output')
+        clipped = clip_values(new, product.outputs[0], out_step, *outputs)
+        product.append(new.nodes)
+        after.replace_input_with(0, clipped)
+
+
+def _product_of(value: ir.Value, name: str) -> tuple[ir.Node, bool]:
+    """The product that takes a weight, and whether it takes the transpose."""
+    product, transposed = only_consumer(value), False
+    if (
+        product is not None
+        and product.op_type == 'Transpose'
+        and tuple(product.attributes.get_ints('perm')) == (1, 0)
+    ):
+        value, transposed = product.outputs[0], True
+        product = only_consumer(value)
     if (
         product is None
         or product.op_type not in PRODUCTS
-        or product.input[1] != value
-        or attributes(product).get('transB')
+        or product.inputs[1] is not value
+        or product.attributes.get_int('transB', 0)
     ):
         kind = 'several operators' if product is None else product.op_type
         raise UsageError(
-            f'{name}: the quantized weight goes to {kind}; exported are '
-            f'{", ".join(PRODUCTS)} with a weight of their own'
+            f'{name}: expected the quantized weight to go to one of '
+            f'{", ".join(PRODUCTS)}, alone, got {kind}'
         )
-    return product, axis
+    return product, transposed
 
 
-def _narrowest_type(
-    name: str, codes: np.ndarray, grid: Grid, narrowest: str
-) -> str:
-    low, high = min(codes.min(), grid.qmin), max(codes.max(), grid.qmax)
-    kinds = list(RANGES)[list(RANGES).index(narrowest) :]
-    kinds = [kind for kind in kinds if kind in NARROW]
-    for kind in kinds:
-        if RANGES[kind][0] <= low and high <= RANGES[kind][1]:
-            return kind
-    raise UsageError(
-        f'{name}: codes from {low} to {high} fit none of {", ".join(kinds)} '
-        '(odd codes of DoReFa weights take one bit more than they have)'
-    )
-
-
-def _fold_batch_norm(
-    graph: Graph,
-    conv: Any,
-    name: str,
-    codes: np.ndarray,
-    scale: np.ndarray,
-    grid: Grid,
-    narrowest: str,
-    fold: bool,
-    result: 'Lowered',
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Codes, scale and bias of the convolution and what follows it.
-
-    A batch norm has one slope and one shift for each channel, as a quantized
-    convolution has a scale and a bias, so that folding is exact. A negative
-    slope turns the sign of the codes; two's complement has one code more on
-    the negative side, and where that one would need a wider type the batch
-    norm stays.
-    """
-    bias = None
-    if len(conv.input) > 2 and conv.input[2]:
-        bias = graph.array(conv.input[2]).astype(np.float64)
-    norm = graph.only_consumer(conv.output[0])
-    if norm is None or norm.op_type != 'BatchNormalization' or not fold:
-        return codes, scale, bias
-    gamma, beta, mean, var = (
-        graph.array(n).astype(np.float64) for n in norm.input[1:]
-    )
-    slope = gamma / np.sqrt(var + attributes(norm).get('epsilon', 1e-5))
-    sign = np.where(slope < 0, -1, 1).reshape(-1, *[1] * (codes.ndim - 1))
-    turned = codes * sign
-    limit = RANGES[_narrowest_type(name, codes, grid, narrowest)]
-    if turned.max() > limit[1] or turned.min() < limit[0]:
-        result.kept[norm.output[0]] = (
-            f'{name}: a negative slope turns code {codes.min()} into '
-            f'{-codes.min()}, which the type does not hold'
-        )
-        return codes, scale, bias
-    dead = slope == 0
-    turned[dead] = 0
-    scale = np.where(dead, 1, scale * np.abs(slope))
-    bias = (0 if bias is None else bias) - mean
-    bias = bias * slope + beta
-    output = norm.output[0]
-    graph.remove(norm)
-    conv.output[0] = output
-    result.folded.append(output)
-    return turned, scale, bias
-
-
-def _for_kernel(
-    graph: Graph,
-    product: Any,
-    name: str,
-    codes: np.ndarray,
-    scale: np.ndarray,
-    bias: np.ndarray | None,
-    result: 'Lowered',
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | WholeBias | None]:
-    """Weights and bias as an integer kernel takes them, if one can run."""
-    layer = name.rpartition('.')[0]
-    reason = _why_float(graph, product)
-    if reason is not None:
-        result.float_layers[layer] = reason
-        return codes, scale, bias
-    if product.op_type != 'Conv' or bias is None:
-        return codes, scale, bias
-    source = graph.producer(product.input[0])
-    after = graph.only_consumer(product.output[0])
-    step, out_step = graph.array(source.input[1]), graph.array(after.input[1])
-    low, high = _limits(graph, source.input[0], source)
-    outputs = _limits(graph, after.output[0], after)
-    whole = whole_bias(
-        codes, scale, bias, float(step),
-        (low, high, int(graph.array(source.input[2]))),
-        float(out_step), outputs,
-    )  # fmt: skip
-    if np.abs(whole.bias).max(initial=0) > 2**30:
-        result.float_layers[layer] = 'its bias does not fit 32 bits'
-    elif whole.exact.all():
-        result.exact_channels += len(codes)
-        return whole.codes, whole.scale, whole
-    elif outputs[1] - outputs[0] >= MOST_LEVELS:
-        result.exact_channels += int(whole.exact.sum())
-        result.rounded[layer] = int((~whole.exact).sum())
-        following = after.output[0].removesuffix('.codes')
-        result.reach[following] = whole.reach
-        return whole.codes, whole.scale, whole
-    else:
-        result.float_layers[layer] = (
-            f'{int((~whole.exact).sum())} of its channels have no whole bias '
-            'that gives the same codes'
-        )
-    # Something between product and quantizer keeps runtimes from rounding
-    # the bias; the codes are clipped so anyhow.
-    clips = clip_values(
-        graph, f'{name}.output', product.output[0],
-        out_step, *outputs,
-    )  # fmt: skip
-    graph.insert_after(clips, product)
-    after.input[0] = clips[-1].output[0]
-    return codes, scale, bias
-
-
-def _why_float(graph: Graph, product: Any) -> str | None:
+def _why_float(product: ir.Node) -> str | None:
     """What keeps a quantized product from an integer kernel."""
-    source = graph.producer(product.input[0])
+    source = product.inputs[0].producer()
     if source is not None and source.name.endswith('.unshifted'):
         return 'its input has an offset (LSQPlus)'
     if source is None or source.op_type != 'DequantizeLinear':
         return 'its input is not quantized'
-    if graph.array(source.input[1]).ndim:
+    if array(source.inputs[1]).ndim:
         return 'its input has a scale for each channel'
     if product.op_type != 'Conv':
         return None  # integer kernels of matrices write float as well
-    takers = graph.consumers(product.output[0])
+    takers = product.outputs[0].consumers()
     if len(takers) == 1 and takers[0].op_type == 'QuantizeLinear':
-        if graph.array(takers[0].input[1]).ndim:
+        if array(takers[0].inputs[1]).ndim:
             return 'its output has a scale for each channel'
         return None
     kinds = sorted({node.op_type for node in takers}) or ['the output']
     return f'its result goes on in float, to {", ".join(kinds)}'
 
 
-def _limits(graph: Graph, codes: str, pair: Any) -> tuple[int, int]:
-    """Lowest and highest code of a Quantize/DequantizeLinear."""
-    zero = int(graph.array(pair.input[2]))
-    clip = graph.producer(codes)
+def _limits(pair: ir.Node) -> tuple[int, int]:
+    """Lowest and highest code of a ``Quantize-`` or ``DequantizeLinear``."""
     if pair.op_type == 'QuantizeLinear':
-        clip = graph.only_consumer(codes)
-    low, high = 0, 255
+        clip = only_consumer(pair.outputs[0])
+    else:
+        clip = pair.inputs[0].producer()
+    zero, low, high = int(array(pair.inputs[2])), 0, 255
     if clip is not None and clip.op_type == 'Clip':
-        low, high = (int(graph.array(n)) for n in clip.input[1:3])
+        low, high = (int(array(limit)) for limit in clip.inputs[1:])
     return low - zero, high - zero
 
 
-def _add_bias(
-    graph: Graph,
-    product: Any,
-    name: str,
-    bias: np.ndarray | WholeBias | None,
-) -> None:
-    if bias is None:
-        return
-    entry = f'{name}.bias'
-    if isinstance(bias, WholeBias):
-        # its unit is the product of the scales of input and weight
-        source = graph.producer(product.input[0])
-        unit = graph.array(source.input[1]) * bias.scale.astype(np.float32)
-        parts = [f'{entry}.{p}' for p in ('codes', 'scale', 'zero')]
-        graph.constant(parts[0], bias.bias, 'int32')
-        graph.constant(parts[1], unit)
-        graph.constant(parts[2], np.zeros(unit.shape), 'int32')
-        entry = f'{entry}.value'
-        graph.insert(
-            [graph.node('DequantizeLinear', parts, entry, axis=0)], product
-        )
-    else:
-        graph.constant(entry, bias.astype(np.float32))
-    product.input[:] = [*product.input[:2], entry]
+def _bias_value(new: NewNodes, weight: _Weight) -> ir.Value:
+    if weight.unit is None:
+        return new.constant('bias', weight.bias, 'float')
+    return new.add(
+        'DequantizeLinear', 'bias.value',
+        new.constant('bias.codes', weight.bias, 'int32'),
+        new.constant('bias.scale', weight.unit),
+        new.constant('bias.zero', np.zeros(weight.unit.shape), 'int32'),
+        axis=0,
+    )  # fmt: skip

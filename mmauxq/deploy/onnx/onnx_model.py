@@ -2,8 +2,9 @@
 
 import copy
 from collections.abc import Sequence
-from typing import Any
 
+import onnx
+import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
@@ -12,9 +13,10 @@ from mmauxq.quantizers import named_quantizers
 
 from ..weight_operands import weight_operands
 from . import runtime
-from .graph import Graph
-from .lower import Lowered, lower
-from .residual import residual_values
+from .graph import finish
+from .lower import lower
+from .lowered import Lowered
+from .residual_sums import residual_values
 from .trace import trace
 
 
@@ -23,7 +25,7 @@ def to_onnx(
     images: Tensor,
     weights: str = 'typed',
     residual: str = 'float',
-    traced: Any = None,
+    traced: ir.Model | None = None,
 ) -> Lowered:
     """Export F.
 
@@ -36,7 +38,8 @@ def to_onnx(
         residual: ``'float'`` or, with int8 weights, ``'int8'``: residual sums
             and what enters them are quantized to 8 bits, so that every
             product can be written by an integer kernel.
-        traced: The traced graph, if it is there already; changed.
+        traced: The graph of ``architecture``, to trace it once for several
+            forms; left as it is.
 
     Raises:
         UsageError: If the network cannot be expressed.
@@ -45,27 +48,31 @@ def to_onnx(
     operands = weight_operands(architecture, images[:1])
     if traced is None:
         traced = trace(architecture, images.shape[1:])
-    kernels = weights == 'int8'
+    names = residual_values(traced.graph) if residual == 'int8' else []
     ranges = None
-    names = residual_values(Graph(copy.deepcopy(traced)))
-    if residual == 'int8' and names:
+    if names:
         plain = lower(
-            copy.deepcopy(traced), quantizers, operands,
-            narrowest='int8', fold=False,
-        )  # fmt: skip
+            traced, quantizers, operands, narrowest='int8', fold=False
+        )
         ranges = runtime.value_ranges(plain.model, names, images.numpy())
-    return lower(
-        traced,
-        quantizers,
-        operands,
-        kernels=kernels,
-        narrowest='int8' if kernels else 'int2',
-        ranges=ranges,
-    )
+    kernels = weights == 'int8'
+    lowered = lower(
+        traced, quantizers, operands, kernels,
+        'int8' if kernels else 'int2', ranges,
+    )  # fmt: skip
+    lowered.weights = weights
+    return lowered
 
 
-def float_onnx(architecture: nn.Module, shape: Sequence[int]) -> Any:
-    """The same network without quantizers, to compare with."""
+def float_onnx(
+    architecture: nn.Module, shape: Sequence[int]
+) -> onnx.ModelProto:
+    """The same network without quantizers, to compare with.
+
+    Args:
+        architecture: Quantized; left as it is.
+        shape: (C, H, W) of an image.
+    """
     network = restore(copy.deepcopy(architecture))
     with torch.no_grad():
-        return Graph(trace(network, shape)).finish(21)
+        return finish(trace(network, shape), 21)

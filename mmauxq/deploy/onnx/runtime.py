@@ -1,17 +1,17 @@
-"""ONNX Runtime: sessions, integer kernels, latency."""
+"""ONNX Runtime: sessions, ranges of values, integer kernels."""
 
 import platform
 import tempfile
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mmauxq.errors import UsageError
+from mmauxq.errors import UsageError, one_line
 from mmauxq.optional import need
 
-from .graph import count_ops
 from .trace import INPUT, OUTPUT
 
 INTEGER_OPS = (
@@ -25,8 +25,8 @@ def session(model: Any, threads: int = 1, optimised: Path | None = None):
 
     Args:
         model: An ``onnx.ModelProto``, or a file.
-        threads: Of one operator.
-        optimised: File to write the graph to that really runs.
+        threads: Number of threads of one operator.
+        optimised: File for the graph that the runtime makes of the model.
 
     Raises:
         UsageError: If the runtime refuses the model.
@@ -49,15 +49,14 @@ def session(model: Any, threads: int = 1, optimised: Path | None = None):
             content, options, providers=['CPUExecutionProvider']
         )
     except Exception as error:  # the runtime's classes are not public
-        reason = ' '.join(str(error).split())[:200]
         raise UsageError(
             f'onnxruntime {onnxruntime.__version__} refuses the model '
-            f'({reason})'
+            f'({one_line(error)})'
         ) from error
 
 
 def run(running: Any, images: np.ndarray, size: int = 250) -> np.ndarray:
-    """Logits (N, K) of images (N, C, H, W), in batches."""
+    """Logits (N, K) of images (N, C, H, W), in batches of ``size``."""
     return np.concatenate(
         [
             running.run([OUTPUT], {INPUT: images[i : i + size]})[0]
@@ -78,15 +77,23 @@ def with_outputs(model: Any, names: Sequence[str]) -> Any:
     return copy
 
 
+def inner_values(
+    model: Any, names: Sequence[str], images: np.ndarray, size: int = 50
+) -> Iterator[dict[str, np.ndarray]]:
+    """Values of ``model`` by name, for each batch of ``size`` images."""
+    running = session(with_outputs(model, names))
+    for start in range(0, len(images), size):
+        feed = {INPUT: images[start : start + size]}
+        yield dict(zip(names, running.run(list(names), feed), strict=True))
+
+
 def value_ranges(
     model: Any, names: Sequence[str], images: np.ndarray
 ) -> dict[str, tuple[float, float]]:
     """Least and greatest value of inner values on sample images."""
-    running = session(with_outputs(model, names))
-    ranges = {name: (np.inf, -np.inf) for name in names}
-    for start in range(0, len(images), 50):
-        batch = {INPUT: images[start : start + 50]}
-        for name, value in zip(names, running.run(names, batch), strict=True):
+    ranges = dict.fromkeys(names, (np.inf, -np.inf))
+    for values in inner_values(model, names, images):
+        for name, value in values.items():
             low, high = ranges[name]
             ranges[name] = (
                 min(low, float(value.min())),
@@ -99,8 +106,8 @@ def operators(model: Any) -> tuple[dict[str, int], dict[str, str]]:
     """What the runtime makes of a model.
 
     Returns:
-        Operator -> count in the graph that really runs; quantized layer ->
-        the integer operator that runs it, for those that have one.
+        Operator -> its number of nodes in the optimised graph; quantized
+        layer -> the integer operator that runs it, for those that have one.
     """
     import onnx
 
@@ -111,25 +118,26 @@ def operators(model: Any) -> tuple[dict[str, int], dict[str, str]]:
     kernels = {}
     for node in optimised.graph.node:
         for name in node.input if node.op_type in INTEGER_OPS else ():
-            layer, found, _ = name.partition('.weight_quantizer.codes')
-            if found:
+            layer, codes, _ = name.partition('.weight_quantizer.codes')
+            if codes:
                 kernels[layer] = node.op_type
-    return count_ops(optimised), kernels
+    counts = Counter(node.op_type for node in optimised.graph.node)
+    return dict(counts), kernels
 
 
 def cpu_features() -> list[str]:
-    """Those of this machine that integer kernels use (Linux)."""
-    wanted = ('avx2', 'avx512f', 'avx512_vnni', 'avx_vnni', 'amx_int8',
-              'asimddp', 'i8mm')  # fmt: skip
+    """Features of this processor that integer kernels use (on Linux)."""
+    known = ('avx2', 'avx512f', 'avx512_vnni', 'avx_vnni', 'amx_int8',
+             'asimddp', 'i8mm')  # fmt: skip
     try:
         words = set(Path('/proc/cpuinfo').read_text().split())
     except OSError:
         return []
-    return [name for name in wanted if name in words]
+    return [name for name in known if name in words]
 
 
 def cpu_name() -> str:
-    """As the system gives it."""
+    """The name of the processor, from the operating system."""
     try:
         lines = Path('/proc/cpuinfo').read_text().splitlines()
     except OSError:

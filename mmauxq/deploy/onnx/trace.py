@@ -3,16 +3,19 @@
 import copy
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from mmauxq.errors import UsageError
+from mmauxq.errors import UsageError, one_line
 from mmauxq.optional import need
 from mmauxq.quantizers import named_quantizers
+
+if TYPE_CHECKING:
+    import onnx_ir
 
 DOMAIN = 'mmauxq'
 INPUT, OUTPUT = 'images', 'logits'
@@ -52,7 +55,7 @@ def logits_of(architecture: nn.Module, images: Tensor) -> Tensor:
 
 
 @contextmanager
-def _quiet():
+def _quiet() -> Iterator[None]:
     loggers = [logging.getLogger(n) for n in ('torch.onnx', 'onnxscript')]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -68,22 +71,24 @@ def _quiet():
 
 def trace(
     architecture: nn.Module, shape: Sequence[int], opset: int = 21
-) -> Any:
+) -> 'onnx_ir.Model':
     """The graph of a classifier, its quantizers as ``mmauxq::Quantizer``.
 
     Args:
-        architecture: In evaluation mode; left as it was.
+        architecture: The classifier, in evaluation mode; left as it is.
         shape: (C, H, W) of an image.
-        opset: Of the ONNX operators.
+        opset: Version of the ONNX operators.
 
     Returns:
-        An ``onnx.ModelProto`` with input ``images`` (batch, C, H, W) and
-        output ``logits`` (batch, K).
+        A graph with input ``images`` (batch, C, H, W) and output ``logits``
+        (batch, K), its constants among the initializers.
 
     Raises:
         UsageError: If PyTorch cannot express the network in ONNX.
     """
     need('onnx', 'onnxscript')
+    from onnx_ir.passes import common
+
     names = [name for name, _ in named_quantizers(architecture)]
     architecture = copy.deepcopy(architecture).cpu().eval()
     for name in names:
@@ -102,9 +107,9 @@ def trace(
                 verbose=False,
             )
     except Exception as error:  # the exporter wraps whatever went wrong
-        cause = error.__cause__ or error
-        reason = ' '.join(str(cause).split())[:200]
+        reason = one_line(error.__cause__ or error)
         raise UsageError(
             f'PyTorch cannot express this network in ONNX ({reason})'
         ) from error
-    return program.model_proto
+    common.LiftConstantsToInitializersPass(size_limit=0)(program.model)
+    return program.model

@@ -2,6 +2,7 @@
 
 from .batch_norm_hook import BatchNormHook, reestimate_batch_norm
 from .checkpoint_fit_hook import CheckpointFitHook
+from .data_check_hook import DataCheckHook
 from .epoch_length_hook import EpochLengthHook
 from .finite_numbers_hook import FiniteNumbersHook
 from .guidance_weight_hook import GuidanceWeightHook
@@ -12,6 +13,7 @@ from .teacher_check_hook import TeacherCheckHook
 __all__ = [
     'BatchNormHook',
     'CheckpointFitHook',
+    'DataCheckHook',
     'EpochLengthHook',
     'FiniteNumbersHook',
     'GuidanceWeightHook',

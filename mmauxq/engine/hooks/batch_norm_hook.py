@@ -1,18 +1,21 @@
 """Batch-norm statistics of the network that ships."""
 
-from collections.abc import Iterable
+import copy
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from mmengine import dist
-from mmengine.hooks import Hook
+from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import print_log
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmauxq.errors import UsageError
+from mmauxq.errors import UsageError, check_integer
 from mmauxq.registry import HOOKS
 
 from ..running import bare_model
+from ..seeds import seed_step
 
 
 @torch.no_grad()
@@ -21,14 +24,16 @@ def reestimate_batch_norm(
 ) -> int:
     """Recompute running means and variances, weights as they are.
 
-    During training the statistics trail behind weights that still move, and a
-    2-bit network feels it. Here they are the plain average over the batches.
-    Everything but the batch norms stays in evaluation mode.
+    During training the statistics trail behind weights that still move, which
+    costs a 2-bit network accuracy. Here they are the plain average over the
+    batches; the variances of several ranks also count how far the means of
+    the ranks are apart. Everything but the batch norms stays in evaluation
+    mode.
 
     Args:
-        architecture: Changed: the buffers of its batch norms.
+        architecture: The buffers of its batch norms are changed.
         batches: Preprocessed images, (N, C, H, W), more than one value per
-            channel.
+            channel; in a distributed job those of this rank.
 
     Returns:
         Number of batches.
@@ -60,46 +65,80 @@ def reestimate_batch_norm(
         for module, mode in modes:
             module.training = mode
     if not count:
-        raise UsageError('batch norm: there is no batch to estimate it from')
-    for norm in norms:
-        for buffer in (norm.running_mean, norm.running_var):
-            if dist.get_world_size() > 1:
-                dist.all_reduce(buffer, op='mean')
+        raise UsageError('batch norm: expected at least one batch, got none')
+    if dist.get_world_size() > 1:
+        for norm in norms:
+            _pool_ranks(norm.running_mean, norm.running_var)
     return count
+
+
+def _pool_ranks(mean: Tensor, variance: Tensor) -> None:
+    """Mean and variance over all ranks, by the law of total variance."""
+    own = mean.clone()
+    dist.all_reduce(mean, op='mean')
+    variance += (own - mean) ** 2
+    dist.all_reduce(variance, op='mean')
 
 
 @HOOKS.register_module()
 class BatchNormHook(Hook):
-    """Re-estimates batch-norm statistics after the last training epoch.
+    """Re-estimates batch-norm statistics after the last training step.
 
-    Runs before that epoch's checkpoint is saved and validated.
+    This happens before the last checkpoint is saved and validated. A run that
+    another hook stops early is saved and validated once more.
 
     Args:
         batches: Number of training batches, from 1.
     """
 
-    priority = 'HIGH'
+    # Scales are positive by then (QuantizerWatchHook), and averages of the
+    # weights (EMAHook) are not yet updated.
+    priority = 45
 
     def __init__(self, batches: int = 50) -> None:
-        if not isinstance(batches, int) or batches < 1:
-            raise UsageError(
-                f'BatchNormHook: batches={batches!r}; allowed are integers '
-                'from 1'
-            )
+        check_integer('BatchNormHook: batches', batches, 1)
         self.batches = batches
 
-    def after_train_epoch(self, runner) -> None:
-        """At the last epoch."""
-        if runner.epoch + 1 < runner.max_epochs:
+    def after_train_iter(
+        self,
+        runner: Any,
+        batch_idx: int,
+        data_batch: Any = None,
+        outputs: dict | None = None,
+    ) -> None:
+        """At the last step."""
+        if self.is_last_train_iter(runner):
+            self._reestimate(runner, runner.iter + 1)
+
+    def after_train(self, runner: Any) -> None:
+        """Where training was stopped, after the checkpoint was saved."""
+        if not runner.train_loop.stop_training or (
+            runner.iter == runner.max_iters
+        ):
             return
+        self._reestimate(runner, runner.iter)
+        meta = dict(epoch=runner.epoch, iter=runner.iter)
+        for hook in runner.hooks:
+            if isinstance(hook, CheckpointHook):
+                step = meta['epoch' if hook.by_epoch else 'iter']
+                hook._save_checkpoint_with_step(runner, step, meta)
+        if runner.val_loop is not None:
+            runner.val_loop.run()
+
+    def _reestimate(self, runner: Any, step: int) -> None:
         model = bare_model(runner)
 
-        def images() -> Iterable[Tensor]:
-            for i, data in enumerate(runner.train_dataloader):
+        def images() -> Iterator[Tensor]:
+            # a copy: the loop may still take batches from the loader itself
+            loader = copy.copy(runner.train_dataloader)
+            loader._iterator = None
+            for i, data in enumerate(loader):
                 if i == self.batches:
                     return
                 yield model.data_preprocessor(data, False)['inputs']
 
+        # a resumed run draws the same images
+        seed_step(runner.seed, step)
         count = reestimate_batch_norm(model.architecture, images())
         print_log(
             f'BatchNormHook: statistics of {count} batches', logger='current'

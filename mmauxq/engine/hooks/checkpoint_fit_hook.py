@@ -4,9 +4,10 @@ from typing import Any
 
 from mmengine.hooks import Hook
 
-from mmauxq.engine.running import bare_model
 from mmauxq.errors import UsageError
-from mmauxq.layers.checkpoint import check_scales, normalise
+from mmauxq.network.checkpoint import check_scales, normalise
+
+from ..running import bare_model
 
 
 class CheckpointFitHook(Hook):
@@ -24,7 +25,7 @@ class CheckpointFitHook(Hook):
         self.path = path
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:
-        """Compare the two.
+        """Compare the checkpoint with the network.
 
         Raises:
             UsageError: If an entry of the network is missing in the
@@ -40,7 +41,7 @@ class CheckpointFitHook(Hook):
             detail = str(error).split('\n')[1:2] or [str(error)]
             raise UsageError(self._other(detail[0].strip())) from error
         wrong = [
-            f'{key} is {state[key].dtype} there and {value.dtype} here'
+            f'{key}: expected {value.dtype}, got {state[key].dtype}'
             for key, value in model.state_dict().items()
             if key in state
             and state[key].is_floating_point() != value.is_floating_point()

@@ -1,4 +1,4 @@
-"""Going on where an epoch has another number of steps."""
+"""Resume where an epoch has another number of steps."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,11 +8,11 @@ from mmengine.hooks import Hook
 
 from mmauxq.registry import HOOKS
 
-from ..loops import VALIDATED, EpochLoop, IterLoop
+from ..resumable_loops import VALIDATED, EpochLoop, IterLoop
 
 LENGTH, IMAGES = 'mmauxq/epoch_length', 'mmauxq/step_images'
 COUNTED = {'last_step', '_global_step', '_last_value', 'base_values'}
-"""What a schedule counts; the rest of its state comes from the config."""
+"""State that a schedule counts; the rest of it comes from the config."""
 
 
 @HOOKS.register_module()
@@ -25,17 +25,17 @@ class EpochLengthHook(Hook):
     if all epochs before had had the new number of steps; schedules that the
     config gives in epochs keep their place in the training, those given in
     steps go on with their steps. Within an epoch, the images that follow are
-    those not seen yet, as far as whole steps allow. What happens is said in
-    one line; learning rates are not scaled.
+    those not seen yet, as far as whole steps allow. A log line says what
+    happens; learning rates are not scaled.
 
-    Registered by ``tools/train.py`` and ``tools/compare.py``; works on the
+    ``mmauxq train`` and ``mmauxq compare`` register the hook. It works on the
     checkpoint while it is loaded, for the loops of this package.
     """
 
     priority = 'VERY_HIGH'
 
     def before_train(self, runner: Any) -> None:
-        """Note for checkpoints how long an epoch and a step are."""
+        """Store in checkpoints how long an epoch and a step are."""
         loader = runner.train_loop.dataloader
         runner.message_hub.update_info(LENGTH, len(loader))
         runner.message_hub.update_info(IMAGES, step_images(loader))
@@ -92,7 +92,7 @@ def step_images(loader: Any) -> int | None:
 
 
 def _length(info: dict) -> int | None:
-    """Steps in an epoch of the run that was left."""
+    """Steps in an epoch of the run that is resumed."""
     if info.get(LENGTH):
         return info[LENGTH]
     steps, epochs = info.get('max_iters'), info.get('max_epochs')
@@ -112,7 +112,7 @@ def _move(schedule: Any, state: dict, by: int) -> None:
 
     Args:
         schedule: As the config gives it in this run.
-        state: Of the run that was left; changed.
+        state: Of the run that is resumed; changed.
         by: Steps between the iterations of the two.
     """
     fresh = schedule.state_dict()

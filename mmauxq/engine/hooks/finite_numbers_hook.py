@@ -1,6 +1,6 @@
 """Training stops, or skips a step, where numbers are not finite."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from typing import Any
 
 import torch
@@ -11,10 +11,10 @@ from mmengine.optim import OptimWrapperDict
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from mmauxq.engine.diagnosis import bad_sample, first_bad_place, is_finite
-from mmauxq.errors import TrainingError, UsageError
+from mmauxq.errors import TrainingError, UsageError, check_integer
 from mmauxq.registry import HOOKS
 
+from ..nonfinite import bad_sample, first_bad_place, is_finite
 from ..running import bare_model
 
 SKIPPED = 'mmauxq/skipped_steps'
@@ -22,12 +22,12 @@ SKIPPED = 'mmauxq/skipped_steps'
 
 @HOOKS.register_module()
 class FiniteNumbersHook(Hook):
-    """Sees that no step is made, and nothing saved, of NaN or infinity.
+    """Lets no step with NaN or infinity be made, and nothing of it be saved.
 
-    Gradients are looked at before the optimizer uses them, losses after each
+    Gradients are checked before the optimizer uses them, losses after each
     step; the message names the step and the first layer where it appeared.
-    A loss scaler (float16) skips steps of its own accord while it looks for
-    its scale; those are left to it.
+    Steps that a loss scaler (float16) skips while it finds its scale do not
+    count.
 
     Args:
         on_bad: ``'stop'`` ends the run with exit status 1. ``'skip'`` leaves
@@ -41,20 +41,16 @@ class FiniteNumbersHook(Hook):
     """
 
     # before anything is saved, logged or averaged; and before the message hub
-    # asks the GPU for each loss
+    # fetches each loss from the GPU
     priority = 'HIGHEST'
 
     def __init__(self, on_bad: str = 'stop', most: int = 10) -> None:
         if on_bad not in ('stop', 'skip'):
             raise UsageError(
-                f"FiniteNumbersHook: on_bad={on_bad!r}; allowed are 'stop' "
-                "and 'skip'"
+                "FiniteNumbersHook: on_bad: expected 'stop' or 'skip', got "
+                f'{on_bad!r}'
             )
-        if isinstance(most, bool) or not isinstance(most, int) or most < 1:
-            raise UsageError(
-                f'FiniteNumbersHook: most={most!r}; allowed are integers '
-                'from 1'
-            )
+        check_integer('FiniteNumbersHook: most', most, 1)
         self.skips, self.most = on_bad == 'skip', most
         self.in_a_row = 0
         self._buffers: list[Tensor] = []
@@ -62,7 +58,7 @@ class FiniteNumbersHook(Hook):
         self._unread: list[tuple[Tensor, dict[nn.Parameter, Tensor]]] = []
 
     def before_train(self, runner: Any) -> None:
-        """Stand before every step of the optimizer."""
+        """Register the check before every step of the optimizer."""
         self._runner = runner
         self._model: nn.Module = bare_model(runner)
         self._names = {p: n for n, p in self._model.named_parameters()}
@@ -78,7 +74,7 @@ class FiniteNumbersHook(Hook):
     def before_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None
     ) -> None:
-        """Look at the input."""
+        """Check the input."""
         self._batch, self._skipped_this = data_batch, False
         if self.skips:
             self._buffers = [b.clone() for b in self._model.buffers()]
@@ -104,7 +100,7 @@ class FiniteNumbersHook(Hook):
             return
         bad = _not_finite(list(grads.values()))
         if _is_fused(optimizer) and _has_state(optimizer, grads):
-            # its kernels see to it, and the host need not wait for the GPU
+            # its kernels skip the step, and the host need not wait for the GPU
             optimizer.grad_scale, optimizer.found_inf = None, bad
             self._unread.append((bad, grads))
         elif bad.item():
@@ -123,16 +119,14 @@ class FiniteNumbersHook(Hook):
             for p, grad in grads.items()
             if not is_finite(grad)
         }
-        place = first_bad_place(
-            self._model,
-            self._batch,
-            bad,
-            self._wrappers[0].optim_context(self._model),
-        )
-        if not self.skips:
-            self._stop(place)
         _pass_over(grads)
-        self._skip(place)
+        self._stop_or_skip(self._first_bad_place(bad))
+
+    def _first_bad_place(self, bad_gradients: Set[str] = frozenset()) -> str:
+        context = self._wrappers[0].optim_context(self._model)
+        return first_bad_place(
+            self._model, self._batch, bad_gradients, context
+        )
 
     def after_train_iter(
         self,
@@ -141,7 +135,7 @@ class FiniteNumbersHook(Hook):
         data_batch: Any = None,
         outputs: dict | None = None,
     ) -> None:
-        """Look at the losses; gradients need not have shown it.
+        """Check the losses, which can be bad where no gradient is.
 
         They come to the host in one go, with what fused optimizers found.
         """
@@ -151,22 +145,20 @@ class FiniteNumbersHook(Hook):
             if bad and not self._skipped_this:
                 self._leave_out(grads)
         if not self._skipped_this and not is_finite(outputs):
-            bad = [k for k, v in (outputs or {}).items() if not is_finite(v)]
-            place = bad[0]
-            # the others do not know, and a repeated pass may wait for them
+            # other ranks do not repeat the pass, which may wait for them
             if get_world_size() == 1:
-                place = first_bad_place(
-                    self._model,
-                    data_batch,
-                    context=self._wrappers[0].optim_context(self._model),
+                place = self._first_bad_place()
+            else:
+                place = next(
+                    k for k, v in (outputs or {}).items() if not is_finite(v)
                 )
-            if not self.skips:
-                self._stop(place)
-            self._skip(place)
+            self._stop_or_skip(place)
         if not self._skipped_this:
             self.in_a_row = 0
 
-    def _skip(self, place: str) -> None:
+    def _stop_or_skip(self, place: str) -> None:
+        if not self.skips:
+            self._stop(place)
         self._skipped_this = True
         self.in_a_row += 1
         if self.in_a_row > self.most:
@@ -198,7 +190,7 @@ class FiniteNumbersHook(Hook):
 
 
 def _is_fused(optimizer: Optimizer) -> bool:
-    """Whether it leaves out a step of itself where it is told to.
+    """Whether its kernels leave out a step where ``found_inf`` is set.
 
     A resumed run has the groups of its checkpoint, fused or not.
     """

@@ -1,6 +1,7 @@
 """The weight of the guidance's losses over the course of training."""
 
 import math
+from typing import Any
 
 from mmengine.hooks import Hook
 
@@ -25,12 +26,15 @@ class GuidanceWeightHook(Hook):
     several guidances as ``guidance.0/weight``.
 
     Args:
-        end_weight: Weight at the end, not negative.
+        end_weight: Weight at the end, from 0.
         begin: Part of the training, 0 to 1, at which the change begins.
         end: Part at which it is complete, above ``begin``, up to 1.
         shape: ``'linear'``, ``'cosine'`` or ``'constant'``.
-        index: Place in the list of guidances, from 0; needed if there are
-            several.
+        index: Place in the list of guidances, from 0; to be given if there
+            are several.
+
+    Raises:
+        UsageError: If an argument is out of its range.
     """
 
     priority = 'NORMAL'
@@ -43,46 +47,34 @@ class GuidanceWeightHook(Hook):
         shape: str = 'cosine',
         index: int | None = None,
     ) -> None:
-        for name, value in (
-            ('end_weight', end_weight),
-            ('begin', begin),
-            ('end', end),
-        ):
-            if (
-                isinstance(value, bool)
-                or not isinstance(value, (int, float))
-                or not math.isfinite(value)
-            ):
+        numbers = dict(end_weight=end_weight, begin=begin, end=end)
+        for name, value in numbers.items():
+            if type(value) not in (int, float) or not 0 <= value < math.inf:
                 raise UsageError(
-                    f'GuidanceWeightHook: {name}={value!r}; allowed are '
-                    'finite numbers'
+                    f'GuidanceWeightHook: {name}: expected a finite number '
+                    f'from 0, got {value!r}'
                 )
+        if not begin < end <= 1:
+            raise UsageError(
+                'GuidanceWeightHook: expected 0 <= begin < end <= 1, got '
+                f'begin={begin}, end={end}'
+            )
         if not isinstance(shape, str) or shape not in SHAPES:
             raise UsageError(
-                f'GuidanceWeightHook: shape={shape!r}; allowed '
-                f'are {list(SHAPES)}'
-            )
-        if not 0 <= begin < end <= 1:
-            raise UsageError(
-                f'GuidanceWeightHook: begin={begin}, end={end}; '
-                'allowed is 0 <= begin < end <= 1'
-            )
-        if end_weight < 0:
-            raise UsageError(
-                f'GuidanceWeightHook: end_weight={end_weight}; '
-                'allowed are numbers from 0'
+                f'GuidanceWeightHook: shape: expected one of '
+                f'{", ".join(SHAPES)}, got {shape!r}'
             )
         self.end_weight, self.begin, self.end = end_weight, begin, end
         self.shape = SHAPES[shape]
         self.index = index
         self.start_weight: float | None = None
 
-    def before_train(self, runner) -> None:
+    def before_train(self, runner: Any) -> None:
         """Remember the configured weight."""
         self.start_weight = float(self._guidance(runner).loss_weight)
 
     def before_train_iter(
-        self, runner, batch_idx: int, data_batch=None
+        self, runner: Any, batch_idx: int, data_batch: Any = None
     ) -> None:
         """Set the weight of this iteration."""
         weight = self.weight(runner.iter / max(runner.max_iters, 1))
@@ -98,21 +90,19 @@ class GuidanceWeightHook(Hook):
             self.start_weight + (self.end_weight - self.start_weight) * moved
         )
 
-    def _guidance(self, runner):
-        model = bare_model(runner)
-        guidances = getattr(model, 'guidances', [])
+    def _guidance(self, runner: Any) -> Any:
+        guidances = getattr(bare_model(runner), 'guidances', [])
         if not guidances:
             raise UsageError(
-                'GuidanceWeightHook: the model has no guidance '
-                'whose weight could change; remove the hook or '
-                'set model.guidance'
+                'GuidanceWeightHook: the model has no guidance whose weight '
+                'could change; remove the hook or set model.guidance'
             )
         if self.index is None and len(guidances) == 1:
             return guidances[0]
-        if self.index is None or not 0 <= self.index < len(guidances):
+        if self.index not in range(len(guidances)):
             raise UsageError(
-                f'GuidanceWeightHook: index={self.index!r}; the model has '
-                f'{len(guidances)} guidances, allowed are 0 to '
-                f'{len(guidances) - 1}'
+                'GuidanceWeightHook: index: expected 0 to '
+                f'{len(guidances) - 1}, the guidances of the model, got '
+                f'{self.index!r}'
             )
         return guidances[self.index]

@@ -1,30 +1,31 @@
 """Learned scales stay positive, and dead quantizers are reported."""
 
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmauxq.quantizers import named_quantizers
-from mmauxq.quantizers.straight_through import MIN_SCALE
+from mmauxq.quantizers.functional import MIN_SCALE
 from mmauxq.registry import HOOKS
 
-from ..running import bare_model
+from ..running import bare_model, forward_hooks
 
 DEAD = 'mmauxq/dead_quantizers'
 
 
 @HOOKS.register_module()
 class QuantizerWatchHook(Hook):
-    """Looks after the quantizers of a model while it trains.
+    """Keeps learned scales positive, and reports dead quantizers.
 
-    After each step, scales that the update threw to zero or below are set to
+    After each step, scales that the update moved to zero or below are set to
     the least that the quantizer works with. In each validation, quantizers
     whose output is one value for the whole first batch are named in the log
-    and in the message hub (``mmauxq/dead_quantizers``): what they feed no
-    longer depends on the input.
+    and in the message hub (``mmauxq/dead_quantizers``): the layers behind
+    them no longer depend on the input.
     """
 
     # before an average (EMA) or a checkpoint sees the scales
@@ -54,22 +55,22 @@ class QuantizerWatchHook(Hook):
     def before_val_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None
     ) -> None:
-        """Listen to the first batch."""
+        """Watch the outputs of the quantizers in the first batch."""
         if batch_idx:
             return
-        self._alive: dict[str, bool] = {}
-        self._handles = [
-            quantizer.register_forward_hook(
-                lambda module, args, output, name=name: self._hear(
-                    name, module, output
-                )
-            )
-            for name, quantizer in named_quantizers(bare_model(runner))
-        ]
+        alive: dict[str, bool] = {}
 
-    def _hear(self, name: str, module: nn.Module, output: Tensor) -> None:
-        low, high = output.aminmax()
-        self._alive[name] = self._alive.get(name, False) or bool(low < high)
+        def watch(name: str, output: Tensor) -> None:
+            low, high = output.aminmax()
+            alive[name] = alive.get(name, False) or bool(low < high)
+
+        self._alive, self._watch = alive, ExitStack()
+        self._watch.enter_context(
+            forward_hooks(
+                (q, lambda _, args, output, name=name: watch(name, output))
+                for name, q in named_quantizers(bare_model(runner))
+            )
+        )
 
     def after_val_iter(
         self,
@@ -78,11 +79,10 @@ class QuantizerWatchHook(Hook):
         data_batch: Any = None,
         outputs: Any = None,
     ) -> None:
-        """Say which quantizers are dead."""
+        """Report the quantizers that are dead."""
         if batch_idx:
             return
-        for handle in self._handles:
-            handle.remove()
+        self._watch.close()
         dead = [name for name, alive in self._alive.items() if not alive]
         runner.message_hub.update_info(DEAD, dead)
         if dead:

@@ -7,7 +7,7 @@ from typing import Any
 from mmengine.dist import get_world_size, is_main_process
 from mmengine.hooks import CheckpointHook
 
-from mmauxq.errors import TrainingError, UsageError
+from mmauxq.errors import TrainingError, UsageError, check_integer
 from mmauxq.files import write_atomically
 from mmauxq.registry import HOOKS
 
@@ -18,7 +18,7 @@ GRADIENTS = 'gradients'
 
 @HOOKS.register_module()
 class SafeCheckpointHook(CheckpointHook):
-    """MMEngine's hook, but at every moment a complete checkpoint is there.
+    """MMEngine's hook, but a complete checkpoint exists at every moment.
 
     * An old checkpoint, and the old best one, is deleted after the new one
       is written, not before.
@@ -36,13 +36,18 @@ class SafeCheckpointHook(CheckpointHook):
         unknown = sorted(set(kwargs) - known)
         if unknown:  # MMEngine hands them on, and fails as it saves
             raise UsageError(
-                f'checkpoint hook: it takes no {unknown}; it takes '
-                f'{sorted(known)}'
+                f'default_hooks.checkpoint: expected {sorted(known)}, got '
+                f'{unknown}'
             )
         super().__init__(*args, **kwargs)
+        # MMEngine would never save, or fail as it saves
+        place = 'default_hooks.checkpoint'
+        if self.interval != -1:  # -1 is for never
+            check_integer(f'{place}.interval', self.interval, 1)
+        check_integer(f'{place}.max_keep_ckpts', self.max_keep_ckpts, -1)
 
     def before_train(self, runner: Any) -> None:
-        """Know what was saved last before a resume."""
+        """Remember what was saved last before a resume."""
         super().before_train(runner)
         self.last_ckpt = runner.message_hub.runtime_info.get('last_ckpt')
 
@@ -56,8 +61,8 @@ class SafeCheckpointHook(CheckpointHook):
         for name, value in checkpoint['state_dict'].items():
             if value.is_floating_point() and not value.isfinite().all():
                 raise TrainingError(
-                    f'step {runner.iter + 1}: {name} holds NaN or infinity, '
-                    'so no checkpoint is written; those before are unchanged'
+                    f'step {runner.iter + 1}: {name} holds NaN or infinity; '
+                    'no checkpoint is written, earlier ones are unchanged'
                 )
         if 'optimizer' not in checkpoint or get_world_size() > 1:
             return
@@ -70,7 +75,7 @@ class SafeCheckpointHook(CheckpointHook):
             checkpoint[GRADIENTS] = waiting
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:
-        """Put such gradients back."""
+        """Put gradients that wait for a step back."""
         waiting = checkpoint.get(GRADIENTS, {})
         if not runner._resume or get_world_size() > 1:
             return
@@ -112,20 +117,18 @@ class SafeCheckpointHook(CheckpointHook):
             self.last_ckpt.encode(),
         )
         if oldest is not None:
-            _remove(
-                self.file_backend,
-                self.file_backend.join_path(
-                    self.out_dir, self.filename_tmpl.format(oldest)
-                ),
-            )
+            name = self.filename_tmpl.format(oldest)
+            path = self.file_backend.join_path(self.out_dir, name)
+            _remove(self.file_backend, path)
 
     def _save_best_checkpoint(self, runner: Any, metrics: dict) -> None:
         names = self.key_indicators if self.save_best else []
         missing = [k for k in names if k != 'auto' and k not in metrics]
         if missing:
             raise UsageError(
-                f'default_hooks.checkpoint.save_best={missing[0]!r}; allowed '
-                f'is what val_evaluator gives: {sorted(metrics)}'
+                'default_hooks.checkpoint.save_best: expected one of '
+                f'{sorted(metrics)}, which val_evaluator gives, got '
+                f'{missing[0]!r}'
             )
         backend = self.file_backend
         later = self.file_backend = _RemoveLater(backend)
@@ -150,7 +153,7 @@ def _remove(backend: Any, path: str) -> None:
 
 
 class _RemoveLater:
-    """A file backend that only takes note of what is to be removed."""
+    """A file backend that only notes what is to be removed."""
 
     def __init__(self, backend: Any) -> None:
         self.backend = backend

@@ -1,7 +1,7 @@
-"""How good a teacher is, before anybody learns from it."""
+"""The accuracy of a teacher before a student learns from it."""
 
-import logging
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from mmengine import dist
@@ -19,14 +19,12 @@ from ..running import bare_model
 class TeacherCheckHook(Hook):
     """Prints the accuracy of each teacher before training, or refuses it.
 
-    A teacher with wrong weights, or fed with wrongly normalised images, trains
-    its student to guess, and no loss shows it. Registered by
-    ``tools/train.py`` and ``tools/compare.py``; does nothing for a model
-    without a teacher.
+    A teacher with wrong weights, or with wrongly normalised images, trains its
+    student to guess, and no loss shows it. ``mmauxq train`` and ``mmauxq
+    compare`` register the hook; without a teacher it does nothing.
 
     Args:
-        batches: Validation batches to look at, in each process; ``None`` for
-            all.
+        batches: Validation batches in each process; ``None`` for all.
 
     Raises:
         UsageError: If a teacher has less than its ``least_accuracy``.
@@ -37,7 +35,7 @@ class TeacherCheckHook(Hook):
     def __init__(self, batches: int | None = None) -> None:
         self.batches = batches
 
-    def before_train(self, runner) -> None:
+    def before_train(self, runner: Any) -> None:
         """Check all teachers of the model."""
         model = bare_model(runner)
         teachers = [
@@ -50,28 +48,31 @@ class TeacherCheckHook(Hook):
         model.prepare()
         for guidance in teachers:
             if runner.val_loop is None:
-                self._say(f'{guidance.title}: not checked, no validation data')
+                _log(f'{guidance.title}: not checked, no validation data')
                 continue
             self._check(model, guidance, runner.val_loop.dataloader)
 
-    def _check(self, model, guidance, loader: Iterable) -> None:
-        # the order of the training data is not to depend on the check
+    def _check(self, model: Any, guidance: Any, loader: Iterable) -> None:
+        # the order of the training data must not depend on the check
         with torch.random.fork_rng(), torch.no_grad():
             right, count = self._count(model, guidance, loader)
         if not count:
-            self._say(f'{guidance.title}: not checked, no single labels')
+            _log(f'{guidance.title}: not checked, no single labels')
             return
         accuracy = 100 * right / count
-        found = f'has top-1 {accuracy:.2f} on {count} validation images'
-        self._say(f'{guidance.title}: {found}')
+        got = f'top-1 {accuracy:.2f} on {count} validation images'
+        _log(f'{guidance.title}: has {got}')
         if accuracy < guidance.least_accuracy and not guidance.untrained:
             raise UsageError(
-                f'guidance.teacher: {guidance.title}, {found}; allowed is '
-                f'from guidance.least_accuracy={guidance.least_accuracy:g}. '
-                'Are its checkpoint and its data_preprocessor the right ones?'
+                f'guidance.teacher: {guidance.title}: expected top-1 of at '
+                f'least guidance.least_accuracy={guidance.least_accuracy:g}, '
+                f'got {got}; are its checkpoint and its data_preprocessor '
+                'the right ones?'
             )
 
-    def _count(self, model, guidance, loader: Iterable) -> tuple[int, int]:
+    def _count(
+        self, model: Any, guidance: Any, loader: Iterable
+    ) -> tuple[int, int]:
         network = guidance.teacher.network
         training, right, count = network.training, 0, 0
         network.eval()
@@ -83,17 +84,14 @@ class TeacherCheckHook(Hook):
             labels = [s.get('gt_label') for s in batch['data_samples']]
             if any(label is None or label.numel() != 1 for label in labels):
                 continue
-            found = guidance.teacher(batch['inputs'])[0].argmax(1)
-            right += int((found == torch.cat(labels).to(found)).sum())
+            answers = guidance.teacher(batch['inputs'])[0].argmax(1)
+            right += int((answers == torch.cat(labels).to(answers)).sum())
             count += len(labels)
         network.train(training)
         total = torch.tensor([right, count], device=guidance.ready.device)
         dist.all_reduce(total)
         return int(total[0]), int(total[1])
 
-    def _say(self, text: str) -> None:
-        print_log(
-            f'KnowledgeDistillation: the teacher, {text}',
-            logger='current',
-            level=logging.INFO,
-        )
+
+def _log(text: str) -> None:
+    print_log(f'KnowledgeDistillation: the teacher, {text}', logger='current')

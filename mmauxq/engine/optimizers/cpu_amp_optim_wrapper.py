@@ -10,13 +10,15 @@ from mmauxq.registry import OPTIM_WRAPPERS
 
 @OPTIM_WRAPPERS.register_module()
 class CPUAmpOptimWrapper(AmpOptimWrapper):
-    """MMEngine's ``AmpOptimWrapper``, which refuses to be built without a GPU.
+    """Mixed precision on the CPU.
+
+    MMEngine's ``AmpOptimWrapper`` refuses to be built without a GPU.
 
     Args:
         loss_scale: ``'dynamic'``, a number that stays, or arguments of
             ``torch.amp.GradScaler``. bfloat16 has the exponent range of
             float32; nothing is scaled there under ``'dynamic'``.
-        dtype: ``'bfloat16'``, what torch takes on a CPU, or ``'float16'``.
+        dtype: ``'bfloat16'``, torch's default on a CPU, or ``'float16'``.
         kwargs: For MMEngine's ``OptimWrapper``.
 
     Raises:
@@ -31,8 +33,8 @@ class CPUAmpOptimWrapper(AmpOptimWrapper):
     ) -> None:
         if dtype not in ('bfloat16', 'float16'):
             raise UsageError(
-                f'CPUAmpOptimWrapper: dtype={dtype!r}; allowed are '
-                "'bfloat16' and 'float16'"
+                "CPUAmpOptimWrapper: dtype: expected 'bfloat16' or "
+                f"'float16', got {dtype!r}"
             )
         OptimWrapper.__init__(self, **kwargs)
         self._scale_update_param = None
@@ -45,8 +47,9 @@ class CPUAmpOptimWrapper(AmpOptimWrapper):
             settings = dict(init_scale=float(loss_scale))
         else:
             raise UsageError(
-                f'CPUAmpOptimWrapper: loss_scale={loss_scale!r}; allowed are '
-                "'dynamic', a positive number and arguments of GradScaler"
+                "CPUAmpOptimWrapper: loss_scale: expected 'dynamic', a "
+                'positive number or arguments of GradScaler, got '
+                f'{loss_scale!r}'
             )
         self.loss_scaler = torch.amp.GradScaler('cpu', **settings)
         self.cast_dtype = getattr(torch, dtype)

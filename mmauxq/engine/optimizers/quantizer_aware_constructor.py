@@ -1,10 +1,12 @@
 import inspect
+from types import SimpleNamespace
 
 import torch.nn as nn
 from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
 from mmengine.registry import OPTIMIZERS
 
 from mmauxq.errors import UsageError
+from mmauxq.guidance.teacher import Teacher
 from mmauxq.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
 QUANTIZERS = frozenset({'weight_quantizer', 'input_quantizer'})
@@ -55,7 +57,8 @@ class QuantizerAwareOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         knows_decay = self._knows_decay()
         if not scales or self.paramwise_cfg or not knows_decay:
             return super().__call__(model)
-        others = [p for p in model.parameters() if p not in scales]
+        idle = _frozen_teachers(model)
+        others = [p for p in model.parameters() if p not in scales | idle]
         groups = [
             {'params': others},
             {
@@ -63,9 +66,13 @@ class QuantizerAwareOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                 'weight_decay': 0.0,
             },
         ]
-        return super().__call__(_Grouped([g for g in groups if g['params']]))
+        groups = [group for group in groups if group['params']]
+        # the parent hands parameters() on to the optimizer
+        return super().__call__(SimpleNamespace(parameters=lambda: groups))
 
     def add_params(self, params: list, module: nn.Module, prefix='', **kwargs):
+        if isinstance(module, Teacher) and not module.trained:
+            return
         super().add_params(params, module, prefix=prefix, **kwargs)
         if prefix:
             return
@@ -95,25 +102,25 @@ def _scales(model: nn.Module) -> set[nn.Parameter]:
     }
 
 
+def _frozen_teachers(model: nn.Module) -> set[nn.Parameter]:
+    return {
+        parameter
+        for module in model.modules()
+        if isinstance(module, Teacher) and not module.trained
+        for parameter in module.parameters()
+    }
+
+
 def _merged(groups: list[dict]) -> list[dict]:
     """Parameters of the same settings in one group.
 
-    MMEngine has a group for each, and so the optimizer some launches for each.
+    MMEngine makes a group for each parameter, which costs the optimizer some
+    launches of kernels for each.
     """
-    found: dict[str, dict] = {}
+    merged: dict[str, dict] = {}
     for group in groups:
         settings = {k: v for k, v in group.items() if k != 'params'}
         key = repr(sorted(settings.items()))
-        merged = found.setdefault(key, dict(settings, params=[]))
-        merged['params'] += group['params']
-    return list(found.values())
-
-
-class _Grouped:
-    """Hands ready parameter groups to the parent as ``parameters()``."""
-
-    def __init__(self, groups: list[dict]):
-        self._groups = groups
-
-    def parameters(self) -> list[dict]:
-        return self._groups
+        one = merged.setdefault(key, dict(settings, params=[]))
+        one['params'] += group['params']
+    return list(merged.values())

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from mmauxq.accelerate.kernels import dispatch, lsq
+from mmauxq.accelerate.kernels import dispatch
+from mmauxq.accelerate.kernels import lsq as lsq_kernels
 from mmauxq.accelerate.kernels.dispatch import (
     fall_back,
     is_dense,
@@ -167,7 +168,7 @@ def test_is_one_operator_of_torch(step_shape, with_offset):
 
 
 def test_the_operator_computes_also_without_triton(monkeypatch):
-    monkeypatch.setattr(lsq, 'runs_triton', lambda x: False)
+    monkeypatch.setattr(lsq_kernels, 'runs_triton', lambda x: False)
     inputs = case((2, 6, 3, 3), True, (), 0, 15, torch.float32, True)
     y = torch.ops.mmauxq.learned_step_quantize(*inputs, 0, 15, 0.37)
     torch.manual_seed(1)
@@ -240,9 +241,9 @@ def test_a_step_and_an_offset_that_are_not_alike(offset, caplog):
     x = torch.randn(3, 4)
     fall_back.cache_clear()
     with caplog.at_level(logging.WARNING, 'mmauxq'):
-        assert lsq.can_run(x, torch.ones(1), torch.zeros(1))
+        assert lsq_kernels.can_run(x, torch.ones(1), torch.zeros(1))
         assert not caplog.records
-        assert not lsq.can_run(x, torch.ones(1), offset)
+        assert not lsq_kernels.can_run(x, torch.ones(1), offset)
     assert [r.getMessage() for r in caplog.records] == [
         'mmauxq: the definition runs instead of a kernel: step and offset '
         'that are not alike'
@@ -304,13 +305,12 @@ def test_dense_layouts():
         (
             dict(x=torch.ones(3).int()),
             TypeError,
-            'x: expected a floating point tensor, got torch.int32',
+            'x: .* got torch.int32',
         ),
         (
             dict(step=torch.ones(2)),
             ValueError,
-            r'step: expected a shape that broadcasts to that of x, \(3,\), '
-            r'got \(2,\)',
+            r'step: .* got \(2,\)',
         ),
         (
             dict(step=torch.ones(3, device='meta')),
@@ -320,24 +320,20 @@ def test_dense_layouts():
         (
             dict(step=torch.zeros(1)),
             ValueError,
-            'step: expected positive values, got 0.0',
+            'positive values, got 0',
         ),
         (
             dict(step=torch.tensor(torch.nan)),
             ValueError,
-            'positive values, got nan',
+            'step: expected positive values, got nan',
         ),
         (
             dict(offset=torch.ones(4)),
             ValueError,
-            r'offset: expected a shape .* \(3,\), got \(4,\)',
+            r'offset: .* got \(4,\)',
         ),
-        (
-            dict(qmin=1),
-            ValueError,
-            'expected qmin <= 0 <= qmax and qmin < qmax, got qmin=1, qmax=15',
-        ),
-        (dict(qmax=0), ValueError, 'got qmin=0, qmax=0'),
+        (dict(qmin=1), ValueError, 'qmin=1'),
+        (dict(qmax=0), ValueError, 'qmax=0'),
     ],
 )
 @pytest.mark.parametrize('form', ['reference', 'kernel'])

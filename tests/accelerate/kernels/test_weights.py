@@ -4,14 +4,13 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from mmauxq.accelerate.kernels.dispatch import keep_alive, use_form
+from mmauxq.accelerate.kernels.dispatch import use_form
 from mmauxq.accelerate.kernels.weights import (
     GroupedQuantizer,
     WeightRange,
     can_group,
 )
-from mmauxq.quantizers.functional import learned_step_quantize
-from mmauxq.quantizers.straight_through import clamp_min_ste
+from mmauxq.quantizers.functional import clamp_min_ste, learned_step_quantize
 
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 # shape, one step per channel, channels-last: rows longer than a block, rows
@@ -142,12 +141,7 @@ def test_results_that_nobody_used_and_gradients_of_other_layouts(dtype):
     upstream = torch.randn(4, 3, 3, 130, device=DEVICE, dtype=dtype)
     upstream = upstream.permute(0, 3, 1, 2)
     found[1].backward(upstream.contiguous())
-    # as without a group, where the layer did not run
-    assert all(
-        t.grad is None
-        for i in (0, *range(2, 8))
-        for t in (weights[i], steps[i])
-    )
+    assert weights[0].grad is None and steps[0].grad is None
     expected = one_by_one(weights, steps, dtype)[1]
     (grad,) = torch.autograd.grad(expected, weights[1], upstream)
     assert torch.equal(weights[1].grad, grad)
@@ -184,7 +178,7 @@ def test_what_can_be_taken():
 @pytest.mark.gpu
 @pytest.mark.skipif(DEVICE == 'cpu', reason='needs a CUDA GPU')
 def test_in_a_cuda_graph():
-    from mmauxq.evaluation.timing import graphed
+    from benchmarks.timing import graphed
 
     weights, steps = network()
     together = GroupedQuantizer(RANGES)
@@ -196,13 +190,11 @@ def test_in_a_cuda_graph():
         grads = torch.autograd.grad(y, [*weights, *steps], upstream)
         torch._foreach_copy_(found, grads)
 
-    with keep_alive() as kept:
-        replay = graphed(step)
+    replay = graphed(step)
     with torch.no_grad():
         for tensor in (*weights, *upstream):
             tensor.normal_()
     replay()
-    assert kept  # as long as it is replayed
     expected = torch.autograd.grad(
         one_by_one(weights, steps, torch.float32),
         [*weights, *steps],

@@ -1,9 +1,11 @@
 import json
 
+import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
+from mmauxq.deploy.onnx.audit import audit_onnx
 from mmauxq.quantizers import LSQ
 from tests.commands import audit_command, export_command
 from tests.deploy.conftest import CONFIG, OPTIONS
@@ -43,7 +45,7 @@ def test_all_hold(exported, checkpoint, capfd, weights):
 
 def test_a_network_with_more_levels_fails(checkpoint, capfd, monkeypatch):
     def unclipped(self, x):
-        step = self._spread(self.step, x)
+        step = self.broadcast(self.step, x)
         return (x / step).round() * step
 
     monkeypatch.setattr(LSQ, 'quantize', unclipped)
@@ -65,9 +67,9 @@ def claim_one_bit(model):
     """Let one weight have fewer bits than levels."""
     for entry in model.metadata_props:
         if entry.key == 'mmauxq_quantizers':
-            found = json.loads(entry.value)
-            found['backbone.layer1.0.conv1.weight_quantizer']['bits'] = 1
-            entry.value = json.dumps(found)
+            entries = json.loads(entry.value)
+            entries['backbone.layer1.0.conv1.weight_quantizer']['bits'] = 1
+            entry.value = json.dumps(entries)
 
 
 @pytest.mark.parametrize(
@@ -87,12 +89,41 @@ def test_a_file_with_more_levels_fails(
     assert wide[0].endswith(f'backbone.layer1.0.conv1.{name}')
 
 
+def test_weights_are_counted_for_each_scale(tmp_path):
+    """A linear weight is stored as (in, out): its scales are of columns."""
+    codes = np.arange(8).repeat(3).reshape(8, 3).astype(np.int8)
+    pair = ['w.codes', 'w.scale', 'w.zero']
+    model = helper.make_model(
+        helper.make_graph(
+            [
+                helper.make_node('DequantizeLinear', pair, ['w'], axis=1),
+                helper.make_node('MatMul', ['images', 'w'], ['logits']),
+            ],
+            'one layer',
+            [helper.make_tensor_value_info('images', 1, ['N', 8])],
+            [helper.make_tensor_value_info('logits', 1, ['N', 3])],
+            [
+                numpy_helper.from_array(codes, 'w.codes'),
+                numpy_helper.from_array(np.ones(3, np.float32), 'w.scale'),
+                numpy_helper.from_array(np.zeros(3, np.int8), 'w.zero'),
+            ],
+        )
+    )
+    entry = dict(bits=2, role='weight', codes='w.codes')
+    model.metadata_props.add(
+        key='mmauxq_quantizers', value=json.dumps(dict(w=entry))
+    )
+    onnx.save(model, tmp_path / 'model.onnx')
+    (count,) = audit_onnx(tmp_path / 'model.onnx', np.zeros((1, 8)))
+    assert count.levels == 8 and not count.holds
+
+
 @pytest.mark.parametrize(
     'content, message',
     [
         (None, 'f.onnx does not exist'),
-        (b'', 'was not written by tools/export.py'),
-        (b'text', 'is no ONNX model'),
+        (b'', 'expected a file of tools/export.py'),
+        (b'text', 'expected an ONNX model'),
     ],
 )
 def test_a_file_that_is_none_of_ours(

@@ -10,7 +10,7 @@ from mmauxq.analysis import deployed_bytes
 from mmauxq.deploy.folder import FILES
 from mmauxq.deploy.onnx import export as export_module
 from mmauxq.deploy.onnx import runtime
-from mmauxq.deploy.onnx.agreement import Agreement
+from mmauxq.deploy.onnx.verify import Agreement
 from mmauxq.errors import UsageError
 from tests.commands import evaluate, export_command
 from tests.deploy.conftest import CONFIG, OPTIONS
@@ -18,7 +18,7 @@ from tests.deploy.conftest import CONFIG, OPTIONS
 
 @pytest.fixture(scope='module')
 def exported(checkpoint, tmp_path_factory):
-    """The folder that the command writes, and what it said."""
+    """The folder that the command writes, and its lines."""
     out = tmp_path_factory.mktemp('export') / 'new' / 'digits'
     args = [CONFIG, checkpoint, '--out', out, '--images', 599, *OPTIONS]
     assert export_command([str(a) for a in args]) == 0
@@ -45,12 +45,13 @@ def test_the_report_names_every_byte(exported, network):
 def test_model_onnx_agrees_on_the_whole_test_set(exported):
     agreement = report_of(exported)['agreement']['model.onnx']
     assert agreement['holds'] and agreement['images'] == 599
-    assert agreement['same_class'] == 599 or agreement['ties'] > 0
+    # a tie touches one image, and an image that none touches keeps its class
+    touched = agreement['images_touched']
+    assert 599 - agreement['same_class'] <= touched <= agreement['ties']
     assert agreement['codes'] == 599 * (4 * 512 + 3 * 256 + 128)
     assert agreement['ties'] <= 20 and agreement['unexplained'] == 0
-    assert agreement['top1'] == pytest.approx(
-        agreement['top1_torch'], abs=0.01
-    )
+    difference = agreement['top1'] - agreement['top1_torch']
+    assert abs(difference) * 599 <= touched + 1e-6
 
 
 def test_the_slim_checkpoint_works_with_the_test_command(
@@ -91,15 +92,15 @@ def test_the_metadata_say_how_to_use_it(exported):
 
 
 def test_integer_kernels(network, checkpoint, tmp_path):
-    said = []
+    lines = []
     report = export_module.export(
         network, checkpoint, tmp_path / 'out', 'int8', 'int8', 64,
-        say=said.append,
+        say=lines.append,
     )  # fmt: skip
     layers = report['onnx']['integer_layers']
     assert len(layers) == 8 and set(layers.values()) == {'QLinearConv'}
     assert report['onnx']['float_layers'] == {}
-    assert any('8 of 8 quantized products run in integer' in s for s in said)
+    assert any('8 of 8 quantized products run in integer' in s for s in lines)
     assert report['agreement']['model.onnx']['same_class'] > 50
 
 
@@ -110,7 +111,8 @@ def test_an_export_takes_the_place_of_an_earlier_one(
     out.mkdir()
     (out / 'model.onnx').write_text('old')
     export_module.export(network, checkpoint, out, images=0, say=lambda _: 0)
-    assert (out / 'model.onnx').stat().st_size > 1000
+    assert {file.name for file in out.iterdir()} == set(FILES)
+    onnx.checker.check_model(onnx.load(out / 'model.onnx'))
 
 
 def test_a_runtime_that_refuses_the_type_is_not_silent(
@@ -124,26 +126,26 @@ def test_a_runtime_that_refuses_the_type_is_not_silent(
         return session(model, *args, **kwargs)
 
     monkeypatch.setattr(runtime, 'session', refuse)
-    said = []
+    lines = []
     report = export_module.export(
-        network, checkpoint, tmp_path / 'out', images=0, say=said.append
+        network, checkpoint, tmp_path / 'out', images=0, say=lines.append
     )
     note = 'onnxruntime 0 refuses the model; fell back to the int8 container'
-    assert f'warning: {note}' in said
+    assert f'warning: {note}' in lines
     assert report['onnx']['notes'] == [note]
     assert report['onnx']['weights'] == 'int8'
     assert note in (tmp_path / 'out' / 'report.md').read_text()
 
 
 def test_batch_norm_is_estimated_anew(network, checkpoint, tmp_path):
-    said = []
+    lines = []
     norm = network.architecture.backbone.layer1[0].bn1
     before = norm.running_mean.clone()
     report = export_module.export(
         network, checkpoint, tmp_path / 'out', images=599, batch_norm=5,
-        say=said.append,
+        say=lines.append,
     )  # fmt: skip
-    assert said[0].startswith('batch norm: 5 batches, top-1 ')
+    assert lines[0].startswith('batch norm: 5 batches, top-1 ')
     norms = report['batch_norm']
     assert norms['batches'] == 5 and norms['top1_before'] is not None
     assert norms['top1_after'] == report['agreement']['slim.pth']['top1']
@@ -182,8 +184,8 @@ def test_a_failure_leaves_the_folder_as_it_was(
 @pytest.mark.parametrize(
     'kind, message',
     [
-        ('other', 'holds notes.txt; allowed are a new folder, an empty one'),
-        ('file', 'is a file; allowed is a folder'),
+        ('other', 'out, which holds notes.txt'),
+        ('file', '--out: expected a folder, got the file'),
         ('under a file', 'cannot be written: File exists'),
     ],
 )
@@ -193,9 +195,9 @@ def test_a_folder_that_cannot_be_used(
     out = tmp_path / 'out'
     if kind == 'other':
         out.mkdir()
-        (out / 'notes.txt').write_text('mine')
+        (out / 'notes.txt').write_text('a note')
     else:
-        out.write_text('mine')
+        out.write_text('a note')
     before = tree(tmp_path)
     if kind == 'under a file':
         out = out / 'deep'
@@ -292,7 +294,7 @@ def test_images_are_what_the_runtime_saw(exported, network):
     """The file alone, as a user runs it."""
     images, _ = network.images(16)[0]
     with torch.no_grad():
-        want = network.architecture(images, mode='tensor').numpy()
+        expected = network.architecture(images, mode='tensor').numpy()
     running = runtime.session(exported / 'model.onnx')
-    have = runtime.run(running, images.numpy())
-    assert np.abs(have - want).max() < 1e-4 * np.abs(want).max()
+    logits = runtime.run(running, images.numpy())
+    assert np.abs(logits - expected).max() < 1e-4 * np.abs(expected).max()

@@ -1,19 +1,18 @@
 """Layers of every kind through PyTorch's exporter and ONNX Runtime."""
 
-import copy
-
 import pytest
 import torch
+from onnx import numpy_helper
 from torch import nn
 
 from mmauxq.deploy.onnx import runtime
-from mmauxq.deploy.onnx.agreement import compare, differing_weights
 from mmauxq.deploy.onnx.onnx_model import to_onnx
 from mmauxq.deploy.onnx.trace import trace
+from mmauxq.deploy.onnx.verify import compare, differing_weights
 from mmauxq.deploy.weight_operands import weight_operands
 from mmauxq.errors import UsageError
-from mmauxq.layers import quantize_layer
-from mmauxq.quantizers import LSQ, LSQPlus, calibrating
+from mmauxq.layers import quant_class
+from mmauxq.quantizers import LSQ, LSQPlus, calibrate
 
 SHAPE = (4, 6, 6)
 
@@ -30,7 +29,7 @@ class Net(nn.Module):
 
 
 def quantized(layer, bits=2, activation=LSQ, **settings):
-    return quantize_layer(
+    return quant_class(type(layer)).from_float(
         layer, LSQ(bits, 'weight', **settings), activation(bits)
     )
 
@@ -50,19 +49,18 @@ def prepared(*layers):
             nn.init.normal_(module.bias, std=0.3)
             nn.init.normal_(module.running_mean, std=0.3)
             nn.init.uniform_(module.running_var, 0.5, 2)
-    with torch.no_grad(), calibrating(network):
-        network(images())
+    calibrate(network, lambda: network(images()))
     return network
 
 
 def exported(network, graph, weights):
     """The model and its kernels, after every code was compared."""
-    lowered = to_onnx(network, images(), weights, traced=copy.deepcopy(graph))
+    lowered = to_onnx(network, images(), weights, traced=graph)
     labels = torch.full((16,), -1)
     result = compare(network, lowered.model, [(images(), labels)], lowered)
     assert result.holds and result.codes > 0 and result.ties < 10
     operands = weight_operands(network, images())
-    assert differing_weights(network, lowered.model, operands) == []
+    assert differing_weights(network, lowered, operands) == []
     return lowered, runtime.operators(lowered.model)[1]
 
 
@@ -173,8 +171,7 @@ def test_a_scale_for_each_channel_of_the_input_is_named(chain):
     network = convolutions(4)
     layer = network.layers[3]
     layer.input_quantizer = LSQ(4, num_channels=8, channel_axis=1)
-    with torch.no_grad(), calibrating(network):
-        network(images())
+    calibrate(network, lambda: network(images()))
     lowered, kernels = exported(network, chain, 'int8')
     assert 'layers.0' not in kernels and 'layers.3' not in kernels
     assert lowered.float_layers['layers.3'] == (
@@ -193,10 +190,57 @@ def test_a_batch_norm_that_would_need_a_wider_type_stays(chain):
     assert len(lowered.folded) == 4 and not lowered.kept
 
 
+def test_nested_clips_become_the_limits_that_they_have_together():
+    """A value from 2 to 6, then clipped to 0 to 1, is always 1."""
+    network = prepared(
+        quantized(nn.Conv2d(4, 4, 1), 4),
+        nn.Hardtanh(2, 6),
+        nn.Hardtanh(0, 1),
+        quantized(nn.Conv2d(4, 4, 1), 4),
+    )
+    lowered, kernels = exported(network, trace(network, SHAPE), 'int8')
+    assert 'layers.0' in kernels
+    kinds = {node.op_type for node in lowered.model.graph.node}
+    assert 'Clip' in kinds and not kinds & {'Min', 'Max', 'Relu'}
+
+
+def change_codes(lowered, name, change):
+    """Replace the codes of a weight in the exported model."""
+    for tensor in lowered.model.graph.initializer:
+        if tensor.name == f'{name}.codes':
+            codes = change(numpy_helper.to_array(tensor).copy())
+            tensor.CopyFrom(numpy_helper.from_array(codes, tensor.name))
+
+
+def test_a_lost_channel_is_found():
+    network = convolutions(4)
+    nn.init.zeros_(network.layers[1].weight[3])  # may be lost, unlike 0
+    lowered, _ = exported(network, trace(network, SHAPE), 'int8')
+    name = 'layers.0.weight_quantizer'
+
+    def lose(codes):
+        assert not codes[3].any() and codes[0].any()
+        codes[0] = 0
+        return codes
+
+    change_codes(lowered, name, lose)
+    operands = weight_operands(network, images())
+    assert differing_weights(network, lowered, operands) == [name]
+
+
+def test_a_transposed_square_matrix_is_found():
+    network = prepared(Tokens(quantized(nn.Linear(4, 4), 4)))
+    lowered, _ = exported(network, trace(network, SHAPE), 'int8')
+    name = 'layers.0.layer.weight_quantizer'
+    change_codes(lowered, name, lambda codes: codes.T)
+    operands = weight_operands(network, images())
+    assert differing_weights(network, lowered, operands) == [name]
+
+
 def test_a_layer_that_runs_twice_is_refused():
     layer = quantized(nn.Conv2d(4, 4, 1))
     network = prepared(layer, layer)
-    with pytest.raises(UsageError, match='is used 2 times in one forward'):
+    with pytest.raises(UsageError, match='got one that runs 2 times'):
         to_onnx(network, images())
 
 
@@ -212,7 +256,7 @@ def test_a_weight_that_enters_two_products_is_refused():
             conv = nn.functional.conv2d
             return conv(x, weight) + conv(-x, weight)
 
-    with pytest.raises(UsageError, match='goes to several operators'):
+    with pytest.raises(UsageError, match='got several operators'):
         to_onnx(prepared(Both()), images())
 
 
@@ -260,15 +304,16 @@ def test_quantized_residual_sums():
     pooled = nodes['MaxPool'].output[0]
     takers = [n for n in lowered.model.graph.node if pooled in n.input]
     assert [n.op_type for n in takers] == ['QuantizeLinear'] * 2
-    want = network(images()).detach()
-    have = runtime.run(runtime.session(lowered.model), images().numpy())
-    assert abs(torch.from_numpy(have) - want).max() < 0.02 * want.max()
+    expected = network(images()).detach()
+    logits = runtime.run(runtime.session(lowered.model), images().numpy())
+    difference = torch.from_numpy(logits) - expected
+    assert abs(difference).max() < 0.02 * expected.max()
 
 
 def test_without_a_residual_sum_the_option_changes_nothing(chain):
     network = convolutions(4)
     models = [
-        to_onnx(network, images(), 'int8', kind, copy.deepcopy(chain)).model
+        to_onnx(network, images(), 'int8', kind, chain).model
         for kind in ('float', 'int8')
     ]
     assert models[0] == models[1]

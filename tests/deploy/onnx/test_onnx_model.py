@@ -1,14 +1,12 @@
-import copy
-
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from mmauxq.deploy.onnx import runtime, whole_bias
-from mmauxq.deploy.onnx.agreement import LOGITS, compare, differing_weights
+from mmauxq.deploy.onnx import integer_bias, runtime
 from mmauxq.deploy.onnx.onnx_model import to_onnx
 from mmauxq.deploy.onnx.trace import trace
+from mmauxq.deploy.onnx.verify import LOGITS, compare, differing_weights
 from mmauxq.deploy.weight_operands import weight_operands
 from tests.networks import batch, joint_qat
 
@@ -72,7 +70,7 @@ def lowered_like(traced, name, weights, residual='float'):
     return (
         network,
         images,
-        to_onnx(network, images, weights, residual, copy.deepcopy(graph)),
+        to_onnx(network, images, weights, residual, graph),
     )
 
 
@@ -91,7 +89,7 @@ def test_every_code_is_that_of_pytorch(traced, name, weights):
     assert result.rounded == 0 or (name, weights) == ('lsq8', 'int8')
     assert bool(lowered.rounded) == ((name, weights) == ('lsq8', 'int8'))
     operands = weight_operands(network, images[:1])
-    assert differing_weights(network, lowered.model, operands) == []
+    assert differing_weights(network, lowered, operands) == []
 
 
 def test_rounded_biases_are_counted(traced):
@@ -105,11 +103,11 @@ def test_rounded_biases_are_counted(traced):
 
 
 def test_a_layer_without_an_exact_bias_runs_in_float(traced, monkeypatch):
-    monkeypatch.setattr(whole_bias, 'exact_line', lambda *args: None)
+    monkeypatch.setattr(integer_bias, 'fit_integer_line', lambda *args: None)
     network, images, lowered = lowered_like(traced, 'lsq4', 'int8')
     reason = lowered.float_layers['backbone.layer1.0.conv1']
     assert reason == (
-        '4 of its channels have no whole bias that gives the same codes'
+        '4 of its channels have no integer bias that gives the same codes'
     )
     assert 'QLinearConv' not in runtime.operators(lowered.model)[0]
     assert compare(
@@ -141,9 +139,10 @@ def test_products_run_in_integer_kernels(traced):
 def test_a_quantized_residual_is_near(traced):
     network, images, lowered = lowered_like(traced, 'lsq4', 'int8', 'int8')
     with torch.no_grad():
-        want = network(images, mode='tensor').numpy()
-    have = runtime.run(runtime.session(lowered.model), images.numpy())
-    assert np.abs(have - want).mean() < 0.2 * np.abs(want).mean()
+        expected = network(images, mode='tensor').numpy()
+    logits = runtime.run(runtime.session(lowered.model), images.numpy())
+    difference = np.abs(logits - expected).mean()
+    assert difference < 0.2 * np.abs(expected).mean()
 
 
 def test_the_batch_is_dynamic(traced):
@@ -162,6 +161,6 @@ def test_a_wrong_network_is_found(traced):
     result = compare(network, lowered.model, unlabelled(images), lowered)
     assert result.unexplained > 0 and not result.holds
     operands = weight_operands(network, images[:1])
-    assert differing_weights(network, lowered.model, operands) == [
+    assert differing_weights(network, lowered, operands) == [
         'backbone.layer1.0.conv1.weight_quantizer'
     ]

@@ -10,13 +10,13 @@ import torch
 
 import mmauxq.algorithms  # noqa: F401  (before anything is forked)
 from mmauxq import compat
-from mmauxq.engine import loops
+from mmauxq.engine import resumable_loops as loops
 from mmauxq.engine.hooks import EpochLengthHook
 from mmauxq.engine.hooks.epoch_length_hook import IMAGES, LENGTH
-from tests import killing
 from tests.conftest import ROOT
 from tests.networks import captured
 from tests.running import make_runner
+from tests.support import killing
 
 pytestmark = pytest.mark.filterwarnings('ignore:.*fork:DeprecationWarning')
 
@@ -95,7 +95,15 @@ def test_whether_a_validation_is_owed_stays(tmp_path, validated, expected):
 
 def test_without_resume_nothing_changes(tmp_path):
     runner = make_runner(tmp_path)
-    EpochLengthHook().after_load_checkpoint(runner, {})
+    info = {LENGTH: 8, IMAGES: 2, loops.VALIDATED: 16}
+    checkpoint = dict(
+        meta=dict(epoch=2, iter=16), message_hub=dict(runtime_info=dict(info))
+    )
+    with captured() as messages:
+        EpochLengthHook().after_load_checkpoint(runner, checkpoint)
+    assert checkpoint['meta'] == dict(epoch=2, iter=16)
+    assert checkpoint['message_hub']['runtime_info'] == info
+    assert messages == []
 
 
 def test_iterations_of_a_loop_by_iteration_stay(tmp_path):

@@ -76,7 +76,7 @@ def test_a_teacher_that_guesses_is_refused(
     if not refused:
         run(model, loader)
         return
-    with pytest.raises(UsageError, match='has top-1 .*; allowed is from'):
+    with pytest.raises(UsageError, match='expected top-1 of at least .*, got'):
         run(model, loader)
 
 
@@ -99,7 +99,7 @@ def test_images_of_another_size_are_refused(tmp_path):
             checkpoint=str(file),
         )
     )
-    with pytest.raises(UsageError, match='images of 8 pixels, F gets 12'):
+    with pytest.raises(UsageError, match='images of 12 pixels, got one for 8'):
         run(model, batches(network, 40, size=12))
 
 

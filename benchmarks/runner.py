@@ -1,0 +1,63 @@
+"""How long an iteration of ``tools/train.py`` takes."""
+
+import json
+import statistics
+from pathlib import Path
+
+from mmauxq.cli import run
+
+from .processes import Turn
+from .recipes import OPTIONS, amp, write_config
+
+
+def measure(
+    network: str, what: str, form: str, batch: int, size: int, steps: int,
+    work_dir: Path, turn: Turn,
+) -> dict:  # fmt: skip
+    """Train on generated images, and read the times from the log.
+
+    Args:
+        network: Short name of a network in the recipes, such as ``'r50'``.
+        what: A key of ``RECIPES``.
+        form: A key of ``OPTIONS``.
+        batch: Images in a step.
+        size: Height and width of the images in pixels.
+        steps: Iterations; those before the 20th, or the first half of fewer,
+            do not count. The log has the mean of each ten.
+        work_dir: Folder of config and logs.
+        turn: Taken for the whole run.
+
+    Raises:
+        RuntimeError: If the training fails.
+    """
+    each = max(1, min(10, steps // 4))
+    config = write_config(
+        work_dir, network, what, batch, batch * steps, size,
+        more=f'default_hooks["logger"] = dict(interval={each})\n',
+    )  # fmt: skip
+    arguments = [
+        str(config), '--work-dir', str(work_dir), *amp(), *OPTIONS[form],
+    ]  # fmt: skip
+    turn.take()
+    status = run('train', arguments)
+    turn.give()
+    if status:
+        raise RuntimeError(f'tools/train.py {" ".join(arguments)}: {status}')
+    log = max(work_dir.rglob('scalars.json'))  # not those of earlier runs
+    records = [json.loads(line) for line in log.read_text().splitlines()]
+    records = [record for record in records if 'time' in record]
+    late = records[min(20 // each, len(records) // 2) :]
+    # MMEngine counts memory anew after each record, and a recorded step
+    # allocates nothing: the first record has the peak
+    peak = max(record.get('memory', 0) for record in records) / 2**10
+    return dict(
+        ms=_median_ms(late, 'time'),
+        data_ms=_median_ms(late, 'data_time'),
+        repeats=len(late) * each,
+        peak_gib=peak or None,
+    )
+
+
+def _median_ms(records: list[dict], key: str) -> float:
+    seconds = statistics.median(record.get(key, 0.0) for record in records)
+    return round(seconds * 1e3, 3)

@@ -1,8 +1,0 @@
-_base_ = ['./_base_/networks/imagenet_swint.py', './_base_/qat_w4a4.py']
-
-model = dict(
-    _delete_=True,
-    architecture=_base_.model,
-    float_checkpoint=_base_.float_checkpoint,
-    **_base_.quantization,
-)

@@ -1,0 +1,103 @@
+"""The arms of a comparison, as the command line gives them."""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmengine.config import Config
+
+from mmauxq.engine.config_validation import (
+    merge_options,
+    settle_own_sections,
+)
+from mmauxq.errors import UsageError
+
+EQUAL = (
+    'train_cfg',
+    'param_scheduler',
+    'optim_wrapper',
+    'train_dataloader',
+    'val_dataloader',
+    'val_evaluator',
+)
+"""Parts of a config in which all arms must agree: budget and yardstick."""
+
+
+def read_arms(
+    arms: Sequence[str], options: dict | None = None
+) -> dict[str, Config]:
+    """Read the config of each arm.
+
+    Args:
+        arms: ``NAME=CONFIG``, each followed by any number of
+            ``,key=value`` that differ for this arm; values are JSON, or text.
+        options: Overrides for all arms.
+
+    Raises:
+        UsageError: If a name comes twice, a file is missing, a section does
+            not fit, or the arms differ in their budget.
+    """
+    configs: dict[str, Config] = {}
+    for text in arms:
+        name, _, rest = text.partition('=')
+        # lists and dicts have commas of their own
+        path, *own = re.split(r',(?=[A-Za-z_][\w.]*(?:=|$))', rest)
+        if not name or not path or '/' in name:
+            raise UsageError(
+                f'--arms: expected NAME=CONFIG[,KEY=VALUE], got {text!r}'
+            )
+        if name in configs:
+            raise UsageError(f'arm {name!r} is given twice')
+        if not Path(path).is_file():
+            raise UsageError(f'arm {name!r}: config {path} does not exist')
+        config = Config.fromfile(path)
+        merge_options(config, options or {}, f'arm {name!r}: --cfg-options')
+        merge_options(
+            config, dict(_override(name, o) for o in own), f'arm {name!r}:'
+        )
+        try:
+            settle_own_sections(config)
+        except UsageError as error:
+            raise UsageError(f'arm {name!r}: {error}') from error
+        configs[name] = config
+    first, *others = configs
+    for other in others:
+        for part in EQUAL:
+            if configs[first].get(part) != configs[other].get(part):
+                raise UsageError(
+                    f'arms {first!r} and {other!r} differ in {part}; a '
+                    'comparison is fair on one budget only'
+                )
+    return configs
+
+
+def _override(arm: str, text: str) -> tuple[str, object]:
+    key, equals, value = text.partition('=')
+    if not equals:
+        raise UsageError(f'arm {arm!r}: expected KEY=VALUE, got {text!r}')
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, None if value == 'None' else value
+
+
+def check_arms(configs: dict[str, Config]) -> None:
+    """Build the model of every arm, and discard it.
+
+    A wrong tap or teacher then ends the comparison before its first run, not
+    after hours.
+
+    Raises:
+        UsageError: If one cannot be built.
+    """
+    from mmauxq import compat
+
+    compat.enable()
+    from .training_run import build_model
+
+    for arm, config in configs.items():
+        try:
+            build_model(config)
+        except UsageError as error:
+            raise UsageError(f'arm {arm!r}: {error}') from error

@@ -1,0 +1,122 @@
+"""Several comparisons side by side: in which setting an arm helps."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mmauxq import text
+from mmauxq.errors import UsageError
+
+from .comparison import by_arm, collect, finals
+from .statistics import PairedDifference, paired_difference, spread
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What an arm does in one setting.
+
+    Args:
+        setting: Name of the comparison's folder.
+        arm: Name of the arm.
+        result: Its final top-1, percent, one for each shared seed.
+        reference: That of the arm that it is compared with.
+        step: Its median step time over that of the other.
+    """
+
+    setting: str
+    arm: str
+    result: tuple[float, ...]
+    reference: tuple[float, ...]
+    step: float
+
+    @property
+    def difference(self) -> PairedDifference:
+        """Result minus reference, in percentage points."""
+        return paired_difference(self.result, self.reference)
+
+
+def effects(
+    folders: Sequence[Path], reference: str | None = None
+) -> list[Effect]:
+    """Every arm of every comparison against the reference of its folder.
+
+    Args:
+        folders: Folders of comparisons; ``results.jsonl`` alone will do.
+        reference: Name of an arm; by default the first of each folder.
+
+    Raises:
+        UsageError: If a folder holds no finished run, lacks the reference, or
+            there is nothing to compare it with.
+    """
+    result = []
+    for folder in folders:
+        arms = by_arm(collect(folder))
+        base = reference or next(iter(arms))
+        if base not in arms:
+            raise UsageError(
+                f'{folder}: expected an arm {base!r}, got {", ".join(arms)}'
+            )
+        for name, runs in arms.items():
+            shared = sorted(set(runs) & set(arms[base]))
+            if name == base or not shared:
+                continue
+            top1, base_top1 = finals(shared, runs, arms[base])
+            step, base_step = (
+                np.median([arm[seed]['step_seconds'] for seed in shared])
+                for arm in (runs, arms[base])
+            )
+            result.append(
+                Effect(
+                    folder.resolve().name,
+                    name,
+                    tuple(top1),
+                    tuple(base_top1),
+                    float(step / base_step),
+                )
+            )
+    if not result:
+        raise UsageError(
+            'no folder holds two arms that share a seed; nothing to compare'
+        )
+    return result
+
+
+def together(effects: Sequence[Effect]) -> list[Effect]:
+    """Arms that are in several settings, all their pairs as one sample.
+
+    The interval is that of the mean over these pairs, whatever their setting:
+    settings with more seeds count more.
+    """
+    arms: dict[str, list[Effect]] = {}
+    for effect in effects:
+        arms.setdefault(effect.arm, []).append(effect)
+    return [
+        Effect(
+            'together',
+            f'{name}, {len(settings)} settings',
+            sum((effect.result for effect in settings), ()),
+            sum((effect.reference for effect in settings), ()),
+            float(np.median([effect.step for effect in settings])),
+        )
+        for name, settings in arms.items()
+        if len(settings) > 1
+    ]
+
+
+def table(effects: Sequence[Effect]) -> str:
+    """A row of Markdown for each effect."""
+    head = ['setting', 'reference, top-1', 'arm',
+            'difference, 95% interval, wins', 'step']  # fmt: skip
+    rows = []
+    before = ''
+    for effect in effects:
+        setting = ['', '']
+        if effect.setting != before:
+            before = effect.setting
+            setting = [before, spread(effect.reference)]
+        rows.append(
+            [*setting, effect.arm, effect.difference, f'{effect.step:.2f}']
+        )
+    return text.table(head, rows)

@@ -1,0 +1,140 @@
+"""Whether what the data sets give can enter the model."""
+
+from logging import Logger
+from typing import Any
+
+import numpy as np
+from mmengine.hooks import Hook
+from mmpretrain.models import ClsHead
+from torch import Tensor, nn
+
+from mmauxq.errors import UsageError, one_line
+from mmauxq.network.profile import floating, profile
+
+from ..image_shape import generators_kept
+from ..running import bare_model
+
+
+class DataCheckHook(Hook):
+    """Checks the first sample of each data set before the first step.
+
+    An error of the data set itself is left to the loop, which meets it too.
+    Registered by :func:`~mmauxq.engine.build_runner.build_runner`.
+
+    Raises:
+        UsageError: If a data set is empty; its first sample has no ``inputs``,
+            does not pass the data preprocessor, or is of a size on which the
+            network cannot run; or it has more classes than the head.
+    """
+
+    priority = 'VERY_HIGH'
+
+    def before_train(self, runner: Any) -> None:
+        """Check the data of all loops that are built."""
+        for name in ('train', 'val', 'test'):
+            loop = getattr(runner, f'_{name}_loop')
+            loader = getattr(loop, 'dataloader', None)
+            if hasattr(loader, 'dataset'):
+                _check(runner, loader, f'{name}_dataloader.dataset')
+
+    before_test = before_train
+
+
+def _check(runner: Any, loader: Any, place: str) -> None:
+    dataset, model = loader.dataset, bare_model(runner)
+    if len(dataset) == 0:
+        raise UsageError(f'{place}: expected at least one sample, got none')
+    try:
+        with generators_kept():
+            sample = dataset[0]
+            if hasattr(dataset, '__getitems__'):  # as torch's loader does
+                batch = loader.collate_fn(dataset.__getitems__([0]))
+            else:
+                batch = loader.collate_fn([sample])
+    except Exception:
+        return
+    if not isinstance(sample, dict) or 'inputs' not in sample:
+        got = f'a {type(sample).__name__}'
+        if isinstance(sample, dict):
+            got = f'the keys {sorted(map(str, sample))}'
+        raise UsageError(
+            f'{place}.pipeline: expected `inputs`, got {got}; a pipeline ends '
+            "with dict(type='PackInputs')"
+        )
+    _check_images(model, batch, place, runner.cfg.get('data_preprocessor'))
+    _check_classes(model, dataset, place, runner.logger)
+
+
+def _check_images(
+    model: nn.Module, batch: Any, place: str, given: dict | None
+) -> None:
+    """They pass the data preprocessor; what comes out, the network takes."""
+    preprocessor = 'data_preprocessor' + (f'={dict(given)}' if given else '')
+    try:
+        images = model.data_preprocessor(batch)['inputs']
+    except Exception as error:
+        raise UsageError(
+            f'{preprocessor}: {one_line(error)} (on the first sample of '
+            f'{place})'
+        ) from error
+    cost = getattr(model, 'cost', None)
+    if cost is None or not isinstance(images, Tensor):
+        return
+    shape = tuple(images.shape[1:])
+    if shape == tuple(cost.shape):
+        return
+    try:
+        with floating(model.architecture):
+            profile(model.architecture, shape)
+    except UsageError as error:
+        raise UsageError(
+            f'{place}: expected images on which the network runs, such as '
+            f'{tuple(cost.shape)}, got {shape} after {preprocessor}: {error}'
+        ) from error
+
+
+def _check_classes(
+    model: nn.Module, dataset: Any, place: str, logger: Logger
+) -> None:
+    """Labels are to be below the number of classes of a single-label head."""
+    prefix = 'model'
+    if hasattr(model, 'architecture'):
+        model, prefix = model.architecture, 'model.architecture'
+    head = getattr(model, 'head', None)
+    width = getattr(head, 'num_classes', None)
+    if not isinstance(head, ClsHead) or not isinstance(width, int):
+        return
+    key = f'{prefix}.head.num_classes'
+    names = (getattr(dataset, 'metainfo', None) or {}).get('classes')
+    if names is None:
+        count = 1 + max(_some_labels(dataset), default=-1)
+        if width < count:
+            raise UsageError(
+                f'{key}: expected {count} at least, for the labels of '
+                f'{place}, got {width}'
+            )
+        return
+    count, shown = len(names), ', '.join(map(str, names[:5]))
+    classes = f'the classes of {place} ({shown}{", ..." * (count > 5)})'
+    if width < count:
+        raise UsageError(f'{key}: expected {count}, {classes}, got {width}')
+    if width > count:
+        logger.warning(
+            f'{key}={width} is more than the {count} of {classes}: the others '
+            'are never right'
+        )
+
+
+def _some_labels(dataset: Any, most: int = 1000) -> list[int]:
+    """Labels of up to ``most`` samples, evenly spaced, without their images.
+
+    None of a data set that cannot give them without reading an image.
+    """
+    if not hasattr(dataset, 'get_data_info'):
+        return []
+    step = -(-len(dataset) // most)
+    labels = [
+        dataset.get_data_info(i).get('gt_label')
+        for i in range(0, len(dataset), step)
+    ]
+    return [int(k) for k in labels if isinstance(k, (int, np.integer))]

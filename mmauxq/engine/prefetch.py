@@ -1,0 +1,133 @@
+"""Batches of a loader, the next one on its way while the GPU computes."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .running import tensors_in
+
+END = object()
+
+
+class Batches:
+    """The batches of a loader, one after the other, then :data:`END`.
+
+    In every step the host waits for the GPU, for the values of the losses.
+    What :meth:`fetch` does before that, :meth:`take` need not do after it.
+
+    Args:
+        batches: From the loader.
+        device: Where the images of a batch are moved; ``None`` leaves them.
+        preprocessor: A data preprocessor whose work on the labels is done
+            ahead as well, see :meth:`preprocessing` and
+            :func:`label_preprocessor`.
+    """
+
+    def __init__(
+        self,
+        batches: Iterator[Any],
+        device: torch.device | None = None,
+        preprocessor: nn.Module | None = None,
+    ) -> None:
+        self.batches, self.device = batches, device
+        self.preprocessor = preprocessor
+        # the forward that preprocessing() replaces
+        self._preprocess: Callable | None = getattr(
+            preprocessor, 'forward', None
+        )
+        self._ready: tuple[Any, Any] = (None, None)
+        self._next: Any = None
+        self._stream = None
+        if device is not None and device.type == 'cuda':
+            self._stream = torch.cuda.Stream(device)
+
+    def fetch(self) -> None:
+        """Prepare the next batch, unless it is ready."""
+        if self._next is None:
+            self._next = self._moved(next(self.batches, END))
+
+    def take(self) -> Any:
+        """The next batch, or :data:`END`."""
+        self.fetch()
+        batch, self._next = self._next, None
+        if self._stream is not None and isinstance(batch, dict):
+            now = torch.cuda.current_stream(self.device)
+            now.wait_stream(self._stream)
+            # the labels are views of one tensor, which is recorded once
+            memory = {
+                tensor.untyped_storage().data_ptr(): tensor
+                for tensor in tensors_in(batch)
+                if tensor.is_cuda
+            }
+            for tensor in memory.values():
+                tensor.record_stream(now)
+        return batch
+
+    @contextmanager
+    def preprocessing(self) -> Iterator[None]:
+        """Let the preprocessor use the labels that are prepared.
+
+        MMPretrain's preprocessor gives each data sample its part of the
+        labels, and makes it one-hot where images are mixed, one by one, which
+        takes longer than all else that the host does between two steps. The
+        images are preprocessed in their step: normalised they would take four
+        times the memory, and mixing draws random numbers.
+        """
+        module, forward = self.preprocessor, self._preprocess
+        if module is None or forward is None:
+            yield
+            return
+
+        def ahead(data: Any, training: bool = False) -> Any:
+            batch, samples = self._ready
+            if data is not batch or module.batch_augments is not None:
+                return forward(data, training)  # mixing needs both
+            images = forward(dict(inputs=data['inputs']), training)
+            return dict(images, data_samples=samples)
+
+        module.forward = ahead  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            del module.forward  # the forward of its class is back
+
+    def _moved(self, batch: Any) -> Any:
+        if self.device is None or not isinstance(batch, dict):
+            return batch
+        with torch.cuda.stream(self._stream):
+            batch = dict(batch, inputs=self._to_device(batch.get('inputs')))
+            images, samples = batch['inputs'], batch.get('data_samples')
+            if self._preprocess and isinstance(images, Tensor) and samples:
+                none = dict(inputs=images[:0], data_samples=samples)
+                done = self._preprocess(none, False)  # nothing is mixed
+                self._ready = batch, done['data_samples']
+        return batch
+
+    def _to_device(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.to(self.device, non_blocking=True)
+        if isinstance(value, (list, tuple)):
+            return type(value)(map(self._to_device, value))
+        return value
+
+
+def label_preprocessor(model: nn.Module) -> nn.Module | None:
+    """The data preprocessor, if its class is MMPretrain's own.
+
+    What a subclass does to the labels is not known.
+    """
+    from mmpretrain.models import ClsDataPreprocessor
+
+    preprocessor = getattr(model, 'data_preprocessor', None)
+    return preprocessor if type(preprocessor) is ClsDataPreprocessor else None
+
+
+def device_of(model: nn.Module) -> torch.device | None:
+    """The GPU of a model; ``None`` if it is on the CPU."""
+    parameter = next(model.parameters(), None)
+    if parameter is None or not parameter.is_cuda:
+        return None
+    return parameter.device

@@ -1,0 +1,312 @@
+"""Training loops that a resumed run enters exactly where it was left."""
+
+import bisect
+import copy
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from mmengine.dataset import InfiniteSampler
+from mmengine.dist import all_gather_object
+from mmengine.runner import EpochBasedTrainLoop
+from torch import nn
+from torch.utils.data import BatchSampler, DataLoader, Sampler
+
+from mmauxq.errors import UsageError
+from mmauxq.registry import LOOPS
+
+from .prefetch import END, Batches, device_of, label_preprocessor
+from .running import bare_model, forward_hooks
+from .seeds import seed_step
+
+VALIDATED = 'mmauxq/validated'
+LEAST_HISTORY = 2000
+
+
+class ResumableLoop(EpochBasedTrainLoop):
+    """What the two loops share."""
+
+    def _progress(self) -> tuple[int, int]:
+        """What is done of the training and the whole, epochs or steps."""
+        raise NotImplementedError
+
+    def _check_ranks(self) -> None:
+        """Check that no rank would wait for a batch that another lacks.
+
+        Raises:
+            UsageError: If ranks have different numbers of batches.
+        """
+        lengths = all_gather_object(len(self.dataloader))
+        if len(set(lengths)) > 1:
+            raise UsageError(
+                'train_dataloader: expected as many batches in an epoch on '
+                f'each rank, got {" and ".join(map(str, lengths))}; set '
+                'sampler.round_up=True or drop_last=True'
+            )
+
+    def run_iter(self, idx: int, data_batch: Any) -> None:
+        """One step.
+
+        Raises:
+            UsageError: If a batch norm gets one value per channel.
+        """
+        try:
+            super().run_iter(idx, data_batch)
+        except Exception as error:
+            # torch's words; under torch.compile it has another type
+            words = 'Expected more than 1 value per channel when training'
+            _, found, size = str(error).partition(words)
+            if not found:
+                raise
+            raise UsageError(
+                f'train_dataloader: step {self._iter}: expected 2 or more '
+                f'values per channel{size.splitlines()[0]}; '
+                'set drop_last=True or another batch_size'
+            ) from error
+
+    @contextmanager
+    def _batches_from(self, start: int) -> Iterator[Batches]:
+        """The batches of a pass, without the first ``start``.
+
+        Where other processes make them, the next one is fetched as soon as a
+        forward pass is launched, and its labels are prepared. Made in this
+        process it would draw random numbers before its turn, and a resumed
+        run would not be the same.
+        """
+        model = self.runner.model
+        device = device_of(model) if self.dataloader.num_workers > 0 else None
+        batches = Batches(
+            starting_at(self.dataloader, start),
+            device,
+            device and label_preprocessor(bare_model(self.runner)),
+        )
+
+        def fetch(module: nn.Module, args: Any, output: Any) -> None:
+            if module.training:
+                batches.fetch()
+
+        ahead = [(model, fetch)] if device else []
+        with forward_hooks(ahead), batches.preprocessing():
+            yield batches
+
+    def _seed(self, what: str = 'train') -> None:
+        seed_step(self.runner.seed, self._iter, what)
+
+    def _bound_histories(self) -> None:
+        """Let the log keep an epoch of each number, and not all of them.
+
+        MMEngine keeps the last million: memory, checkpoints and the time to
+        copy them would grow with every step.
+        """
+        if self._iter % 1000:
+            return
+        longest = max(len(self.dataloader), LEAST_HISTORY)
+        for name, buffer in self.runner.message_hub.log_scalars.items():
+            if name.startswith('train/'):
+                buffer.max_length = min(buffer.max_length, longest)
+
+    def _before_train(self) -> dict[str, int]:
+        """Call the hooks; returns the place that the message hub had."""
+        info = self.runner.message_hub.runtime_info
+        place = {key: info[key] for key in ('epoch', 'iter') if key in info}
+        self.runner.call_hook('before_train')
+        return place
+
+    def _catch_up(self, place: dict[str, int]) -> None:
+        """Validate where the run was killed, as it would have been done.
+
+        A checkpoint that is the best is then written again, with all that the
+        message hub says; hooks have meanwhile moved on to the next step.
+        """
+        self.runner.message_hub.update_info_dict(place)
+        self._validate_if_due()
+
+    def _validate_if_due(self) -> None:
+        done, whole = self._progress()
+        phase = bisect.bisect(self.dynamic_milestones, done + 1) - 1
+        self.val_interval = self.dynamic_intervals[phase]
+        if (
+            self.runner.val_loop is not None
+            and done >= self.val_begin
+            and (done % self.val_interval == 0 or done == whole)
+        ):
+            self._validate()
+
+    def _validate(self) -> None:
+        """Validate, and note for which step it was done.
+
+        The note is stored with the best checkpoint, which is saved after
+        validation, but not with that of the epoch, saved before.
+        """
+        self._seed('val')
+        self.runner.message_hub.update_info(VALIDATED, self._iter)
+        self.runner.val_loop.run()
+
+    def _owes_validation(self) -> bool:
+        """Whether a run was killed between a checkpoint and validation."""
+        done = self.runner.message_hub.runtime_info.get(VALIDATED)
+        if done is None:  # a new run, or a checkpoint of another loop
+            self.runner.message_hub.update_info(VALIDATED, self._iter)
+            return False
+        return done < self._iter
+
+
+@LOOPS.register_module()
+class EpochLoop(ResumableLoop):
+    """MMEngine's loop over epochs, with an exact resume.
+
+    A run that was killed and resumed goes on with the batch, the random
+    numbers and, if it was killed in between, the validation that come next.
+    MMEngine begins the epoch anew, skips the validation, and draws random
+    numbers that no unbroken run draws.
+
+    Random numbers drawn in loader processes are MMEngine's: exact if the
+    processes start anew each epoch (``persistent_workers=False``) and the
+    checkpoint is one of the end of an epoch. The order of samples always is.
+
+    Args: as of MMEngine's ``EpochBasedTrainLoop``.
+    """
+
+    def run(self) -> Any:
+        """Train, from wherever the runner is."""
+        self._check_ranks()
+        place = self._before_train()
+        at_start_of_epoch = self._done_in_epoch() == 0
+        if self._owes_validation() and at_start_of_epoch:
+            self._catch_up(place)
+        while self._epoch < self._max_epochs and not self.stop_training:
+            self.run_epoch()
+            self._validate_if_due()
+        self.runner.call_hook('after_train')
+        return self.runner.model
+
+    def run_epoch(self) -> None:
+        """The rest of an epoch."""
+        self.runner.call_hook('before_train_epoch')
+        self.runner.model.train()
+        start = self._done_in_epoch()
+        self._seed('epoch')
+        with self._batches_from(start) as batches:
+            for index in itertools.count(start):
+                self._seed()
+                batch = batches.take()
+                if batch is END:
+                    break
+                self._bound_histories()
+                self.run_iter(index, batch)
+        self.runner.call_hook('after_train_epoch')
+        self._epoch += 1
+
+    def _progress(self) -> tuple[int, int]:
+        return self._epoch, self._max_epochs
+
+    def _done_in_epoch(self) -> int:
+        length = len(self.dataloader)
+        done = self._iter - self._epoch * length
+        # another length of epoch than that of the checkpoint: begin anew
+        return done if 0 <= done <= length else 0
+
+
+@LOOPS.register_module()
+class IterLoop(ResumableLoop):
+    """A loop over iterations, as MMEngine's, with an exact resume.
+
+    See :class:`EpochLoop`. Batches before the first are not loaded again, and
+    nothing waits where a pass over the data ends.
+
+    Args:
+        runner: The runner.
+        dataloader: Or its config.
+        max_iters: Steps of the whole training.
+        val_begin: First step at which a validation may happen.
+        val_interval: Steps between validations.
+        dynamic_intervals: As of MMEngine's ``IterBasedTrainLoop``.
+    """
+
+    def __init__(
+        self,
+        runner: Any,
+        dataloader: Any,
+        max_iters: int,
+        val_begin: int = 1,
+        val_interval: int = 1000,
+        dynamic_intervals: list[tuple[int, int]] | None = None,
+    ) -> None:
+        super().__init__(
+            runner, dataloader, 1, val_begin, val_interval, dynamic_intervals
+        )
+        self._max_iters = int(max_iters)
+
+    def run(self) -> Any:
+        """Train, from wherever the runner is."""
+        self._check_ranks()
+        place = self._before_train()
+        self.runner.call_hook('before_train_epoch')
+        if self._owes_validation():
+            self._catch_up(place)
+        batches = self._batches()
+        while self._iter < self._max_iters and not self.stop_training:
+            self.runner.model.train()
+            batch = next(batches)
+            self._bound_histories()
+            self.run_iter(self._iter, batch)
+            self._validate_if_due()
+        self.runner.call_hook('after_train_epoch')
+        self.runner.call_hook('after_train')
+        return self.runner.model
+
+    def _progress(self) -> tuple[int, int]:
+        return self._iter, self._max_iters
+
+    def _batches(self) -> Iterator[Any]:
+        """The batches from the next one on, for ever."""
+        passes, start = divmod(self._iter, len(self.dataloader))
+        sampler = self.dataloader.sampler
+        if isinstance(sampler, InfiniteSampler):
+            passes, start = 0, self._iter
+        for number in itertools.count(passes):
+            if hasattr(sampler, 'set_epoch'):
+                sampler.set_epoch(number)
+            self._seed('epoch')
+            with self._batches_from(start) as batches:
+                while True:
+                    self._seed()
+                    batch = batches.take()
+                    if batch is END:
+                        break
+                    yield batch
+            start = 0
+
+
+def starting_at(loader: DataLoader, start: int) -> Iterator[Any]:
+    """The batches of a loader without the first ``start``.
+
+    Where the loader's batches are plain cuts of its sampler, those left out
+    are not even loaded. The loader itself is not changed.
+    """
+    cutter = loader.batch_sampler
+    if not start or type(cutter) is not BatchSampler:
+        batches = iter(loader)
+        for _ in range(start):
+            next(batches, None)
+        return batches
+    rest = copy.copy(loader)
+    rest._iterator = None  # persistent processes serve one pass at a time
+    # not by an assignment: a loader forbids it
+    vars(rest)['batch_sampler'] = BatchSampler(
+        _Rest(cutter.sampler, start * cutter.batch_size),
+        cutter.batch_size,
+        cutter.drop_last,
+    )
+    return iter(rest)
+
+
+class _Rest(Sampler):
+    """What a sampler gives, without the first ``start`` indices."""
+
+    def __init__(self, sampler: Sampler, start: int) -> None:
+        self.sampler, self.start = sampler, start
+
+    def __iter__(self) -> Iterator[int]:
+        return itertools.islice(iter(self.sampler), self.start, None)

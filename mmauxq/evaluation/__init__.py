@@ -1,1 +1,0 @@
-"""Benchmarks, and the sweep over the configs of MMPretrain."""

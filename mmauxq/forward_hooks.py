@@ -1,0 +1,29 @@
+"""Hooks on many modules at once."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+
+from torch import Tensor, nn
+
+
+@contextmanager
+def forward_hooks(
+    modules: Iterable[tuple[str, nn.Module]],
+    hook: Callable[[str, nn.Module, Tensor, Tensor], Tensor | None],
+) -> Iterator[None]:
+    """Call ``hook`` after each forward pass of ``modules``, while active.
+
+    Args:
+        modules: (name, module) pairs.
+        hook: Takes the name, the module, its first argument and its output;
+            a tensor that it returns takes the place of the output.
+    """
+    with ExitStack() as handles:
+        for name, module in modules:
+            handle = module.register_forward_hook(
+                lambda module, args, output, name=name: hook(
+                    name, module, args[0], output
+                )
+            )
+            handles.enter_context(handle)
+        yield

@@ -1,0 +1,102 @@
+"""Several comparisons side by side."""
+
+import json
+
+import pytest
+from matplotlib import pyplot as plt
+
+from mmauxq.compare.figures import plot_effects
+from mmauxq.compare.meta_comparison import effects, table, together
+from mmauxq.errors import UsageError
+
+
+def write(folder, **arms):
+    """Final top-1 of each arm, by seed, as a comparison leaves them."""
+    folder.mkdir()
+    lines = [
+        json.dumps(dict(arm=arm, seed=seed, final=final, step_seconds=seconds))
+        for arm, (seconds, finals) in arms.items()
+        for seed, final in finals.items()
+    ]
+    (folder / 'results.jsonl').write_text('\n'.join(lines) + '\n')
+    return folder
+
+
+@pytest.fixture
+def folders(tmp_path):
+    return [
+        write(
+            tmp_path / 'float',
+            plain=(0.1, {0: 90.0, 1: 92.0}),
+            aux=(0.15, {1: 92.5, 0: 91.0, 2: 99.0}),
+            other=(0.3, {7: 50.0}),
+        ),
+        write(
+            tmp_path / 'scratch',
+            plain=(0.2, {3: 60.0}),
+            aux=(0.2, {3: 61.5}),
+        ),
+    ]
+
+
+def test_each_arm_beside_the_reference_of_its_folder(folders):
+    first, second = effects(folders)
+    assert (first.setting, first.arm) == ('float', 'aux')
+    assert first.reference == (90.0, 92.0)
+    assert (first.difference.mean, first.difference.pairs) == (0.75, 2)
+    assert first.difference.wins == 2
+    assert first.step == pytest.approx(1.5)
+    assert (second.setting, second.difference.mean) == ('scratch', 1.5)
+    text = table([first, second]).splitlines()
+    assert text[2] == (
+        '| float | 91.00 ± 1.41 | aux | +0.75 +- 3.18, 2 of 2 above | 1.50 |'
+    )
+    assert text[3] == '| scratch | 60.00 | aux | +1.50, 1 of 1 above | 1.00 |'
+
+
+def test_arms_of_several_settings_together(folders):
+    found = effects(folders)
+    (aux,) = together(found)
+    assert aux.arm == 'aux, 2 settings'
+    # 1.0, 0.5 and 1.5: t = 4.303 with two degrees of freedom
+    assert aux.difference.mean == pytest.approx(1.0)
+    assert aux.difference.half_width == pytest.approx(
+        4.303 * 0.5 / 3**0.5, 1e-3
+    )
+    assert (aux.difference.wins, aux.difference.pairs) == (3, 3)
+    assert aux.step == pytest.approx(1.25)
+    assert together(found[:1]) == []
+
+
+def test_another_reference(folders):
+    found = effects(folders, 'aux')
+    assert [e.difference.mean for e in found] == [-0.75, -1.5]
+
+
+def test_nothing_to_compare(folders, tmp_path):
+    with pytest.raises(
+        UsageError, match="expected an arm 'kd', got plain, aux"
+    ):
+        effects(folders, 'kd')
+    with pytest.raises(UsageError, match='no finished run'):
+        effects([tmp_path])
+    lonely = write(tmp_path / 'lonely', plain=(0.1, {0: 1.0}))
+    with pytest.raises(UsageError, match='two arms that share a seed'):
+        effects([lonely])
+
+
+def test_the_figure(folders, tmp_path, monkeypatch):
+    kept = []
+    monkeypatch.setattr(
+        'mmauxq.compare.figures._save',
+        lambda figure, path: kept.append(figure),
+    )
+    plot_effects(tmp_path / 'map.png', effects(folders))
+    (axes,) = kept[0].axes
+    labels = [text.get_text() for text in axes.get_yticklabels()]
+    assert labels == ['float (91.0%)', 'aux', 'scratch (60.0%)', 'aux']
+    points = [
+        line.get_xdata()[0] for line in axes.lines if line.get_marker() == 'o'
+    ]
+    assert points == [0.75, 1.5]
+    plt.close(kept[0])

@@ -1,0 +1,195 @@
+"""Batches, and the next one ahead of its time."""
+
+import numpy
+import pytest
+import torch
+from mmpretrain.models import ClsDataPreprocessor
+from mmpretrain.structures import DataSample
+
+from mmauxq.engine import resumable_loops as loops
+from mmauxq.engine.prefetch import END, Batches, label_preprocessor
+from tests.running import make_runner
+
+
+def numbered(count, log):
+    for i in range(count):
+        log.append(i)
+        yield dict(inputs=[torch.full((2,), i), torch.zeros(1)], other=i)
+
+
+@pytest.mark.parametrize('device', [None, torch.device('cpu')])
+def test_in_order_and_once_each(device):
+    log = []
+    batches = Batches(numbered(3, log), device)
+    assert log == []
+    batches.fetch()
+    batches.fetch()
+    assert log == [0]
+    for i in range(3):
+        batch = batches.take()
+        assert batch['other'] == i and batch['inputs'][0].tolist() == [i, i]
+        batches.fetch()
+        assert log == list(range(min(i + 2, 3)))
+    assert batches.take() is END and batches.take() is END
+
+
+def test_a_batch_that_is_no_dict_is_left_alone():
+    batch = (torch.zeros(2), 'label')
+    assert Batches(iter([batch]), torch.device('cpu')).take() is batch
+
+
+CUTMIX = dict(type='CutMix', alpha=1.0)
+
+
+def labelled(count, size=2):
+    return [
+        dict(
+            inputs=torch.full((size, 1, 8, 8), i, dtype=torch.uint8),
+            data_samples=[
+                DataSample().set_gt_label(i + j) for j in range(size)
+            ],
+        )
+        for i in range(count)
+    ]
+
+
+def test_labels_are_prepared_ahead_and_images_in_their_time():
+    class Counting(ClsDataPreprocessor):
+        seen = []
+
+        def forward(self, data, training=False):
+            self.seen.append(len(data['inputs']))
+            return super().forward(data, training)
+
+    module = Counting(mean=[1.0], std=[2.0])
+    batches = Batches(iter(labelled(3)), torch.device('cpu'), module)
+    with batches.preprocessing():
+        for i in range(3):
+            batch = batches.take()
+            found = module(batch, True)
+            batches.fetch()
+            assert found['inputs'].eq((i - 1) / 2).all()
+            labels = [s.gt_label.item() for s in found['data_samples']]
+            assert labels == [i, i + 1]
+        # another batch, as a repeated step or a validation has
+        other = module(labelled(8)[7], False)
+        assert other['data_samples'][1].gt_label.item() == 8
+    assert module.seen == [0, 2, 0, 2, 0, 2, 2]
+    assert 'forward' not in vars(module)
+
+
+def mixing():
+    augments = [dict(type='Mixup', alpha=0.8), CUTMIX]
+    return ClsDataPreprocessor(
+        num_classes=10, batch_augments=dict(augments=augments)
+    )
+
+
+def test_mixed_images_have_the_labels_and_random_numbers_of_their_time():
+    """One-hot labels come ahead, what is drawn does not."""
+    found = []
+    for ahead in (False, True):
+        module = mixing()
+        batches = Batches(
+            iter(labelled(4, 6)),
+            torch.device('cpu') if ahead else None,
+            module if ahead else None,
+        )
+        torch.manual_seed(0)
+        numpy.random.seed(0)
+        with batches.preprocessing():
+            for _ in range(4):
+                batch = batches.take()
+                assert ('gt_score' in batch['data_samples'][0]) == ahead
+                done = module(batch, True)
+                batches.fetch()
+                scores = [s.gt_score for s in done['data_samples']]
+                found.append((done['inputs'], torch.stack(scores)))
+    mixed = 0
+    for (images, scores), (others, theirs) in zip(
+        found[:4], found[4:], strict=True
+    ):
+        assert torch.equal(images, others)
+        assert torch.equal(scores, theirs)
+        mixed += (scores > 0).sum().item() > 6
+    assert mixed
+
+
+def test_a_preprocessor_that_is_not_known_is_not_asked_ahead():
+    class Other(ClsDataPreprocessor):
+        pass
+
+    model = torch.nn.Module()
+    assert label_preprocessor(model) is None
+    for known in (ClsDataPreprocessor(), mixing()):
+        model.data_preprocessor = known
+        assert label_preprocessor(model) is known
+    model.data_preprocessor = Other()
+    assert label_preprocessor(model) is None
+
+
+@pytest.mark.parametrize(
+    'train_cfg',
+    [
+        dict(type='mmauxq.EpochLoop', max_epochs=2),
+        dict(type='mmauxq.IterLoop', max_iters=8),
+    ],
+)
+@pytest.mark.parametrize('workers', [0, 2])
+def test_training_is_the_same_ahead_of_time(
+    tmp_path, monkeypatch, train_cfg, workers
+):
+    """On a CPU nothing is fetched ahead; here it is made to."""
+    results, fetched = [], []
+    fetch = Batches.fetch
+    for ahead in (False, True):
+        if ahead:
+            monkeypatch.setattr(
+                loops, 'device_of', lambda model: torch.device('cpu')
+            )
+            monkeypatch.setattr(
+                Batches,
+                'fetch',
+                lambda self: (fetched.append(self._next is None), fetch(self)),
+            )
+        runner = make_runner(
+            tmp_path / f'{ahead}',
+            train_cfg=train_cfg,
+            workers=workers,
+        )
+        runner.train()
+        results.append(runner.model.state_dict())
+    for name, value in results[0].items():
+        assert torch.equal(results[1][name], value), name
+    # one that comes too early for each that is asked for in its time
+    assert fetched.count(False) in ((7, 8) if workers else (0,))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA GPU')
+def test_images_are_on_the_gpu():
+    device = torch.device('cuda', 0)
+    images = [torch.full((64, 3, 64, 64), i).pin_memory() for i in range(4)]
+    batches = Batches(iter([dict(inputs=x) for x in images]), device)
+    for expected in images:
+        batches.fetch()
+        found = batches.take()['inputs']
+        assert found.device == device
+        assert torch.equal(found.cpu(), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA GPU')
+def test_labels_are_on_the_gpu():
+    device = torch.device('cuda', 0)
+    module = ClsDataPreprocessor(mean=[1.0], std=[2.0]).to(device)
+    batches = Batches(iter(labelled(3)), device, module)
+    with batches.preprocessing():
+        for i in range(3):
+            batch = batches.take()
+            label = batch['data_samples'][1].gt_label
+            assert label.device == device and label.item() == i + 1
+            found = module(batch, True)
+            assert found['inputs'].cpu().eq((i - 1) / 2).all()
+            assert found['data_samples'][1].gt_label is label
+            batches.fetch()

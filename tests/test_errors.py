@@ -1,0 +1,45 @@
+"""Messages in one line."""
+
+import pytest
+
+from mmauxq.errors import (
+    TrainingError,
+    UsageError,
+    check_integer,
+    one_line,
+    shorten,
+)
+
+
+@pytest.mark.parametrize(
+    'error, line',
+    [
+        (UsageError('a\n  b'), 'a b'),
+        (TrainingError('it ended'), 'it ended'),
+        (KeyError('lr'), "missing key 'lr'"),
+        (KeyError('no lr in it'), 'no lr in it'),
+        (ValueError('x'), 'ValueError: x'),
+        (ValueError('x' * 700), 'ValueError: ' + 'x' * 585 + '...'),
+    ],
+)
+def test_errors_are_one_line(error, line):
+    assert one_line(error) == line
+
+
+def test_long_values_are_cut():
+    assert shorten({'a': 'b'}) == "{'a': 'b'}"
+    assert shorten(['x' * 200], 20) == "['xxxxxxxxxxxxxxx..."
+
+
+@pytest.mark.parametrize('value', [0, -1, True, 1.0, '3', None, float('nan')])
+def test_what_is_no_integer_from_1(value):
+    with pytest.raises(UsageError) as error:
+        check_integer('a.b', value, 1)
+    assert str(error.value) == (
+        f'a.b: expected an integer from 1, got {value!r}'
+    )
+
+
+def test_integers_pass():
+    check_integer('a.b', 1, 1)
+    check_integer('a.b', 7, -1)

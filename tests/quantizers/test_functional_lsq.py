@@ -5,9 +5,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
+from torch.overrides import TorchFunctionMode
 from torch.testing import assert_close
 
-from mmauxq.quantizers.functional import learned_step_quantize
+from mmauxq.quantizers import functional
+from mmauxq.quantizers.functional import learned_step_quantize, set_backend
 
 RANGES = [(0, 1), (0, 3), (-2, 1), (-4, 3), (0, 15), (-8, 7), (-128, 127)]
 SHAPES = [(), (1,), (1, 6, 1, 1), (4, 1, 1, 1)]
@@ -253,3 +255,53 @@ def test_the_gradient_survives_compilation():
         found.append((x.grad, step.grad))
     assert found[0][0].abs().sum() > 0
     assert_close(found[1], found[0])
+
+
+@pytest.fixture
+def backend():
+    """Registers a function, and puts back what was registered before."""
+    before = functional._backend
+    yield set_backend
+    set_backend(before)
+
+
+def test_a_backend_runs_in_the_place_of_the_definition(backend):
+    x, step, calls = torch.randn(5), torch.tensor(0.5), []
+    result = torch.zeros(5)
+
+    def run(*args):
+        calls.append(args)
+        return result
+
+    backend(run)
+    assert learned_step_quantize(x, step, -2, 1, None, 0.5) is result
+    assert calls == [(x, step, -2, 1, None, 0.5)]
+
+
+def test_where_a_backend_cannot_the_definition_runs(backend):
+    x, step = torch.randn(5), torch.tensor(0.5)
+    backend(None)
+    expected = learned_step_quantize(x, step, -2, 1)
+    backend(lambda *args: None)
+    assert torch.equal(learned_step_quantize(x, step, -2, 1), expected)
+
+
+def test_arguments_are_checked_before_a_backend_runs(backend):
+    backend(lambda *args: pytest.fail('was called'))
+    with pytest.raises(ValueError) as error:
+        learned_step_quantize(torch.randn(5), torch.tensor(-0.5), -2, 1)
+    assert str(error.value) == 'step: expected positive values, got -0.5'
+
+
+def test_modes_of_torch_may_take_the_call():
+    """As those of mmauxq.accelerate do, which fuse or recompute it."""
+    x, step, calls = torch.randn(5), torch.tensor(0.5), []
+
+    class Mode(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            calls.append(func)
+            return func(*args, **(kwargs or {}))
+
+    with Mode():
+        learned_step_quantize(x, step, -2, 1)
+    assert calls[0] is learned_step_quantize

@@ -3,7 +3,7 @@
     python two_ranks.py DATA OUT
 
 Rank i writes the state of every quantizer to OUT/i.pt. Not a test itself: see
-test_ranks.py.
+test_over_ranks.py.
 """
 
 import sys

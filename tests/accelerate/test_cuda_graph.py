@@ -210,24 +210,6 @@ def test_without_a_gpu_it_is_said_once_and_eager(monkeypatch):
         assert torch.equal(found[name], loss)
 
 
-@pytest.mark.parametrize(
-    'settings, message',
-    [
-        (
-            dict(cuda_graph='yes'),
-            "cuda_graph: expected True or False, got 'yes'",
-        ),
-        (
-            dict(cuda_graph=True, compile=True),
-            'expected cuda_graph or compile, got both',
-        ),
-    ],
-)
-def test_wrong_settings_are_one_line(settings, message):
-    with pytest.raises(UsageError, match=message):
-        joint_qat(**settings)
-
-
 @pytest.mark.parametrize('grad', [False, True])
 def test_on_a_cpu_a_step_is_never_recorded(grad):
     seen = []

@@ -499,6 +499,25 @@ def test_a_training_step(guidance):
         torch.testing.assert_close(ours, buffer, rtol=1e-4, atol=1e-5)
 
 
+def test_planning_leaves_no_trace():
+    """It is a pass of its own: statistics move once in the first step."""
+    model = joint_qat(
+        architecture=classifier(base_channels=8), channels_last=True
+    ).to(DEVICE)
+    inputs = batch()[0].to(DEVICE)
+    model.calibrate(inputs)
+    before = {n: b.clone() for n, b in model.named_buffers()}
+    numbers = torch.get_rng_state()
+    with use_form('kernel'):
+        model.step._plan_fusions(inputs)
+    assert model.step.fused_norms.fusions
+    assert torch.equal(torch.get_rng_state(), numbers)
+    for name, buffer in model.named_buffers():
+        assert torch.equal(buffer, before[name]), name
+    assert all(p.grad is None for p in model.parameters())
+    assert all(not r._outputs for r in model.all_recorders())
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(DEVICE == 'cpu', reason='needs a CUDA GPU')
 @pytest.mark.parametrize('between', [quantized, summed, residual])

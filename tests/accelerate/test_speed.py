@@ -8,9 +8,8 @@ import torch
 from mmengine.config import ConfigDict
 
 from mmauxq.accelerate import AcceleratedStep, Speed
-from mmauxq.algorithms.step import Step
 from mmauxq.errors import UsageError
-from tests.networks import AUX, batch, classifier, joint_qat
+from tests.networks import batch, classifier, joint_qat
 
 
 def refused(speed, **settings):
@@ -110,20 +109,20 @@ def test_a_head_with_a_loss_of_its_own_is_eager(option, without):
     (name,) = option
     assert refused(option, architecture=config, guidance=None) == (
         f'model.speed.{name}: expected a head whose loss is computed from '
-        'logits alone, got a ArcFaceClsHead in a ImageClassifier; set '
-        f'model.speed.{name}={without}'
+        'logits alone, got a ArcFaceClsHead in a ImageClassifier; set it to '
+        f'{without}'
     )
 
 
 @pytest.mark.parametrize(
     'gpu, speed, expected',
     [
-        (False, None, Step),
-        (False, 'auto', Step),
-        (False, 'eager', Step),
+        (False, None, type(None)),
+        (False, 'auto', type(None)),
+        (False, 'eager', type(None)),
         (False, {}, AcceleratedStep),
         (False, dict(memory='codes'), AcceleratedStep),
-        (True, 'eager', Step),
+        (True, 'eager', type(None)),
         (True, None, AcceleratedStep),
         (True, 'auto', AcceleratedStep),
         (True, {}, AcceleratedStep),
@@ -153,29 +152,6 @@ def test_channels_last_where_there_is_a_gpu(option, gpu, monkeypatch):
     assert expected == found.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize('guidance', [None, AUX])
-def test_accelerated_is_plain_to_the_bit_where_there_is_no_kernel(guidance):
-    """Losses, gradients and buffers of some steps on the CPU."""
-
-    def trained(speed):
-        model = joint_qat(speed=speed, guidance=guidance)
-        optimizer = torch.optim.SGD(model.parameters(), 0.05)
-        history = []
-        for seed in range(3):
-            losses = model.loss(*batch(seed=seed))
-            optimizer.zero_grad()
-            sum(losses.values()).backward()
-            optimizer.step()
-            history.append({n: v.item() for n, v in losses.items()})
-        return history, model.state_dict()
-
-    plain, state = trained('eager')
-    found, other = trained(dict(channels_last=False))
-    assert found == plain
-    for name, value in state.items():
-        assert torch.equal(other[name], value), name
-
-
 @pytest.mark.parametrize('make', ['copy', 'file'])
 @pytest.mark.parametrize(
     'speed',
@@ -198,8 +174,8 @@ def test_a_whole_model_is_copied_or_stored(speed, make):
         torch.save(model, file)
         file.seek(0)
         other = torch.load(file, weights_only=False)
-    assert other.step.model is other
     assert type(other.step) is type(model.step)
+    assert other.step is None or other.step.model is other
     expected, found = model.loss(*batch()), other.loss(*batch())
     for name, loss in expected.items():
         torch.testing.assert_close(found[name], loss)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from mmauxq import layers
 from mmauxq.errors import UsageError
 from mmauxq.layers import (
     LayerBits,
@@ -19,6 +20,7 @@ from mmauxq.layers import (
 )
 from mmauxq.network.profile import LayerTracer
 from mmauxq.quantizers import LSQ, calibrate
+from tests.layers.conftest import RenamedLinear
 
 
 def quantize_layer(layer, *quantizers):
@@ -271,3 +273,71 @@ def test_hooks_are_not_shared(sample):
     calls.clear()
     layer(sample.x)
     assert calls == ['float', 'quantized']
+
+
+def identical(layer):
+    """Quantized by quantizers that return what they are given."""
+    return quantize_layer(layer, nn.Identity(), nn.Identity())
+
+
+def test_a_hook_that_is_removed_stays_on_the_other():
+    calls = []
+    layer = nn.Linear(3, 2)
+    handle = layer.register_forward_hook(lambda *_: calls.append(1))
+    there = identical(layer)
+    handle.remove()
+    layer(torch.randn(1, 3))
+    assert calls == []
+    there(torch.randn(1, 3))
+    assert calls == [1]
+
+
+def test_children_added_to_one_are_not_on_the_other():
+    layer = nn.Linear(3, 2)
+    there = identical(layer)
+    there.extra = nn.Identity()
+    there.register_buffer('more', torch.ones(1))
+    assert list(layer.named_children()) == list(layer.named_buffers()) == []
+
+
+def test_a_precomputed_weight_is_used_for_that_weight_only():
+    x, layer = torch.randn(2, 3), nn.Linear(3, 2, bias=False)
+    there = identical(layer)
+    result = torch.full_like(layer.weight, 7.0)
+    weight = there.weight
+    there.precomputed = lambda w: result if w is weight else None
+    assert torch.equal(there(x), x @ result.t())
+    there.weight = nn.Parameter(torch.ones(2, 3))
+    assert torch.equal(there(x), x @ torch.ones(3, 2))
+
+
+def test_what_was_precomputed_stays_with_its_layer():
+    there = identical(nn.Linear(3, 2))
+    there.precomputed = lambda w: torch.zeros_like(w)
+    file = io.BytesIO()
+    torch.save(there, file)  # a function of this file cannot be pickled
+    for twin in (copy.deepcopy(there), there.to_float()):
+        assert 'precomputed' not in twin.__dict__
+    assert there.precomputed is not None
+
+
+@pytest.mark.parametrize(
+    'float_type, name',
+    [
+        (nn.Conv1d, 'QuantConv1d'),
+        (nn.Conv2d, 'QuantConv2d'),
+        (nn.Conv3d, 'QuantConv3d'),
+        (nn.Linear, 'QuantLinear'),
+        (nn.MultiheadAttention, 'QuantMultiheadAttention'),
+    ],
+)
+def test_the_classes_of_torch_have_classes_of_their_own(float_type, name):
+    cls = quant_class(float_type)
+    assert cls is getattr(layers, name)
+    assert cls.float_type is float_type
+    assert issubclass(cls, float_type)
+
+
+def test_there_is_one_class_for_each_class():
+    assert quant_class(RenamedLinear) is quant_class(RenamedLinear)
+    assert quant_class(RenamedLinear).float_type is RenamedLinear

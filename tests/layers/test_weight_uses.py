@@ -1,6 +1,7 @@
 """Weights are followed to the products that they enter."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from mmauxq.layers import (
     LayerBits,
     QuantLayer,
+    QuantMultiheadAttention,
     WeightReader,
     convert,
     restore,
@@ -96,6 +98,29 @@ def test_a_reader_can_be_copied_and_restored(x):
     restore(model)
     assert torch.equal(model(x), before)
     assert type(model[0]) is Reader
+
+
+def test_a_hook_on_a_reader_does_not_fire_on_the_float_module(x):
+    """Nor the other way round."""
+    calls = []
+    module = Reader()
+    reader = quantized(module, x)
+    back = reader.to_float()
+    each = dict(float=module, reader=reader, restored=back)
+    for name, owner in each.items():
+        owner.register_forward_hook(lambda *_, name=name: calls.append(name))
+    for name, owner in each.items():
+        calls.clear()
+        owner(x)
+        assert calls == [name]
+
+
+def test_a_reader_computes_also_with_some_of_its_layers_in_float(x):
+    model = quantized(nn.Sequential(Reader()), x)
+    expected = model[0].proj(F.linear(x, model[0].qkv.weight))
+    restore(model, ['0.qkv'])
+    assert isinstance(model[0], WeightReader)
+    assert torch.equal(model(x), expected)
 
 
 def test_a_module_and_its_parent_may_both_read(x):
@@ -252,3 +277,12 @@ def test_attention_with_separate_projections_says_so():
     model = SelfAttention(batch_first=True, kdim=4, vdim=4)
     q, k = torch.randn(2, 5, 8), torch.randn(2, 7, 4)
     assert 'separate' in trace(model, q, k, k)['attn'].reason
+
+
+def test_attention_goes_through_a_file_whole():
+    model = SelfAttention(batch_first=True).eval()
+    x = torch.randn(2, 5, 8)
+    quantized(model, x)
+    loaded = pickle.loads(pickle.dumps(model))
+    assert type(loaded.attn) is QuantMultiheadAttention
+    assert torch.equal(loaded(x)[0], model(x)[0])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from mmauxq.accelerate.kernels.dispatch import use_form
+from mmauxq.accelerate.kernels.dispatch import keep_alive, use_form
 from mmauxq.accelerate.kernels.weights import (
     GroupedQuantizer,
     WeightRange,
@@ -190,11 +190,13 @@ def test_in_a_cuda_graph():
         grads = torch.autograd.grad(y, [*weights, *steps], upstream)
         torch._foreach_copy_(found, grads)
 
-    replay = graphed(step)
+    with keep_alive() as kept:
+        replay = graphed(step)
     with torch.no_grad():
         for tensor in (*weights, *upstream):
             tensor.normal_()
     replay()
+    assert kept  # as long as it is replayed
     expected = torch.autograd.grad(
         one_by_one(weights, steps, torch.float32),
         [*weights, *steps],

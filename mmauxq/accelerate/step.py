@@ -115,6 +115,17 @@ class AcceleratedStep:
         finally:
             self.compiled, self.recorded = forms
 
+    @contextmanager
+    def contiguous(self) -> Iterator[None]:
+        """While active, the parameters of the model are contiguous: random
+        numbers fill memory in its order, so that another layout would start
+        from other weights."""
+        if self.channels_last:
+            self.model.to(memory_format=torch.contiguous_format)
+        yield
+        if self.channels_last:
+            self.model.to(memory_format=torch.channels_last)
+
     def _laid_out(self, inputs: Tensor) -> Tensor:
         if self.channels_last and inputs.dim() == 4:
             return inputs.contiguous(memory_format=torch.channels_last)

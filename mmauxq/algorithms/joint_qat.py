@@ -269,15 +269,16 @@ class JointQAT(BaseModel):
 
     def init_weights(self) -> None:
         """Initialise, then load ``float_checkpoint`` if there is one."""
-        super().init_weights()
-        if self.float_checkpoint is None:
+        with nullcontext() if self.step is None else self.step.contiguous():
+            super().init_weights()
+        source = self.float_checkpoint
+        if source is None:
             return
-        checkpoint = CheckpointLoader.load_checkpoint(
-            self.float_checkpoint, map_location='cpu'
+        state = normalise(
+            CheckpointLoader.load_checkpoint(source, 'cpu'), source
         )
-        state = normalise(checkpoint, self.float_checkpoint)
         state = check_architecture(
-            self.architecture, state, self.float_checkpoint, other_head=True
+            self.architecture, state, source, other_head=True
         )
         self.architecture.load_state_dict(state, strict=False)
         self._float_start = True

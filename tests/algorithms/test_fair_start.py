@@ -48,6 +48,15 @@ def test_the_seed_decides_how_the_guidance_starts():
     assert not torch.equal(starts[0], starts[2])
 
 
+def test_the_layout_in_memory_does_not_count():
+    expected = joint_qat(seed=7).state_dict()
+    model = joint_qat(seed=7, channels_last=True)
+    conv = model.architecture.backbone.layer2[0].conv2
+    assert conv.weight.is_contiguous(memory_format=torch.channels_last)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, expected[name]), name
+
+
 @pytest.mark.parametrize('guidance', GUIDANCES.values(), ids=GUIDANCES)
 def test_no_generator_of_a_gpu_is_seeded(guidance, monkeypatch):
     seeds = []

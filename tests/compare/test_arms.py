@@ -103,7 +103,5 @@ def test_a_teacher_with_other_classes_is_refused(tmp_path):
         'model = dict(head=dict(num_classes=7))\n'
     )
     arms = read_arms([f'bad={TEACHER}={other}'])
-    with pytest.raises(
-        UsageError, match='10 classes, those of F, got 7'
-    ):
+    with pytest.raises(UsageError, match='10 classes, those of F, got 7'):
         check_arms(arms)

@@ -191,8 +191,6 @@ class JointQAT(BaseModel):
         self.release()
         return student, logits, outputs
 
-    # --- taps --------------------------------------------------------------
-
     def all_recorders(self) -> list[TapRecorder]:
         """Those of F, and those of the guidances, such as of a teacher."""
         return self.recorders + [

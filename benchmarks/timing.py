@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 
 import torch
 
+from mmauxq.accelerate.kernels.dispatch import keep_alive
+
 GIB = 2**30
 
 
@@ -103,9 +105,13 @@ def graphed(
     torch.cuda.current_stream().wait_stream(side)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with keep_alive() as kept, torch.cuda.graph(graph):
         run()
-    return graph.replay
+
+    def replay(kept: list = kept) -> None:  # holds what the graph reads
+        graph.replay()
+
+    return replay
 
 
 def kernel_ms(run: Callable[[], object], repeats: int) -> float:

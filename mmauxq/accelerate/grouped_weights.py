@@ -22,8 +22,8 @@ class GroupedWeights:
     layers that multiply by the weight itself take part, with a learned step,
     float32 weights, and on a GPU; the others quantize on their own.
 
-    With DDP and ``find_unused_parameters``, a layer of the group that did not
-    run counts as used and gets a gradient of zero.
+    A layer that did not run gets no gradient. DDP with
+    ``find_unused_parameters`` counts it as used all the same.
     """
 
     def __init__(self) -> None:

@@ -22,7 +22,7 @@ from mmauxq.registry import MODELS
 from . import build
 from .arguments import check_sections, check_shape
 from .head_loss import head_logits, is_plain, own_loss
-from .state import adapt_state, keep_all
+from .state import adapt_state, initialising, keep_all
 
 
 @MODELS.register_module()
@@ -267,7 +267,7 @@ class JointQAT(BaseModel):
 
     def init_weights(self) -> None:
         """Initialise, then load ``float_checkpoint`` if there is one."""
-        with nullcontext() if self.step is None else self.step.contiguous():
+        with initialising(self):
             super().init_weights()
         source = self.float_checkpoint
         if source is None:

@@ -1,9 +1,12 @@
 """State dicts of JointQAT: what they hold, and which ones it takes."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from mmauxq.guidance.teacher import Teacher
 from mmauxq.network.checkpoint import check_architecture
 
 if TYPE_CHECKING:
@@ -28,6 +31,31 @@ def keep_all(
         for name, tensor in own.items():
             if tensor is not None:
                 state.setdefault(inner + name, tensor.detach())
+
+
+@contextmanager
+def initialising(model: 'JointQAT') -> Iterator[None]:
+    """While active, the weights of ``model`` may be initialised.
+
+    Frozen teachers are hidden: they keep the weights of their checkpoint.
+    """
+    hidden = [
+        (guidance, dict(guidance._modules))
+        for guidance in model.guidances
+        if any(isinstance(m, Teacher) and not m.trained
+               for m in guidance.children())
+    ]  # fmt: skip
+    for guidance, modules in hidden:
+        for name, module in modules.items():
+            if isinstance(module, Teacher):
+                del guidance._modules[name]
+    try:
+        with nullcontext() if model.step is None else model.step.contiguous():
+            yield
+    finally:
+        for guidance, modules in hidden:
+            guidance._modules.clear()
+            guidance._modules.update(modules)
 
 
 def adapt_state(

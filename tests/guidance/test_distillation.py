@@ -219,6 +219,17 @@ def test_a_float_checkpoint_serves_both(tmp_path):
     )
 
 
+def test_an_initialisation_leaves_a_frozen_teacher_alone(teacher):
+    config, file, network = teacher
+    model = joint_qat(
+        guidance=dict(KD, teacher=config, checkpoint=file),
+        init_cfg=dict(type='Constant', layer='Conv2d', val=0.5),
+    )
+    found = model.guidance.teacher.network.state_dict()
+    for name, value in network.state_dict().items():
+        assert torch.equal(found[name], value), name
+
+
 def test_a_frozen_teacher_is_stored_and_not_trained(teacher, tmp_path):
     config, file, network = teacher
     settings = dict(KD, teacher=config, checkpoint=file)

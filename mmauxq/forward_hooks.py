@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -9,20 +10,21 @@ from torch import Tensor, nn
 @contextmanager
 def forward_hooks(
     modules: Iterable[tuple[str, nn.Module]],
-    hook: Callable[[str, nn.Module, Tensor, Tensor], Tensor | None],
+    hook: Callable[[str, nn.Module, Any, Any], Tensor | None],
 ) -> Iterator[None]:
     """Call ``hook`` after each forward pass of ``modules``, while active.
 
     Args:
         modules: (name, module) pairs.
-        hook: Takes the name, the module, its first argument and its output;
-            a tensor that it returns takes the place of the output.
+        hook: Takes the name, the module, its first positional argument
+            (``None`` if there is none) and its output; a tensor that it
+            returns takes the place of the output.
     """
     with ExitStack() as handles:
         for name, module in modules:
             handle = module.register_forward_hook(
                 lambda module, args, output, name=name: hook(
-                    name, module, args[0], output
+                    name, module, args[0] if args else None, output
                 )
             )
             handles.enter_context(handle)

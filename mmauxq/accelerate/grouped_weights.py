@@ -102,8 +102,8 @@ class GroupedWeights:
         # read anew: the parameters may have been replaced
         weights = [entry.layer.product_weight for entry in self.entries]
         steps = [
-            getattr(entry.layer.weight_quantizer, 'step')  # noqa: B009
-            for entry in self.entries
+            entry.layer.weight_quantizer.qparams(weight).step
+            for entry, weight in zip(self.entries, weights, strict=True)
         ]
         dtype = operand_dtype(weights[0])
         for part, group in self.groups:

@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .running import forward_hooks, tensors_in
+from mmauxq.forward_hooks import forward_hooks
+
+from .running import tensors_in
 
 
 def is_finite(value: Any) -> bool:
@@ -67,17 +69,21 @@ def first_bad_place(
     order: list[str] = []
     bad: list[str] = []
 
-    def note(name: str, output: Any) -> None:
+    def note(name: str, module: Any, x: Any, output: Any) -> None:
         order.append(name)
         if not bad and not is_finite(output):
             bad.append(name)
 
     layers = [
-        (module, lambda _, args, output, name=name: note(name, output))
+        (name, module)
         for name, module in model.named_modules()
         if not any(True for _ in module.children())
     ]
-    with forward_hooks(layers), buffers_kept(model), context or nullcontext():
+    with (
+        forward_hooks(layers, note),
+        buffers_kept(model),
+        context or nullcontext(),
+    ):
         data = model.data_preprocessor(batch, True)
         losses = model(**data, mode='loss')
     if bad:

@@ -14,10 +14,11 @@ from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, Sampler
 
 from mmauxq.errors import UsageError
+from mmauxq.forward_hooks import forward_hooks
 from mmauxq.registry import LOOPS
 
 from .prefetch import END, Batches, device_of, label_preprocessor
-from .running import bare_model, forward_hooks
+from .running import bare_model
 from .seeds import seed_step
 
 VALIDATED = 'mmauxq/validated'
@@ -82,12 +83,12 @@ class ResumableLoop(EpochBasedTrainLoop):
             device and label_preprocessor(bare_model(self.runner)),
         )
 
-        def fetch(module: nn.Module, args: Any, output: Any) -> None:
+        def fetch(name: str, module: nn.Module, x: Any, output: Any) -> None:
             if module.training:
                 batches.fetch()
 
-        ahead = [(model, fetch)] if device else []
-        with forward_hooks(ahead), batches.preprocessing():
+        ahead = [('', model)] if device else []
+        with forward_hooks(ahead, fetch), batches.preprocessing():
             yield batches
 
     def _seed(self, what: str = 'train') -> None:

@@ -1,7 +1,6 @@
 """Small helpers of the hooks and loops."""
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from typing import Any
 
 from mmengine.model import is_model_wrapper
@@ -13,19 +12,6 @@ def bare_model(runner: Any) -> nn.Module:
     """The model of a runner, without DDP's wrapper."""
     model = runner.model
     return model.module if is_model_wrapper(model) else model
-
-
-@contextmanager
-def forward_hooks(
-    hooks: Iterable[tuple[nn.Module, Callable]],
-) -> Iterator[None]:
-    """Register forward hooks on modules, and remove them at the end."""
-    handles = [module.register_forward_hook(hook) for module, hook in hooks]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

@@ -8,11 +8,12 @@ from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from torch import Tensor
 
+from mmauxq.forward_hooks import forward_hooks
 from mmauxq.quantizers import named_quantizers
 from mmauxq.quantizers.functional import MIN_SCALE
 from mmauxq.registry import HOOKS
 
-from ..running import bare_model, forward_hooks
+from ..running import bare_model
 
 DEAD = 'mmauxq/dead_quantizers'
 
@@ -60,16 +61,13 @@ class QuantizerWatchHook(Hook):
             return
         alive: dict[str, bool] = {}
 
-        def watch(name: str, output: Tensor) -> None:
+        def watch(name: str, module: Any, x: Any, output: Tensor) -> None:
             low, high = output.aminmax()
             alive[name] = alive.get(name, False) or bool(low < high)
 
         self._alive, self._watch = alive, ExitStack()
         self._watch.enter_context(
-            forward_hooks(
-                (q, lambda _, args, output, name=name: watch(name, output))
-                for name, q in named_quantizers(bare_model(runner))
-            )
+            forward_hooks(named_quantizers(bare_model(runner)), watch)
         )
 
     def after_val_iter(

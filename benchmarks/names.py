@@ -15,12 +15,12 @@ from collections.abc import Iterator, Sequence
 
 from mmauxq.errors import UsageError, unknown_name
 
-from .recipes import FORMS, GUIDANCE, OPTIONS, RECIPES
+from .recipes import FORMS, GUIDANCE, OPTIONS, PEER, RECIPES
 
 BATCH, SMALL_BATCH = 256, 32
 STEPS = {
     'step': (RECIPES, FORMS),
-    'runner': (RECIPES, OPTIONS),
+    'runner': ([*RECIPES, PEER], OPTIONS),
     'scaling': (GUIDANCE, OPTIONS),
 }
 """Kind of a name -> what WHAT and FORM may be."""

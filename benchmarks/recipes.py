@@ -27,6 +27,9 @@ GUIDANCE: dict[str, tuple[str, dict]] = {
 RECIPES = {'float': ('qat', {}), **GUIDANCE}
 """The same, with the float network, or the recipe at 32 bits."""
 
+PEER = 'mmpretrain'
+"""WHAT of ``runner``: MMPretrain's own config, run by MMEngine alone."""
+
 FORMS: dict[str, dict] = {
     'eager': {},
     'reference': {},
@@ -50,6 +53,8 @@ FORMS: dict[str, dict] = {
 
 OPTIONS: dict[str, list[str]] = {
     'plain': [],
+    'eager': ['--eager'],
+    'launched': ['--cfg-options', 'model.speed.cuda_graph=False'],
     'compiled': ['--compile'],
     'compiled-fused': [
         '--compile',
@@ -84,12 +89,14 @@ test_cfg = test_dataloader = test_evaluator = None
 default_hooks = dict(
     checkpoint=dict(interval=-1, save_last=False, save_best=None))
 env_cfg = dict(cudnn_benchmark=True, mp_cfg=dict(mp_start_method='fork'))
-model = {model!r}
+{model}
 {more}"""
 
 
 def recipe(what: str, network: str) -> str:
-    """Text of the recipe of a key of ``RECIPES`` and one of ``NETWORKS``."""
+    """Text of the recipe of WHAT, and of a key of ``NETWORKS``."""
+    if what == PEER:
+        return f"_base_ = 'mmpretrain::{NETWORKS[network]}'\n"
     return (
         f"_base_ = ['mmpretrain::{NETWORKS[network]}',\n"
         f"          'mmauxq::_base_/{RECIPES[what][0]}_w4a4.py']\n"
@@ -107,7 +114,7 @@ def write_config(
     Args:
         work_dir: Folder of the file; made if it does not exist.
         network: A key of ``NETWORKS``.
-        what: A key of ``RECIPES``.
+        what: A key of ``RECIPES``, or ``PEER``.
         batch: Images in a step of a rank.
         length: Number of images, of all ranks together.
         size: Their height and width in pixels.
@@ -115,7 +122,7 @@ def write_config(
         more: Lines at the end of the file.
     """
     model: dict = dict(float_checkpoint=None, input_shape=(3, size, size))
-    changes = RECIPES[what][1]
+    changes = RECIPES[what][1] if what != PEER else {}
     if changes:
         model['guidance'] = changes
     if what == 'float':
@@ -125,7 +132,8 @@ def write_config(
     text = GENERATED.format(
         batch=batch, length=length,
         workers=min(8, max(1, (os.cpu_count() or 2) // (2 * ranks))),
-        size=size, model=model, more=more,
+        size=size, model='' if what == PEER else f'model = {model!r}',
+        more=more,
     )  # fmt: skip
     work_dir.mkdir(parents=True, exist_ok=True)
     (work_dir / 'recipe.py').write_text(recipe(what, network))

@@ -4,10 +4,16 @@ import json
 import statistics
 from pathlib import Path
 
+import torch
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+
+from mmauxq import compat
 from mmauxq.cli import run
 
 from .processes import Turn
-from .recipes import OPTIONS, amp, write_config
+from .recipes import OPTIONS, PEER, amp, write_config
 
 
 def measure(
@@ -18,7 +24,7 @@ def measure(
 
     Args:
         network: Short name of a network in the recipes, such as ``'r50'``.
-        what: A key of ``RECIPES``.
+        what: A key of ``RECIPES``, or ``PEER``.
         form: A key of ``OPTIONS``.
         batch: Images in a step.
         size: Height and width of the images in pixels.
@@ -39,10 +45,11 @@ def measure(
         str(config), '--work-dir', str(work_dir), *amp(), *OPTIONS[form],
     ]  # fmt: skip
     turn.take()
-    status = run('train', arguments)
-    turn.give()
-    if status:
+    if what == PEER:
+        _train_peer(config, form, work_dir)
+    elif status := run('train', arguments):
         raise RuntimeError(f'tools/train.py {" ".join(arguments)}: {status}')
+    turn.give()
     log = max(work_dir.rglob('scalars.json'))  # not those of earlier runs
     records = [json.loads(line) for line in log.read_text().splitlines()]
     records = [record for record in records if 'time' in record]
@@ -56,6 +63,18 @@ def measure(
         repeats=len(late) * each,
         peak_gib=peak or None,
     )
+
+
+def _train_peer(config: Path, form: str, work_dir: Path) -> None:
+    """What MMPretrain's own ``tools/train.py --amp`` does."""
+    compat.register_config_scope()
+    cfg = Config.fromfile(config)
+    cfg.work_dir, cfg.compile = str(work_dir), form == 'compiled'
+    if torch.cuda.is_available():
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.dtype = 'bfloat16'
+    init_default_scope('mmpretrain')
+    Runner.from_cfg(cfg).train()
 
 
 def _median_ms(records: list[dict], key: str) -> float:

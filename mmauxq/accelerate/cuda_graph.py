@@ -1,21 +1,23 @@
 """A training step that is recorded once as CUDA graphs, then replayed."""
 
-import random
+import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from mmauxq.errors import UsageError
+from mmauxq.errors import UsageError, one_line
+from mmauxq.restoring import host_state, snapshot
 
-from .kernels.dispatch import keep_alive
+from .recording import Recording
+from .watched import Watched
+
+WORTH_RECORDING = 100
+"""Replays after which a recording has saved more time than it took."""
 
 
 class GraphedStep:
@@ -32,9 +34,10 @@ class GraphedStep:
     (address, whether trained), its children, and the numbers that it computes
     with, such as a dropout rate, a momentum, the bits of a quantizer or the
     weights of distillation terms. A hook may schedule any of them: the step is
-    then recorded anew. What differs from the recording only once, as the last
-    batch of an epoch may, runs eagerly, and so does everything without
-    gradients or on a CPU.
+    then recorded anew, after a longer wait each time if recordings are hardly
+    replayed. What differs from the recording only once, as the last batch of
+    an epoch may, runs eagerly. So does everything without gradients or on a
+    CPU, and a model with hooks, which a recording would not call.
 
     ``torch.cuda.make_graphed_callables`` is not used because it forbids other
     threads to use the GPU meanwhile, as a loader that pins memory does; runs
@@ -45,67 +48,116 @@ class GraphedStep:
     Args:
         step: From images, (N, C, H, W), to any nesting of tensors.
         model: Whose parameters are trained by it.
+        optional: Whether a step that cannot be recorded stays eager, with one
+            line in the log, instead of ending the run.
 
     Raises:
         UsageError: When a step is recorded that asks the GPU for a value,
-            draws random numbers on the host, which would be the same in every
-            step, or checkpoints activations.
+            draws random numbers or counts on the host, which would be the
+            same in every step, or checkpoints activations.
     """
 
-    def __init__(self, step: Callable[[Tensor], Any], model: nn.Module):
-        self.step, self.model = step, model
-        self._recording: _Recording | None = None
+    def __init__(
+        self,
+        step: Callable[[Tensor], Any],
+        model: nn.Module,
+        optional: bool = False,
+    ) -> None:
+        self.step, self.model, self.optional = step, model, optional
+        self.recording: Recording | None = None
+        self._watched: Watched | None = None
         self._last: tuple | None = None
-        self._watched: _Watched | None = None
+        self._repeats, self._patience = 0, 1
+        self._logged: set[str] = set()
 
     def __call__(self, inputs: Tensor) -> Any:
         """``step(inputs)``. The result is valid until the next call."""
         if not (inputs.is_cuda and torch.is_grad_enabled()):
             return self.step(inputs)
-        kind = self._kind(inputs)
-        if self._recording is None or kind != self._recording.kind:
-            if kind != self._last:
-                self._last = kind
-                return self.step(inputs)
-            self._recording = None  # frees its memory for the next one
-            self._recording = self._record(inputs, kind)
-        self._last = kind
-        return self._recording.replay(inputs)
-
-    def _kind(self, inputs: Tensor) -> tuple:
         if self._watched is None or self._watched.is_outdated():
-            self._watched = _Watched(self.model)
-        return (
-            inputs.shape,
-            inputs.stride(),
-            inputs.dtype,
-            inputs.device,
-            torch.is_autocast_enabled('cuda')
-            and torch.get_autocast_dtype('cuda'),
-            self._watched.state(),
-        )
+            self._watched = Watched(self.model)
+        hooked = self._watched.hooked()
+        if hooked is not None:
+            self._log(f'{hooked} has a hook, which a recording would not call')
+            return self.beside(partial(self.step, inputs))
+        kind = _kind(inputs, self._watched)
+        self._repeats = self._repeats + 1 if kind == self._last else 0
+        self._last = kind
+        if self.recording is not None and kind == self.recording.kind:
+            return self.recording.replay(inputs)
+        if self._repeats < self._patience:
+            return self.beside(partial(self.step, inputs))
+        self._forget()
+        try:
+            self.recording = self._record(inputs, kind, self._watched)
+        except UsageError as error:
+            if not self.optional:
+                raise
+            self._log(str(error))
+            self._patience = sys.maxsize
+        if self.recording is None:  # the error is gone, and what it held
+            torch.cuda.empty_cache()
+            return self.step(inputs)
+        return self.recording.replay(inputs)
 
-    def _record(self, inputs: Tensor, kind: tuple) -> '_Recording':
-        start, before = time.perf_counter(), _random_state()
+    def beside(self, run: Callable[[], Any]) -> Any:
+        """``run()``, beside a recording that keeps the memory of its step.
+
+        If memory runs short, the recording is dropped and ``run`` called
+        again.
+
+        Args:
+            run: Uses the model, and changes its buffers at most.
+        """
+        if self.recording is None:
+            return run()
+        restore = snapshot(self.model)
+        try:
+            return run()
+        except torch.OutOfMemoryError:
+            pass  # the error holds the tensors of the failed call
+        self._forget()
+        torch.cuda.empty_cache()
+        restore()
+        return run()
+
+    def _forget(self) -> None:
+        if self.recording is not None:
+            worth = self.recording.replays >= WORTH_RECORDING
+            self._patience = 1 if worth else 2 * self._patience
+        self.recording = None  # frees its memory for the next one
+
+    def _log(self, reason: str) -> None:
+        if reason not in self._logged:
+            self._logged.add(reason)
+            log_eager(reason)
+
+    def _record(
+        self, inputs: Tensor, kind: tuple, watched: Watched
+    ) -> Recording:
+        start, restore = time.perf_counter(), snapshot(self.model)
+        state, counts = host_state(), watched.counts()
         generator = torch.cuda.default_generators[inputs.device.index]
         gpu_state = generator.get_state()
         try:
-            recording = _Recording(self.step, self.model, inputs, kind)
-        except RuntimeError as error:
+            recording = Recording(self.step, self.model, inputs, kind)
+            if host_state() != state:
+                raise UsageError(
+                    'it draws random numbers on the host, which would be the '
+                    'same in every step'
+                )
+            if watched.counts() != counts:
+                raise UsageError('a module counts its calls on the host')
+        except Exception as error:
             # after a failed capture, the generator stays in capture mode
             fresh = torch.Generator(inputs.device)
             fresh.set_state(gpu_state)
             generator.graphsafe_set_state(fresh)
+            restore()
             raise UsageError(
-                f'cuda_graph: this step cannot be recorded ({_cause(error)}); '
-                'set model.speed.cuda_graph=False'
+                f'cuda_graph: this step cannot be recorded ({_reason(error)});'
+                ' set model.speed.cuda_graph=False'
             ) from error
-        if _random_state() != before:
-            raise UsageError(
-                'cuda_graph: this step draws random numbers on the host, '
-                'which would be the same in every step; set '
-                'model.speed.cuda_graph=False'
-            )
         print_log(
             f'JointQAT: a step of shape {tuple(inputs.shape)} is recorded as '
             f'CUDA graphs, in {time.perf_counter() - start:.1f} s',
@@ -114,235 +166,34 @@ class GraphedStep:
         return recording
 
 
-def _cause(error: BaseException) -> str:
-    """Why a capture failed, in one line."""
-    # the end of a failed capture fails as well
-    while error.__context__ is not None:
-        error = error.__context__
-    if 'torch.utils.checkpoint' in str(error):
-        return 'it checkpoints activations; with_cp=False avoids that'
-    return str(error).splitlines()[0]
-
-
-class _Watched:
-    """What a recording holds fixed of a model, and a hook may change.
-
-    The lists are collected once, because this is asked in every step.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self.modules = list(model.modules())
-        self.tables = [
-            table
-            for module in self.modules
-            for table in (module._parameters, module._buffers)
-            if table
-        ]
-        self.children = [m._modules for m in self.modules if m._modules]
-        self.known = self._children()
-        self.numbers = [
-            (module.__dict__, name)
-            for module in self.modules
-            for name, value in module.__dict__.items()
-            if _is_number(value, name)
-        ]
-
-    def _children(self) -> list:
-        return [id(c) for table in self.children for c in table.values()]
-
-    def is_outdated(self) -> bool:
-        """Whether a module was added, removed or replaced."""
-        return self._children() != self.known
-
-    def state(self) -> tuple:
-        """Equal for two steps if a recording of one is right for the other."""
-        return (
-            self.known,
-            [module.training for module in self.modules],
-            [
-                t is not None and (t.data_ptr(), t.requires_grad)
-                for table in self.tables
-                for t in table.values()
-            ],
-            [
-                tuple(value) if isinstance(value, list) else value
-                for table, name in self.numbers
-                for value in (table.get(name),)
-            ],
-        )
-
-
-def _is_number(value: object, name: str) -> bool:
-    """Floats and lists of floats, and the bits of a quantizer."""
-    if isinstance(value, (list, tuple)):
-        return bool(value) and all(isinstance(v, float) for v in value)
-    return isinstance(value, float) or name == 'bits'
-
-
-def _random_state() -> tuple:
-    """State of the generators of the host."""
-    name, keys, *rest = np.random.get_state()  # type: ignore[misc]
-    return (
-        random.getstate(),
-        (name, keys.tobytes(), *rest),
-        torch.get_rng_state().numpy().tobytes(),
+def log_eager(reason: str) -> None:
+    """Log why steps are not recorded."""
+    print_log(
+        'JointQAT: steps are launched kernel by kernel, which is slower: '
+        f'{reason}',
+        logger='current',
     )
 
 
-class _Recording:
-    """The kernels of a forward and a backward pass, and their memory."""
+def _kind(inputs: Tensor, watched: Watched) -> tuple:
+    return (
+        inputs.shape,
+        inputs.stride(),
+        inputs.dtype,
+        inputs.device,
+        torch.is_autocast_enabled('cuda') and torch.get_autocast_dtype('cuda'),
+        watched.state(),
+    )
 
-    def __init__(
-        self,
-        step: Callable[[Tensor], Any],
-        model: nn.Module,
-        inputs: Tensor,
-        kind: tuple,
-    ) -> None:
-        self.kind, self.replays = kind, 0
-        self.inputs = inputs.detach().clone()
-        self.forward = torch.cuda.CUDAGraph()
-        self.backward = torch.cuda.CUDAGraph()
-        settings: dict[str, Any] = dict(
-            pool=torch.cuda.graph_pool_handle(),
-            stream=torch.cuda.Stream(inputs.device),
-            # other threads may go on: loaders that pin memory, NCCL's watch
-            capture_error_mode='thread_local',
+
+def _reason(error: BaseException) -> str:
+    """Why a capture failed, in one line."""
+    while error.__context__ is not None:  # the end of a capture fails, too
+        error = error.__context__
+    if isinstance(error, torch.OutOfMemoryError):
+        return (
+            "the GPU's memory is full; model.speed.memory='codes' needs less"
         )
-        # a cached cast of a weight would be that of this step forever
-        autocast = torch.autocast(
-            'cuda',
-            enabled=torch.is_autocast_enabled('cuda'),
-            dtype=torch.get_autocast_dtype('cuda'),
-            cache_enabled=False,
-        )
-        # a backward pass is run outside of autocast, which would reach it
-        no_autocast = torch.autocast('cuda', enabled=False)
-        with (
-            _aliases(model) as aliases,
-            torch.cuda.device(inputs.device),
-            keep_alive() as self.kept,
-        ):
-            with autocast, torch.cuda.graph(self.forward, **settings):
-                found = step(self.inputs)
-            leaves, self.structure = tree_flatten(found)
-            outputs = [v for v in leaves if isinstance(v, Tensor)]
-            roots = [v for v in outputs if v.requires_grad]
-            _check_leaves(roots, aliases.values())
-            self.given = [torch.empty_like(v) for v in roots]
-            with no_autocast, torch.cuda.graph(self.backward, **settings):
-                grads = torch.autograd.grad(
-                    roots,
-                    list(aliases.values()),
-                    self.given,
-                    allow_unused=True,
-                )
-        self.leaves = [
-            v.detach() if isinstance(v, Tensor) else v for v in leaves
-        ]
-        self.differentiable = [v.requires_grad for v in outputs]
-        pairs = [
-            (p, g)
-            for p, g in zip(aliases, grads, strict=True)
-            if g is not None
-        ]
-        self.trained = [parameter for parameter, _ in pairs]
-        self.grads = [grad for _, grad in pairs]
-
-    def replay(self, inputs: Tensor) -> Any:
-        self._clone_pending_gradients()
-        outputs = iter(_Replay.apply(self, inputs, *self.trained))
-        return tree_unflatten(
-            [
-                next(outputs) if isinstance(v, Tensor) else v
-                for v in self.leaves
-            ],
-            self.structure,
-        )
-
-    def _clone_pending_gradients(self) -> None:
-        """Those that accumulate lie in memory that the next step takes."""
-        for parameter, grad in zip(self.trained, self.grads, strict=True):
-            waiting = parameter.grad
-            if waiting is not None and waiting.data_ptr() == grad.data_ptr():
-                parameter.grad = waiting.clone()
-
-
-@contextmanager
-def _aliases(model: nn.Module) -> Iterator[dict[nn.Parameter, Tensor]]:
-    """While entered, modules have aliases in the place of their parameters.
-
-    They lie in the same memory but are new to autograd. An earlier step or DDP
-    may hold the node that accumulates the gradients of a parameter; it belongs
-    to another stream, which a recording cannot wait for.
-
-    Yields:
-        Parameter -> its alias, of those that are trained.
-    """
-    before, found = [], {}
-    for module in model.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None and parameter.requires_grad:
-                if parameter not in found:
-                    found[parameter] = nn.Parameter(parameter.detach())
-                before.append((module, name, parameter))
-                module._parameters[name] = found[parameter]
-    try:
-        yield found
-    finally:
-        for module, name, parameter in before:
-            module._parameters[name] = parameter
-
-
-def _check_leaves(roots: Iterable[Tensor], known: Iterable[Tensor]) -> None:
-    """See that the step trains nothing that it took from elsewhere."""
-    ids = {id(tensor) for tensor in known}
-    todo = [root.grad_fn for root in roots]
-    seen = set(todo)
-    while todo:
-        node = todo.pop()
-        leaf = getattr(node, 'variable', None)
-        if leaf is not None and id(leaf) not in ids:
-            raise UsageError(
-                'cuda_graph: a module keeps a parameter of shape '
-                f'{tuple(leaf.shape)} outside of its place, where a recording '
-                'would not find it; set model.speed.cuda_graph=False'
-            )
-        for source, _ in node.next_functions:
-            if source is not None and source not in seen:
-                seen.add(source)
-                todo.append(source)
-
-
-class _Replay(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, recording: _Recording, inputs: Tensor, *trained: Tensor
-    ) -> tuple[Tensor, ...]:
-        recording.inputs.copy_(inputs)
-        recording.forward.replay()
-        recording.replays += 1
-        ctx.recording, ctx.number = recording, recording.replays
-        outputs = [
-            v.detach() for v in recording.leaves if isinstance(v, Tensor)
-        ]
-        pairs = zip(outputs, recording.differentiable, strict=True)
-        ctx.mark_non_differentiable(*(v for v, needed in pairs if not needed))
-        return tuple(outputs)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        recording = ctx.recording
-        if ctx.number != recording.replays:
-            raise RuntimeError(
-                'cuda_graph: another step ran before the backward pass of '
-                'this one, whose memory it has taken; set '
-                'model.speed.cuda_graph=False'
-            )
-        pairs = zip(grads, recording.differentiable, strict=True)
-        needed = [grad for grad, needed in pairs if needed]
-        for place, grad in zip(recording.given, needed, strict=True):
-            place.copy_(grad)
-        recording.backward.replay()
-        return None, None, *(grad.detach() for grad in recording.grads)
+    if 'torch.utils.checkpoint' in str(error):
+        return 'it checkpoints activations; with_cp=False avoids that'
+    return one_line(error)

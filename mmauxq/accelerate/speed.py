@@ -1,8 +1,10 @@
 """The options of ``model.speed``."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
+
+import torch
 
 from mmauxq.errors import UsageError, unknown_name
 
@@ -28,6 +30,10 @@ class Speed:
             last, which the convolutions of a GPU prefer; ``None`` for where
             there is a GPU.
 
+    Attributes:
+        auto: Whether nobody chose this form. A step that cannot be recorded
+            is then launched kernel by kernel instead of refused.
+
     Raises:
         UsageError: If a value is none of these.
     """
@@ -36,6 +42,7 @@ class Speed:
     cuda_graph: bool = False
     memory: str | None = None
     channels_last: bool | None = None
+    auto: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         for name in ('cuda_graph', 'channels_last'):
@@ -67,17 +74,21 @@ class Speed:
     def from_config(cls, config: Any) -> 'Speed':
         """From ``None``, ``'auto'`` or a dict.
 
+        ``None`` and ``'auto'`` record the step where there is a GPU.
+
         Raises:
             UsageError: If it has an unknown key or value.
         """
         if config is None or config == 'auto':
-            return cls()
+            speed = cls(cuda_graph=torch.cuda.is_available())
+            speed.auto = True
+            return speed
         if not isinstance(config, Mapping):
             raise UsageError(
                 "model.speed: expected 'auto', 'eager' or a dict, got "
                 f'{config!r}'
             )
-        names = [field.name for field in fields(cls)]
+        names = [each.name for each in fields(cls) if each.init]
         options = {k: v for k, v in config.items() if k != '_scope_'}
         for key in options:
             if key not in names:

@@ -11,9 +11,10 @@ from mmengine.logging import print_log
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from mmauxq.errors import UsageError
+from mmauxq.errors import UsageError, one_line
+from mmauxq.restoring import snapshot
 
-from .cuda_graph import GraphedStep
+from .cuda_graph import GraphedStep, log_eager
 from .fused_norm import FusedBatchNorms, materialize
 from .grouped_weights import GroupedWeights
 from .kernels.dispatch import is_forced
@@ -61,7 +62,7 @@ class AcceleratedStep:
 
     def _reset(self) -> None:
         self.weights = GroupedWeights()
-        self.fused_norms = FusedBatchNorms()
+        self.fused_norms: FusedBatchNorms | None = FusedBatchNorms()
         self.recorded: GraphedStep | None = None
         self.compiled: Callable | None = None
         self._is_first = True
@@ -131,14 +132,22 @@ class AcceleratedStep:
             return inputs.contiguous(memory_format=torch.channels_last)
         return inputs
 
+    def evaluate(self, run: Callable[[], Any]) -> Any:
+        """``run()``, which uses the model beside a step, and trains nothing;
+        a recording that leaves it too little memory is dropped."""
+        return run() if self.recorded is None else self.recorded.beside(run)
+
     def _launched(self, inputs: Tensor) -> tuple[Any, list]:
         """Kernel by kernel, with fused batch norms where they pay."""
         wanted = self.recorded is not None or is_forced()
-        fused = wanted and has_kernels(inputs) and torch.is_grad_enabled()
-        if fused:
-            self._plan_fusions(inputs)
+        fused = (
+            wanted
+            and has_kernels(inputs)
+            and torch.is_grad_enabled()
+            and self._plan_fusions(inputs)
+        )
         with self._entered(), ExitStack() as stack:
-            if fused:
+            if fused and self.fused_norms is not None:
                 stack.enter_context(self.fused_norms)
             return self.model.compute(inputs)
 
@@ -171,6 +180,9 @@ class AcceleratedStep:
             ) from error
 
     def _record(self) -> None:
+        if self.speed.auto and self.model.has_own_loss:
+            log_eager(f'the loss of a {self._names()} needs more than logits')
+            return
         self._check_plain('cuda_graph', False)
         if not torch.cuda.is_available():
             print_log(
@@ -179,33 +191,53 @@ class AcceleratedStep:
                 logger='current',
                 level=logging.WARNING,
             )
-        self.recorded = GraphedStep(self._launched, self.model)
+        self.recorded = GraphedStep(
+            self._launched, self.model, optional=self.speed.auto
+        )
 
     def _check_plain(self, option: str, without: object) -> None:
         if self.model.has_own_loss:
-            architecture = self.model.architecture
             raise UsageError(
                 f'model.speed.{option}: expected a head whose loss is '
-                'computed from logits alone, got a '
-                f'{type(architecture.head).__name__} in a '
-                f'{type(architecture).__name__}; set it to {without}'
+                f'computed from logits alone, got a {self._names()}; set it '
+                f'to {without}'
             )
 
-    def _plan_fusions(self, inputs: Tensor) -> None:
-        """Once, in a pass of two images that leaves no trace."""
+    def _names(self) -> str:
+        architecture = self.model.architecture
+        head = type(architecture.head).__name__
+        return f'{head} in a {type(architecture).__name__}'
+
+    def _plan_fusions(self, inputs: Tensor) -> bool:
+        """Whether batch norms can be fused, which is found out once, in passes
+        of two images that leave no trace."""
+        if self.fused_norms is None:
+            return False
         if self.fused_norms.fusions is not None:
-            return
-        model, few = self.model, inputs[:2]
-        recorders = model.all_recorders()
-        for recorder in recorders:
+            return True
+        restore = snapshot(self.model)
+        try:
+            self._find_fusions(inputs[:2])
+            if self.speed.auto:
+                with self._entered(), self.fused_norms:
+                    self.model.compute(inputs[:2])
+        except Exception as error:
+            if not self.speed.auto:
+                raise
+            self.fused_norms = None
+            print_log(
+                'JointQAT: batch norms run by themselves, which is slower: '
+                f'{one_line(error)}',
+                logger='current',
+            )
+        restore()
+        return self.fused_norms is not None
+
+    def _find_fusions(self, few: Tensor) -> None:
+        model = self.model
+        for recorder in model.all_recorders():
             recorder.materialize = materialize
-        devices = [inputs.device] if inputs.is_cuda else []
-        buffers = [(b, b.clone()) for b in model.buffers()]
-        with (
-            torch.random.fork_rng(devices),
-            self._entered(),
-            self.fused_norms,
-        ):
+        with self._entered(), self.fused_norms:
             logits = model.student(few)
             tapped = [t for r in model.recorders for t in r.outputs().values()]
             outputs = model.guide(few)
@@ -214,5 +246,3 @@ class AcceleratedStep:
                     tapped += recorder.outputs().values()
             self.fused_norms.plan(tree_leaves((logits, outputs)), tapped)
             model.release()
-        for buffer, value in buffers:
-            buffer.copy_(value)

@@ -124,7 +124,8 @@ class JointQAT(BaseModel):
         """
         if mode == 'loss':
             return self.loss(inputs, data_samples)
-        return self.architecture(inputs, data_samples, mode=mode)
+        run = partial(self.architecture, inputs, data_samples, mode=mode)
+        return run() if self.step is None else self.step.evaluate(run)
 
     def loss(
         self, inputs: Tensor, data_samples: list | None = None

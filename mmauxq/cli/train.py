@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mmauxq import compat
 from mmauxq.errors import UsageError
@@ -36,7 +36,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--amp', action='store_true', help='automatic mixed precision'
     )
-    parser.add_argument(
+    forms = parser.add_mutually_exclusive_group()
+    forms.add_argument(
+        '--eager',
+        action='store_true',
+        help='run the training step as it is written, in operations of torch; '
+        'by default a GPU replays it as CUDA graphs where it can',
+    )
+    forms.add_argument(
         '--compile',
         nargs='?',
         const='default',
@@ -45,11 +52,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='torch.compile the training step: default, reduce-overhead '
         '(CUDA graphs) or max-autotune',
     )
-    parser.add_argument(
+    forms.add_argument(
         '--cuda-graph',
         action='store_true',
-        help='record the training step as CUDA graphs, without a compiler, '
-        "and use the fused form of torch's optimizer",
+        help='replay the training step as CUDA graphs, or end where that '
+        'cannot be',
     )
 
 
@@ -69,16 +76,7 @@ def run(args: argparse.Namespace, mark_running: Callable) -> None:
     if args.amp:
         _set_amp(cfg)
     joint = cfg.model.get('type') == 'mmauxq.JointQAT'
-    if (args.compile or args.cuda_graph) and not joint:
-        raise UsageError(
-            f'{"--compile" if args.compile else "--cuda-graph"}: expected a '
-            f'recipe of mmauxq.JointQAT, got {args.config}, which trains '
-            f'{cfg.model.get("type")}'
-        )
-    if args.compile:
-        _set_speed(cfg, compile=dict(mode=args.compile))
-    if args.cuda_graph:
-        _set_cuda_graph(cfg)
+    _set_speed(cfg, args, joint)
     set_start(cfg, args.resume)
     use_resumable_loop(cfg)
     add_watch_hooks(cfg)
@@ -116,23 +114,46 @@ def _set_amp(cfg: 'Config') -> None:
         cfg.optim_wrapper.type = 'mmauxq.CPUAmpOptimWrapper'
 
 
-def _set_speed(cfg: 'Config', **options: Any) -> None:
-    speed = cfg.model.get('speed')
-    cfg.model.speed = {**(speed if isinstance(speed, dict) else {}), **options}
-
-
-def _set_cuda_graph(cfg: 'Config') -> None:
-    """Record the step, and use the fused form of the optimizer.
+def _set_speed(cfg: 'Config', args: argparse.Namespace, joint: bool) -> None:
+    """Choose the form of the step, and the optimizer's that goes with it.
 
     The kernels of a fused optimizer skip a step whose gradients are not
     finite, so that the host need not wait for them.
     """
+    chosen = [
+        option
+        for option in ('eager', 'compile', 'cuda_graph')
+        if getattr(args, option)
+    ]
+    if not joint:
+        if chosen:
+            raise UsageError(
+                f'--{chosen[0].replace("_", "-")}: expected a recipe of '
+                f'mmauxq.JointQAT, got {args.config}, which trains '
+                f'{cfg.model.get("type")}'
+            )
+        return
+    speed = cfg.model.get('speed')
+    options = dict(speed) if isinstance(speed, dict) else {}
+    if args.eager:
+        cfg.model.speed = 'eager'
+    elif args.compile:
+        cfg.model.speed = {**options, 'compile': dict(mode=args.compile)}
+    elif args.cuda_graph:
+        cfg.model.speed = {**options, 'cuda_graph': True}
+    speed = cfg.model.get('speed')
+    if speed in (None, 'auto') or (
+        isinstance(speed, dict) and speed.get('cuda_graph')
+    ):
+        _fuse_optimizer(cfg)
+
+
+def _fuse_optimizer(cfg: 'Config') -> None:
     import torch
 
     from mmauxq.engine.optimizers import optimizer_takes
 
     compat.enable()  # its type may be one of MMPretrain's
-    _set_speed(cfg, cuda_graph=True)
     optimizer = cfg.optim_wrapper.get('optimizer')
     if (
         torch.cuda.is_available()

@@ -1,18 +1,17 @@
 """Running a network without leaving a trace."""
 
-import random
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import is_tensor_like
 
 from mmauxq.quantizers import Quantizer
+from mmauxq.restoring import gpu_generators, snapshot, snapshot_generators
 
 
 @contextmanager
@@ -20,13 +19,11 @@ def forked_generators(*modules: nn.Module) -> Iterator[None]:
     """While active, random numbers may be drawn; afterwards the generators
     are as before: of torch on the CPU and on each GPU that ``modules`` are on,
     of NumPy and of Python."""
-    states = random.getstate(), np.random.get_state()
+    restore = snapshot_generators(*modules)
     try:
-        with torch.random.fork_rng([d.index for d in _gpus(modules)]):
-            yield
+        yield
     finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
+        restore()
 
 
 @contextmanager
@@ -36,24 +33,11 @@ def restoring(*modules: nn.Module) -> Iterator[None]:
     Restored are the modes of all modules, the values of all buffers except
     those of quantizers, and the generators of random numbers.
     """
-    inner = [m for module in modules for m in module.modules()]
-    modes = [(module, module.training) for module in inner]
-    buffers = [
-        (buffer, buffer.clone())
-        for module in inner
-        if not isinstance(module, Quantizer)
-        for buffer in module.buffers(recurse=False)
-    ]
+    restore = snapshot(*modules, without=Quantizer)
     try:
-        with forked_generators(*modules):
-            yield
+        yield
     finally:
-        for module, mode in modes:
-            module.training = mode
-        with torch.no_grad():
-            for buffer, value in buffers:
-                if not torch.equal(buffer, value):
-                    buffer.copy_(value)
+        restore()
 
 
 @contextmanager
@@ -91,12 +75,8 @@ def seed_generators(*modules: nn.Module, seed: int = 0) -> None:
     ``torch.manual_seed`` would seed all GPUs, also one that is used later.
     """
     torch.default_generator.manual_seed(seed)
-    for device in _gpus(modules):
-        torch.cuda.default_generators[device.index].manual_seed(seed)
-
-
-def _gpus(modules: Iterable[nn.Module]) -> set[torch.device]:
-    return {p.device for m in modules for p in m.parameters() if p.is_cuda}
+    for generator in gpu_generators(modules):
+        generator.manual_seed(seed)
 
 
 def sample_images(

@@ -7,9 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from mmauxq.accelerate import cuda_graph as graphed_step
-from mmauxq.accelerate.cuda_graph import GraphedStep
+from mmauxq.accelerate.cuda_graph import GraphedStep, _kind
+from mmauxq.accelerate.recording import aliases_of, check_leaves
+from mmauxq.accelerate.watched import Watched
 from mmauxq.errors import UsageError
+from mmauxq.restoring import host_state
 from tests.networks import AUX, batch, captured, classifier, joint_qat
 
 KD = dict(type='mmauxq.KnowledgeDistillation')
@@ -86,7 +88,7 @@ def test_recorded_is_eager_to_the_bit(settings, deterministic):
     expected = train(False, **settings)
     found = train(True, **settings)
     same(found, expected)
-    recording = found[1].step.recorded._recording
+    recording = found[1].step.recorded.recording
     assert recording.replays >= 1
     # which is what both have in common, and must not be nothing
     assert found[1].step.fused_norms.fusions
@@ -102,7 +104,7 @@ def test_what_changes_the_step_is_recorded_anew():
         model.zero_grad()
         losses = model.loss(inputs, samples)
         sum(losses.values()).backward()
-        return model.step.recorded._recording
+        return model.step.recorded.recording
 
     first = [step() for _ in range(4)][-1]
     assert first.replays == 3
@@ -147,7 +149,7 @@ def test_random_numbers_go_on():
     inputs = torch.ones(8, 64, device='cuda')
     torch.manual_seed(0)
     found = [step(inputs).detach().clone() for _ in range(4)]
-    assert step._recording.replays == 3
+    assert step.recording.replays == 3
     torch.manual_seed(0)
     for one in found:
         assert torch.equal(layer(inputs), one)
@@ -178,7 +180,7 @@ def test_what_cannot_be_recorded_is_one_line(between, message):
     other = GraphedStep(layer, layer)
     for _ in range(3):
         out = other(inputs)
-    assert other._recording is not None
+    assert other.recording is not None
     assert torch.equal(out, layer(inputs))
 
 
@@ -223,31 +225,35 @@ def test_on_a_cpu_a_step_is_never_recorded(grad):
 
 def test_what_makes_two_steps_differ():
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout())
-    step, x = GraphedStep(model, model), torch.ones(2, 4)
-    first = step._kind(x)
-    assert step._kind(x.clone()) == first
-    assert step._kind(x[:1]) != first
-    assert step._kind(x.t().contiguous().t()) != first
-    assert step._kind(x.double()) != first
+    x = torch.ones(2, 4)
+
+    def kind(x):
+        return _kind(x, Watched(model))
+
+    first = kind(x)
+    assert kind(x.clone()) == first
+    assert kind(x[:1]) != first
+    assert kind(x.t().contiguous().t()) != first
+    assert kind(x.double()) != first
     model[2].eval()
-    assert step._kind(x) != first
+    assert kind(x) != first
     model[2].train()
     model[0].bias.requires_grad_(False)
-    assert step._kind(x) != first
+    assert kind(x) != first
     model[0].bias.requires_grad_(True)
-    assert step._kind(x) == first
+    assert kind(x) == first
     model[1].running_mean.data = torch.zeros(4)
-    assert step._kind(x) != first
+    assert kind(x) != first
 
 
 @pytest.mark.parametrize(
     'draw', [random.random, np.random.rand, lambda: torch.rand(1)]
 )
 def test_random_numbers_of_the_host_leave_a_trace(draw):
-    before = graphed_step._random_state()
-    assert graphed_step._random_state() == before
+    before = host_state()
+    assert host_state() == before
     draw()
-    assert graphed_step._random_state() != before
+    assert host_state() != before
 
 
 def test_others_stand_in_for_parameters():
@@ -257,7 +263,7 @@ def test_others_stand_in_for_parameters():
     weight, still = shared.weight, frozen.weight
     with (
         pytest.raises(RuntimeError, match='stop'),
-        graphed_step._aliases(model) as found,
+        aliases_of(model) as found,
     ):
         assert shared.weight is found[weight] is not weight
         assert shared.weight.data_ptr() == weight.data_ptr()
@@ -268,11 +274,11 @@ def test_others_stand_in_for_parameters():
 
 def test_what_is_trained_must_stand_in_its_place():
     layer, kept = nn.Linear(4, 3), nn.Parameter(torch.ones(3))
-    with graphed_step._aliases(layer) as found:
+    with aliases_of(layer) as found:
         y = layer(torch.ones(2, 4)).relu()
-        graphed_step._check_leaves([y], found.values())
+        check_leaves([y], found.values())
         with pytest.raises(UsageError, match=r'of shape \(3,\) outside of'):
-            graphed_step._check_leaves([y, y * kept], found.values())
+            check_leaves([y, y * kept], found.values())
 
 
 @pytest.mark.gpu
@@ -299,7 +305,7 @@ def test_numbers_that_a_hook_schedules_count(deterministic):
 
     expected, found = steps(False), steps(True)
     same(found, expected)
-    assert found[1].step.recorded._recording.replays == 4
+    assert found[1].step.recorded.recording.replays == 4
 
 
 @pytest.mark.gpu
@@ -361,7 +367,7 @@ def changed_module(model):
 )  # fmt: skip
 def test_what_a_recording_holds_fixed_is_watched(change):
     model = joint_qat(guidance=dict(KD, **FEATURES))
-    watched = graphed_step._Watched(model)
+    watched = Watched(model)
     before = watched.state()
     assert watched.state() == before and not watched.is_outdated()
     change(model)

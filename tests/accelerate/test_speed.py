@@ -20,11 +20,21 @@ def refused(speed, **settings):
     return str(error.value)
 
 
-@pytest.mark.parametrize('config', [None, 'auto', {}])
-def test_the_defaults(config):
-    assert Speed.from_config(config) == Speed(
+def test_the_defaults():
+    speed = Speed.from_config({})
+    assert speed == Speed(
         compile=None, cuda_graph=False, memory=None, channels_last=None
     )
+    assert not speed.auto
+
+
+@pytest.mark.parametrize('gpu', [False, True])
+@pytest.mark.parametrize('config', [None, 'auto'])
+def test_a_gpu_records_without_being_asked(config, gpu, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: gpu)
+    speed = Speed.from_config(config)
+    assert speed.auto and speed.cuda_graph is gpu
+    assert (speed.compile, speed.memory) == (None, None)
 
 
 def test_a_dict_sets_options():
@@ -53,6 +63,11 @@ def test_the_scope_of_a_config_is_no_option():
             dict(cuda_graphs=True),
             'model.speed: expected one of compile, cuda_graph, memory, '
             "channels_last, got 'cuda_graphs'; did you mean cuda_graph?",
+        ),
+        (
+            dict(auto=True),
+            'model.speed: expected one of compile, cuda_graph, memory, '
+            "channels_last, got 'auto'",
         ),
         (
             dict(cuda_graph='yes'),

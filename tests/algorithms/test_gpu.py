@@ -119,7 +119,7 @@ def test_a_recorded_step_under_ddp(tmp_path):
             with torch.backends.cudnn.flags(deterministic=True):
                 for _ in range(6):
                     trained.train_step(data, wrapper)
-            assert model.step.recorded._recording.replays == 5
+            assert model.step.recorded.recording.replays == 5
             results.append({n: v.cpu() for n, v in model.state_dict().items()})
         finally:
             if wrapped:

@@ -1,7 +1,7 @@
 """The arithmetic of the quantizers: tensors in, tensors out, torch alone.
 
-A faster implementation (:mod:`mmauxq.accelerate.kernels`) must agree with them
-in value and gradient.
+This is the definition: the kernels of :mod:`mmauxq.accelerate` must agree with
+it in value and gradient.
 """
 
 from collections.abc import Callable
@@ -44,14 +44,9 @@ def straight_through(x: Tensor, value: Tensor) -> Tensor:
     ``value`` in the last bit, so that "four levels" become more than four
     distinct floats. Here the result equals ``value`` to the bit.
 
+    Both have one shape, that of the result.
+
     Source: Bengio et al., arXiv:1308.3432.
-
-    Args:
-        x: Any shape; receives the gradient.
-        value: The shape of ``x``; receives none.
-
-    Returns:
-        The shape of ``x``.
 
     Example:
         >>> x = torch.tensor([0.4, 0.6], requires_grad=True)
@@ -77,8 +72,7 @@ def clamp_min_ste(scale: Tensor, minimum: float = MIN_SCALE) -> Tensor:
 def lsq_forward(
     x: Tensor, step: Tensor, offset: Tensor | None, qmin: int, qmax: int
 ) -> Tensor:
-    """The value of :func:`learned_step_quantize`, with its arguments and
-    without a gradient: the shape and dtype of ``x``."""
+    """The value of :func:`learned_step_quantize`, without a gradient."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     if offset is not None:
         wide = wide - offset
@@ -100,15 +94,8 @@ def lsq_backward(
     qmax: int,
     grad_scale: float,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The gradients of :func:`learned_step_quantize`, with its arguments.
-
-    Args:
-        grad: Gradient of the result, in the shape of ``x``.
-
-    Returns:
-        The gradients of ``x``, of ``step``, and of ``offset`` (``None`` if
-        there is none), each in the shape of its tensor.
-    """
+    """The gradients of :func:`learned_step_quantize` in ``x``, ``step`` and
+    ``offset``, from that in its result, ``grad``."""
     wide_grad = grad.to(torch.promote_types(grad.dtype, torch.float32))
     wide = x.to(wide_grad.dtype)
     if offset is not None:
@@ -163,13 +150,8 @@ class LearnedStepFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        x, step, offset = ctx.saved_tensors
-        grads = ctx.run_backward(grad, x, step, offset, *ctx.range)
-        needed = [
-            g if needs else None
-            for g, needs in zip(grads, ctx.needs_input_grad, strict=False)
-        ]
-        return *needed, None, None, None, None, None
+        grads = ctx.run_backward(grad, *ctx.saved_tensors, *ctx.range)
+        return *grads, None, None, None, None, None
 
 
 def learned_step_quantize(
@@ -198,8 +180,8 @@ def learned_step_quantize(
 
     Args:
         x: Any shape, floating point.
-        step: Positive, of a shape that broadcasts to that of ``x``. On a GPU
-            the sign is not checked: that would stall every call.
+        step: Positive, of a shape that broadcasts to that of ``x``. The sign
+            is checked on the CPU alone: a GPU would stall at every call.
         qmin: Lowest code, at most 0.
         qmax: Highest code, above ``qmin``.
         offset: Of the shape of ``step``; ``None`` for 0.
@@ -212,7 +194,7 @@ def learned_step_quantize(
 
     Raises:
         TypeError: If ``x``, ``step`` or ``offset`` is not floating point.
-        ValueError: If a shape, a device or the range does not fit.
+        ValueError: If a shape, a device, the range or a sign does not fit.
     """
     # Overridable like any function of torch: the modes of mmauxq.accelerate
     # fuse it with its neighbours or recompute it.
@@ -314,9 +296,6 @@ def pact(x: Tensor, alpha: Tensor, bits: int) -> Tensor:
         x: Any shape, floating point.
         alpha: Positive, of a shape that broadcasts to that of ``x``.
         bits: 1 to 8.
-
-    Returns:
-        The shape and dtype of ``x``.
     """
     n = 2**bits - 1
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -360,9 +339,6 @@ def dorefa_activation(x: Tensor, bits: int) -> Tensor:
     Args:
         x: Any shape, floating point.
         bits: 1 to 8.
-
-    Returns:
-        The shape and dtype of ``x``.
     """
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     return _quantize_unit(_ClipUnit.apply(wide), bits).to(x.dtype)
@@ -375,15 +351,13 @@ def dorefa_weight(w: Tensor, bits: int) -> Tensor:
     ``(1 - tanh(w)**2) / max|tanh(w)|``: the maximum counts as a constant and
     the rounding as the identity. With one bit the levels are ``+-mean|w|``
     and the derivative is 1.
+    Computed in float32 at least, returned in the dtype of ``w``.
 
     Source: Zhou et al., DoReFa-Net, arXiv:1606.06160, eq. 8 and 9.
 
     Args:
         w: Any shape, floating point, not all zero.
         bits: 1 to 8.
-
-    Returns:
-        The shape and dtype of ``w``.
     """
     wide = w.to(torch.promote_types(w.dtype, torch.float32))
     if bits == 1:

@@ -2,15 +2,14 @@
 
 import logging
 
-import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from mmauxq.registry import MODELS
 
-from .base import FLOAT_BITS, Grid, Quantizer
+from .base import Grid, Quantizer
 from .functional import MIN_SCALE, clamp_min_ste, pact
-from .over_ranks import max_over_ranks, mean_over_ranks
+from .over_ranks import over_ranks
 
 
 @MODELS.register_module()
@@ -38,18 +37,7 @@ class PACTActivation(Quantizer):
 
     roles = ('activation',)
     scale = 'alpha'
-
-    def __init__(
-        self,
-        bits: int,
-        role: str = 'activation',
-        num_channels: int | None = None,
-        channel_axis: int | None = None,
-    ) -> None:
-        super().__init__(bits, role, num_channels, channel_axis)
-        self.alpha = nn.Parameter(
-            torch.ones(num_channels or 1), self.bits != FLOAT_BITS
-        )
+    alpha: nn.Parameter
 
     def grid(self) -> Grid:
         """Codes 0 to n in steps of ``alpha / n``."""
@@ -59,11 +47,11 @@ class PACTActivation(Quantizer):
     def set_scales(self, x: Tensor) -> None:
         """Set ``alpha`` from a batch of activations."""
         rows = self.rows(x)
-        mean = mean_over_ranks(rows.abs().mean(1))
-        high = max_over_ranks(rows.amax(1))
+        mean = over_ranks(rows.abs().mean(1), 'mean')
+        high = over_ranks(rows.amax(1), 'max')
         alpha = (2 * mean * (2**self.bits - 1) ** 0.5).minimum(high)
         self.alpha.copy_(alpha.clamp_min(MIN_SCALE))
-        negative = mean_over_ranks((x < 0).float().mean()).item()
+        negative = over_ranks((x < 0).float().mean(), 'mean').item()
         if negative > 0:
             print_log(
                 f'PACTActivation: {negative:.0%} of the values that reach '

@@ -79,8 +79,7 @@ def build_quantizer(
                 f'quantizers.{role}: {cls.__name__} has no per-channel form; '
                 'remove per_channel'
             )
-        cfg['num_channels'] = _num_channels(layer, role)
-        cfg['channel_axis'] = _channel_axis(layer, role)
+        cfg['num_channels'], cfg['channel_axis'] = _channels(layer, role)
     unknown = set(cfg) - known
     if unknown:
         raise UsageError(
@@ -90,18 +89,16 @@ def build_quantizer(
     return cls(**cfg)
 
 
-def _num_channels(layer: nn.Module, role: str) -> int:
+def _channels(layer: nn.Module, role: str) -> tuple[int, int]:
+    """Their number, and their axis in the weight or in the input."""
+    axis = -1
     if isinstance(layer, nn.MultiheadAttention):
-        return layer.embed_dim * (3 if role == 'weight' else 1)
-    if isinstance(layer, CONVOLUTIONS):
-        return layer.out_channels if role == 'weight' else layer.in_channels
-    return layer.out_features if role == 'weight' else layer.in_features
-
-
-def _channel_axis(layer: nn.Module, role: str) -> int:
-    if role == 'weight':
-        return 0
-    return 1 if isinstance(layer, CONVOLUTIONS) else -1
+        width_out, width_in = 3 * layer.embed_dim, layer.embed_dim
+    elif isinstance(layer, CONVOLUTIONS):
+        width_out, width_in, axis = layer.out_channels, layer.in_channels, 1
+    else:
+        width_out, width_in = layer.out_features, layer.in_features
+    return (width_out, 0) if role == 'weight' else (width_in, axis)
 
 
 def convert(
@@ -127,37 +124,30 @@ def convert(
     Returns:
         ``model``; the quantized layer if ``model`` is itself one layer.
     """
-    uses = uses or {}
-    modules = dict(model.named_modules(remove_duplicate=False))
-    new = {}
-    for name, layer_bits in bits.items():
-        if layer_bits.is_float:
-            continue
-        layer = modules[name]
-        quantizers = (
-            build_quantizer(weight, 'weight', layer, layer_bits.weight),
-            build_quantizer(
-                activation, 'activation', layer, layer_bits.activation
-            ),
-        )
-        if name in uses:
-            quantizers[1].sample_size = uses[name].sample_size
-        cls = quant_class(type(layer))
-        new[id(layer)] = cls.from_float(layer, *quantizers)
-    model = _replace(model, lambda child: new.get(id(child)))
+    new: dict[nn.Module, nn.Module] = {}
     readers: dict[str, list[str]] = {}
-    for name, use in uses.items():
-        if name in bits and not bits[name].is_float:
-            for reader in use.readers:
+    for name, width in bits.items():
+        if width.is_float:
+            continue
+        layer = model.get_submodule(name)
+        of_weight = build_quantizer(weight, 'weight', layer, width.weight)
+        of_input = build_quantizer(
+            activation, 'activation', layer, width.activation
+        )
+        if uses and name in uses:
+            of_input.sample_size = uses[name].sample_size
+            for reader in uses[name].readers:
                 readers.setdefault(reader, []).append(name)
+        cls = quant_class(type(layer))
+        new[layer] = cls.from_float(layer, of_weight, of_input)
+    model = _replace(model, new.get)
     # the innermost first, so that the names above stay valid
     for reader in sorted(readers, key=lambda name: -name.count('.')):
         old = model.get_submodule(reader)
         prefix = f'{reader}.' if reader else ''
         layers = [name.removeprefix(prefix) for name in readers[reader]]
-        by_id = {id(old): WeightReader.from_float(old, layers)}
         model = _replace(
-            model, lambda child, by_id=by_id: by_id.get(id(child))
+            model, {old: WeightReader.from_float(old, layers)}.get
         )
     return model
 
@@ -169,19 +159,15 @@ def restore(model: nn.Module, names: Sequence[str] | None = None) -> nn.Module:
         model: Changed in place.
         names: Only these layers; all if ``None``.
     """
-    chosen = None
-    if names is not None:
-        chosen = {id(model.get_submodule(name)) for name in names}
-    memo: dict[int, nn.Module] = {}
+    if names is None:
+        chosen = set(model.modules())
+    else:
+        chosen = {model.get_submodule(name) for name in names}
 
-    def to_float(child: nn.Module) -> nn.Module | None:
-        if not isinstance(child, (QuantLayer, WeightReader)) or (
-            chosen is not None and id(child) not in chosen
-        ):
-            return None
-        if id(child) not in memo:
-            memo[id(child)] = child.to_float()
-        return memo[id(child)]
+    def to_float(module: nn.Module) -> nn.Module | None:
+        if module in chosen and isinstance(module, (QuantLayer, WeightReader)):
+            return module.to_float()
+        return None
 
     return _replace(model, to_float)
 
@@ -189,22 +175,17 @@ def restore(model: nn.Module, names: Sequence[str] | None = None) -> nn.Module:
 def _replace(
     model: nn.Module, choose: Callable[[nn.Module], nn.Module | None]
 ) -> nn.Module:
-    seen = set()
-    parents = [model]
-    while parents:
-        parent = parents.pop()
-        if id(parent) in seen:
-            continue
-        seen.add(id(parent))
-        for name, child in list(parent._modules.items()):
-            if child is None:
-                continue
-            replacement = choose(child)
-            if replacement is not None:
-                setattr(parent, name, replacement)
-                child = replacement
-            # a replacement may have children to replace in turn
-            parents.append(child)
-    # a model that is one layer has no parent to change
-    replacement = choose(model)
-    return model if replacement is None else replacement
+    """``model``, in which what ``choose`` returns, unless it is ``None``,
+    takes the place of a module; then its children are asked in turn."""
+    done: dict[nn.Module, nn.Module] = {}
+
+    def visit(module: nn.Module) -> nn.Module:
+        if module not in done:
+            new = choose(module)
+            done[module] = new = module if new is None else new
+            for name, child in list(new._modules.items()):
+                if child is not None and visit(child) is not child:
+                    setattr(new, name, visit(child))
+        return done[module]
+
+    return visit(model)

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import Any
 
 from mmauxq.errors import UsageError
 from mmauxq.quantizers import FLOAT_BITS
-from mmauxq.quantizers.base import check_bits
+from mmauxq.quantizers.base import ROLES, check_bits
 
 
 @dataclass(frozen=True)
@@ -75,17 +76,14 @@ class Policy:
             self.layers = dict(pairs)
         for pattern, bits in self.layers.items():
             where = f'policy.layers[{pattern!r}]'
-            if isinstance(bits, dict):
-                unknown = set(bits) - {'weight', 'activation'}
-                if unknown or not bits:
-                    raise UsageError(
-                        f"{where}: expected the keys 'weight' and "
-                        f"'activation', got {dict(bits)}"
-                    )
-                for value in bits.values():
-                    check_bits(value, 1, where)
-            else:
-                check_bits(bits, 1, where)
+            bits = _by_role(bits)
+            if not bits or set(bits) - set(ROLES):
+                raise UsageError(
+                    f"{where}: expected the keys 'weight' and "
+                    f"'activation', got {bits}"
+                )
+            for value in bits.values():
+                check_bits(value, 1, where)
 
     def assign(
         self, names: Sequence[str], weight: int, activation: int
@@ -106,8 +104,7 @@ class Policy:
             bits[name] = LayerBits(self.last, self.last, 'classifier')
         bits[names[0]] = LayerBits(self.first, self.first, 'first layer')
         for pattern, value in self.layers.items():
-            if not isinstance(value, dict):
-                value = dict(weight=value, activation=value)
+            value = _by_role(value)
             for name in match(pattern, list(names), 'model.policy.layers'):
                 bits[name] = LayerBits(
                     value.get('weight', bits[name].weight),
@@ -115,3 +112,7 @@ class Policy:
                     f'policy {pattern!r}',
                 )
         return bits
+
+
+def _by_role(bits: Any) -> dict:
+    return dict(bits if isinstance(bits, dict) else dict.fromkeys(ROLES, bits))

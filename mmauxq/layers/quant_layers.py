@@ -47,13 +47,9 @@ class QuantLayer(nn.Module):
         weight_quantizer: nn.Module,
         input_quantizer: nn.Module,
     ) -> 'QuantLayer':
-        """A quantized layer that shares the parameters of ``layer``.
-
-        Args:
-            layer: Of class ``float_type``; not changed.
-            weight_quantizer: Called with the weight, (out, in, ...).
-            input_quantizer: Called with the input, (N, ...).
-        """
+        """A quantized layer that shares the parameters of ``layer``, which is
+        not changed. The quantizers are called with the weight (out, in, ...)
+        and the input (N, ...)."""
         new = _with_class(layer, cls)
         new.weight_quantizer = weight_quantizer
         new.input_quantizer = input_quantizer
@@ -62,10 +58,7 @@ class QuantLayer(nn.Module):
     def to_float(self) -> nn.Module:
         """The float layer, with the trained weights."""
         layer = _with_class(self, self.float_type)
-        del (
-            layer._modules['weight_quantizer'],
-            layer._modules['input_quantizer'],
-        )
+        del layer.weight_quantizer, layer.input_quantizer
         layer.__dict__.pop('precomputed', None)
         return layer
 
@@ -76,17 +69,14 @@ class QuantLayer(nn.Module):
 
     def quantized_weight(self, weight: Tensor) -> Tensor:
         """``weight`` as it enters the product."""
-        if self.precomputed is not None:
-            quantized = self.precomputed(weight)
-            if quantized is not None:
-                return quantized
-        return self.weight_quantizer(weight)
+        done = None if self.precomputed is None else self.precomputed(weight)
+        return self.weight_quantizer(weight) if done is None else done
 
     def __reduce_ex__(self, protocol: Any) -> tuple:
         # The classes of foreign layers are made on demand, and what was
         # precomputed belongs to the step at hand.
         state = {k: v for k, v in self.__dict__.items() if k != 'precomputed'}
-        return _empty, (self.float_type,), state
+        return _empty, (quant_class, self.float_type), state
 
 
 class _QuantConv(QuantLayer):
@@ -216,8 +206,7 @@ class QuantMultiheadAttention(QuantLayer, nn.MultiheadAttention):
                 weights = weights.mean(-3)
         else:
             x = F.scaled_dot_product_attention(q, k, v, mask, dropout)
-        x = x.transpose(-3, -2).flatten(-2)
-        x = self.out_proj(x)
+        x = self.out_proj(x.transpose(-3, -2).flatten(-2))
         if not self.batch_first and x.dim() == 3:
             x = x.transpose(0, 1)
         return x, weights
@@ -227,23 +216,19 @@ def _additive_mask(
     attn_mask: Tensor | None, padding: Tensor | None, q: Tensor, k: Tensor
 ) -> Tensor | None:
     """Both masks of attention as one that is added to the scores."""
-
-    def additive(mask: Tensor) -> Tensor:
-        if mask.dtype != torch.bool:
-            return mask
-        return torch.zeros_like(mask, dtype=q.dtype).masked_fill(
-            mask, float('-inf')
-        )
-
-    mask = None
-    if attn_mask is not None:
-        mask = additive(attn_mask)
-        if mask.dim() == 3 and q.dim() == 4:  # (N * heads, L, S)
-            mask = mask.view(*q.shape[:2], q.shape[-2], k.shape[-2])
+    if attn_mask is not None and attn_mask.dim() == 3 and q.dim() == 4:
+        # (N * heads, L, S)
+        attn_mask = attn_mask.view(*q.shape[:2], q.shape[-2], k.shape[-2])
     if padding is not None:
-        padding = additive(padding)[..., None, None, :]
-        mask = padding if mask is None else mask + padding
-    return mask
+        padding = padding[..., None, None, :]
+    masks = [
+        torch.zeros_like(mask, dtype=q.dtype).masked_fill(mask, float('-inf'))
+        if mask.dtype == torch.bool
+        else mask
+        for mask in (attn_mask, padding)
+        if mask is not None
+    ]
+    return sum(masks[1:], masks[0]) if masks else None
 
 
 def is_plain_attention(module: nn.MultiheadAttention) -> bool:
@@ -261,11 +246,11 @@ def is_plain_attention(module: nn.MultiheadAttention) -> bool:
 
 
 class WeightReader(nn.Module):
-    """Base of modules that multiply by the weights of their quantized layers.
+    """Base of modules that multiply by the weights of layers inside of them.
 
-    ``self.qkv`` may be a layer that is never called, while the forward of the
-    module that holds it computes ``F.linear(x, self.qkv.weight, bias)``. The
-    operands of that product are quantized by the quantizers of ``qkv``.
+    The layer ``self.qkv`` may never be called, while the forward of its owner
+    computes ``F.linear(x, self.qkv.weight, bias)``. The quantizers of ``qkv``
+    quantize the operands of that product.
 
     Attributes:
         float_type: Class of the float module.
@@ -279,7 +264,7 @@ class WeightReader(nn.Module):
     def from_float(
         module: nn.Module, read_layers: Sequence[str]
     ) -> 'WeightReader':
-        """``module`` with quantized products; its attributes stay shared."""
+        """``module`` with quantized products; attributes stay shared."""
         new = _with_class(module, _reader_class(type(module)))
         new.read_layers = tuple(read_layers)
         return new
@@ -299,7 +284,7 @@ class WeightReader(nn.Module):
             return super().forward(*args, **kwargs)
 
     def __reduce_ex__(self, protocol: Any) -> tuple:
-        return _empty_reader, (self.float_type,), self.__dict__
+        return _empty, (_reader_class, self.float_type), self.__dict__
 
 
 @functools.cache
@@ -323,14 +308,12 @@ def quant_class(float_type: type[nn.Module]) -> type[QuantLayer]:
                 QuantMultiheadAttention):  # fmt: skip
         if cls.float_type is float_type:
             return cls
-    methods = [
-        float_type.forward,
-        getattr(float_type, '_conv_forward', float_type.forward),
-    ]
+    forward = float_type.forward
+    inner = getattr(float_type, '_conv_forward', forward)
     base: type = QuantLinear
     if issubclass(float_type, nn.MultiheadAttention):
         base = QuantMultiheadAttention
-    elif not STANDARD_FORWARDS.issuperset(methods):
+    elif not {forward, inner} <= STANDARD_FORWARDS:
         base = _QuantForeign
     elif issubclass(float_type, CONVOLUTIONS):
         base = _QuantConv
@@ -351,13 +334,8 @@ def _subclass(name: str, base: type, float_type: type) -> type:
     )
 
 
-def _empty(float_type: type[nn.Module]) -> nn.Module:
-    cls = quant_class(float_type)
-    return cls.__new__(cls)
-
-
-def _empty_reader(float_type: type[nn.Module]) -> nn.Module:
-    cls = _reader_class(float_type)
+def _empty(class_of: Callable[[type], type], float_type: type) -> nn.Module:
+    cls = class_of(float_type)
     return cls.__new__(cls)
 
 

@@ -269,16 +269,13 @@ class JointQAT(BaseModel):
         """Initialise, then load ``float_checkpoint`` if there is one."""
         with initialising(self):
             super().init_weights()
-        source = self.float_checkpoint
+        source, network = self.float_checkpoint, self.architecture
         if source is None:
             return
-        state = normalise(
-            CheckpointLoader.load_checkpoint(source, 'cpu'), source
-        )
-        state = check_architecture(
-            self.architecture, state, source, other_head=True
-        )
-        self.architecture.load_state_dict(state, strict=False)
+        checkpoint = CheckpointLoader.load_checkpoint(source, 'cpu')
+        state = normalise(checkpoint, source)
+        state = check_architecture(network, state, source, other_head=True)
+        network.load_state_dict(state, strict=False)
         self._float_start = True
 
     def _load_from_state_dict(

@@ -22,11 +22,11 @@ class LayerUse:
     Args:
         name: Name of the module that owns the weight.
         readers: Names of other modules in whose forward a product with the
-            weight is computed; empty if the layer computes it itself.
+            weight is computed.
         called: Whether the layer computes a product itself.
         reason: Why it cannot be quantized, or ``''``.
-        sample_size: Number of values of one sample in the input, if axis 0
-            of the input does not hold the samples; else ``None``.
+        sample_size: Number of values of one sample in the input; ``None`` if
+            axis 0 of the input holds the samples.
     """
 
     name: str
@@ -113,11 +113,9 @@ def convert(
     A layer that stands in several places is converted once and stays shared.
 
     Args:
-        model: Changed in place: named layers are replaced by quantized ones
-            that share their parameters, under the same names.
+        model: Changed in place; parameters stay, under the same names.
         bits: Name of a layer -> its bits; layers not named stay float.
-        weight: Config of the weight quantizer.
-        activation: Config of the input quantizer.
+        weight, activation: Configs of the quantizers.
         uses: Name of a layer -> how its weight is used; by default each layer
             computes its own product on samples along axis 0.
 

@@ -25,11 +25,8 @@ class LayerBits:
 
 
 def match(pattern: str, names: Sequence[str], what: str) -> list[str]:
-    """The names that a shell pattern matches, in their order.
-
-    Raises:
-        UsageError: If there is none; the message lists what exists.
-    """
+    """The names that a shell pattern matches, in their order; a UsageError
+    that lists what exists if there is none."""
     found = [name for name in names if fnmatchcase(name, pattern)]
     if not found:
         shown = ', '.join(names[:20]) + (', ...' if len(names) > 20 else '')
@@ -44,9 +41,8 @@ def match(pattern: str, names: Sequence[str], what: str) -> list[str]:
 class Policy:
     """Bits per layer, by role and by name.
 
-    The first convolution that runs and the classifier stay in floating point
-    unless told otherwise, as in the auxiliary module's paper and most of the
-    field.
+    The first layer that runs and the classifier stay in floating point unless
+    told otherwise, as in the auxiliary module's paper and most of the field.
 
     Args:
         first: Bits of the first layer that runs; 8 and 32 are usual.
@@ -92,8 +88,7 @@ class Policy:
 
         Args:
             names: All layers that run, in the order in which they do.
-            weight: Bits of weights by default.
-            activation: Bits of activations by default.
+            weight, activation: Bits by default.
 
         Raises:
             UsageError: If a pattern matches no layer.

@@ -15,11 +15,7 @@ ROLES = ('weight', 'activation')
 
 
 def check_bits(bits: object, lowest: int, where: str) -> int:
-    """``bits`` if it is a width that ``where`` can have.
-
-    Raises:
-        UsageError: If it is neither ``lowest`` to 8 nor 32.
-    """
+    """``bits``, or a UsageError if it is neither ``lowest`` to 8 nor 32."""
     if type(bits) is not int or bits not in (*range(lowest, 9), FLOAT_BITS):
         raise UsageError(
             f'{where}: expected bits from {lowest} to 8, or {FLOAT_BITS} for '
@@ -29,11 +25,8 @@ def check_bits(bits: object, lowest: int, where: str) -> int:
 
 
 def flag(value: bool) -> Tensor:
-    """A yes or no for a buffer.
-
-    Not of type bool: MMEngine's SyncBuffersHook averages buffers over ranks,
-    which neither gloo nor NCCL can do with bool.
-    """
+    """A yes or no for a buffer."""
+    # MMEngine's SyncBuffersHook averages over ranks, which no bool allows
     return torch.tensor(value, dtype=torch.uint8)
 
 
@@ -48,9 +41,6 @@ class Grid:
     Args:
         scale: Positive, shape (1,) or (number of channels,).
         offset: Value of code 0, same shape; ``None`` for zero.
-        qmin: Lowest code.
-        qmax: Highest code.
-        stride: Distance of neighbouring codes.
     """
 
     scale: Tensor
@@ -183,12 +173,9 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def codes(self, x: Tensor) -> Tensor:
-        """The integer codes (int32) of what the quantizer returns for ``x``.
-
-        They are computed from the quantized values, so that training,
-        evaluation and export share one rounding rule.
-        """
+        """The integer codes (int32) of the quantized ``x``."""
         grid = self.grid()
+        # of the quantized values, so that export rounds as training does
         value = self(x).double()
         if grid.offset is not None:
             value = value - self.broadcast(grid.offset, x).double()
@@ -207,8 +194,7 @@ class Quantizer(nn.Module):
         """Set the learned state from a tensor, equally on all ranks.
 
         Raises:
-            TrainingError: If ``x`` has values from which no scale can be
-                found, NaN or infinity.
+            TrainingError: If no scale follows from NaN or infinity in ``x``.
         """
         self.set_scales(x.detach().float())
         if not all(bool(p.isfinite().all()) for p in self.parameters()):

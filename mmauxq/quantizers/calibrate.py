@@ -26,8 +26,7 @@ def calibrate(model: nn.Module, run: Callable[[], Any]) -> None:
     the same layers in the same order.
 
     Args:
-        model: A quantized network.
-        run: Runs it on a batch of its data.
+        run: Runs ``model`` on a batch of its data.
     """
 
     def on_input(quantizer: Quantizer, args: tuple[Tensor, ...]) -> None:

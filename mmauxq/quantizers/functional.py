@@ -199,15 +199,9 @@ def learned_step_quantize(
     # Overridable like any function of torch: the modes of mmauxq.accelerate
     # fuse it with its neighbours or recompute it.
     if has_torch_function_unary(x):
+        options = dict(offset=offset, grad_scale=grad_scale)
         return handle_torch_function(
-            learned_step_quantize,
-            (x,),
-            x,
-            step,
-            qmin,
-            qmax,
-            offset=offset,
-            grad_scale=grad_scale,
+            learned_step_quantize, (x,), x, step, qmin, qmax, **options
         )
     _check(x, step, offset, qmin, qmax)
     if _backend is not None:
@@ -310,28 +304,11 @@ def _quantize_unit(x: Tensor, bits: int) -> Tensor:
     return straight_through(x, (x * n).round() / n)
 
 
-class _ClipUnit(torch.autograd.Function):
-    """min(max(x, 0), 1) whose derivative is 0 on the borders.
-
-    ``torch.clamp`` has derivative 1 there. The paper leaves it open; 0 is
-    what the learned quantizers have at the ends of their range.
-    """
-
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return x.clamp(0, 1)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        (x,) = ctx.saved_tensors
-        return torch.where((x > 0) & (x < 1), grad, 0)
-
-
 def dorefa_activation(x: Tensor, bits: int) -> Tensor:
     """``2**bits`` even levels of [0, 1]: ``quantize_k(clip(x, 0, 1))``.
 
-    The gradient is that of the clip: 1 strictly inside (0, 1), else 0.
+    The gradient is that of the clip: 1 strictly inside (0, 1), else 0. The
+    paper leaves the borders open; 0 is what learned quantizers have there.
     Computed in float32 at least, returned in the dtype of ``x``.
 
     Source: Zhou et al., DoReFa-Net, arXiv:1606.06160, eq. 5 and 11.
@@ -341,7 +318,10 @@ def dorefa_activation(x: Tensor, bits: int) -> Tensor:
         bits: 1 to 8.
     """
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    return _quantize_unit(_ClipUnit.apply(wide), bits).to(x.dtype)
+    # unlike torch.clamp, without a gradient on the borders
+    inside = (wide > 0) & (wide < 1)
+    clipped = torch.where(inside, wide, wide.detach().clamp(0, 1))
+    return _quantize_unit(clipped, bits).to(x.dtype)
 
 
 def dorefa_weight(w: Tensor, bits: int) -> Tensor:

@@ -16,15 +16,14 @@ class LearnedStepQuantizer(Quantizer):
 
     See :func:`.functional.learned_step_quantize`. Signed values have codes
     ``-2**(bits-1)`` to ``2**(bits-1) - 1``, unsigned ones 0 to
-    ``2**bits - 1``; weights are signed. The gradient of the step is scaled by
-    ``1 / sqrt(N qmax)``, with N the number of values of a sample, or of a
-    weight, that share a step.
+    ``2**bits - 1``; weights are signed. Gradients of step and offset are
+    scaled by ``1 / sqrt(N qmax)``, with N the number of values of a sample, or
+    of a weight, that share a step.
 
     Args:
-        bits: Width in bits, 1 to 8 (signed values: 2 to 8); 32 leaves the
-            tensor as it is.
-        role, num_channels, channel_axis: Same as in
-            :class:`mmauxq.quantizers.Quantizer`.
+        bits, role, num_channels, channel_axis: Same as in
+            :class:`mmauxq.quantizers.Quantizer`; signed values have 2 bits at
+            least.
 
     Attributes:
         step: Distance of the levels, shape (1,) or (num_channels,).
@@ -56,12 +55,8 @@ class LearnedStepQuantizer(Quantizer):
         return Grid(step, offset, self.qmin, self.qmax)
 
     def values_per_scale(self, x: Tensor) -> int:
-        """N of the gradient scale.
-
-        Of a weight, the values that share a step; of an activation, the
-        features of one sample that share a step, whatever the batch size
-        (arXiv:1902.08153, section 2.2).
-        """
+        """N of the gradient scale: the values of a weight, or of one sample
+        of an activation, that share a step (arXiv:1902.08153, section 2.2)."""
         count = x.numel()
         if self.role == 'activation':
             if self.sample_size is not None:
@@ -94,14 +89,10 @@ class LSQ(LearnedStepQuantizer):
 
     Weights are signed. Activations are unsigned if the calibration data has
     no negative value. The step starts at ``2 mean|x| / sqrt(qmax)``.
-    Arguments, and the gradient of the step, are those of
-    :class:`LearnedStepQuantizer`.
+    See :class:`LearnedStepQuantizer`; the buffer ``signed`` says whether codes
+    may be negative.
 
     Source: Esser et al., Learned Step Size Quantization, arXiv:1902.08153.
-
-    Attributes:
-        step: Distance of the levels, shape (1,) or (num_channels,).
-        signed: Buffer, whether codes may be negative.
     """
 
     signed: Tensor
@@ -132,8 +123,7 @@ class LSQPlus(LearnedStepQuantizer):
     configuration 4), so that signed, skewed values (SiLU, GELU, linear
     bottlenecks) lose no level. Step and offset start where the mean squared
     error on the calibration data is least. Weights are signed without offset
-    and their step starts at ``max|mean +- 3 std| / 2**(bits-1)``. Arguments,
-    and the scale of the gradients, are those of
+    and their step starts at ``max|mean +- 3 std| / 2**(bits-1)``. See
     :class:`LearnedStepQuantizer`.
 
     The zeros with which a convolution pads its input come after the
@@ -141,10 +131,6 @@ class LSQPlus(LearnedStepQuantizer):
     that the convolution sees up to ``2**bits + 1`` distinct values.
 
     Source: Bhalgat et al., LSQ+, arXiv:2004.09576, sections 3.1 and 3.2.
-
-    Attributes:
-        step: Distance of the levels, shape (1,) or (num_channels,).
-        offset: Value of code 0, same shape; activations only.
     """
 
     def create_state(self) -> None:

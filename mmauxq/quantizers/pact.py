@@ -17,19 +17,16 @@ class PACTActivation(Quantizer):
     """Activations on ``2**bits`` even levels of [0, alpha].
 
     The paper starts ``alpha`` at a large number and lets an L2 penalty pull it
-    down. Here it starts at ``2 mean|x| sqrt(2**bits - 1)``, the range that LSQ
-    starts with, and is not decayed. It never starts above the largest value of
-    the calibration data: it would get no gradient there and, without decay,
-    would stay for ever.
+    down. Here it is not decayed and starts at ``2 mean|x| sqrt(2**bits - 1)``,
+    the range that LSQ starts with, or at the largest value of the calibration
+    data if that is lower: above it, ``alpha`` would never get a gradient.
 
     Source: Choi et al., PACT, arXiv:1805.06085.
 
     Args:
-        bits: Width in bits, 1 to 8; 32 leaves the activations as they are.
+        bits, num_channels, channel_axis: Same as in
+            :class:`mmauxq.quantizers.Quantizer`; the paper has one ``alpha``.
         role: ``'activation'``, the only one.
-        num_channels: Number of channels with an ``alpha`` each; ``None`` for
-            a single one, the paper's form.
-        channel_axis: Axis of the channels, by default 1.
 
     Attributes:
         alpha: Upper end of the range, shape (1,) or (num_channels,).

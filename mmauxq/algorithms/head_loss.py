@@ -20,15 +20,13 @@ def is_plain(classifier: nn.Module) -> bool:
 
 
 def head_logits(head: nn.Module, features: Any) -> Any:
-    """The logits that a head trains with, (N, K).
-
-    Heads with a second output for a teacher (LeViT, EfficientFormer) decline
-    to train without one. The average that they predict with learns the
-    targets, as in DeiTClsHead.
-    """
+    """The logits that a head trains with, (N, K)."""
     try:
         return head(features)
     except NotImplementedError:
+        # Heads with a second output for a teacher (LeViT, EfficientFormer)
+        # refuse to train without one. The average that they predict with
+        # learns the targets, as in DeiTClsHead.
         training, head.training = head.training, False
         try:
             return head(features)
@@ -39,16 +37,8 @@ def head_logits(head: nn.Module, features: Any) -> Any:
 def own_loss(
     classifier: nn.Module, inputs: Tensor, data_samples: list | None
 ) -> tuple[dict[str, Tensor], Tensor | None]:
-    """The losses of a classifier of mmpretrain that is not plain.
-
-    Args:
-        classifier: With a head.
-        inputs: (N, C, H, W).
-        data_samples: With the targets.
-
-    Returns:
-        Its losses; and its logits, (N, K), if its head shows them.
-    """
+    """The losses of a classifier that is not plain, from images (N, C, H, W);
+    and its logits, (N, K), if its head shows them."""
     head, outputs = classifier.head, []
     with forward_hooks(
         [('head', head)], lambda *call: outputs.append(call[-1])

@@ -31,10 +31,8 @@ def keep_all(
 
 @contextmanager
 def initialising(model: 'JointQAT') -> Iterator[None]:
-    """While active, the weights of ``model`` may be initialised.
-
-    Frozen teachers are hidden: they keep the weights of their checkpoint.
-    """
+    """While active, the weights of ``model`` may be initialised, except those
+    of frozen teachers, which are hidden."""
     before = [(g._modules, dict(g._modules)) for g in model.guidances]
     for modules, all_modules in before:
         for name, module in all_modules.items():

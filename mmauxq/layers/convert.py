@@ -49,12 +49,11 @@ def build_quantizer(
     """A quantizer for one operand of one layer.
 
     Args:
-        cfg: ``type``, ``bits`` (replaced by ``bits``) and, optionally,
-            ``per_channel``: one scale for each output channel of a weight,
-            or each input channel of an activation.
+        cfg: ``type``, ``bits`` (replaced by ``bits``, 1 to 8 or 32) and,
+            optionally, ``per_channel``: one scale for each output channel of
+            a weight, or each input channel of an activation.
         role: ``'weight'`` or ``'activation'``.
         layer: A convolution, linear or attention layer.
-        bits: 1 to 8, or 32.
 
     Raises:
         UsageError: If the type is unknown, does not serve the role, or has

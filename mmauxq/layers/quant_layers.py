@@ -21,14 +21,13 @@ STANDARD_FORWARDS = {base.forward for base in QUANTIZABLE} | {
 class QuantLayer(nn.Module):
     """Base of all quantized layers; made from, and back into, a float layer.
 
-    A quantized layer is also an instance of the class of its float layer.
-    Parameters keep their names, so that float checkpoints load; new are the
-    children ``weight_quantizer`` and ``input_quantizer``. Both act on what
-    enters the product: after the padding of a padded subclass, after the
-    standardisation of a weight-standardised one.
+    A quantized layer is also an instance of ``float_type``, the class of its
+    float layer. Parameters keep their names, so that float checkpoints load;
+    new are the children ``weight_quantizer`` and ``input_quantizer``. Both act
+    on what enters the product: after the padding of a padded subclass, after
+    the standardisation of a weight-standardised one.
 
     Attributes:
-        float_type: Class of the float layer.
         multiplies_by_weight: Whether the second operand is ``weight`` itself.
         precomputed: Called with the weight; returns it quantized, if that was
             done for many layers at once, or ``None``.
@@ -232,10 +231,8 @@ def _additive_mask(
 
 
 def is_plain_attention(module: nn.MultiheadAttention) -> bool:
-    """Whether :class:`QuantMultiheadAttention` computes what ``module`` does.
-
-    Its projections must be one weight, nothing may be appended to keys and
-    values, and its forward must be that of torch.
+    """Whether :class:`QuantMultiheadAttention` computes what ``module`` does:
+    one weight projects, keys and values are as given, the forward is torch's.
     """
     return (
         module.in_proj_weight is not None
@@ -250,11 +247,8 @@ class WeightReader(nn.Module):
 
     The layer ``self.qkv`` may never be called, while the forward of its owner
     computes ``F.linear(x, self.qkv.weight, bias)``. The quantizers of ``qkv``
-    quantize the operands of that product.
-
-    Attributes:
-        float_type: Class of the float module.
-        read_layers: Names of these layers, relative to this module.
+    quantize the operands of that product; ``read_layers`` holds the names of
+    such layers, relative to this module.
     """
 
     float_type: type[nn.Module]
@@ -278,9 +272,7 @@ class WeightReader(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Arguments and result of ``float_type``."""
         layers = map(self.get_submodule, self.read_layers)
-        with QuantizeProducts(
-            layer for layer in layers if isinstance(layer, QuantLayer)
-        ):
+        with QuantizeProducts(x for x in layers if isinstance(x, QuantLayer)):
             return super().forward(*args, **kwargs)
 
     def __reduce_ex__(self, protocol: Any) -> tuple:
@@ -291,12 +283,9 @@ class WeightReader(nn.Module):
 def quant_class(float_type: type[nn.Module]) -> type[QuantLayer]:
     """The class of quantized layers of a class of float ones.
 
-    Args:
-        float_type: Conv1d, Conv2d, Conv3d, Linear or MultiheadAttention, or
-            a subclass of these.
-
     Raises:
-        TypeError: If it is none of these, or is quantized already.
+        TypeError: If ``float_type`` is neither Conv1d, Conv2d, Conv3d, Linear
+            or MultiheadAttention nor a subclass, or is quantized already.
     """
     known = (*QUANTIZABLE, nn.MultiheadAttention)
     if issubclass(float_type, QuantLayer) or not issubclass(float_type, known):

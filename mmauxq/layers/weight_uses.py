@@ -87,23 +87,16 @@ def _tensors(value: Any) -> Iterable[Tensor]:
 def own_tensors(
     module: nn.Module, name: str
 ) -> Iterable[tuple[Tensor, frozenset[str]]]:
-    """Tensors of ``module`` itself, as :class:`WeightTracer` takes them.
-
-    Vectors are gains and biases: nothing is multiplied by them.
-    """
+    """Tensors of ``module`` itself, as :class:`WeightTracer` takes them."""
     for parameter in module.parameters(recurse=False):
+        # vectors are gains and biases: nothing is multiplied by them
         yield parameter, frozenset([name] if parameter.dim() > 1 else [])
     for buffer in module.buffers(recurse=False):
         yield buffer, frozenset()
 
 
 class QuantizeProducts(WeightTracer):
-    """While entered, quantizes the products by the weights of some layers.
-
-    Args:
-        layers: Quantized layers whose weights are used by a forward that is
-            not theirs, or not that of a plain layer.
-    """
+    """While entered, quantizes the products by the weights of ``layers``."""
 
     def __init__(self, layers: Iterable[nn.Module]) -> None:
         self.layers = {str(i): layer for i, layer in enumerate(layers)}

@@ -17,11 +17,9 @@ _backend: Callable[..., Tensor | None] | None = None
 
 
 def set_backend(backend: Callable[..., Tensor | None] | None) -> None:
-    """Register a faster implementation of :func:`learned_step_quantize`.
+    """Register a faster :func:`learned_step_quantize`, or none.
 
-    Args:
-        backend: Called with the arguments of that function; returns ``None``
-            for a call that it cannot run. ``None`` removes it.
+    It takes the same arguments and returns ``None`` if it cannot run them.
     """
     global _backend
     _backend = backend
@@ -58,11 +56,8 @@ def straight_through(x: Tensor, value: Tensor) -> Tensor:
 
 
 def clamp_min_ste(scale: Tensor, minimum: float = MIN_SCALE) -> Tensor:
-    """``max(scale, minimum)`` with the gradient of the identity.
-
-    A learned scale below ``minimum`` still works, and its gradient can bring
-    it back. A plain clamp would give it none.
-    """
+    """``max(scale, minimum)`` with the gradient of the identity, which can
+    bring a learned scale back from below ``minimum``."""
     return straight_through(scale, scale.clamp_min(minimum))
 
 
@@ -115,11 +110,9 @@ def lsq_backward(
 
 
 def _sum_to(x: Tensor, shape: torch.Size) -> Tensor:
-    """The sum of ``x`` over the axes along which ``shape`` does not vary.
-
-    A sum over everything goes by channels first, like the backward pass of a
-    batch norm, so that a compiler reads the tensor once for both.
-    """
+    """The sum of ``x`` over the axes along which ``shape`` does not vary."""
+    # Everything is summed by channels first, as in the backward pass of batch
+    # norm, so that a compiler reads the tensor once for both.
     if shape.numel() == 1 and x.dim() > 2:
         channel = 1 if x.dim() > 3 else x.dim() - 1
         x = x.sum([i for i in range(x.dim()) if i != channel])
@@ -260,8 +253,6 @@ def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
 
 
 class _LearnedClip(torch.autograd.Function):
-    """0 below 0, ``x`` in [0, alpha), ``alpha`` from there on."""
-
     @staticmethod
     def forward(ctx, x: Tensor, alpha: Tensor) -> Tensor:
         ctx.save_for_backward(x, alpha)

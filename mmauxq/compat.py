@@ -413,10 +413,9 @@ def write_files_atomically() -> None:
 def default_optim_constructor() -> None:
     """Make the default optimizer constructor spare quantizer scales.
 
-    Why: a recipe inherits the optimizer of an mmpretrain config unchanged
-    (two bases may not both define ``optim_wrapper``), so it cannot name a
-    constructor, yet learned scales must not decay. Without quantizers the
-    replacement does what MMEngine's own does.
+    Why: learned scales must not decay, and a recipe cannot name a constructor,
+    since it inherits the optimizer of an mmpretrain config unchanged. Without
+    quantizers the replacement does what MMEngine's own does.
 
     Until: MMEngine lets a module say which parameters do not decay (0.10.7
     and onedl 0.10.12 do not).

@@ -95,11 +95,9 @@ class JointQAT(BaseModel):
     @property
     def guidances(self) -> list[Guidance]:
         """All of them, in the order of the config."""
-        if self.guidance is None:
-            return []
         if isinstance(self.guidance, Guidance):
             return [self.guidance]
-        return list(self.guidance)
+        return [] if self.guidance is None else list(self.guidance)
 
     @property
     def has_own_loss(self) -> bool:

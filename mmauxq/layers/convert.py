@@ -1,7 +1,7 @@
 """From a float network to a quantized one, and back."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -137,15 +137,14 @@ def convert(
                 readers.setdefault(reader, []).append(name)
         cls = quant_class(type(layer))
         new[layer] = cls.from_float(layer, of_weight, of_input)
-    model = _replace(model, new.get)
+    model = _replace(model, new)
     # the innermost first, so that the names above stay valid
     for reader in sorted(readers, key=lambda name: -name.count('.')):
         old = model.get_submodule(reader)
         prefix = f'{reader}.' if reader else ''
         layers = [name.removeprefix(prefix) for name in readers[reader]]
-        model = _replace(
-            model, {old: WeightReader.from_float(old, layers)}.get
-        )
+        new = {old: WeightReader.from_float(old, layers)}
+        model = _replace(model, new)
     return model
 
 
@@ -156,33 +155,28 @@ def restore(model: nn.Module, names: Sequence[str] | None = None) -> nn.Module:
         model: Changed in place.
         names: Only these layers; all if ``None``.
     """
-    if names is None:
-        chosen = set(model.modules())
-    else:
-        chosen = {model.get_submodule(name) for name in names}
-
-    def to_float(module: nn.Module) -> nn.Module | None:
-        if module in chosen and isinstance(module, (QuantLayer, WeightReader)):
-            return module.to_float()
-        return None
-
-    return _replace(model, to_float)
+    modules = (
+        model.modules() if names is None else map(model.get_submodule, names)
+    )
+    floats = {
+        module: module.to_float()
+        for module in modules
+        if isinstance(module, (QuantLayer, WeightReader))
+    }
+    return _replace(model, floats)
 
 
-def _replace(
-    model: nn.Module, choose: Callable[[nn.Module], nn.Module | None]
-) -> nn.Module:
-    """``model``, in which what ``choose`` returns, unless it is ``None``,
-    takes the place of a module; then its children are asked in turn."""
+def _replace(model: nn.Module, new: dict[nn.Module, nn.Module]) -> nn.Module:
+    """``model`` with the keys of ``new`` replaced by their values, wherever
+    they stand, also inside of a value."""
     done: dict[nn.Module, nn.Module] = {}
 
     def visit(module: nn.Module) -> nn.Module:
         if module not in done:
-            new = choose(module)
-            done[module] = new = module if new is None else new
-            for name, child in list(new._modules.items()):
+            done[module] = chosen = new.get(module, module)
+            for name, child in list(chosen._modules.items()):
                 if child is not None and visit(child) is not child:
-                    setattr(new, name, visit(child))
+                    setattr(chosen, name, visit(child))
         return done[module]
 
     return visit(model)

@@ -160,15 +160,13 @@ class QuantMultiheadAttention(QuantLayer, nn.MultiheadAttention):
             return F.linear(x, weight, bias).chunk(3, -1)
         # one quantizer for all three: it must see them together
         parts = (query, key, value)
-        sizes = [part.shape[:-1].numel() for part in parts]
         flat = [part.reshape(-1, part.shape[-1]) for part in parts]
+        sizes = list(map(len, flat))
         flat = self.input_quantizer(torch.cat(flat)).split(sizes)
         biases = (None,) * 3 if bias is None else bias.chunk(3)
+        each = zip(flat, parts, weight.chunk(3), biases, strict=True)
         return tuple(
-            F.linear(x.view(part.shape), w, b)
-            for x, part, w, b in zip(
-                flat, parts, weight.chunk(3), biases, strict=True
-            )
+            F.linear(x.view(part.shape), w, b) for x, part, w, b in each
         )
 
     def forward(
@@ -306,21 +304,17 @@ def quant_class(float_type: type[nn.Module]) -> type[QuantLayer]:
         base = _QuantForeign
     elif issubclass(float_type, CONVOLUTIONS):
         base = _QuantConv
-    return _subclass(f'Quant{float_type.__name__}', base, float_type)
+    return _subclass('Quant', base, float_type)
 
 
 @functools.cache
-def _reader_class(float_type: type[nn.Module]) -> type[WeightReader]:
-    name = f'Reader{float_type.__name__}'
-    return _subclass(name, WeightReader, float_type)
+def _subclass(prefix: str, base: type, float_type: type) -> type:
+    attributes = {'float_type': float_type, '__module__': __name__}
+    name = f'{prefix}{float_type.__name__}'
+    return type(name, (base, float_type), attributes)
 
 
-def _subclass(name: str, base: type, float_type: type) -> type:
-    return type(
-        name,
-        (base, float_type),
-        {'float_type': float_type, '__module__': __name__},
-    )
+_reader_class = functools.partial(_subclass, 'Reader', WeightReader)
 
 
 def _empty(class_of: Callable[[type], type], float_type: type) -> nn.Module:

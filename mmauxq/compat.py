@@ -8,31 +8,18 @@ Tested with torch 2.11, mmengine 0.10.7 (onedl-mmengine 0.10.12), mmpretrain
 1.2.0 (onedl-mmpretrain 1.3.6), mmcv-lite 2.1.0 and mmrazor 1.0.0.
 """
 
-import ast
 import importlib
 import importlib.util
 import os
 import pickle
-import traceback
 import warnings
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
 from .checkpoint_file import BadFile, inspect
 from .errors import UsageError
 from .files import write_atomically
-
-__all__ = [
-    'default_optim_constructor',
-    'enable',
-    'enable_mmrazor',
-    'enable_safe_checkpoints',
-    'load_checkpoint',
-    'needs_pkg_resources',
-    'register_config_scope',
-    'silence_neighbours',
-    'write_files_atomically',
-]
 
 
 def enable() -> None:
@@ -50,9 +37,8 @@ def silence_neighbours() -> None:
     What: that mmcv-lite has no compiled operators (we use none), and that
     mmengine's ``pkg_resources`` is deprecated (setuptools is held below 82).
 
-    Until: mmcv > 2.1.0 and mmengine > 0.10.7.
-    https://github.com/open-mmlab/mmcv/issues/3310,
-    https://github.com/open-mmlab/mmcv/issues/3325
+    Until: mmcv > 2.1.0, https://github.com/open-mmlab/mmcv/issues/3310, and
+    mmengine > 0.10.7, https://github.com/open-mmlab/mmcv/issues/3325
     """
     for message in (
         'Fail to import ``MultiScaleDeformableAttention``',
@@ -67,10 +53,9 @@ def silence_neighbours() -> None:
 def register_config_scope() -> None:
     """Let ``_base_ = 'mmauxq::...'`` find the configs of this package.
 
-    Why: MMEngine's table of packages is closed. The value names a module,
-    not a distribution, on purpose: MMEngine then looks for the module's
-    folder, which is right for wheels and for every kind of editable install,
-    while for a distribution it guesses ``site-packages/mmauxq``.
+    Why: MMEngine's table of packages is closed. For a module, such as
+    ``mmauxq.version``, MMEngine takes its folder, which is right for every
+    kind of install; for a distribution it guesses ``site-packages/mmauxq``.
 
     Until: MMEngine takes any package (mmengine <= 0.10.7 and onedl-mmengine
     <= 0.10.12 do not). https://github.com/open-mmlab/mmengine/issues/1410
@@ -88,10 +73,7 @@ def needs_pkg_resources(error: BaseException) -> bool:
 
     Until: mmengine > 0.10.7. https://github.com/open-mmlab/mmcv/issues/3325
     """
-    return (
-        isinstance(error, ModuleNotFoundError)
-        and error.name == 'pkg_resources'
-    )
+    return getattr(error, 'name', None) == 'pkg_resources'
 
 
 # --- mmrazor on a new torch ------------------------------------------------
@@ -100,10 +82,9 @@ def needs_pkg_resources(error: BaseException) -> bool:
 def enable_mmrazor() -> None:
     """Make ``import mmrazor.models`` work; changes nothing that exists.
 
-    Why: mmrazor 1.0.0 was written for torch 1.13 and imports symbols of
-    ``torch.ao`` that were renamed or dropped since. We use its algorithm
-    and distiller classes, none of the code that needs these symbols, so
-    aliases are enough.
+    Why: mmrazor 1.0.0 imports symbols of ``torch.ao`` that torch has renamed
+    or dropped since 1.13. Its losses and connectors, which we use, do not
+    need them, so that aliases are enough.
 
     Until: mmrazor > 1.0.0 imports by itself on torch >= 2.0, or torch drops
     ``torch.ao.quantization`` (then the error below says so).
@@ -119,9 +100,10 @@ def enable_mmrazor() -> None:
     except (ImportError, AttributeError) as error:
         import torch
 
+        cause = _cause_behind_placeholder(error)
         raise ImportError(
             f'mmrazor does not import on torch {torch.__version__}: '
-            f'{_cause_behind_placeholder(error)}'
+            f'{type(cause).__name__}: {cause}'
         ) from error
 
 
@@ -134,35 +116,31 @@ def _alias_torch_ao() -> None:
     def reverse_sequential_wrapper2(sequential):
         return mappings._reverse2(mappings._sequential_wrapper2(sequential))
 
-    def setter(attribute):
-        def set_attribute(self, value):
-            setattr(self, attribute, value)
-            return self
+    def set_attribute(self, value, attribute):
+        setattr(self, attribute, value)
+        return self
 
-        return set_attribute
-
-    names = ('reverse2', 'reverse3')
-    aliases = {name: getattr(mappings, f'_{name}', None) for name in names}
-    aliases['reverse_sequential_wrapper2'] = reverse_sequential_wrapper2
-    for name, alias in aliases.items():
-        if alias is not None and not hasattr(mappings, name):
-            setattr(mappings, name, alias)
+    missing = {
+        (mappings, 'reverse2'): mappings._reverse2,
+        (mappings, 'reverse3'): mappings._reverse3,
+        (mappings, 'reverse_sequential_wrapper2'): reverse_sequential_wrapper2,
+    }
     for attribute in (
         '_input_output_observed',
         '_overwrite_output_fake_quantize',
         '_overwrite_output_observer',
     ):
-        if not hasattr(BackendPatternConfig, f'_set{attribute}'):
-            setattr(
-                BackendPatternConfig, f'_set{attribute}', setter(attribute)
-            )
+        setter = partialmethod(set_attribute, attribute=attribute)
+        missing[BackendPatternConfig, f'_set{attribute}'] = setter
+    for (owner, name), alias in missing.items():
+        if not hasattr(owner, name):
+            setattr(owner, name, alias)
 
 
 def _mend_soft_cross_entropy() -> None:
     """Let mmrazor's ``KDSoftCELoss`` compute.
 
-    Why: it imports a function of mmcls, the former name of mmpretrain, and
-    without it fails at its first call.
+    Why: it calls a function of mmcls, the former name of mmpretrain.
 
     Until: mmrazor > 1.0.0 imports mmpretrain.
     """
@@ -173,34 +151,28 @@ def _mend_soft_cross_entropy() -> None:
         kd_soft_ce_loss.soft_cross_entropy = soft_cross_entropy
 
 
-def _cause_behind_placeholder(error: BaseException) -> str:
-    """What really went wrong: mmrazor's guarded imports hide it.
+def _cause_behind_placeholder(error: BaseException) -> BaseException:
+    """The error of torch behind one of mmrazor.
 
-    A name that torch no longer has becomes "`torch>=1.13` is not installed
-    properly"; the imports of the guilty file are tried one by one instead.
+    mmrazor puts a placeholder where an import fails; its use says only
+    "`torch>=1.13` is not installed properly". The import is done again, with
+    the failure itself in place of that placeholder.
     """
     if 'is not installed properly' not in str(error):
-        return f'{type(error).__name__}: {error}'
-    files = [
-        Path(frame.filename)
-        for frame in traceback.extract_tb(error.__traceback__)
-        if 'mmrazor' in frame.filename
-        and not frame.filename.endswith('placeholder.py')
-        and Path(frame.filename).is_file()
-    ]
-    for file in reversed(files):
-        for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.ImportFrom) and not node.level:
-                for alias in node.names:
-                    module, name = node.module or '', alias.name
-                    try:
-                        if name != '*' and not hasattr(
-                            importlib.import_module(module), name
-                        ):
-                            importlib.import_module(f'{module}.{name}')
-                    except ImportError:
-                        return f'{module} has no {name} ({file.name})'
-    return str(error)
+        return error
+    from mmrazor import utils
+
+    def placeholder(package: str) -> type:
+        if f'`{package}`' in str(error):
+            raise
+        return object
+
+    utils.get_placeholder = utils.get_package_placeholder = placeholder
+    try:
+        importlib.import_module('mmrazor.models')
+    except ImportError as cause:
+        return cause
+    return error
 
 
 # --- checkpoints under weights_only=True -----------------------------------
@@ -441,10 +413,9 @@ def write_files_atomically() -> None:
 def default_optim_constructor() -> None:
     """Make the default optimizer constructor spare quantizer scales.
 
-    Why: a recipe inherits the optimizer of an mmpretrain config unchanged
-    (two bases may not both define ``optim_wrapper``), so it cannot name a
-    constructor, yet learned scales must not decay. Without quantizers the
-    replacement does what MMEngine's own does.
+    Why: learned scales must not decay, and a recipe cannot name a constructor,
+    since it inherits the optimizer of an mmpretrain config unchanged. Without
+    quantizers the replacement does what MMEngine's own does.
 
     Until: MMEngine lets a module say which parameters do not decay (0.10.7
     and onedl 0.10.12 do not).

@@ -20,31 +20,29 @@ def check_sections(
     """Raise UsageError unless all sections are of their types, and those
     without a ``type`` have the keys that they are to have."""
     if policy is not None:
-        _check_dict('model.policy', policy, 'a dict or None')
-        _check_keys('model.policy', policy, POLICY)
+        _check_section('model.policy', policy, 'a dict or None', POLICY)
     parts = guidance if isinstance(guidance, (list, tuple)) else [guidance]
-    if guidance is not None and not (
-        parts and all(isinstance(part, dict) for part in parts)
-    ):
-        raise UsageError(
-            'model.guidance: expected a dict with `type`, a list of such '
-            f'dicts, or None, got {guidance!r}'
+    if guidance is not None:
+        _expect(
+            len(parts) > 0 and all(isinstance(part, dict) for part in parts),
+            'model.guidance',
+            'a dict with `type`, a list of such dicts, or None',
+            guidance,
         )
-    if not isinstance(architecture, (dict, nn.Module)):
-        raise UsageError(
-            'model.architecture: expected the config of a classifier, got '
-            f'{architecture!r}'
-        )
-    _check_dict('model.quantizers', quantizers, f'a dict with {_both()}')
-    _check_keys('model.quantizers', quantizers, ROLES)
+    _expect(
+        isinstance(architecture, (dict, nn.Module)),
+        'model.architecture',
+        'the config of a classifier',
+        architecture,
+    )
+    place, both = 'model.quantizers', "'weight' and 'activation'"
+    _check_section(place, quantizers, f'a dict with {both}', ROLES)
+    _expect(set(ROLES) <= set(quantizers), place, both, dict(quantizers))
     for role in ROLES:
-        place = f'model.quantizers.{role}'
-        if role not in quantizers:
-            raise UsageError(
-                f'model.quantizers: expected {_both()}, got no {role!r}'
-            )
-        cfg = quantizers[role]
-        _check_dict(place, cfg, 'a dict with `type` and `bits`')
+        cfg, place = quantizers[role], f'model.quantizers.{role}'
+        _expect(
+            isinstance(cfg, dict), place, 'a dict with `type` and `bits`', cfg
+        )
         if 'bits' not in cfg:
             raise UsageError(
                 f'{place}: expected `bits`, 1 to 8 or {FLOAT_BITS} for '
@@ -52,33 +50,32 @@ def check_sections(
             )
 
 
-def _both() -> str:
-    return ' and '.join(map(repr, ROLES))
-
-
-def _check_dict(place: str, value: Any, expected: str) -> None:
-    if not isinstance(value, dict):
-        raise UsageError(f'{place}: expected {expected}, got {value!r}')
-
-
-def _check_keys(place: str, section: dict, names: Sequence[str]) -> None:
+def _check_section(
+    place: str, section: Any, expected: str, names: Sequence[str]
+) -> None:
+    _expect(isinstance(section, dict), place, expected, section)
     for key in section:
         if key not in names and key != '_scope_':
             raise unknown_name(place, key, names)
 
 
+def _expect(ok: bool, place: str, expected: str, got: Any) -> None:
+    if not ok:
+        raise UsageError(f'{place}: expected {expected}, got {got!r}')
+
+
 def check_taps(taps: Any) -> None:
     """Raise UsageError unless these are names or patterns."""
     names = [taps] if isinstance(taps, str) else taps
-    if (
-        not isinstance(names, (list, tuple))
-        or not names
-        or not all(isinstance(name, str) for name in names)
-    ):
-        raise UsageError(
-            "guidance.taps: expected 'auto', 'stage_ends', a pattern of "
-            f'module names, or a list of patterns, got {taps!r}'
-        )
+    _expect(
+        isinstance(names, (list, tuple))
+        and len(names) > 0
+        and all(isinstance(name, str) for name in names),
+        'guidance.taps',
+        "'auto', 'stage_ends', a pattern of module names, or a list of "
+        'patterns',
+        taps,
+    )
 
 
 def check_shape(shape: Sequence[int] | None) -> tuple[int, ...] | None:
@@ -90,9 +87,10 @@ def check_shape(shape: Sequence[int] | None) -> tuple[int, ...] | None:
     if shape is None:
         return None
     found = tuple(shape) if isinstance(shape, (list, tuple)) else ()
-    if len(found) != 3 or not all(type(n) is int and n > 0 for n in found):
-        raise UsageError(
-            'model.input_shape: expected three positive integers (C, H, W), '
-            f'got {shape!r}'
-        )
+    _expect(
+        len(found) == 3 and all(type(n) is int and n > 0 for n in found),
+        'model.input_shape',
+        'three positive integers (C, H, W)',
+        shape,
+    )
     return found

@@ -95,11 +95,9 @@ class JointQAT(BaseModel):
     @property
     def guidances(self) -> list[Guidance]:
         """All of them, in the order of the config."""
-        if self.guidance is None:
-            return []
         if isinstance(self.guidance, Guidance):
             return [self.guidance]
-        return list(self.guidance)
+        return [] if self.guidance is None else list(self.guidance)
 
     @property
     def has_own_loss(self) -> bool:
@@ -114,14 +112,8 @@ class JointQAT(BaseModel):
         data_samples: list | None = None,
         mode: str = 'tensor',
     ) -> Any:
-        """The losses of a training step, or the output of F alone.
-
-        Args:
-            inputs: (N, C, H, W).
-            data_samples: N of them, with the targets in mode ``'loss'``.
-            mode: ``'loss'``, or ``'predict'`` or ``'tensor'`` of the
-                architecture.
-        """
+        """In mode ``'loss'`` that of :meth:`loss`, with the same arguments;
+        in ``'predict'`` and ``'tensor'`` that of the architecture."""
         if mode == 'loss':
             return self.loss(inputs, data_samples)
         run = partial(self.architecture, inputs, data_samples, mode=mode)
@@ -226,14 +218,11 @@ class JointQAT(BaseModel):
             guidance.prepare(self.architecture)
 
     def calibrate(self, inputs: Tensor) -> None:
-        """Set the scales of quantizers that have none, from a batch.
+        """Set the scales of quantizers that have none, from a preprocessed
+        batch (N, C, H, W), as the first call of :meth:`loss` does by itself.
 
-        The first call of :meth:`loss` does this by itself. F runs in training
-        mode, and then in evaluation mode for layers that only sometimes run;
-        buffers and random numbers are as before.
-
-        Args:
-            inputs: (N, C, H, W), preprocessed.
+        F runs in training mode, and then in evaluation mode for layers that
+        only sometimes run; buffers and random numbers are as before.
         """
         network = self.architecture
         run = partial(self.student, inputs)
@@ -270,26 +259,20 @@ class JointQAT(BaseModel):
         """Initialise, then load ``float_checkpoint`` if there is one."""
         with initialising(self):
             super().init_weights()
-        source = self.float_checkpoint
+        source, network = self.float_checkpoint, self.architecture
         if source is None:
             return
-        state = normalise(
-            CheckpointLoader.load_checkpoint(source, 'cpu'), source
-        )
-        state = check_architecture(
-            self.architecture, state, source, other_head=True
-        )
-        self.architecture.load_state_dict(state, strict=False)
+        checkpoint = CheckpointLoader.load_checkpoint(source, 'cpu')
+        state = normalise(checkpoint, source)
+        state = check_architecture(network, state, source, other_head=True)
+        network.load_state_dict(state, strict=False)
         self._float_start = True
 
     def _load_from_state_dict(
         self, state_dict: dict, prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        """Takes a training checkpoint, a slim one, and a float one.
-
-        Raises:
-            UsageError: If it is one of another architecture.
-        """
+        """Takes a training checkpoint, a slim one, and a float one; a
+        UsageError if it is one of another architecture."""
         adapt_state(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._float_start = True

@@ -23,39 +23,28 @@ def keep_all(
     """
     for path, module in model.named_modules():
         inner = f'{prefix}{path}.' if path else prefix
-        own = dict(module._parameters) | {
-            name: buffer
-            for name, buffer in module._buffers.items()
-            if name not in module._non_persistent_buffers_set
-        }
-        for name, tensor in own.items():
-            if tensor is not None:
+        for name, tensor in (module._parameters | module._buffers).items():
+            temporary = name in module._non_persistent_buffers_set
+            if tensor is not None and not temporary:
                 state.setdefault(inner + name, tensor.detach())
 
 
 @contextmanager
 def initialising(model: 'JointQAT') -> Iterator[None]:
-    """While active, the weights of ``model`` may be initialised.
-
-    Frozen teachers are hidden: they keep the weights of their checkpoint.
-    """
-    hidden = [
-        (guidance, dict(guidance._modules))
-        for guidance in model.guidances
-        if any(isinstance(m, Teacher) and not m.trained
-               for m in guidance.children())
-    ]  # fmt: skip
-    for guidance, modules in hidden:
-        for name, module in modules.items():
-            if isinstance(module, Teacher):
-                del guidance._modules[name]
+    """While active, the weights of ``model`` may be initialised, except those
+    of frozen teachers, which are hidden."""
+    before = [(g._modules, dict(g._modules)) for g in model.guidances]
+    for modules, all_modules in before:
+        for name, module in all_modules.items():
+            if isinstance(module, Teacher) and not module.trained:
+                del modules[name]
     try:
         with nullcontext() if model.step is None else model.step.contiguous():
             yield
     finally:
-        for guidance, modules in hidden:
-            guidance._modules.clear()
-            guidance._modules.update(modules)
+        for modules, all_modules in before:
+            modules.clear()
+            modules.update(all_modules)
 
 
 def adapt_state(
@@ -75,12 +64,12 @@ def adapt_state(
     inner = f'{prefix}architecture.'
     if not any(key.startswith(inner) for key in state):
         for key in [k for k in state if k.startswith(prefix)]:
-            state[inner + key[len(prefix) :]] = state.pop(key)
+            state[inner + key.removeprefix(prefix)] = state.pop(key)
     if model.guidance is None:
         for key in [k for k in state if k.startswith(f'{prefix}guidance.')]:
             del state[key]
     architecture = {
-        key[len(inner) :]: value
+        key.removeprefix(inner): value
         for key, value in state.items()
         if key.startswith(inner)
     }

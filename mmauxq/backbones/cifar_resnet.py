@@ -11,11 +11,7 @@ from mmauxq.registry import MODELS
 
 
 class PlainBlock(BasicBlock):
-    """A basic block without its skip connection.
-
-    Its two convolutions, batch norms and activations are those of the block
-    with it.
-    """
+    """A basic block without its skip connection, otherwise the same."""
 
     def __init__(self, *args: Any, downsample: Any = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -67,10 +63,8 @@ class CIFARResNet(ResNet_CIFAR):
             )
         if not skip:
             # on this network; the class's table stays as it is
-            self.arch_settings = {
-                depth: (PlainBlock, blocks)
-                for depth, (_, blocks) in self.arch_settings.items()
-            }
+            _, blocks = self.arch_settings[depth]
+            self.arch_settings = {depth: (PlainBlock, blocks)}
             # a last batch norm of zero would stop everything
             kwargs['zero_init_residual'] = False
         super().__init__(

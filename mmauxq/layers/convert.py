@@ -1,7 +1,7 @@
 """From a float network to a quantized one, and back."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -22,11 +22,11 @@ class LayerUse:
     Args:
         name: Name of the module that owns the weight.
         readers: Names of other modules in whose forward a product with the
-            weight is computed; empty if the layer computes it itself.
+            weight is computed.
         called: Whether the layer computes a product itself.
         reason: Why it cannot be quantized, or ``''``.
-        sample_size: Number of values of one sample in the input, if axis 0
-            of the input does not hold the samples; else ``None``.
+        sample_size: Number of values of one sample in the input; ``None`` if
+            axis 0 of the input holds the samples.
     """
 
     name: str
@@ -49,12 +49,11 @@ def build_quantizer(
     """A quantizer for one operand of one layer.
 
     Args:
-        cfg: ``type``, ``bits`` (replaced by ``bits``) and, optionally,
-            ``per_channel``: one scale for each output channel of a weight,
-            or each input channel of an activation.
+        cfg: ``type``, ``bits`` (replaced by ``bits``, 1 to 8 or 32) and,
+            optionally, ``per_channel``: one scale for each output channel of
+            a weight, or each input channel of an activation.
         role: ``'weight'`` or ``'activation'``.
         layer: A convolution, linear or attention layer.
-        bits: 1 to 8, or 32.
 
     Raises:
         UsageError: If the type is unknown, does not serve the role, or has
@@ -79,8 +78,7 @@ def build_quantizer(
                 f'quantizers.{role}: {cls.__name__} has no per-channel form; '
                 'remove per_channel'
             )
-        cfg['num_channels'] = _num_channels(layer, role)
-        cfg['channel_axis'] = _channel_axis(layer, role)
+        cfg['num_channels'], cfg['channel_axis'] = _channels(layer, role)
     unknown = set(cfg) - known
     if unknown:
         raise UsageError(
@@ -90,18 +88,16 @@ def build_quantizer(
     return cls(**cfg)
 
 
-def _num_channels(layer: nn.Module, role: str) -> int:
+def _channels(layer: nn.Module, role: str) -> tuple[int, int]:
+    """Their number, and their axis in the weight or in the input."""
+    axis = -1
     if isinstance(layer, nn.MultiheadAttention):
-        return layer.embed_dim * (3 if role == 'weight' else 1)
-    if isinstance(layer, CONVOLUTIONS):
-        return layer.out_channels if role == 'weight' else layer.in_channels
-    return layer.out_features if role == 'weight' else layer.in_features
-
-
-def _channel_axis(layer: nn.Module, role: str) -> int:
-    if role == 'weight':
-        return 0
-    return 1 if isinstance(layer, CONVOLUTIONS) else -1
+        width_out, width_in = 3 * layer.embed_dim, layer.embed_dim
+    elif isinstance(layer, CONVOLUTIONS):
+        width_out, width_in, axis = layer.out_channels, layer.in_channels, 1
+    else:
+        width_out, width_in = layer.out_features, layer.in_features
+    return (width_out, 0) if role == 'weight' else (width_in, axis)
 
 
 def convert(
@@ -116,49 +112,39 @@ def convert(
     A layer that stands in several places is converted once and stays shared.
 
     Args:
-        model: Changed in place: named layers are replaced by quantized ones
-            that share their parameters, under the same names.
+        model: Changed in place; parameters stay, under the same names.
         bits: Name of a layer -> its bits; layers not named stay float.
-        weight: Config of the weight quantizer.
-        activation: Config of the input quantizer.
+        weight, activation: Configs of the quantizers.
         uses: Name of a layer -> how its weight is used; by default each layer
             computes its own product on samples along axis 0.
 
     Returns:
         ``model``; the quantized layer if ``model`` is itself one layer.
     """
-    uses = uses or {}
-    modules = dict(model.named_modules(remove_duplicate=False))
-    new = {}
-    for name, layer_bits in bits.items():
-        if layer_bits.is_float:
-            continue
-        layer = modules[name]
-        quantizers = (
-            build_quantizer(weight, 'weight', layer, layer_bits.weight),
-            build_quantizer(
-                activation, 'activation', layer, layer_bits.activation
-            ),
-        )
-        if name in uses:
-            quantizers[1].sample_size = uses[name].sample_size
-        cls = quant_class(type(layer))
-        new[id(layer)] = cls.from_float(layer, *quantizers)
-    model = _replace(model, lambda child: new.get(id(child)))
+    new: dict[nn.Module, nn.Module] = {}
     readers: dict[str, list[str]] = {}
-    for name, use in uses.items():
-        if name in bits and not bits[name].is_float:
-            for reader in use.readers:
+    for name, width in bits.items():
+        if width.is_float:
+            continue
+        layer = model.get_submodule(name)
+        of_weight = build_quantizer(weight, 'weight', layer, width.weight)
+        of_input = build_quantizer(
+            activation, 'activation', layer, width.activation
+        )
+        if uses and name in uses:
+            of_input.sample_size = uses[name].sample_size
+            for reader in uses[name].readers:
                 readers.setdefault(reader, []).append(name)
+        cls = quant_class(type(layer))
+        new[layer] = cls.from_float(layer, of_weight, of_input)
+    model = _replace(model, new)
     # the innermost first, so that the names above stay valid
     for reader in sorted(readers, key=lambda name: -name.count('.')):
         old = model.get_submodule(reader)
         prefix = f'{reader}.' if reader else ''
         layers = [name.removeprefix(prefix) for name in readers[reader]]
-        by_id = {id(old): WeightReader.from_float(old, layers)}
-        model = _replace(
-            model, lambda child, by_id=by_id: by_id.get(id(child))
-        )
+        new = {old: WeightReader.from_float(old, layers)}
+        model = _replace(model, new)
     return model
 
 
@@ -169,42 +155,28 @@ def restore(model: nn.Module, names: Sequence[str] | None = None) -> nn.Module:
         model: Changed in place.
         names: Only these layers; all if ``None``.
     """
-    chosen = None
-    if names is not None:
-        chosen = {id(model.get_submodule(name)) for name in names}
-    memo: dict[int, nn.Module] = {}
-
-    def to_float(child: nn.Module) -> nn.Module | None:
-        if not isinstance(child, (QuantLayer, WeightReader)) or (
-            chosen is not None and id(child) not in chosen
-        ):
-            return None
-        if id(child) not in memo:
-            memo[id(child)] = child.to_float()
-        return memo[id(child)]
-
-    return _replace(model, to_float)
+    modules = (
+        model.modules() if names is None else map(model.get_submodule, names)
+    )
+    floats = {
+        module: module.to_float()
+        for module in modules
+        if isinstance(module, (QuantLayer, WeightReader))
+    }
+    return _replace(model, floats)
 
 
-def _replace(
-    model: nn.Module, choose: Callable[[nn.Module], nn.Module | None]
-) -> nn.Module:
-    seen = set()
-    parents = [model]
-    while parents:
-        parent = parents.pop()
-        if id(parent) in seen:
-            continue
-        seen.add(id(parent))
-        for name, child in list(parent._modules.items()):
-            if child is None:
-                continue
-            replacement = choose(child)
-            if replacement is not None:
-                setattr(parent, name, replacement)
-                child = replacement
-            # a replacement may have children to replace in turn
-            parents.append(child)
-    # a model that is one layer has no parent to change
-    replacement = choose(model)
-    return model if replacement is None else replacement
+def _replace(model: nn.Module, new: dict[nn.Module, nn.Module]) -> nn.Module:
+    """``model`` with the keys of ``new`` replaced by their values, wherever
+    they stand, also inside of a value."""
+    done: dict[nn.Module, nn.Module] = {}
+
+    def visit(module: nn.Module) -> nn.Module:
+        if module not in done:
+            done[module] = chosen = new.get(module, module)
+            for name, child in list(chosen._modules.items()):
+                if child is not None and visit(child) is not child:
+                    setattr(chosen, name, visit(child))
+        return done[module]
+
+    return visit(model)

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import Any
 
 from mmauxq.errors import UsageError
 from mmauxq.quantizers import FLOAT_BITS
-from mmauxq.quantizers.base import check_bits
+from mmauxq.quantizers.base import ROLES, check_bits
 
 
 @dataclass(frozen=True)
@@ -24,11 +25,8 @@ class LayerBits:
 
 
 def match(pattern: str, names: Sequence[str], what: str) -> list[str]:
-    """The names that a shell pattern matches, in their order.
-
-    Raises:
-        UsageError: If there is none; the message lists what exists.
-    """
+    """The names that a shell pattern matches, in their order; a UsageError
+    that lists what exists if there is none."""
     found = [name for name in names if fnmatchcase(name, pattern)]
     if not found:
         shown = ', '.join(names[:20]) + (', ...' if len(names) > 20 else '')
@@ -43,9 +41,8 @@ def match(pattern: str, names: Sequence[str], what: str) -> list[str]:
 class Policy:
     """Bits per layer, by role and by name.
 
-    The first convolution that runs and the classifier stay in floating point
-    unless told otherwise, as in the auxiliary module's paper and most of the
-    field.
+    The first layer that runs and the classifier stay in floating point unless
+    told otherwise, as in the auxiliary module's paper and most of the field.
 
     Args:
         first: Bits of the first layer that runs; 8 and 32 are usual.
@@ -75,17 +72,14 @@ class Policy:
             self.layers = dict(pairs)
         for pattern, bits in self.layers.items():
             where = f'policy.layers[{pattern!r}]'
-            if isinstance(bits, dict):
-                unknown = set(bits) - {'weight', 'activation'}
-                if unknown or not bits:
-                    raise UsageError(
-                        f"{where}: expected the keys 'weight' and "
-                        f"'activation', got {dict(bits)}"
-                    )
-                for value in bits.values():
-                    check_bits(value, 1, where)
-            else:
-                check_bits(bits, 1, where)
+            bits = _by_role(bits)
+            if not bits or set(bits) - set(ROLES):
+                raise UsageError(
+                    f"{where}: expected the keys 'weight' and "
+                    f"'activation', got {bits}"
+                )
+            for value in bits.values():
+                check_bits(value, 1, where)
 
     def assign(
         self, names: Sequence[str], weight: int, activation: int
@@ -94,8 +88,7 @@ class Policy:
 
         Args:
             names: All layers that run, in the order in which they do.
-            weight: Bits of weights by default.
-            activation: Bits of activations by default.
+            weight, activation: Bits by default.
 
         Raises:
             UsageError: If a pattern matches no layer.
@@ -106,8 +99,7 @@ class Policy:
             bits[name] = LayerBits(self.last, self.last, 'classifier')
         bits[names[0]] = LayerBits(self.first, self.first, 'first layer')
         for pattern, value in self.layers.items():
-            if not isinstance(value, dict):
-                value = dict(weight=value, activation=value)
+            value = _by_role(value)
             for name in match(pattern, list(names), 'model.policy.layers'):
                 bits[name] = LayerBits(
                     value.get('weight', bits[name].weight),
@@ -115,3 +107,7 @@ class Policy:
                     f'policy {pattern!r}',
                 )
         return bits
+
+
+def _by_role(bits: Any) -> dict:
+    return dict(bits if isinstance(bits, dict) else dict.fromkeys(ROLES, bits))

@@ -21,14 +21,13 @@ STANDARD_FORWARDS = {base.forward for base in QUANTIZABLE} | {
 class QuantLayer(nn.Module):
     """Base of all quantized layers; made from, and back into, a float layer.
 
-    A quantized layer is also an instance of the class of its float layer.
-    Parameters keep their names, so that float checkpoints load; new are the
-    children ``weight_quantizer`` and ``input_quantizer``. Both act on what
-    enters the product: after the padding of a padded subclass, after the
-    standardisation of a weight-standardised one.
+    A quantized layer is also an instance of ``float_type``, the class of its
+    float layer. Parameters keep their names, so that float checkpoints load;
+    new are the children ``weight_quantizer`` and ``input_quantizer``. Both act
+    on what enters the product: after the padding of a padded subclass, after
+    the standardisation of a weight-standardised one.
 
     Attributes:
-        float_type: Class of the float layer.
         multiplies_by_weight: Whether the second operand is ``weight`` itself.
         precomputed: Called with the weight; returns it quantized, if that was
             done for many layers at once, or ``None``.
@@ -47,13 +46,9 @@ class QuantLayer(nn.Module):
         weight_quantizer: nn.Module,
         input_quantizer: nn.Module,
     ) -> 'QuantLayer':
-        """A quantized layer that shares the parameters of ``layer``.
-
-        Args:
-            layer: Of class ``float_type``; not changed.
-            weight_quantizer: Called with the weight, (out, in, ...).
-            input_quantizer: Called with the input, (N, ...).
-        """
+        """A quantized layer that shares the parameters of ``layer``, which is
+        not changed. The quantizers are called with the weight (out, in, ...)
+        and the input (N, ...)."""
         new = _with_class(layer, cls)
         new.weight_quantizer = weight_quantizer
         new.input_quantizer = input_quantizer
@@ -62,10 +57,7 @@ class QuantLayer(nn.Module):
     def to_float(self) -> nn.Module:
         """The float layer, with the trained weights."""
         layer = _with_class(self, self.float_type)
-        del (
-            layer._modules['weight_quantizer'],
-            layer._modules['input_quantizer'],
-        )
+        del layer.weight_quantizer, layer.input_quantizer
         layer.__dict__.pop('precomputed', None)
         return layer
 
@@ -76,17 +68,14 @@ class QuantLayer(nn.Module):
 
     def quantized_weight(self, weight: Tensor) -> Tensor:
         """``weight`` as it enters the product."""
-        if self.precomputed is not None:
-            quantized = self.precomputed(weight)
-            if quantized is not None:
-                return quantized
-        return self.weight_quantizer(weight)
+        done = None if self.precomputed is None else self.precomputed(weight)
+        return self.weight_quantizer(weight) if done is None else done
 
     def __reduce_ex__(self, protocol: Any) -> tuple:
         # The classes of foreign layers are made on demand, and what was
         # precomputed belongs to the step at hand.
         state = {k: v for k, v in self.__dict__.items() if k != 'precomputed'}
-        return _empty, (self.float_type,), state
+        return _empty, (quant_class, self.float_type), state
 
 
 class _QuantConv(QuantLayer):
@@ -171,15 +160,13 @@ class QuantMultiheadAttention(QuantLayer, nn.MultiheadAttention):
             return F.linear(x, weight, bias).chunk(3, -1)
         # one quantizer for all three: it must see them together
         parts = (query, key, value)
-        sizes = [part.shape[:-1].numel() for part in parts]
         flat = [part.reshape(-1, part.shape[-1]) for part in parts]
+        sizes = list(map(len, flat))
         flat = self.input_quantizer(torch.cat(flat)).split(sizes)
         biases = (None,) * 3 if bias is None else bias.chunk(3)
+        each = zip(flat, parts, weight.chunk(3), biases, strict=True)
         return tuple(
-            F.linear(x.view(part.shape), w, b)
-            for x, part, w, b in zip(
-                flat, parts, weight.chunk(3), biases, strict=True
-            )
+            F.linear(x.view(part.shape), w, b) for x, part, w, b in each
         )
 
     def forward(
@@ -216,8 +203,7 @@ class QuantMultiheadAttention(QuantLayer, nn.MultiheadAttention):
                 weights = weights.mean(-3)
         else:
             x = F.scaled_dot_product_attention(q, k, v, mask, dropout)
-        x = x.transpose(-3, -2).flatten(-2)
-        x = self.out_proj(x)
+        x = self.out_proj(x.transpose(-3, -2).flatten(-2))
         if not self.batch_first and x.dim() == 3:
             x = x.transpose(0, 1)
         return x, weights
@@ -227,30 +213,24 @@ def _additive_mask(
     attn_mask: Tensor | None, padding: Tensor | None, q: Tensor, k: Tensor
 ) -> Tensor | None:
     """Both masks of attention as one that is added to the scores."""
-
-    def additive(mask: Tensor) -> Tensor:
-        if mask.dtype != torch.bool:
-            return mask
-        return torch.zeros_like(mask, dtype=q.dtype).masked_fill(
-            mask, float('-inf')
-        )
-
-    mask = None
-    if attn_mask is not None:
-        mask = additive(attn_mask)
-        if mask.dim() == 3 and q.dim() == 4:  # (N * heads, L, S)
-            mask = mask.view(*q.shape[:2], q.shape[-2], k.shape[-2])
+    if attn_mask is not None and attn_mask.dim() == 3 and q.dim() == 4:
+        # (N * heads, L, S)
+        attn_mask = attn_mask.view(*q.shape[:2], q.shape[-2], k.shape[-2])
     if padding is not None:
-        padding = additive(padding)[..., None, None, :]
-        mask = padding if mask is None else mask + padding
-    return mask
+        padding = padding[..., None, None, :]
+    masks = [
+        torch.zeros_like(mask, dtype=q.dtype).masked_fill(mask, float('-inf'))
+        if mask.dtype == torch.bool
+        else mask
+        for mask in (attn_mask, padding)
+        if mask is not None
+    ]
+    return sum(masks[1:], masks[0]) if masks else None
 
 
 def is_plain_attention(module: nn.MultiheadAttention) -> bool:
-    """Whether :class:`QuantMultiheadAttention` computes what ``module`` does.
-
-    Its projections must be one weight, nothing may be appended to keys and
-    values, and its forward must be that of torch.
+    """Whether :class:`QuantMultiheadAttention` computes what ``module`` does:
+    one weight projects, keys and values are as given, the forward is torch's.
     """
     return (
         module.in_proj_weight is not None
@@ -261,15 +241,12 @@ def is_plain_attention(module: nn.MultiheadAttention) -> bool:
 
 
 class WeightReader(nn.Module):
-    """Base of modules that multiply by the weights of their quantized layers.
+    """Base of modules that multiply by the weights of layers inside of them.
 
-    ``self.qkv`` may be a layer that is never called, while the forward of the
-    module that holds it computes ``F.linear(x, self.qkv.weight, bias)``. The
-    operands of that product are quantized by the quantizers of ``qkv``.
-
-    Attributes:
-        float_type: Class of the float module.
-        read_layers: Names of these layers, relative to this module.
+    The layer ``self.qkv`` may never be called, while the forward of its owner
+    computes ``F.linear(x, self.qkv.weight, bias)``. The quantizers of ``qkv``
+    quantize the operands of that product; ``read_layers`` holds the names of
+    such layers, relative to this module.
     """
 
     float_type: type[nn.Module]
@@ -279,7 +256,7 @@ class WeightReader(nn.Module):
     def from_float(
         module: nn.Module, read_layers: Sequence[str]
     ) -> 'WeightReader':
-        """``module`` with quantized products; its attributes stay shared."""
+        """``module`` with quantized products; attributes stay shared."""
         new = _with_class(module, _reader_class(type(module)))
         new.read_layers = tuple(read_layers)
         return new
@@ -293,25 +270,20 @@ class WeightReader(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Arguments and result of ``float_type``."""
         layers = map(self.get_submodule, self.read_layers)
-        with QuantizeProducts(
-            layer for layer in layers if isinstance(layer, QuantLayer)
-        ):
+        with QuantizeProducts(x for x in layers if isinstance(x, QuantLayer)):
             return super().forward(*args, **kwargs)
 
     def __reduce_ex__(self, protocol: Any) -> tuple:
-        return _empty_reader, (self.float_type,), self.__dict__
+        return _empty, (_reader_class, self.float_type), self.__dict__
 
 
 @functools.cache
 def quant_class(float_type: type[nn.Module]) -> type[QuantLayer]:
     """The class of quantized layers of a class of float ones.
 
-    Args:
-        float_type: Conv1d, Conv2d, Conv3d, Linear or MultiheadAttention, or
-            a subclass of these.
-
     Raises:
-        TypeError: If it is none of these, or is quantized already.
+        TypeError: If ``float_type`` is neither Conv1d, Conv2d, Conv3d, Linear
+            or MultiheadAttention nor a subclass, or is quantized already.
     """
     known = (*QUANTIZABLE, nn.MultiheadAttention)
     if issubclass(float_type, QuantLayer) or not issubclass(float_type, known):
@@ -323,41 +295,30 @@ def quant_class(float_type: type[nn.Module]) -> type[QuantLayer]:
                 QuantMultiheadAttention):  # fmt: skip
         if cls.float_type is float_type:
             return cls
-    methods = [
-        float_type.forward,
-        getattr(float_type, '_conv_forward', float_type.forward),
-    ]
+    forward = float_type.forward
+    inner = getattr(float_type, '_conv_forward', forward)
     base: type = QuantLinear
     if issubclass(float_type, nn.MultiheadAttention):
         base = QuantMultiheadAttention
-    elif not STANDARD_FORWARDS.issuperset(methods):
+    elif not {forward, inner} <= STANDARD_FORWARDS:
         base = _QuantForeign
     elif issubclass(float_type, CONVOLUTIONS):
         base = _QuantConv
-    return _subclass(f'Quant{float_type.__name__}', base, float_type)
+    return _subclass('Quant', base, float_type)
 
 
 @functools.cache
-def _reader_class(float_type: type[nn.Module]) -> type[WeightReader]:
-    name = f'Reader{float_type.__name__}'
-    return _subclass(name, WeightReader, float_type)
+def _subclass(prefix: str, base: type, float_type: type) -> type:
+    attributes = {'float_type': float_type, '__module__': __name__}
+    name = f'{prefix}{float_type.__name__}'
+    return type(name, (base, float_type), attributes)
 
 
-def _subclass(name: str, base: type, float_type: type) -> type:
-    return type(
-        name,
-        (base, float_type),
-        {'float_type': float_type, '__module__': __name__},
-    )
+_reader_class = functools.partial(_subclass, 'Reader', WeightReader)
 
 
-def _empty(float_type: type[nn.Module]) -> nn.Module:
-    cls = quant_class(float_type)
-    return cls.__new__(cls)
-
-
-def _empty_reader(float_type: type[nn.Module]) -> nn.Module:
-    cls = _reader_class(float_type)
+def _empty(class_of: Callable[[type], type], float_type: type) -> nn.Module:
+    cls = class_of(float_type)
     return cls.__new__(cls)
 
 

@@ -31,8 +31,7 @@ class WeightTracer(TorchFunctionMode):
         super().__init__()
         self._owners = WeakTensorKeyDictionary()
         for tensor, names in owners:
-            before = self._owners.get(tensor, frozenset())
-            self._owners[tensor] = before | names
+            self._owners[tensor] = self.owners_of(tensor) | names
 
     def owners_of(self, tensor: Any) -> frozenset[str]:
         """Names of the weights that ``tensor`` was made of; none for data."""
@@ -59,29 +58,20 @@ class WeightTracer(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = dict(kwargs or {})
+        inputs = list(_tensors([args, kwargs]))
         if func in PRODUCTS:
             # both operands may be given by name
             rest = list(args)
             x = rest.pop(0) if rest else kwargs.pop('input')
             weight = rest.pop(0) if rest else kwargs.pop('weight')
             output = self.product(func, x, weight, tuple(rest), kwargs)
-            args = (x, weight, *rest)
         else:
             output = self.other(func, args, kwargs)
-        names = self._common_owners([args, kwargs])
-        if names is not None:
+        if all(tensor in self._owners for tensor in inputs):
+            names = frozenset().union(*map(self.owners_of, inputs))
             for tensor in _tensors(output):
                 self._owners[tensor] = names
         return output
-
-    def _common_owners(self, values: Any) -> frozenset[str] | None:
-        """Owners of all tensors in ``values``; ``None`` if one is data."""
-        names: frozenset[str] = frozenset()
-        for tensor in _tensors(values):
-            if tensor not in self._owners:
-                return None
-            names |= self._owners[tensor]
-        return names
 
 
 def _tensors(value: Any) -> Iterable[Tensor]:
@@ -97,23 +87,16 @@ def _tensors(value: Any) -> Iterable[Tensor]:
 def own_tensors(
     module: nn.Module, name: str
 ) -> Iterable[tuple[Tensor, frozenset[str]]]:
-    """Tensors of ``module`` itself, as :class:`WeightTracer` takes them.
-
-    Vectors are gains and biases: nothing is multiplied by them.
-    """
+    """Tensors of ``module`` itself, as :class:`WeightTracer` takes them."""
     for parameter in module.parameters(recurse=False):
+        # vectors are gains and biases: nothing is multiplied by them
         yield parameter, frozenset([name] if parameter.dim() > 1 else [])
     for buffer in module.buffers(recurse=False):
         yield buffer, frozenset()
 
 
 class QuantizeProducts(WeightTracer):
-    """While entered, quantizes the products by the weights of some layers.
-
-    Args:
-        layers: Quantized layers whose weights are used by a forward that is
-            not theirs, or not that of a plain layer.
-    """
+    """While entered, quantizes the products by the weights of ``layers``."""
 
     def __init__(self, layers: Iterable[nn.Module]) -> None:
         self.layers = {str(i): layer for i, layer in enumerate(layers)}
@@ -136,8 +119,6 @@ class QuantizeProducts(WeightTracer):
         if len(names) == 1:
             self.found = True
             layer: Any = self.layers[next(iter(names))]
-            x, weight = (
-                layer.input_quantizer(x),
-                layer.weight_quantizer(weight),
-            )
+            x = layer.input_quantizer(x)
+            weight = layer.weight_quantizer(weight)
         return func(x, weight, *args, **kwargs)

@@ -8,8 +8,6 @@ from torch import Tensor, nn
 
 from mmauxq.errors import TrainingError, UsageError
 
-from .functional import clamp_min_ste, learned_step_quantize
-
 FLOAT_BITS = 32
 """The width that means "leave it in floating point"."""
 
@@ -17,16 +15,8 @@ ROLES = ('weight', 'activation')
 
 
 def check_bits(bits: object, lowest: int, where: str) -> int:
-    """``bits`` if it is a width that ``where`` can have.
-
-    Raises:
-        UsageError: If it is neither ``lowest`` to 8 nor 32.
-    """
-    if (
-        isinstance(bits, bool)
-        or not isinstance(bits, int)
-        or not (lowest <= bits <= 8 or bits == FLOAT_BITS)
-    ):
+    """``bits``, or a UsageError if it is neither ``lowest`` to 8 nor 32."""
+    if type(bits) is not int or bits not in (*range(lowest, 9), FLOAT_BITS):
         raise UsageError(
             f'{where}: expected bits from {lowest} to 8, or {FLOAT_BITS} for '
             f'floating point, got bits={bits!r}'
@@ -35,11 +25,8 @@ def check_bits(bits: object, lowest: int, where: str) -> int:
 
 
 def flag(value: bool) -> Tensor:
-    """A yes or no for a buffer.
-
-    Not of type bool: MMEngine's SyncBuffersHook averages buffers over ranks,
-    which neither gloo nor NCCL can do with bool.
-    """
+    """A yes or no for a buffer."""
+    # MMEngine's SyncBuffersHook averages over ranks, which no bool allows
     return torch.tensor(value, dtype=torch.uint8)
 
 
@@ -54,9 +41,6 @@ class Grid:
     Args:
         scale: Positive, shape (1,) or (number of channels,).
         offset: Value of code 0, same shape; ``None`` for zero.
-        qmin: Lowest code.
-        qmax: Highest code.
-        stride: Distance of neighbouring codes.
     """
 
     scale: Tensor
@@ -73,15 +57,8 @@ class Grid:
 
 @dataclass(frozen=True)
 class QParams:
-    """Arguments of :func:`.functional.learned_step_quantize` beside ``x``.
-
-    Args:
-        step: Distance of the levels, shape (1,) or (channels,).
-        offset: Value of code 0, same shape; ``None`` for 0.
-        qmin: Lowest code.
-        qmax: Highest code.
-        grad_scale: Factor on the gradients of step and offset.
-    """
+    """Arguments of :func:`.functional.learned_step_quantize` beside ``x``;
+    step and offset have the shape (1,) or (channels,)."""
 
     step: Tensor
     offset: Tensor | None
@@ -98,8 +75,8 @@ class Quantizer(nn.Module):
     ``calibrated`` travels with the state dict: a resumed or evaluated
     quantizer is not calibrated again.
 
-    Subclasses implement :meth:`qparams` or :meth:`quantize`, and
-    :meth:`set_scales` if they have something to learn from data.
+    Subclasses implement :meth:`quantize`, and :meth:`set_scales` if they have
+    something to learn from data.
 
     Attributes:
         scale: Name of the learned scale, a parameter that is always positive;
@@ -124,7 +101,6 @@ class Quantizer(nn.Module):
 
     needs_calibration = True
     scale: str | None = None
-    lowest_bits = 1
     roles: tuple[str, ...] = ROLES
     calibrated: Tensor
 
@@ -137,7 +113,7 @@ class Quantizer(nn.Module):
     ) -> None:
         super().__init__()
         name = type(self).__name__
-        self.bits = check_bits(bits, self.lowest_bits, name)
+        self.bits = check_bits(bits, 1, name)
         if role not in self.roles:
             raise UsageError(
                 f'{name}: expected a role out of {list(self.roles)}, got '
@@ -149,33 +125,37 @@ class Quantizer(nn.Module):
             channel_axis = int(role == 'activation')
         self.channel_axis = channel_axis
         self.sample_size: int | None = None
+        if self.scale is not None:
+            setattr(self, self.scale, self.new_parameter(1.0))
         self.register_buffer('calibrated', flag(not self.needs_calibration))
         # The buffer lives on the device; reading it would stall every step.
         self._ready = not self.needs_calibration
+        self.create_state()
+
+    def create_state(self) -> None:
+        """Create parameters and buffers beside the scale."""
+
+    def new_parameter(self, value: float) -> nn.Parameter:
+        """One value for each scale; at 32 bits it is not trained."""
+        values = torch.full((self.num_channels or 1,), value)
+        return nn.Parameter(values, self.bits != FLOAT_BITS)
 
     def forward(self, x: Tensor) -> Tensor:
         """The quantized tensor, in the shape and dtype of ``x``."""
         if self.bits == FLOAT_BITS:
             return x
         if not self._ready:
-            self._get_ready()
+            self._read_buffers()
+        if not self._ready:
+            raise UsageError(
+                f'{type(self).__name__}: was never calibrated; train it, or '
+                'load a checkpoint of a trained quantized network'
+            )
         return self.quantize(x)
 
     def quantize(self, x: Tensor) -> Tensor:
         """:meth:`forward` of a calibrated quantizer below 32 bits."""
-        params = self.qparams(x)
-        if params is None:
-            raise NotImplementedError
-        return learned_step_quantize(
-            x,
-            self.broadcast(clamp_min_ste(params.step), x),
-            params.qmin,
-            params.qmax,
-            None
-            if params.offset is None
-            else self.broadcast(params.offset, x),
-            params.grad_scale,
-        )
+        raise NotImplementedError
 
     def qparams(self, x: Tensor) -> QParams | None:
         """How ``x`` is quantized; ``None`` if not by a learned step."""
@@ -193,12 +173,9 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def codes(self, x: Tensor) -> Tensor:
-        """The integer codes (int32) of what the quantizer returns for ``x``.
-
-        They are computed from the quantized values, so that training,
-        evaluation and export share one rounding rule.
-        """
+        """The integer codes (int32) of the quantized ``x``."""
         grid = self.grid()
+        # of the quantized values, so that export rounds as training does
         value = self(x).double()
         if grid.offset is not None:
             value = value - self.broadcast(grid.offset, x).double()
@@ -212,44 +189,32 @@ class Quantizer(nn.Module):
             value = value + self.broadcast(grid.offset, codes)
         return value
 
+    @torch.no_grad()
     def calibrate(self, x: Tensor) -> None:
         """Set the learned state from a tensor, equally on all ranks.
 
         Raises:
-            TrainingError: If ``x`` has values from which no scale can be
-                found, NaN or infinity.
+            TrainingError: If no scale follows from NaN or infinity in ``x``.
         """
-        with torch.no_grad():
-            self.set_scales(x.detach().float())
-            finite = [bool(p.isfinite().all()) for p in self.parameters()]
-        if not all(finite):
+        self.set_scales(x.detach().float())
+        if not all(bool(p.isfinite().all()) for p in self.parameters()):
             raise TrainingError(
                 f'{type(self).__name__}: expected finite values to calibrate '
                 'with, got NaN or infinity'
             )
         self.calibrated.fill_(1)
-        self._get_ready()
+        self._read_buffers()
 
     def set_scales(self, x: Tensor) -> None:
         """Compute the learned state from ``x``, float32."""
 
-    def _get_ready(self) -> None:
-        if not bool(self.calibrated):
-            raise UsageError(
-                f'{type(self).__name__}: was never calibrated; train it, or '
-                'load a checkpoint of a trained quantized network'
-            )
-        self._ready = True
-        self._read_buffers()
-
     def _read_buffers(self) -> None:
         """Copy what buffers say into plain attributes."""
+        self._ready = bool(self.calibrated)
 
     def _load_from_state_dict(self, *args, **kwargs) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._ready = bool(self.calibrated)
-        if self._ready:
-            self._read_buffers()
+        self._read_buffers()
 
     def rows(self, x: Tensor) -> Tensor:
         """``x`` as (number of scales, values that share one)."""
@@ -266,29 +231,12 @@ class Quantizer(nn.Module):
         shape[self.channel_axis] = -1
         return scale.reshape(shape)
 
-    def values_per_scale(self, x: Tensor) -> int:
-        """N of the LSQ gradient scale.
-
-        Of a weight, the values that share a step; of an activation, the
-        features of one sample that share a step, whatever the batch size
-        (arXiv:1902.08153, section 2.2).
-        """
-        count = x.numel()
-        if self.role == 'activation':
-            if self.sample_size is not None:
-                count = self.sample_size
-            elif x.dim() > 1:
-                count //= x.shape[0]
-        return max(count // (self.num_channels or 1), 1)
-
     def extra_repr(self) -> str:
         """What ``print(module)`` shows."""
-        scales = (
-            ''
-            if self.num_channels is None
-            else f', num_channels={self.num_channels}'
-        )
-        return f'bits={self.bits}, role={self.role!r}{scales}'
+        shown = f'bits={self.bits}, role={self.role!r}'
+        if self.num_channels is not None:
+            shown += f', num_channels={self.num_channels}'
+        return shown
 
 
 def named_quantizers(model: nn.Module) -> Iterator[tuple[str, Quantizer]]:

@@ -1,6 +1,7 @@
 """Setting the scales of all quantizers from data, before training."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 from torch import Tensor, nn
@@ -25,20 +26,15 @@ def calibrate(model: nn.Module, run: Callable[[], Any]) -> None:
     the same layers in the same order.
 
     Args:
-        model: A quantized network.
-        run: Runs it on a batch of its data.
+        run: Runs ``model`` on a batch of its data.
     """
 
     def on_input(quantizer: Quantizer, args: tuple[Tensor, ...]) -> None:
         if not bool(quantizer.calibrated):
             quantizer.calibrate(args[0])
 
-    handles = [
-        quantizer.register_forward_pre_hook(on_input)
-        for quantizer in uncalibrated(model).values()
-    ]
-    try:
+    with ExitStack() as handles:
+        for quantizer in uncalibrated(model).values():
+            handle = quantizer.register_forward_pre_hook(on_input)
+            handles.enter_context(handle)
         run()
-    finally:
-        for handle in handles:
-            handle.remove()

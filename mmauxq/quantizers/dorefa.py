@@ -16,12 +16,10 @@ from .functional import dorefa_activation, dorefa_weight
 class DoReFaWeight(Quantizer):
     """Weights on ``2**bits`` even levels of [-1, 1]; nothing is learned.
 
-    See :func:`.functional.dorefa_weight`.
+    See :func:`.functional.dorefa_weight`; ``bits`` is 1 to 8, or 32 to leave
+    the weights as they are.
 
     Source: Zhou et al., DoReFa-Net, arXiv:1606.06160.
-
-    Args:
-        bits: Width in bits, 1 to 8; 32 leaves the weights as they are.
     """
 
     needs_calibration = False
@@ -55,15 +53,12 @@ class DoReFaWeight(Quantizer):
 class DoReFaActivation(Quantizer):
     """Activations on ``2**bits`` even levels of [0, 1]; nothing is learned.
 
-    See :func:`.functional.dorefa_activation`. Below 4 bits the fixed range
-    costs a post-activation ResNet 10 and more points on ImageNet; the
-    constructor says so. A learned range (``LSQ``, ``PACTActivation``) does
-    not have that weakness.
+    See :func:`.functional.dorefa_activation`; ``bits`` is 1 to 8, or 32 to
+    leave the activations as they are. Below 4 bits the fixed range costs a
+    post-activation ResNet 10 and more points on ImageNet; the constructor
+    warns of it. ``LSQ`` and ``PACTActivation`` learn the range.
 
     Source: Zhou et al., DoReFa-Net, arXiv:1606.06160.
-
-    Args:
-        bits: Width in bits, 1 to 8; 32 leaves the activations as they are.
     """
 
     needs_calibration = False

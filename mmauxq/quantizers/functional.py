@@ -1,7 +1,7 @@
 """The arithmetic of the quantizers: tensors in, tensors out, torch alone.
 
-A faster implementation (:mod:`mmauxq.accelerate.kernels`) must agree with them
-in value and gradient.
+This is the definition: the kernels of :mod:`mmauxq.accelerate` must agree with
+it in value and gradient.
 """
 
 from collections.abc import Callable
@@ -17,11 +17,9 @@ _backend: Callable[..., Tensor | None] | None = None
 
 
 def set_backend(backend: Callable[..., Tensor | None] | None) -> None:
-    """Register a faster implementation of :func:`learned_step_quantize`.
+    """Register a faster :func:`learned_step_quantize`, or none.
 
-    Args:
-        backend: Called with the arguments of that function; returns ``None``
-            for a call that it cannot run. ``None`` removes it.
+    It takes the same arguments and returns ``None`` if it cannot run them.
     """
     global _backend
     _backend = backend
@@ -44,14 +42,9 @@ def straight_through(x: Tensor, value: Tensor) -> Tensor:
     ``value`` in the last bit, so that "four levels" become more than four
     distinct floats. Here the result equals ``value`` to the bit.
 
+    Both have one shape, that of the result.
+
     Source: Bengio et al., arXiv:1308.3432.
-
-    Args:
-        x: Any shape; receives the gradient.
-        value: The shape of ``x``; receives none.
-
-    Returns:
-        The shape of ``x``.
 
     Example:
         >>> x = torch.tensor([0.4, 0.6], requires_grad=True)
@@ -63,11 +56,8 @@ def straight_through(x: Tensor, value: Tensor) -> Tensor:
 
 
 def clamp_min_ste(scale: Tensor, minimum: float = MIN_SCALE) -> Tensor:
-    """``max(scale, minimum)`` with the gradient of the identity.
-
-    A learned scale below ``minimum`` still works, and its gradient can bring
-    it back. A plain clamp would give it none.
-    """
+    """``max(scale, minimum)`` with the gradient of the identity, which can
+    bring a learned scale back from below ``minimum``."""
     return straight_through(scale, scale.clamp_min(minimum))
 
 
@@ -77,8 +67,7 @@ def clamp_min_ste(scale: Tensor, minimum: float = MIN_SCALE) -> Tensor:
 def lsq_forward(
     x: Tensor, step: Tensor, offset: Tensor | None, qmin: int, qmax: int
 ) -> Tensor:
-    """The value of :func:`learned_step_quantize`, with its arguments and
-    without a gradient: the shape and dtype of ``x``."""
+    """The value of :func:`learned_step_quantize`, without a gradient."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     if offset is not None:
         wide = wide - offset
@@ -100,15 +89,8 @@ def lsq_backward(
     qmax: int,
     grad_scale: float,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The gradients of :func:`learned_step_quantize`, with its arguments.
-
-    Args:
-        grad: Gradient of the result, in the shape of ``x``.
-
-    Returns:
-        The gradients of ``x``, of ``step``, and of ``offset`` (``None`` if
-        there is none), each in the shape of its tensor.
-    """
+    """The gradients of :func:`learned_step_quantize` in ``x``, ``step`` and
+    ``offset``, from that in its result, ``grad``."""
     wide_grad = grad.to(torch.promote_types(grad.dtype, torch.float32))
     wide = x.to(wide_grad.dtype)
     if offset is not None:
@@ -128,11 +110,9 @@ def lsq_backward(
 
 
 def _sum_to(x: Tensor, shape: torch.Size) -> Tensor:
-    """The sum of ``x`` over the axes along which ``shape`` does not vary.
-
-    A sum over everything goes by channels first, like the backward pass of a
-    batch norm, so that a compiler reads the tensor once for both.
-    """
+    """The sum of ``x`` over the axes along which ``shape`` does not vary."""
+    # Everything is summed by channels first, as in the backward pass of batch
+    # norm, so that a compiler reads the tensor once for both.
     if shape.numel() == 1 and x.dim() > 2:
         channel = 1 if x.dim() > 3 else x.dim() - 1
         x = x.sum([i for i in range(x.dim()) if i != channel])
@@ -163,13 +143,8 @@ class LearnedStepFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        x, step, offset = ctx.saved_tensors
-        grads = ctx.run_backward(grad, x, step, offset, *ctx.range)
-        needed = [
-            g if needs else None
-            for g, needs in zip(grads, ctx.needs_input_grad, strict=False)
-        ]
-        return *needed, None, None, None, None, None
+        grads = ctx.run_backward(grad, *ctx.saved_tensors, *ctx.range)
+        return *grads, None, None, None, None, None
 
 
 def learned_step_quantize(
@@ -198,8 +173,8 @@ def learned_step_quantize(
 
     Args:
         x: Any shape, floating point.
-        step: Positive, of a shape that broadcasts to that of ``x``. On a GPU
-            the sign is not checked: that would stall every call.
+        step: Positive, of a shape that broadcasts to that of ``x``. The sign
+            is checked on the CPU alone: a GPU would stall at every call.
         qmin: Lowest code, at most 0.
         qmax: Highest code, above ``qmin``.
         offset: Of the shape of ``step``; ``None`` for 0.
@@ -212,20 +187,14 @@ def learned_step_quantize(
 
     Raises:
         TypeError: If ``x``, ``step`` or ``offset`` is not floating point.
-        ValueError: If a shape, a device or the range does not fit.
+        ValueError: If a shape, a device, the range or a sign does not fit.
     """
     # Overridable like any function of torch: the modes of mmauxq.accelerate
     # fuse it with its neighbours or recompute it.
     if has_torch_function_unary(x):
+        options = dict(offset=offset, grad_scale=grad_scale)
         return handle_torch_function(
-            learned_step_quantize,
-            (x,),
-            x,
-            step,
-            qmin,
-            qmax,
-            offset=offset,
-            grad_scale=grad_scale,
+            learned_step_quantize, (x,), x, step, qmin, qmax, **options
         )
     _check(x, step, offset, qmin, qmax)
     if _backend is not None:
@@ -284,8 +253,6 @@ def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
 
 
 class _LearnedClip(torch.autograd.Function):
-    """0 below 0, ``x`` in [0, alpha), ``alpha`` from there on."""
-
     @staticmethod
     def forward(ctx, x: Tensor, alpha: Tensor) -> Tensor:
         ctx.save_for_backward(x, alpha)
@@ -314,9 +281,6 @@ def pact(x: Tensor, alpha: Tensor, bits: int) -> Tensor:
         x: Any shape, floating point.
         alpha: Positive, of a shape that broadcasts to that of ``x``.
         bits: 1 to 8.
-
-    Returns:
-        The shape and dtype of ``x``.
     """
     n = 2**bits - 1
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -331,28 +295,11 @@ def _quantize_unit(x: Tensor, bits: int) -> Tensor:
     return straight_through(x, (x * n).round() / n)
 
 
-class _ClipUnit(torch.autograd.Function):
-    """min(max(x, 0), 1) whose derivative is 0 on the borders.
-
-    ``torch.clamp`` has derivative 1 there. The paper leaves it open; 0 is
-    what the learned quantizers have at the ends of their range.
-    """
-
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return x.clamp(0, 1)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        (x,) = ctx.saved_tensors
-        return torch.where((x > 0) & (x < 1), grad, 0)
-
-
 def dorefa_activation(x: Tensor, bits: int) -> Tensor:
     """``2**bits`` even levels of [0, 1]: ``quantize_k(clip(x, 0, 1))``.
 
-    The gradient is that of the clip: 1 strictly inside (0, 1), else 0.
+    The gradient is that of the clip: 1 strictly inside (0, 1), else 0. The
+    paper leaves the borders open; 0 is what learned quantizers have there.
     Computed in float32 at least, returned in the dtype of ``x``.
 
     Source: Zhou et al., DoReFa-Net, arXiv:1606.06160, eq. 5 and 11.
@@ -360,12 +307,12 @@ def dorefa_activation(x: Tensor, bits: int) -> Tensor:
     Args:
         x: Any shape, floating point.
         bits: 1 to 8.
-
-    Returns:
-        The shape and dtype of ``x``.
     """
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    return _quantize_unit(_ClipUnit.apply(wide), bits).to(x.dtype)
+    # unlike torch.clamp, without a gradient on the borders
+    inside = (wide > 0) & (wide < 1)
+    clipped = torch.where(inside, wide, wide.detach().clamp(0, 1))
+    return _quantize_unit(clipped, bits).to(x.dtype)
 
 
 def dorefa_weight(w: Tensor, bits: int) -> Tensor:
@@ -375,15 +322,13 @@ def dorefa_weight(w: Tensor, bits: int) -> Tensor:
     ``(1 - tanh(w)**2) / max|tanh(w)|``: the maximum counts as a constant and
     the rounding as the identity. With one bit the levels are ``+-mean|w|``
     and the derivative is 1.
+    Computed in float32 at least, returned in the dtype of ``w``.
 
     Source: Zhou et al., DoReFa-Net, arXiv:1606.06160, eq. 8 and 9.
 
     Args:
         w: Any shape, floating point, not all zero.
         bits: 1 to 8.
-
-    Returns:
-        The shape and dtype of ``w``.
     """
     wide = w.to(torch.promote_types(w.dtype, torch.float32))
     if bits == 1:

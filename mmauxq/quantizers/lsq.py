@@ -6,26 +6,24 @@ from torch import Tensor, nn
 from mmauxq.errors import UsageError
 from mmauxq.registry import MODELS
 
-from .base import FLOAT_BITS, Grid, QParams, Quantizer, flag
+from .base import Grid, QParams, Quantizer, flag
 from .functional import MIN_SCALE, clamp_min_ste, learned_step_quantize
-from .over_ranks import max_over_ranks, mean_over_ranks, min_over_ranks
+from .over_ranks import over_ranks
 
 
 class LearnedStepQuantizer(Quantizer):
     """Even levels with a learned distance, the step.
 
-    See :func:`.functional.learned_step_quantize`. The gradient of the step is
+    See :func:`.functional.learned_step_quantize`. Signed values have codes
+    ``-2**(bits-1)`` to ``2**(bits-1) - 1``, unsigned ones 0 to
+    ``2**bits - 1``; weights are signed. Gradients of step and offset are
     scaled by ``1 / sqrt(N qmax)``, with N the number of values of a sample, or
     of a weight, that share a step.
 
     Args:
-        bits: Width in bits, 1 to 8 (signed values: 2 to 8); 32 leaves the
-            tensor as it is.
-        role: ``'weight'`` or ``'activation'``.
-        num_channels: Number of channels with a step each; ``None`` for one
-            step.
-        channel_axis: Axis of the channels; by default 0 for weights and 1
-            for activations.
+        bits, role, num_channels, channel_axis: Same as in
+            :class:`mmauxq.quantizers.Quantizer`; signed values have 2 bits at
+            least.
 
     Attributes:
         step: Distance of the levels, shape (1,) or (num_channels,).
@@ -33,20 +31,13 @@ class LearnedStepQuantizer(Quantizer):
     """
 
     scale = 'step'
+    step: nn.Parameter
+    offset: nn.Parameter | None
 
-    def __init__(
-        self,
-        bits: int,
-        role: str = 'activation',
-        num_channels: int | None = None,
-        channel_axis: int | None = None,
-    ) -> None:
-        super().__init__(bits, role, num_channels, channel_axis)
-        self.step = self._parameter(torch.ones(num_channels or 1))
-        self.offset: nn.Parameter | None = None
-
-    def _parameter(self, value: Tensor) -> nn.Parameter:
-        return nn.Parameter(value, self.bits != FLOAT_BITS)
+    def create_state(self) -> None:
+        """Create the range of the codes."""
+        self.offset = None
+        self._set_range(self.role == 'weight')
 
     def _set_range(self, signed: bool) -> None:
         if signed and self.bits < 2:
@@ -63,61 +54,64 @@ class LearnedStepQuantizer(Quantizer):
         step = clamp_min_ste(self.step.detach())
         return Grid(step, offset, self.qmin, self.qmax)
 
+    def values_per_scale(self, x: Tensor) -> int:
+        """N of the gradient scale: the values of a weight, or of one sample
+        of an activation, that share a step (arXiv:1902.08153, section 2.2)."""
+        count = x.numel()
+        if self.role == 'activation':
+            if self.sample_size is not None:
+                count = self.sample_size
+            elif x.dim() > 1:
+                count //= x.shape[0]
+        return max(count // (self.num_channels or 1), 1)
+
     def qparams(self, x: Tensor) -> QParams:
         """Step, offset and codes, with the gradient scale of LSQ."""
         scale = (self.values_per_scale(x) * self.qmax) ** -0.5
         return QParams(self.step, self.offset, self.qmin, self.qmax, scale)
+
+    def quantize(self, x: Tensor) -> Tensor:
+        """A tensor to its levels."""
+        offset = self.offset
+        return learned_step_quantize(
+            x,
+            self.broadcast(clamp_min_ste(self.step), x),
+            self.qmin,
+            self.qmax,
+            None if offset is None else self.broadcast(offset, x),
+            self.qparams(x).grad_scale,
+        )
 
 
 @MODELS.register_module()
 class LSQ(LearnedStepQuantizer):
     """Even levels with a learned step.
 
-    Signed values have codes ``-2**(bits-1)`` to ``2**(bits-1) - 1``, unsigned
-    ones 0 to ``2**bits - 1``. Weights are signed. Activations are unsigned if
-    the calibration data has no negative value. The step starts at
-    ``2 mean|x| / sqrt(qmax)``; its gradient is scaled by
-    ``1 / sqrt(N qmax)``.
+    Weights are signed. Activations are unsigned if the calibration data has
+    no negative value. The step starts at ``2 mean|x| / sqrt(qmax)``.
+    See :class:`LearnedStepQuantizer`; the buffer ``signed`` says whether codes
+    may be negative.
 
     Source: Esser et al., Learned Step Size Quantization, arXiv:1902.08153.
-
-    Args:
-        bits: Width in bits, 1 to 8 (signed values: 2 to 8); 32 leaves the
-            tensor as it is.
-        role: ``'weight'`` or ``'activation'``.
-        num_channels: Number of channels with a step each; ``None`` for one
-            step.
-        channel_axis: Axis of the channels; by default 0 for weights and 1
-            for activations.
-
-    Attributes:
-        step: Distance of the levels, shape (1,) or (num_channels,).
-        signed: Buffer, whether codes may be negative.
     """
 
     signed: Tensor
 
-    def __init__(
-        self,
-        bits: int,
-        role: str = 'activation',
-        num_channels: int | None = None,
-        channel_axis: int | None = None,
-    ) -> None:
-        super().__init__(bits, role, num_channels, channel_axis)
-        self.register_buffer('signed', flag(role == 'weight'))
-        if self.bits != FLOAT_BITS:
-            self._read_buffers()
+    def create_state(self) -> None:
+        """Create the sign and the range of the codes."""
+        super().create_state()
+        self.register_buffer('signed', flag(self.role == 'weight'))
 
     def _read_buffers(self) -> None:
+        super()._read_buffers()
         self._set_range(bool(self.signed))
 
     def set_scales(self, x: Tensor) -> None:
         """Set sign and step from activations, or the step from a weight."""
         if self.role == 'activation':
-            self.signed.copy_(min_over_ranks(x.min()) < 0)
+            self.signed.copy_(over_ranks(x.min(), 'min') < 0)
             self._read_buffers()
-        mean = mean_over_ranks(self.rows(x).abs().mean(1))
+        mean = over_ranks(self.rows(x).abs().mean(1), 'mean')
         self.step.copy_((2 * mean / self.qmax**0.5).clamp_min(MIN_SCALE))
 
 
@@ -129,40 +123,21 @@ class LSQPlus(LearnedStepQuantizer):
     configuration 4), so that signed, skewed values (SiLU, GELU, linear
     bottlenecks) lose no level. Step and offset start where the mean squared
     error on the calibration data is least. Weights are signed without offset
-    and their step starts at ``max|mean +- 3 std| / 2**(bits-1)``. Gradients
-    are scaled by ``1 / sqrt(N qmax)``.
+    and their step starts at ``max|mean +- 3 std| / 2**(bits-1)``. See
+    :class:`LearnedStepQuantizer`.
 
     The zeros with which a convolution pads its input come after the
     quantizer. They are no level unless ``offset / step`` is an integer, so
     that the convolution sees up to ``2**bits + 1`` distinct values.
 
     Source: Bhalgat et al., LSQ+, arXiv:2004.09576, sections 3.1 and 3.2.
-
-    Args:
-        bits: Width in bits, 1 to 8 (weights: 2 to 8); 32 leaves the tensor as
-            it is.
-        role: ``'weight'`` or ``'activation'``.
-        num_channels: Number of channels with a step and an offset each;
-            ``None`` for one.
-        channel_axis: Axis of the channels; by default 0 for weights and 1
-            for activations.
-
-    Attributes:
-        step: Distance of the levels, shape (1,) or (num_channels,).
-        offset: Value of code 0, same shape; activations only.
     """
 
-    def __init__(
-        self,
-        bits: int,
-        role: str = 'activation',
-        num_channels: int | None = None,
-        channel_axis: int | None = None,
-    ) -> None:
-        super().__init__(bits, role, num_channels, channel_axis)
-        if role == 'activation':
-            self.offset = self._parameter(torch.zeros(num_channels or 1))
-        self._set_range(signed=role == 'weight')
+    def create_state(self) -> None:
+        """Create the offset and the range of the codes."""
+        super().create_state()
+        if self.role == 'activation':
+            self.offset = self.new_parameter(0.0)
 
     def set_scales(self, x: Tensor) -> None:
         """Set step and offset from activations, or the step from a weight."""
@@ -172,11 +147,11 @@ class LSQPlus(LearnedStepQuantizer):
             reach = torch.maximum(
                 (mean - 3 * std).abs(), (mean + 3 * std).abs()
             )
-            step = mean_over_ranks(reach) / 2 ** (self.bits - 1)
+            step = over_ranks(reach, 'mean') / 2 ** (self.bits - 1)
             self.step.copy_(step.clamp_min(MIN_SCALE))
             return
-        low = min_over_ranks(rows.amin(1))
-        high = max_over_ranks(rows.amax(1))
+        low = over_ranks(rows.amin(1), 'min')
+        high = over_ranks(rows.amax(1), 'max')
         # The paper minimises the error; a grid of ranges that shrink towards
         # zero does that to within a step of the grid, equally on all ranks.
         shrink = torch.linspace(0.1, 1.0, 46, device=x.device)
@@ -187,7 +162,7 @@ class LSQPlus(LearnedStepQuantizer):
                 rows, step[:, None], self.qmin, self.qmax, offset[:, None]
             )
             errors.append((quantized - rows).square().mean(1))
-        best = shrink[mean_over_ranks(torch.stack(errors)).argmin(0)]
+        best = shrink[over_ranks(torch.stack(errors), 'mean').argmin(0)]
         step, offset = self._range(low * best, high * best)
         self.step.copy_(step)
         self.offset.copy_(offset)

@@ -2,15 +2,14 @@
 
 import logging
 
-import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from mmauxq.registry import MODELS
 
-from .base import FLOAT_BITS, Grid, Quantizer
+from .base import Grid, Quantizer
 from .functional import MIN_SCALE, clamp_min_ste, pact
-from .over_ranks import max_over_ranks, mean_over_ranks
+from .over_ranks import over_ranks
 
 
 @MODELS.register_module()
@@ -18,19 +17,16 @@ class PACTActivation(Quantizer):
     """Activations on ``2**bits`` even levels of [0, alpha].
 
     The paper starts ``alpha`` at a large number and lets an L2 penalty pull it
-    down. Here it starts at ``2 mean|x| sqrt(2**bits - 1)``, the range that LSQ
-    starts with, and is not decayed. It never starts above the largest value of
-    the calibration data: it would get no gradient there and, without decay,
-    would stay for ever.
+    down. Here it is not decayed and starts at ``2 mean|x| sqrt(2**bits - 1)``,
+    the range that LSQ starts with, or at the largest value of the calibration
+    data if that is lower: above it, ``alpha`` would never get a gradient.
 
     Source: Choi et al., PACT, arXiv:1805.06085.
 
     Args:
-        bits: Width in bits, 1 to 8; 32 leaves the activations as they are.
+        bits, num_channels, channel_axis: Same as in
+            :class:`mmauxq.quantizers.Quantizer`; the paper has one ``alpha``.
         role: ``'activation'``, the only one.
-        num_channels: Number of channels with an ``alpha`` each; ``None`` for
-            a single one, the paper's form.
-        channel_axis: Axis of the channels, by default 1.
 
     Attributes:
         alpha: Upper end of the range, shape (1,) or (num_channels,).
@@ -38,18 +34,7 @@ class PACTActivation(Quantizer):
 
     roles = ('activation',)
     scale = 'alpha'
-
-    def __init__(
-        self,
-        bits: int,
-        role: str = 'activation',
-        num_channels: int | None = None,
-        channel_axis: int | None = None,
-    ) -> None:
-        super().__init__(bits, role, num_channels, channel_axis)
-        self.alpha = nn.Parameter(
-            torch.ones(num_channels or 1), self.bits != FLOAT_BITS
-        )
+    alpha: nn.Parameter
 
     def grid(self) -> Grid:
         """Codes 0 to n in steps of ``alpha / n``."""
@@ -59,11 +44,11 @@ class PACTActivation(Quantizer):
     def set_scales(self, x: Tensor) -> None:
         """Set ``alpha`` from a batch of activations."""
         rows = self.rows(x)
-        mean = mean_over_ranks(rows.abs().mean(1))
-        high = max_over_ranks(rows.amax(1))
+        mean = over_ranks(rows.abs().mean(1), 'mean')
+        high = over_ranks(rows.amax(1), 'max')
         alpha = (2 * mean * (2**self.bits - 1) ** 0.5).minimum(high)
         self.alpha.copy_(alpha.clamp_min(MIN_SCALE))
-        negative = mean_over_ranks((x < 0).float().mean()).item()
+        negative = over_ranks((x < 0).float().mean(), 'mean').item()
         if negative > 0:
             print_log(
                 f'PACTActivation: {negative:.0%} of the values that reach '

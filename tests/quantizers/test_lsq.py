@@ -3,13 +3,9 @@ import torch
 from torch.testing import assert_close
 
 from mmauxq.errors import UsageError
-from mmauxq.quantizers import LSQ, calibrate
+from mmauxq.quantizers import LSQ
 from mmauxq.quantizers.functional import learned_step_quantize
-
-
-def calibrated(quantizer, x):
-    calibrate(quantizer, lambda: quantizer(x))
-    return quantizer
+from tests.quantizers.test_base import calibrated
 
 
 @pytest.mark.parametrize('bits', [2, 3, 4, 8])

@@ -2,13 +2,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from mmauxq.quantizers import LSQPlus, calibrate
+from mmauxq.quantizers import LSQPlus
 from mmauxq.quantizers.functional import learned_step_quantize
-
-
-def calibrated(quantizer, x):
-    calibrate(quantizer, lambda: quantizer(x))
-    return quantizer
+from tests.quantizers.test_base import calibrated
 
 
 def skewed(*shape):

@@ -2,13 +2,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from mmauxq.quantizers import PACTActivation, calibrate
+from mmauxq.quantizers import PACTActivation
 from mmauxq.quantizers.functional import pact
-
-
-def calibrated(quantizer, x):
-    calibrate(quantizer, lambda: quantizer(x))
-    return quantizer
+from tests.quantizers.test_base import calibrated
 
 
 @pytest.mark.parametrize('bits', [1, 2, 4, 8])

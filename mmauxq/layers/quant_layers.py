@@ -13,6 +13,8 @@ from mmauxq.errors import UsageError
 
 from .weight_uses import CONVOLUTIONS, QUANTIZABLE, QuantizeProducts
 
+EMPTY_INPUTS = 'mmcv.cnn.bricks.wrappers'
+"""Its classes are torch's, which take empty inputs on an old torch, too."""
 STANDARD_FORWARDS = {base.forward for base in QUANTIZABLE} | {
     base._conv_forward for base in CONVOLUTIONS
 }
@@ -125,6 +127,8 @@ class QuantLinear(QuantLayer, nn.Linear):
 class _QuantForeign(QuantLayer):
     """For subclasses that compute in a method of their own."""
 
+    # a compiler cannot follow the tensors that a mode keeps
+    @torch.compiler.disable
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         with QuantizeProducts([self]) as products:
             output = super().forward(*args, **kwargs)
@@ -267,6 +271,7 @@ class WeightReader(nn.Module):
         del module.read_layers
         return module
 
+    @torch.compiler.disable
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Arguments and result of ``float_type``."""
         layers = map(self.get_submodule, self.read_layers)
@@ -300,7 +305,10 @@ def quant_class(float_type: type[nn.Module]) -> type[QuantLayer]:
     base: type = QuantLinear
     if issubclass(float_type, nn.MultiheadAttention):
         base = QuantMultiheadAttention
-    elif not {forward, inner} <= STANDARD_FORWARDS:
+    elif (
+        not {forward, inner} <= STANDARD_FORWARDS
+        and float_type.__module__ != EMPTY_INPUTS
+    ):
         base = _QuantForeign
     elif issubclass(float_type, CONVOLUTIONS):
         base = _QuantConv

@@ -251,6 +251,7 @@ def test_a_network_can_be_stored_whole(sample):
     assert isinstance(net, WeightReader)
     twin = stored(net)
     assert torch.equal(twin(x), net(x))
+    assert torch.equal(torch.compile(net, backend='eager')(x), net(x))
     assert torch.equal(twin.foreign(sample.x), net.foreign(sample.x))
 
 
@@ -341,3 +342,29 @@ def test_the_classes_of_torch_have_classes_of_their_own(float_type, name):
 def test_there_is_one_class_for_each_class():
     assert quant_class(RenamedLinear) is quant_class(RenamedLinear)
     assert quant_class(RenamedLinear).float_type is RenamedLinear
+
+
+@pytest.mark.parametrize('name', ['Linear', 'Conv2d'])
+def test_wrappers_of_mmcv_are_torchs_layers(name):
+    """A transformer of MMPretrain has half of its weights in them."""
+    wrappers = pytest.importorskip('mmcv.cnn.bricks.wrappers')
+    arguments = (4, 3) if name == 'Linear' else (4, 3, 1)
+    x = torch.randn(2, 4) if name == 'Linear' else torch.randn(2, 4, 5, 5)
+    wrapped = getattr(wrappers, name)(*arguments)
+    plain = getattr(nn, name)(*arguments)
+    plain.load_state_dict(wrapped.state_dict())
+    found, expected = (
+        quantize_layer(layer, LSQ(2, 'weight'), LSQ(2))
+        for layer in (wrapped, plain)
+    )
+    assert found.multiplies_by_weight
+    for layer in (found, expected):
+        calibrate(layer, lambda layer=layer: layer(x))
+    assert torch.equal(found(x), expected(x))
+    assert type(found.to_float()) is type(wrapped)
+
+
+def test_every_layer_can_be_compiled(sample):
+    layer = quantized(sample)
+    compiled = torch.compile(layer, backend='eager')
+    assert torch.equal(compiled(sample.x), layer(sample.x))

@@ -183,7 +183,7 @@ def recorded(config: str) -> tuple[dict, dict, JointQAT]:
         )
         with torch.backends.cudnn.flags(benchmark=False, deterministic=True):
             results.append(train(model, shape, 5))
-    if model.step.recorded._recording is None:
+    if model.step.recorded.recording is None:
         raise RuntimeError('nothing was recorded')
     return *results, model
 

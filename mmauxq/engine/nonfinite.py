@@ -1,7 +1,6 @@
 """Where in a network numbers stopped being finite."""
 
-from collections.abc import Iterator, Set
-from contextlib import contextmanager, nullcontext
+from collections.abc import Set
 from typing import Any
 
 import torch
@@ -30,35 +29,21 @@ def bad_sample(batch: Any) -> int | None:
     return next(i for i, sample in enumerate(inputs) if not is_finite(sample))
 
 
-@contextmanager
-def buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Undo what happens to the buffers of ``model`` inside."""
-    before = [buffer.clone() for buffer in model.buffers()]
-    try:
-        yield
-    finally:
-        for buffer, value in zip(model.buffers(), before, strict=True):
-            buffer.copy_(value)
-
-
 @torch.no_grad()
 def first_bad_place(
-    model: nn.Module,
-    batch: Any,
-    bad_gradients: Set[str] = frozenset(),
-    context: Any = None,
+    model: nn.Module, batch: Any, bad_gradients: Set[str] = frozenset()
 ) -> str:
     """Name the first place where a training step is not finite.
 
     The step is repeated without gradients: parameters, input, the output of
     each layer in the order of running, losses. If all of them are finite,
-    it is a gradient: the first one that the backward pass computes.
+    it is a gradient: the first one that the backward pass computes. The
+    buffers of ``model`` change as in any training step.
 
     Args:
         model: A model with ``data_preprocessor`` and mode ``loss``.
         batch: As it came from the data loader.
         bad_gradients: Names of parameters whose gradient is not finite.
-        context: Context manager of the forward pass, such as autocast.
     """
     for name, parameter in model.named_parameters():
         if not is_finite(parameter):
@@ -77,15 +62,10 @@ def first_bad_place(
     layers = [
         (name, module)
         for name, module in model.named_modules()
-        if not any(True for _ in module.children())
+        if next(module.children(), None) is None
     ]
-    with (
-        forward_hooks(layers, note),
-        buffers_kept(model),
-        context or nullcontext(),
-    ):
-        data = model.data_preprocessor(batch, True)
-        losses = model(**data, mode='loss')
+    with forward_hooks(layers, note):
+        losses = model(**model.data_preprocessor(batch, True), mode='loss')
     if bad:
         return f'the output of {bad[0]}'
     for name, value in losses.items():

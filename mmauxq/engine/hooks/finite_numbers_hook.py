@@ -7,7 +7,6 @@ import torch
 from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.optim import OptimWrapperDict
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -18,6 +17,7 @@ from ..nonfinite import bad_sample, first_bad_place, is_finite
 from ..running import bare_model
 
 SKIPPED = 'mmauxq/skipped_steps'
+Gradients = dict[nn.Parameter, Tensor]
 
 
 @HOOKS.register_module()
@@ -26,8 +26,8 @@ class FiniteNumbersHook(Hook):
 
     Gradients are checked before the optimizer uses them, losses after each
     step; the message names the step and the first layer where it appeared.
-    Steps that a loss scaler (float16) skips while it finds its scale do not
-    count.
+    Steps that a loss scaler (float16) skips while it searches for its scale
+    do not count.
 
     Args:
         on_bad: ``'stop'`` ends the run with exit status 1. ``'skip'`` leaves
@@ -55,21 +55,15 @@ class FiniteNumbersHook(Hook):
         self.in_a_row = 0
         self._buffers: list[Tensor] = []
         self._skipped_this = False
-        self._unread: list[tuple[Tensor, dict[nn.Parameter, Tensor]]] = []
+        self._unread: list[tuple[Tensor, Gradients]] = []
 
     def before_train(self, runner: Any) -> None:
         """Register the check before every step of the optimizer."""
         self._runner = runner
         self._model: nn.Module = bare_model(runner)
-        self._names = {p: n for n, p in self._model.named_parameters()}
-        wrapper = runner.optim_wrapper
-        if isinstance(wrapper, OptimWrapperDict):
-            self._wrappers = list(wrapper.optim_wrappers.values())
-        else:
-            self._wrappers = [wrapper]
-        for each in self._wrappers:
-            each.optimizer.register_step_pre_hook(self._before_step)
-            each.optimizer.register_step_post_hook(self._after_step)
+        optimizer = runner.optim_wrapper.optimizer
+        optimizer.register_step_pre_hook(self._before_step)
+        optimizer.register_step_post_hook(self._after_step)
 
     def before_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None
@@ -98,7 +92,9 @@ class FiniteNumbersHook(Hook):
             if not _has_state(optimizer, grads) and scaler_found.item():
                 _pass_over(grads)
             return
-        bad = _not_finite(list(grads.values()))
+        # the largest magnitude cannot overflow, as the sum of squares can
+        largest = nn.utils.get_total_norm(list(grads.values()), torch.inf)
+        bad = (~largest.isfinite()).float()
         if _is_fused(optimizer) and _has_state(optimizer, grads):
             # its kernels skip the step, and the host need not wait for the GPU
             optimizer.grad_scale, optimizer.found_inf = None, bad
@@ -109,13 +105,14 @@ class FiniteNumbersHook(Hook):
     def _after_step(
         self, optimizer: Optimizer, args: Any, kwargs: Any
     ) -> None:
-        asked = getattr(optimizer, 'found_inf', None)
-        if self._unread and asked is self._unread[-1][0]:
+        own = getattr(optimizer, 'found_inf', None)
+        if self._unread and own is self._unread[-1][0]:
             del optimizer.grad_scale, optimizer.found_inf
 
-    def _leave_out(self, grads: dict[nn.Parameter, Tensor]) -> None:
+    def _leave_out(self, grads: Gradients) -> None:
+        names = {p: n for n, p in self._model.named_parameters()}
         bad = {
-            self._names.get(p, 'a parameter outside of the model')
+            names.get(p, 'a parameter outside of the model')
             for p, grad in grads.items()
             if not is_finite(grad)
         }
@@ -123,10 +120,8 @@ class FiniteNumbersHook(Hook):
         self._stop_or_skip(self._first_bad_place(bad))
 
     def _first_bad_place(self, bad_gradients: Set[str] = frozenset()) -> str:
-        context = self._wrappers[0].optim_context(self._model)
-        return first_bad_place(
-            self._model, self._batch, bad_gradients, context
-        )
+        with self._runner.optim_wrapper.optim_context(self._model):
+            return first_bad_place(self._model, self._batch, bad_gradients)
 
     def after_train_iter(
         self,
@@ -137,22 +132,21 @@ class FiniteNumbersHook(Hook):
     ) -> None:
         """Check the losses, which can be bad where no gradient is.
 
-        They come to the host in one go, with what fused optimizers found.
+        They come to the host in one go, with the flags of fused optimizers.
         """
+        outputs = outputs or {}
         unread, self._unread = self._unread, []
-        found = _fetch(outputs, [bad for bad, _ in unread])
-        for (_, grads), bad in zip(unread, found, strict=True):
+        flags = _fetch(outputs, [bad for bad, _ in unread])
+        for (_, grads), bad in zip(unread, flags, strict=True):
             if bad and not self._skipped_this:
                 self._leave_out(grads)
-        if not self._skipped_this and not is_finite(outputs):
+        bad_losses = [k for k, v in outputs.items() if not is_finite(v)]
+        if bad_losses and not self._skipped_this:
             # other ranks do not repeat the pass, which may wait for them
-            if get_world_size() == 1:
-                place = self._first_bad_place()
-            else:
-                place = next(
-                    k for k, v in (outputs or {}).items() if not is_finite(v)
-                )
-            self._stop_or_skip(place)
+            alone = get_world_size() == 1
+            self._stop_or_skip(
+                self._first_bad_place() if alone else bad_losses[0]
+            )
         if not self._skipped_this:
             self.in_a_row = 0
 
@@ -204,37 +198,27 @@ def _has_state(optimizer: Optimizer, grads: Iterable[nn.Parameter]) -> bool:
     return all(parameter in optimizer.state for parameter in grads)
 
 
-def _pass_over(grads: dict[nn.Parameter, Tensor]) -> None:
+def _pass_over(grads: Gradients) -> None:
     for parameter in grads:
         parameter.grad = None  # the optimizer passes over those
 
 
-def _fetch(outputs: dict | None, more: list[Tensor]) -> list[float]:
+def _fetch(outputs: dict, more: list[Tensor]) -> list[float]:
     """Put losses on the host in the place of scalar tensors on a device.
 
     Returns:
         The values of ``more``, on the host as well.
     """
-    found = {
+    losses = {
         name: value
-        for name, value in (outputs or {}).items()
+        for name, value in outputs.items()
         if isinstance(value, Tensor) and value.is_cuda and value.numel() == 1
     }
-    wanted = [*found.values(), *more]
+    wanted = [*losses.values(), *more]
     if not wanted:
         return []
     values = torch.stack(
         [value.detach().double().reshape(()) for value in wanted]
     ).cpu()
-    if outputs is not None:
-        outputs.update(zip(found, values, strict=False))
-    return values[len(found) :].tolist()
-
-
-def _not_finite(grads: list[Tensor]) -> Tensor:
-    """1.0 if there is NaN or infinity, else 0.0, on their device.
-
-    The largest magnitude cannot overflow, as the sum of squares can.
-    """
-    largest = torch.nn.utils.get_total_norm(grads, torch.inf)
-    return (~largest.isfinite()).float()
+    outputs.update(zip(losses, values, strict=False))
+    return values[len(losses) :].tolist()

@@ -17,8 +17,7 @@ from mmauxq.forward_hooks import forward_hooks
 from mmauxq.registry import LOOPS
 
 from .prefetch import END, Batches, device_of, label_preprocessor
-from .running import bare_model
-from .seeds import seed_step
+from .running import bare_model, seed_step
 
 VALIDATED = 'mmauxq/validated'
 LEAST_HISTORY = 2000

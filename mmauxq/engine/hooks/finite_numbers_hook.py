@@ -10,11 +10,11 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from mmauxq.errors import TrainingError, UsageError, check_integer
+from mmauxq.errors import TrainingError, check_integer, unknown_name
+from mmauxq.forward_hooks import forward_hooks
 from mmauxq.registry import HOOKS
 
-from ..nonfinite import bad_sample, first_bad_place, is_finite
-from ..running import bare_model
+from ..running import bare_model, tensors_in
 
 SKIPPED = 'mmauxq/skipped_steps'
 Gradients = dict[nn.Parameter, Tensor]
@@ -26,8 +26,7 @@ class FiniteNumbersHook(Hook):
 
     Gradients are checked before the optimizer uses them, losses after each
     step; the message names the step and the first layer where it appeared.
-    Steps that a loss scaler (float16) skips while it searches for its scale
-    do not count.
+    Steps that a loss scaler (float16) leaves out do not count.
 
     Args:
         on_bad: ``'stop'`` ends the run with exit status 1. ``'skip'`` leaves
@@ -46,9 +45,8 @@ class FiniteNumbersHook(Hook):
 
     def __init__(self, on_bad: str = 'stop', most: int = 10) -> None:
         if on_bad not in ('stop', 'skip'):
-            raise UsageError(
-                "FiniteNumbersHook: on_bad: expected 'stop' or 'skip', got "
-                f'{on_bad!r}'
+            raise unknown_name(
+                'FiniteNumbersHook: on_bad', on_bad, ('stop', 'skip')
             )
         check_integer('FiniteNumbersHook: most', most, 1)
         self.skips, self.most = on_bad == 'skip', most
@@ -58,7 +56,6 @@ class FiniteNumbersHook(Hook):
         self._unread: list[tuple[Tensor, Gradients]] = []
 
     def before_train(self, runner: Any) -> None:
-        """Register the check before every step of the optimizer."""
         self._runner = runner
         self._model: nn.Module = bare_model(runner)
         optimizer = runner.optim_wrapper.optimizer
@@ -68,7 +65,6 @@ class FiniteNumbersHook(Hook):
     def before_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None
     ) -> None:
-        """Check the input."""
         self._batch, self._skipped_this = data_batch, False
         if self.skips:
             self._buffers = [b.clone() for b in self._model.buffers()]
@@ -130,10 +126,7 @@ class FiniteNumbersHook(Hook):
         data_batch: Any = None,
         outputs: dict | None = None,
     ) -> None:
-        """Check the losses, which can be bad where no gradient is.
-
-        They come to the host in one go, with the flags of fused optimizers.
-        """
+        """Check the losses, which can be bad where no gradient is."""
         outputs = outputs or {}
         unread, self._unread = self._unread, []
         flags = _fetch(outputs, [bad for bad, _ in unread])
@@ -160,10 +153,9 @@ class FiniteNumbersHook(Hook):
         hub = self._runner.message_hub
         count = hub.runtime_info.get(SKIPPED, 0) + 1
         hub.update_info(SKIPPED, count)
+        buffers = zip(self._model.buffers(), self._buffers, strict=True)
         with torch.no_grad():
-            for buffer, value in zip(
-                self._model.buffers(), self._buffers, strict=True
-            ):
+            for buffer, value in buffers:
                 buffer.copy_(value)
         print_log(
             f'step {self._runner.iter + 1} is skipped, {place} is not '
@@ -184,10 +176,7 @@ class FiniteNumbersHook(Hook):
 
 
 def _is_fused(optimizer: Optimizer) -> bool:
-    """Whether its kernels leave out a step where ``found_inf`` is set.
-
-    A resumed run has the groups of its checkpoint, fused or not.
-    """
+    """Whether its kernels leave out a step where ``found_inf`` is set."""
     return getattr(optimizer, '_step_supports_amp_scaling', False) and all(
         group.get('fused') for group in optimizer.param_groups
     )
@@ -204,10 +193,10 @@ def _pass_over(grads: Gradients) -> None:
 
 
 def _fetch(outputs: dict, more: list[Tensor]) -> list[float]:
-    """Put losses on the host in the place of scalar tensors on a device.
+    """Bring scalars of ``outputs``, and ``more``, to the host in one go.
 
     Returns:
-        The values of ``more``, on the host as well.
+        The values of ``more``; those of ``outputs`` take their places.
     """
     losses = {
         name: value
@@ -222,3 +211,70 @@ def _fetch(outputs: dict, more: list[Tensor]) -> list[float]:
     ).cpu()
     outputs.update(zip(losses, values, strict=False))
     return values[len(losses) :].tolist()
+
+
+def is_finite(value: Any) -> bool:
+    """Whether no tensor in ``value`` holds NaN or infinity."""
+    answers: dict[torch.device, list[Tensor]] = {}
+    for x in tensors_in(value):
+        if x.is_floating_point():
+            answers.setdefault(x.device, []).append(x.isfinite().all())
+    # each question makes the host wait for the device: one is enough
+    return all(bool(torch.stack(each).all()) for each in answers.values())
+
+
+def bad_sample(batch: Any) -> int | None:
+    """Index of the first input of a batch that is not finite."""
+    inputs = batch.get('inputs') if isinstance(batch, dict) else None
+    if inputs is None or is_finite(inputs):
+        return None
+    return next(i for i, sample in enumerate(inputs) if not is_finite(sample))
+
+
+@torch.no_grad()
+def first_bad_place(
+    model: nn.Module, batch: Any, bad_gradients: Set[str] = frozenset()
+) -> str:
+    """Name the first place where a training step is not finite.
+
+    The step is repeated without gradients: parameters, input, the output of
+    each layer in the order of running, losses. If all of them are finite,
+    it is a gradient: the first one that the backward pass computes. Buffers
+    change as in any step.
+
+    Args:
+        model: A model with ``data_preprocessor`` and mode ``loss``.
+        batch: As it came from the data loader.
+        bad_gradients: Names of parameters whose gradient is not finite.
+    """
+    for name, parameter in model.named_parameters():
+        if not is_finite(parameter):
+            return f'parameter {name}'
+    sample = bad_sample(batch)
+    if sample is not None:
+        return f'the input, sample {sample} of the batch'
+    order: list[str] = []
+    bad: list[str] = []
+
+    def note(name: str, module: Any, x: Any, output: Any) -> None:
+        order.append(name)
+        if not bad and not is_finite(output):
+            bad.append(name)
+
+    layers = [
+        (name, module)
+        for name, module in model.named_modules()
+        if next(module.children(), None) is None
+    ]
+    with forward_hooks(layers, note):
+        losses = model(**model.data_preprocessor(batch, True), mode='loss')
+    if bad:
+        return f'the output of {bad[0]}'
+    for name, value in losses.items():
+        if not is_finite(value):
+            return name
+    for module in reversed(order):
+        for name in sorted(bad_gradients):
+            if name.rpartition('.')[0] == module:
+                return f'the gradient of {name}'
+    return f'the gradient of {min(bad_gradients, default="an unknown layer")}'

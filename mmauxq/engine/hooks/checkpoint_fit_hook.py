@@ -1,11 +1,13 @@
-"""Whether a checkpoint fills the network that it is loaded into."""
-
 from typing import Any
 
 from mmengine.hooks import Hook
 
 from mmauxq.errors import UsageError
-from mmauxq.network.checkpoint import check_scales, normalise
+from mmauxq.network.checkpoint import (
+    check_architecture,
+    check_scales,
+    normalise,
+)
 
 from ..running import bare_model
 
@@ -33,42 +35,12 @@ class CheckpointFitHook(Hook):
                 the two is quantized and the other is not.
         """
         model = bare_model(runner)
-        state = checkpoint.get('state_dict', checkpoint)
-        state = {k.removeprefix('module.'): v for k, v in state.items()}
+        network = getattr(model, 'architecture', model)
+        state = normalise(checkpoint, self.path)
         try:
-            missing = model.load_state_dict(state, False).missing_keys
-        except RuntimeError as error:
-            detail = str(error).split('\n')[1:2] or [str(error)]
-            raise UsageError(self._other(detail[0].strip())) from error
-        wrong = [
-            f'{key}: expected {value.dtype}, got {state[key].dtype}'
-            for key, value in model.state_dict().items()
-            if key in state
-            and state[key].is_floating_point() != value.is_floating_point()
-        ]
-        if wrong:
-            raise UsageError(self._other(wrong[0]))
-        # Some backbones drop, as they load, what they compute anew.
-        state |= {f'architecture.{k}': v for k, v in state.items()}
-        missing = [
-            k
-            for k in missing
-            if 'num_batches_tracked' not in k
-            and '_quantizer.' not in k
-            and k not in state
-        ]
-        if missing:
+            check_architecture(network, state, self.path)
+        except UsageError as error:
             raise UsageError(
-                self._other(
-                    f'{len(missing)} entries are missing, such as '
-                    f'{", ".join(missing[:3])}'
-                )
-            )
-        check_scales(
-            getattr(model, 'architecture', model),
-            normalise(checkpoint, self.path),
-            self.path,
-        )
-
-    def _other(self, detail: str) -> str:
-        return f'checkpoint {self.path} is of another architecture: {detail}'
+                f'checkpoint {self.path} is of another architecture: {error}'
+            ) from error
+        check_scales(network, state, self.path)

@@ -1,5 +1,3 @@
-"""Whether what the data sets give can enter the model."""
-
 from logging import Logger
 from typing import Any
 
@@ -9,9 +7,9 @@ from mmpretrain.models import ClsHead
 from torch import Tensor, nn
 
 from mmauxq.errors import UsageError, one_line
-from mmauxq.network.profile import floating, profile
+from mmauxq.network import forked_generators, profile
+from mmauxq.network.profile import floating
 
-from ..image_shape import generators_kept
 from ..running import bare_model
 
 
@@ -19,7 +17,6 @@ class DataCheckHook(Hook):
     """Checks the first sample of each data set before the first step.
 
     An error of the data set itself is left to the loop, which meets it too.
-    Registered by :func:`~mmauxq.engine.build_runner.build_runner`.
 
     Raises:
         UsageError: If a data set is empty; its first sample has no ``inputs``,
@@ -30,7 +27,6 @@ class DataCheckHook(Hook):
     priority = 'VERY_HIGH'
 
     def before_train(self, runner: Any) -> None:
-        """Check the data of all loops that are built."""
         for name in ('train', 'val', 'test'):
             loop = getattr(runner, f'_{name}_loop')
             loader = getattr(loop, 'dataloader', None)
@@ -45,12 +41,12 @@ def _check(runner: Any, loader: Any, place: str) -> None:
     if len(dataset) == 0:
         raise UsageError(f'{place}: expected at least one sample, got none')
     try:
-        with generators_kept():
+        with forked_generators(model):
             sample = dataset[0]
+            samples: Any = [sample]
             if hasattr(dataset, '__getitems__'):  # as torch's loader does
-                batch = loader.collate_fn(dataset.__getitems__([0]))
-            else:
-                batch = loader.collate_fn([sample])
+                samples = dataset.__getitems__([0])
+            batch = loader.collate_fn(samples)
     except Exception:
         return
     if not isinstance(sample, dict) or 'inputs' not in sample:
@@ -81,7 +77,7 @@ def _check_images(
     if cost is None or not isinstance(images, Tensor):
         return
     shape = tuple(images.shape[1:])
-    if shape == tuple(cost.shape):
+    if shape == cost.shape:
         return
     try:
         with floating(model.architecture):

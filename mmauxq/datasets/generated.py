@@ -1,5 +1,3 @@
-"""Random images of a given shape, for dry runs and speed."""
-
 import torch
 from mmpretrain.structures import DataSample
 from torch import Tensor

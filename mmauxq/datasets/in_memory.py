@@ -1,5 +1,3 @@
-"""Small data sets in memory, served in whole batches."""
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -40,6 +40,7 @@ BUILDERS: dict[type, tuple[set[str], set[str]]] = {
 }
 """Base class -> keys that its builder takes out of a section, and arguments
 that the builder adds to it."""
+VARIADIC = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
 RUN_SETTINGS = set(inspect.signature(Runner).parameters) | {
     'activation_checkpointing',
     'compile',
@@ -56,7 +57,7 @@ RUN_SETTINGS = set(inspect.signature(Runner).parameters) | {
 
 
 def merge_options(cfg: Config, options: dict[str, Any], source: str) -> None:
-    """MMEngine's merge, with errors that name the key.
+    """MMEngine's merge into ``cfg``, with errors that name the key.
 
     Args:
         cfg: Changed.
@@ -64,9 +65,8 @@ def merge_options(cfg: Config, options: dict[str, Any], source: str) -> None:
         source: Where they come from, for the messages.
 
     Raises:
-        UsageError: If a key leads into something that has no parts, out of
-            a list, or to a top-level name that neither the config nor
-            MMEngine's runner has.
+        UsageError: If a key leads nowhere, or its first part is no name in
+            the config and no argument of MMEngine's runner.
     """
     for key, value in options.items():
         # MMEngine would make a new variable of it, which nothing reads
@@ -226,9 +226,8 @@ def settle_own_sections(cfg: Config) -> None:
     """Give all sections the scope of their class, and check ours.
 
     What was inherited through ``_base_ = 'mmauxq::...'`` carries
-    ``_scope_='mmauxq'``, in which MMEngine finds no class of MMPretrain. Our
-    classes are written ``mmauxq.X`` everywhere, so that the mark says
-    nothing: it is removed from ``cfg``.
+    ``_scope_='mmauxq'``, in which MMEngine finds no class of MMPretrain. This
+    mark is removed from ``cfg``: our classes are written ``mmauxq.X``.
 
     Raises:
         UsageError: If ``mmauxq.X`` does not exist, or a section has a key
@@ -284,25 +283,22 @@ def arguments_of(cls: Callable) -> list[str] | None:
     """Names of all arguments of a class, those of ``**kwargs`` included.
 
     Returns:
-        In the order of the signatures, the class's own first; ``None`` if
-        the last ``**kwargs`` takes anything.
+        The class's own first; ``None`` if the last ``**kwargs`` takes
+        anything.
     """
     owners = [cls]
-    if inspect.isclass(cls):
-        owners = [o.__init__ for o in cls.__mro__ if '__init__' in vars(o)]
-        owners.pop()  # that of object takes nothing
-    found: dict[str, None] = {}
+    if inspect.isclass(cls):  # what object takes is nothing
+        classes = cls.__mro__[:-1]
+        owners = [o.__init__ for o in classes if '__init__' in vars(o)]
+    found: list[str] = []
     for owner in owners:
-        parameters = inspect.signature(owner).parameters.values()
-        found |= dict.fromkeys(
-            p.name
-            for p in parameters
-            if p.name != 'self'
-            and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-        )
-        if not any(p.kind == p.VAR_KEYWORD for p in parameters):
-            return list(found)
-    return None if owners else []
+        parameters = inspect.signature(owner).parameters
+        found += [k for k, p in parameters.items() if p.kind not in VARIADIC]
+        if all(p.kind != p.VAR_KEYWORD for p in parameters.values()):
+            break
+    else:
+        return None if owners else []
+    return [name for name in dict.fromkeys(found) if name != 'self']
 
 
 def _relatives(kind: str, names: dict[str, Callable]) -> list[str]:

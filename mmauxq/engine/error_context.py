@@ -49,9 +49,9 @@ def locate(error: BaseException, cfg: dict) -> str:
 
 def _section(path: str, part: Any) -> str:
     """The dict or list that a part belongs to, which may be itself."""
-    if not isinstance(part, dict) and not _has_dicts(part):
-        return path.rpartition('.')[0] or path
-    return path
+    if isinstance(part, dict) or _has_dicts(part):
+        return path
+    return path.rpartition('.')[0] or path
 
 
 def _has_dicts(part: Any) -> bool:

@@ -93,11 +93,7 @@ def merge_options(cfg: Config, options: dict[str, Any], source: str) -> None:
 
 
 def check_model(cfg: Config, path: str) -> None:
-    """Check that a config has a classifier; ``path`` is that of its file.
-
-    Raises:
-        UsageError: If it has none.
-    """
+    """Raise a UsageError if the config from a file has no classifier."""
     model = cfg.get('model')
     if not isinstance(model, dict):
         raise UsageError(f'{path} has no `model`')
@@ -187,23 +183,19 @@ NEEDED = [
 
 
 def check_settings(cfg: Config, path: str) -> None:
-    """Check what MMEngine would misread of the settings of a training.
+    """Raise a UsageError if MMEngine would misread settings of a training.
 
-    ``path`` is that of the file of ``cfg``, for messages.
-
-    Raises:
-        UsageError: With the key, what is expected and what came.
+    Args:
+        cfg: Of a training.
+        path: Of its file, for messages.
     """
     for key in ('train_dataloader', 'train_cfg', 'optim_wrapper'):
         if cfg.get(key) is None:
             raise UsageError(f'{path} has no `{key}`')
-    # MMEngine would take it for one by iterations
-    if isinstance(cfg.train_cfg, dict) and not (
-        {'by_epoch', 'type'} & set(cfg.train_cfg)
-    ):
+    loop = cfg.train_cfg  # without, MMEngine would count iterations
+    if isinstance(loop, dict) and not {'by_epoch', 'type'} & set(loop):
         raise UsageError(
-            'train_cfg: expected `by_epoch` or `type`, got '
-            f'{shorten(cfg.train_cfg)}'
+            f'train_cfg: expected `by_epoch` or `type`, got {shorten(loop)}'
         )
     for place, value in walk(cfg._cfg_dict):
         for pattern, expected in RULES:

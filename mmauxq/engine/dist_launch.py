@@ -26,12 +26,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def check_gpus(gpus: str) -> int:
-    """The number of processes in the argument GPUS.
-
-    Raises:
-        UsageError: If it is no positive integer, or if this machine has
-            GPUs, but fewer.
-    """
+    """The argument GPUS as a number; a UsageError if it is none that this
+    machine can start."""
     import torch
 
     if not gpus.isdecimal() or int(gpus) < 1:

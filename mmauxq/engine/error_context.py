@@ -23,12 +23,8 @@ def locate(error: BaseException, cfg: dict) -> str:
     """``'key.of.the.section={...}'``, or ``''`` if it cannot be told.
 
     Builders of other packages say what is wrong, but not where it stands. The
-    section is the one that the innermost function in the traceback was called
-    with.
-
-    Args:
-        error: With its traceback.
-        cfg: The config of the run.
+    section is the one that the innermost function in the traceback of
+    ``error`` was called with.
     """
     parts = dict(walk(cfg))
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]

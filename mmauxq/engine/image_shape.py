@@ -1,13 +1,9 @@
 """The size of the images that a recipe trains on, from its data.
 
-A large data set is not built for that:
-
-* A pipeline that reads files is run alone, on two drawn images of different
-  sizes. If both come out in one size, it is that of the recipe, whether the
-  data are there or not.
-* A pipeline that fails on a file belongs to a data set that holds or generates
-  its images. It is built, with one image if its arguments can say so, and its
-  first sample is taken.
+A pipeline that reads files is run alone, on two drawn images of different
+sizes, so that a large data set is neither needed nor built. A pipeline that
+fails on a file belongs to a data set that holds or generates its images. It is
+built, with one image if its arguments can say so.
 """
 
 import copy
@@ -78,10 +74,6 @@ def set_image_shape(cfg: Config, split: str = 'train') -> None:
 def image_shape(cfg: Config, loader: str) -> Shape:
     """(C, H, W) of what a data loader gives; no random generator is moved.
 
-    Args:
-        cfg: A complete recipe; not changed.
-        loader: Such as ``'train_dataloader'``.
-
     Raises:
         UsageError: If the images are of several sizes, or no images.
         Exception: What a data set or a transform raises.
@@ -104,7 +96,6 @@ def image_shape(cfg: Config, loader: str) -> Shape:
 
 
 def _warn(message: str) -> None:
-    """Before a run has its log; the commands show it as they start."""
     if not rank():
         print(f'warning: {message}', flush=True)
 

@@ -15,14 +15,14 @@ END = object()
 class Batches:
     """The batches of a loader, one after the other, then :data:`END`.
 
-    In every step the host waits for the GPU, for the values of the losses.
-    What :meth:`fetch` does before that, :meth:`take` need not do after it.
+    In every step the host waits for the GPU. What :meth:`fetch` does before
+    that, :meth:`take` need not do after it.
 
     Args:
         batches: From the loader.
         device: Where the images of a batch are moved; ``None`` leaves them.
-        preprocessor: A data preprocessor whose work on the labels is done
-            ahead as well, see :meth:`preprocessing`.
+        preprocessor: Its work on labels is done ahead, see
+            :meth:`preprocessing`.
     """
 
     def __init__(
@@ -111,10 +111,7 @@ class Batches:
 
 
 def label_preprocessor(model: nn.Module) -> nn.Module | None:
-    """The data preprocessor, if its class is MMPretrain's own.
-
-    What a subclass does to the labels is not known.
-    """
+    """The data preprocessor, unless a subclass may change the labels."""
     from mmpretrain.models import ClsDataPreprocessor
 
     preprocessor = getattr(model, 'data_preprocessor', None)

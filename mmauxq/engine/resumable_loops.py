@@ -29,11 +29,7 @@ class ResumableLoop(EpochBasedTrainLoop):
     by_epoch = True
 
     def run_iter(self, idx: int, data_batch: Any) -> None:
-        """One step.
-
-        Raises:
-            UsageError: If a batch norm gets one value per channel.
-        """
+        """One step; a UsageError if a batch norm gets one value a channel."""
         self._bound_histories()
         try:
             super().run_iter(idx, data_batch)
@@ -50,11 +46,8 @@ class ResumableLoop(EpochBasedTrainLoop):
             ) from error
 
     def _bound_histories(self) -> None:
-        """Let the log keep an epoch of each number, and not all of them.
-
-        MMEngine keeps the last million: memory, checkpoints and the time to
-        copy them would grow with every step.
-        """
+        """Let the log keep an epoch of each number, and not a million, with
+        which memory and checkpoints would grow."""
         if self._iter % 1000:
             return
         longest = max(len(self.dataloader), LEAST_HISTORY)
@@ -64,9 +57,6 @@ class ResumableLoop(EpochBasedTrainLoop):
 
     def _begin(self, between_epochs: bool = True) -> None:
         """Call the hooks; validate if the run was killed before it could.
-
-        A checkpoint that is the best is then written again, with the place
-        that the message hub had: hooks have moved on to the next step.
 
         Raises:
             UsageError: If ranks have different numbers of batches, so that
@@ -86,6 +76,7 @@ class ResumableLoop(EpochBasedTrainLoop):
         if VALIDATED not in info:  # a new run, or one of another loop
             hub.update_info(VALIDATED, self._iter)
         elif info[VALIDATED] < self._iter and between_epochs:
+            # the best checkpoint stores it, and hooks have moved on
             hub.update_info_dict(place)
             self._validate_if_due()
 
@@ -149,19 +140,17 @@ class EpochLoop(ResumableLoop):
     """MMEngine's loop over epochs, with an exact resume.
 
     A run that was killed and resumed goes on with the batch, the random
-    numbers and, if it was killed in between, the validation that come next.
-    MMEngine begins the epoch anew, skips the validation, and draws random
-    numbers that no unbroken run draws.
+    numbers and the validation that come next, where MMEngine begins the epoch
+    anew, skips the validation, and draws other random numbers.
 
-    Random numbers drawn in loader processes are MMEngine's: exact if the
-    processes start anew each epoch (``persistent_workers=False``) and the
-    checkpoint is one of the end of an epoch. The order of samples always is.
+    Random numbers of loader processes are exact if the processes start anew
+    each epoch (``persistent_workers=False``) and the checkpoint is one of the
+    end of an epoch. The order of samples always is.
 
     Args: as of MMEngine's ``EpochBasedTrainLoop``.
     """
 
     def run(self) -> Any:
-        """Train, from wherever the runner is."""
         self._begin(self._done_in_epoch() == 0)
         while self._epoch < self._max_epochs and not self.stop_training:
             self.run_epoch()
@@ -170,7 +159,6 @@ class EpochLoop(ResumableLoop):
         return self.runner.model
 
     def run_epoch(self) -> None:
-        """The rest of an epoch."""
         self.runner.call_hook('before_train_epoch')
         self.runner.model.train()
         start = self._done_in_epoch()
@@ -213,7 +201,6 @@ class IterLoop(ResumableLoop):
         self._max_iters = int(max_iters)
 
     def run(self) -> Any:
-        """Train, from wherever the runner is."""
         self._begin()
         self.runner.call_hook('before_train_epoch')
         batches = self._batches()
@@ -239,11 +226,8 @@ class IterLoop(ResumableLoop):
 
 
 def starting_at(loader: DataLoader, start: int) -> Iterator[Any]:
-    """The batches of a loader without the first ``start``.
-
-    Where the loader's batches are plain cuts of its sampler, those left out
-    are not even loaded. The loader itself is not changed.
-    """
+    """The batches of a loader without the first ``start``, which are not
+    loaded where batches are plain cuts of the sampler."""
     cutter = loader.batch_sampler
     if not start or type(cutter) is not BatchSampler:
         batches = iter(loader)

@@ -14,8 +14,6 @@ from mmauxq.errors import UsageError
 from mmauxq.files import PART
 from mmauxq.ranks import rank
 
-POINTER = 'last_checkpoint'
-
 
 def set_start(cfg: Config, resume: str | None) -> None:
     """Decide where a run begins, and check that the checkpoint is good.
@@ -60,7 +58,16 @@ def find_checkpoint(work_dir: Path) -> tuple[str, dict] | None:
     """
     for part in sorted(work_dir.glob(f'*{PART}')):
         _warn(f'{part} is incomplete; skipped')
-    for path in _candidates(work_dir):
+    found = [
+        path
+        for path in work_dir.glob('*.pth')
+        if re.fullmatch(r'(epoch|iter)_\d+\.pth', path.name)
+    ]
+    found.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    named = named_checkpoint(work_dir)
+    if named is not None:
+        found = [named, *(p for p in found if p.name != named.name)]
+    for path in found:
         try:
             return str(path), load_resumable(path)
         except UsageError as error:
@@ -70,24 +77,12 @@ def find_checkpoint(work_dir: Path) -> tuple[str, dict] | None:
 
 def named_checkpoint(work_dir: Path) -> Path | None:
     """What ``last_checkpoint`` names, also in a moved work directory."""
-    pointer = work_dir / POINTER
+    pointer = work_dir / 'last_checkpoint'
     if not pointer.is_file():
         return None
     named = Path(pointer.read_text(errors='replace').strip() or '?')
     moved = work_dir / named.name
     return moved if moved.is_file() and not named.is_file() else named
-
-
-def _candidates(work_dir: Path) -> list[Path]:
-    named = named_checkpoint(work_dir)
-    others = [
-        path
-        for path in work_dir.glob('*.pth')
-        if re.fullmatch(r'(epoch|iter)_\d+\.pth', path.name)
-        and (named is None or path.name != named.name)
-    ]
-    others.sort(key=lambda path: path.stat().st_mtime, reverse=True)
-    return others if named is None else [named, *others]
 
 
 def load_resumable(path: str | os.PathLike) -> dict[str, Any]:

@@ -73,10 +73,9 @@ def reestimate_batch_norm(
 
 @HOOKS.register_module()
 class BatchNormHook(Hook):
-    """Re-estimates batch-norm statistics after the last training step.
+    """Re-estimates batch-norm statistics before the last checkpoint is saved.
 
-    This happens before the last checkpoint is saved and validated. A run that
-    another hook stops early is saved and validated once more.
+    A run that another hook stops early is saved and validated once more.
 
     Args:
         batches: Number of training batches, from 1.

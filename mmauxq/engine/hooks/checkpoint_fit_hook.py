@@ -6,6 +6,7 @@ from mmauxq.errors import UsageError
 from mmauxq.network.checkpoint import (
     check_architecture,
     check_scales,
+    is_joint,
     normalise,
 )
 
@@ -19,6 +20,11 @@ class CheckpointFitHook(Hook):
 
     Args:
         path: Of the checkpoint, for the message.
+
+    Raises:
+        UsageError: If an entry of the network is missing in the checkpoint,
+            or has another shape or kind of number; or one of the two is
+            quantized and the other is not.
     """
 
     priority = 'LOWEST'
@@ -27,16 +33,12 @@ class CheckpointFitHook(Hook):
         self.path = path
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:
-        """Compare the checkpoint with the network.
-
-        Raises:
-            UsageError: If an entry of the network is missing in the
-                checkpoint, or has another shape or kind of number; or one of
-                the two is quantized and the other is not.
-        """
         model = bare_model(runner)
         network = getattr(model, 'architecture', model)
         state = normalise(checkpoint, self.path)
+        loaded = checkpoint.get('state_dict', checkpoint)
+        if network is model and is_joint(loaded):
+            state = loaded  # a plain classifier takes its names as they are
         try:
             check_architecture(network, state, self.path)
         except UsageError as error:

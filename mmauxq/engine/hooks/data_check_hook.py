@@ -4,7 +4,7 @@ from typing import Any
 import numpy as np
 from mmengine.hooks import Hook
 from mmpretrain.models import ClsHead
-from torch import Tensor, nn
+from torch import nn
 
 from mmauxq.errors import UsageError, one_line
 from mmauxq.network import forked_generators, profile
@@ -69,15 +69,13 @@ def _check_images(
     try:
         images = model.data_preprocessor(batch)['inputs']
     except Exception as error:
+        where = f'on the first sample of {place}'
         raise UsageError(
-            f'{preprocessor}: {one_line(error)} (on the first sample of '
-            f'{place})'
+            f'{preprocessor}: {one_line(error)} ({where})'
         ) from error
     cost = getattr(model, 'cost', None)
-    if cost is None or not isinstance(images, Tensor):
-        return
-    shape = tuple(images.shape[1:])
-    if shape == cost.shape:
+    shape = tuple(getattr(images, 'shape', ()))[1:]
+    if cost is None or shape in ((), cost.shape):
         return
     try:
         with floating(model.architecture):
@@ -85,7 +83,7 @@ def _check_images(
     except UsageError as error:
         raise UsageError(
             f'{place}: expected images on which the network runs, such as '
-            f'{tuple(cost.shape)}, got {shape} after {preprocessor}: {error}'
+            f'{cost.shape}, got {shape} after {preprocessor}: {error}'
         ) from error
 
 
@@ -104,17 +102,14 @@ def _check_classes(
     names = (getattr(dataset, 'metainfo', None) or {}).get('classes')
     if names is None:
         count = 1 + max(_some_labels(dataset), default=-1)
-        if width < count:
-            raise UsageError(
-                f'{key}: expected {count} at least, for the labels of '
-                f'{place}, got {width}'
-            )
-        return
-    count, shown = len(names), ', '.join(map(str, names[:5]))
-    classes = f'the classes of {place} ({shown}{", ..." * (count > 5)})'
+        expected = f'{count} at least, for the labels of {place}'
+    else:
+        count, shown = len(names), ', '.join(map(str, names[:5]))
+        classes = f'the classes of {place} ({shown}{", ..." * (count > 5)})'
+        expected = f'{count}, {classes}'
     if width < count:
-        raise UsageError(f'{key}: expected {count}, {classes}, got {width}')
-    if width > count:
+        raise UsageError(f'{key}: expected {expected}, got {width}')
+    if width > count and names is not None:
         logger.warning(
             f'{key}={width} is more than the {count} of {classes}: the others '
             'are never right'
@@ -122,15 +117,9 @@ def _check_classes(
 
 
 def _some_labels(dataset: Any, most: int = 1000) -> list[int]:
-    """Labels of up to ``most`` samples, evenly spaced, without their images.
-
-    None of a data set that cannot give them without reading an image.
-    """
+    """Up to ``most`` labels, evenly spaced, without reading an image."""
     if not hasattr(dataset, 'get_data_info'):
         return []
-    step = -(-len(dataset) // most)
-    labels = [
-        dataset.get_data_info(i).get('gt_label')
-        for i in range(0, len(dataset), step)
-    ]
+    indices = range(0, len(dataset), -(-len(dataset) // most))
+    labels = [dataset.get_data_info(i).get('gt_label') for i in indices]
     return [int(k) for k in labels if isinstance(k, (int, np.integer))]

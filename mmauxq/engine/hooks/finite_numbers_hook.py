@@ -1,6 +1,6 @@
 """Training stops, or skips a step, where numbers are not finite."""
 
-from collections.abc import Iterable, Set
+from collections.abc import Set
 from typing import Any
 
 import torch
@@ -71,9 +71,7 @@ class FiniteNumbersHook(Hook):
         elif (sample := bad_sample(data_batch)) is not None:
             self._stop(f'the input, sample {sample} of the batch')
 
-    def _before_step(
-        self, optimizer: Optimizer, args: Any, kwargs: Any
-    ) -> None:
+    def _before_step(self, optimizer: Optimizer, *step: Any) -> None:
         grads = {
             p: p.grad
             for group in optimizer.param_groups
@@ -82,25 +80,24 @@ class FiniteNumbersHook(Hook):
         }
         if not grads:
             return
+        started = all(parameter in optimizer.state for parameter in grads)
         scaler_found = getattr(optimizer, 'found_inf', None)
         if scaler_found is not None:
             # torch's SGD would keep a momentum that nothing was written to
-            if not _has_state(optimizer, grads) and scaler_found.item():
+            if not started and scaler_found.item():
                 _pass_over(grads)
             return
         # the largest magnitude cannot overflow, as the sum of squares can
         largest = nn.utils.get_total_norm(list(grads.values()), torch.inf)
         bad = (~largest.isfinite()).float()
-        if _is_fused(optimizer) and _has_state(optimizer, grads):
+        if started and _is_fused(optimizer):
             # its kernels skip the step, and the host need not wait for the GPU
             optimizer.grad_scale, optimizer.found_inf = None, bad
             self._unread.append((bad, grads))
         elif bad.item():
             self._leave_out(grads)
 
-    def _after_step(
-        self, optimizer: Optimizer, args: Any, kwargs: Any
-    ) -> None:
+    def _after_step(self, optimizer: Optimizer, *step: Any) -> None:
         own = getattr(optimizer, 'found_inf', None)
         if self._unread and own is self._unread[-1][0]:
             del optimizer.grad_scale, optimizer.found_inf
@@ -120,11 +117,7 @@ class FiniteNumbersHook(Hook):
             return first_bad_place(self._model, self._batch, bad_gradients)
 
     def after_train_iter(
-        self,
-        runner: Any,
-        batch_idx: int,
-        data_batch: Any = None,
-        outputs: dict | None = None,
+        self, runner: Any, *step: Any, outputs: Any = None, **more: Any
     ) -> None:
         """Check the losses, which can be bad where no gradient is."""
         outputs = outputs or {}
@@ -135,11 +128,10 @@ class FiniteNumbersHook(Hook):
                 self._leave_out(grads)
         bad_losses = [k for k, v in outputs.items() if not is_finite(v)]
         if bad_losses and not self._skipped_this:
-            # other ranks do not repeat the pass, which may wait for them
-            alone = get_world_size() == 1
-            self._stop_or_skip(
-                self._first_bad_place() if alone else bad_losses[0]
-            )
+            place = bad_losses[0]
+            if get_world_size() == 1:  # other ranks would not repeat the pass
+                place = self._first_bad_place()
+            self._stop_or_skip(place)
         if not self._skipped_this:
             self.in_a_row = 0
 
@@ -180,11 +172,6 @@ def _is_fused(optimizer: Optimizer) -> bool:
     return getattr(optimizer, '_step_supports_amp_scaling', False) and all(
         group.get('fused') for group in optimizer.param_groups
     )
-
-
-def _has_state(optimizer: Optimizer, grads: Iterable[nn.Parameter]) -> bool:
-    """Whether this is not the first step of any of them."""
-    return all(parameter in optimizer.state for parameter in grads)
 
 
 def _pass_over(grads: Gradients) -> None:

@@ -20,11 +20,10 @@ DEAD = 'mmauxq/dead_quantizers'
 class QuantizerWatchHook(Hook):
     """Keeps learned scales positive, and names dead quantizers.
 
-    After each step, scales that the update moved to zero or below are set to
-    the least that the quantizer works with. In each validation, quantizers
-    whose output is one value for the whole first batch are named in the log
-    and in the message hub (``mmauxq/dead_quantizers``): the layers behind
-    them no longer depend on the input.
+    After each step, scales that moved to zero or below are set to the least
+    positive one. In each validation, quantizers whose output is one value for
+    the whole first batch, whatever the input, are named in the log and in the
+    message hub (``mmauxq/dead_quantizers``).
     """
 
     # before an average (EMA) or a checkpoint sees the scales

@@ -81,7 +81,7 @@ class TeacherCheckHook(Hook):
         network.train(training)
         total = torch.tensor([right, count], device=guidance.ready.device)
         dist.all_reduce(total)
-        return int(total[0]), int(total[1])
+        return tuple(total.tolist())
 
 
 def _log(text: str) -> None:

@@ -29,7 +29,7 @@ from .error_context import walk
 
 SCOPE = 'mmauxq'
 ALIKE = 0.8
-"""Of two names of classes; seven letters are those of the scope."""
+"""Similarity of a class to suggest; all names share the scope's letters."""
 MARKS = {'type', '_scope_', '_delete_'}
 BUILDERS: dict[type, tuple[set[str], set[str]]] = {
     Guidance: (set(), {'head', 'num_classes', 'network', 'data_preprocessor'}),

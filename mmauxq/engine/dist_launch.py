@@ -45,7 +45,7 @@ def _run(processes: int, script: list[str]) -> int:
         errors,
     )
 
-    # As torchrun and MMEngine do, but without their warnings.
+    # torchrun and MMEngine would set them too, with a warning
     for name in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS'):
         os.environ.setdefault(name, '1')
     logging.getLogger('torch.distributed.elastic').setLevel(logging.CRITICAL)

@@ -35,8 +35,7 @@ def locate(error: BaseException, cfg: dict) -> str:
             for path, part in parts.items()
             if _is_part(name, value, path, part)
         }
-        # a function that is given many sections, such as Runner.__init__,
-        # tells nothing; nor do equal ones
+        # many sections, as in Runner.__init__, tell nothing; nor do equal ones
         if len(sections) == 1:
             path = sections.pop()
             return f'{path}={shorten(parts[path], 160)}'

@@ -64,7 +64,7 @@ def _check(runner: Any, loader: Any, place: str) -> None:
 def _check_images(
     model: nn.Module, batch: Any, place: str, given: dict | None
 ) -> None:
-    """They pass the data preprocessor; what comes out, the network takes."""
+    """Check that data preprocessor and network take the images."""
     preprocessor = 'data_preprocessor' + (f'={dict(given)}' if given else '')
     try:
         images = model.data_preprocessor(batch)['inputs']
@@ -90,7 +90,7 @@ def _check_images(
 def _check_classes(
     model: nn.Module, dataset: Any, place: str, logger: Logger
 ) -> None:
-    """Labels are to be below the number of classes of a single-label head."""
+    """Check that a single-label head has a class for each label."""
     prefix = 'model'
     if hasattr(model, 'architecture'):
         model, prefix = model.architecture, 'model.architecture'

@@ -206,7 +206,7 @@ def is_finite(value: Any) -> bool:
     for x in tensors_in(value):
         if x.is_floating_point():
             answers.setdefault(x.device, []).append(x.isfinite().all())
-    # each question makes the host wait for the device: one is enough
+    # one transfer for each device, because the host waits for it
     return all(bool(torch.stack(each).all()) for each in answers.values())
 
 

@@ -1,11 +1,9 @@
-"""The handwritten digits that scikit-learn brings along."""
-
 from typing import Any
 
 import numpy as np
 from mmpretrain.datasets import BaseDataset
 
-from mmauxq.errors import UsageError
+from mmauxq.errors import unknown_name
 from mmauxq.optional import need
 from mmauxq.registry import DATASETS
 
@@ -29,9 +27,7 @@ class Digits(BaseDataset):
         self, split: str = 'train', pipeline: Any = (), **kwargs: Any
     ) -> None:
         if split not in ('train', 'test'):
-            raise UsageError(
-                f"Digits: split: expected 'train' or 'test', got {split!r}"
-            )
+            raise unknown_name('Digits: split', split, ('train', 'test'))
         self.split = split
         # it pays off for millions of records; here it takes half a second
         kwargs.setdefault('serialize_data', False)
@@ -54,7 +50,3 @@ class Digits(BaseDataset):
                 images[chosen], data.target[chosen], strict=True
             )
         ]
-
-    def extra_repr(self) -> list[str]:
-        """Shown by ``print(dataset)``."""
-        return [f'Split: \t{self.split}']

@@ -1,5 +1,3 @@
-"""Random images of a given shape, for dry runs and speed."""
-
 import torch
 from mmpretrain.structures import DataSample
 from torch import Tensor
@@ -12,8 +10,8 @@ from mmauxq.registry import DATASETS
 class GeneratedImages(Dataset):
     """Images of noise with random labels; nothing can be learned from them.
 
-    An image depends on its index alone. Few distinct images are kept, so that
-    serving one costs next to nothing and a training step is what is timed.
+    An image depends on its index alone. Few are kept, so that serving one
+    costs next to nothing.
 
     Args:
         length: Number of images.

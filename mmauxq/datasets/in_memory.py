@@ -1,5 +1,3 @@
-"""Small data sets in memory, served in whole batches."""
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,9 +16,8 @@ from mmauxq.registry import DATASETS, FUNCTIONS
 class InMemoryImages(Dataset):
     """Another data set, held on the device, and cut and flipped in batches.
 
-    The wrapped data set is read once, without its pipeline. A batch is then
-    one gather on the device, instead of a process that packs every image by
-    itself. To be used with ``num_workers=0`` and
+    The wrapped data set is read once, without its pipeline; a batch is then
+    one gather on the device. To be used with ``num_workers=0`` and
     ``collate_fn=dict(type='mmauxq.collated')``; samplers are the usual ones.
 
     Args:
@@ -61,16 +58,11 @@ class InMemoryImages(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         batch = self.__getitems__([index])
-        return dict(
-            inputs=batch['inputs'][0], data_samples=batch['data_samples'][0]
-        )
+        return {key: values[0] for key, values in batch.items()}
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
-        """A batch: inputs (N, C, H, W) uint8, and N data samples.
-
-        PyTorch's loader calls it with all indices of a batch. Crops and flips
-        come from the CPU's default generator, which the runner seeds.
-        """
+        """A batch for PyTorch's loader: inputs (N, C, H, W) uint8, and N data
+        samples. Crops and flips come from the CPU's default generator."""
         images = self.images[self._send(torch.as_tensor(indices))]
         if self.padding or self.flip:
             images = self._augment(images)

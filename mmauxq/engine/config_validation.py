@@ -1,16 +1,15 @@
 """What is checked of a config before anything is built.
 
-Mainly the sections of this package. MMEngine hands a dict to the class of its
-``type`` and shows whatever Python says of a wrong keyword; a misspelt class is
-"not in the registry". Arguments of other packages are theirs to check: only
-what they would misread, or find out after hours, is listed here.
+Mainly the sections of this package, because Python's message on a wrong
+keyword names neither place nor alternatives. Arguments of other packages are
+theirs to check: only what they would misread, or refuse after hours, is
+listed here.
 """
 
-import importlib
 import inspect
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from difflib import get_close_matches
 from typing import Any
 
@@ -19,6 +18,7 @@ from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper
 from mmengine.registry import Registry
 from mmengine.runner import BaseLoop, Runner
+from mmengine.utils import get_object_from_string
 
 from mmauxq import registry
 from mmauxq.errors import UsageError, one_line, shorten, unknown_name
@@ -29,7 +29,7 @@ from .error_context import walk
 
 SCOPE = 'mmauxq'
 ALIKE = 0.8
-"""Of two names of classes; seven letters are those of the scope."""
+"""Similarity of a class to suggest; all names share the scope's letters."""
 MARKS = {'type', '_scope_', '_delete_'}
 BUILDERS: dict[type, tuple[set[str], set[str]]] = {
     Guidance: (set(), {'head', 'num_classes', 'network', 'data_preprocessor'}),
@@ -39,7 +39,8 @@ BUILDERS: dict[type, tuple[set[str], set[str]]] = {
     OptimWrapper: ({'constructor', 'paramwise_cfg'}, set()),
 }
 """Base class -> keys that its builder takes out of a section, and arguments
-that the builder gives, not the section."""
+that the builder adds to it."""
+VARIADIC = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
 RUN_SETTINGS = set(inspect.signature(Runner).parameters) | {
     'activation_checkpointing',
     'compile',
@@ -49,14 +50,14 @@ RUN_SETTINGS = set(inspect.signature(Runner).parameters) | {
     'runner_type',
     'sync_bn',
 }
-"""What a run reads; other names in a config are variables."""
+"""What a run reads of a config."""
 
 
 # --- KEY=VALUE of a command line -------------------------------------------
 
 
 def merge_options(cfg: Config, options: dict[str, Any], source: str) -> None:
-    """MMEngine's merge, with errors that name the key.
+    """MMEngine's merge into ``cfg``, with errors that name the key.
 
     Args:
         cfg: Changed.
@@ -64,9 +65,8 @@ def merge_options(cfg: Config, options: dict[str, Any], source: str) -> None:
         source: Where they come from, for the messages.
 
     Raises:
-        UsageError: If a key leads into something that has no parts, out of
-            a list, or to a top-level name that neither the config nor
-            MMEngine's runner has.
+        UsageError: If a key leads nowhere, or its first part is no name in
+            the config and no argument of MMEngine's runner.
     """
     for key, value in options.items():
         # MMEngine would make a new variable of it, which nothing reads
@@ -93,15 +93,7 @@ def merge_options(cfg: Config, options: dict[str, Any], source: str) -> None:
 
 
 def check_model(cfg: Config, path: str) -> None:
-    """Check that a config has a classifier.
-
-    Args:
-        cfg: Of a run.
-        path: Of its file, for the messages.
-
-    Raises:
-        UsageError: If it has none.
-    """
+    """Raise a UsageError if the config from a file has no classifier."""
     model = cfg.get('model')
     if not isinstance(model, dict):
         raise UsageError(f'{path} has no `model`')
@@ -119,46 +111,41 @@ def check_model(cfg: Config, path: str) -> None:
         )
 
 
-def _is_integer(value: Any, least: int) -> bool:
-    return type(value) is int and value >= least
-
-
 def _is_topk(value: Any) -> bool:
     values = value if isinstance(value, (list, tuple)) and value else [value]
-    return all(_is_integer(k, 1) for k in values)
+    return all(type(k) is int and k >= 1 for k in values)
 
 
-RULES: list[tuple[str, Callable[[Any], bool], str]] = [
+KINDS: dict[str, Callable[[Any], bool]] = {
+    'a dict': lambda v: isinstance(v, dict),
+    'a dict or None': lambda v: v is None or isinstance(v, dict),
+    'a list or None': lambda v: v is None or isinstance(v, (list, tuple)),
+    'a path or None': lambda v: v is None or isinstance(v, str),
+    'True or False': lambda v: isinstance(v, bool),
+    'an integer from 1': lambda v: type(v) is int and v >= 1,
+    'an integer from 0': lambda v: type(v) is int and v >= 0,
+    'a finite number from 0': (
+        lambda v: type(v) in (int, float) and 0 <= v < math.inf
+    ),
+    'an integer from 1, or a list of them': _is_topk,
+}
+RULES = [
     # Another value is taken for an object that is built already; it fails in
     # another part of the config, which the message would name.
     (
         r'optim_wrapper|(train|val|test)_dataloader\.(dataset|sampler)|'
         r'train_cfg|train_dataloader',
-        lambda v: isinstance(v, dict),
         'a dict',
     ),
-    (
-        r'(val|test)_dataloader|default_hooks',
-        lambda v: v is None or isinstance(v, dict),
-        'a dict or None',
-    ),
-    (
-        r'custom_hooks',
-        lambda v: v is None or isinstance(v, (list, tuple)),
-        'a list or None',
-    ),
+    (r'(val|test)_dataloader|default_hooks', 'a dict or None'),
+    (r'custom_hooks', 'a list or None'),
     # A number is taken for the name of a file.
-    (
-        r'load_from',
-        lambda v: v is None or isinstance(v, str),
-        'a path or None',
-    ),
+    (r'load_from', 'a path or None'),
     # None takes out a hook that MMEngine has by itself; for another one it
     # ends in an assertion without words.
     (
         r'default_hooks\.(?!(runtime_info|timer|sampler_seed|logger|'
         r'param_scheduler|checkpoint)$)\w+',
-        lambda v: isinstance(v, dict),
         'a dict',
     ),
     # Any text is true, also 'False'.
@@ -169,34 +156,21 @@ RULES: list[tuple[str, Callable[[Any], bool], str]] = [
         r'default_hooks\.checkpoint\.(by_epoch|save_last|save_optimizer|'
         r'save_param_scheduler)|\w+_dataloader\.(pin_memory|'
         r'persistent_workers|sampler\.(shuffle|round_up))',
-        lambda v: isinstance(v, bool),
         'True or False',
     ),
     # 0 trains nothing, or divides by zero after an epoch; a negative interval
     # validates always.
-    (
-        r'train_cfg\.(max_(epochs|iters)|val_interval)',
-        lambda v: _is_integer(v, 1),
-        'an integer from 1',
-    ),
+    (r'train_cfg\.(max_(epochs|iters)|val_interval)', 'an integer from 1'),
     # Compared with NaN, no validation and no schedule ever begins.
-    (
-        r'train_cfg\.val_begin|\w+_dataloader\.num_workers',
-        lambda v: _is_integer(v, 0),
-        'an integer from 0',
-    ),
-    (
-        r'param_scheduler(\.\d+)?\.(begin|end)',
-        lambda v: type(v) in (int, float) and 0 <= v < math.inf,
-        'a finite number from 0',
-    ),
+    (r'train_cfg\.val_begin|\w+_dataloader\.num_workers', 'an integer from 0'),
+    (r'param_scheduler(\.\d+)?\.(begin|end)', 'a finite number from 0'),
     # 0 is the accuracy of no guess; others fail in the first validation.
     (
         r'(val|test)_evaluator(\.\d+)?\.topk',
-        _is_topk,
         'an integer from 1, or a list of them',
     ),
 ]
+"""(Pattern of dotted paths, which kind of value they take)."""
 NEEDED = [
     ('train_dataloader', 'dataset'),
     ('val_dataloader', 'dataset'),
@@ -209,37 +183,31 @@ NEEDED = [
 
 
 def check_settings(cfg: Config, path: str) -> None:
-    """Check what MMEngine would misread of the settings of a training.
+    """Raise a UsageError if MMEngine would misread settings of a training.
 
     Args:
         cfg: Of a training.
-        path: Of its file, for the messages.
-
-    Raises:
-        UsageError: With the key, what is expected and what came.
+        path: Of its file, for messages.
     """
     for key in ('train_dataloader', 'train_cfg', 'optim_wrapper'):
         if cfg.get(key) is None:
             raise UsageError(f'{path} has no `{key}`')
-    # MMEngine would take it for one by iterations
-    if isinstance(cfg.train_cfg, dict) and not (
-        {'by_epoch', 'type'} & set(cfg.train_cfg)
-    ):
+    loop = cfg.train_cfg  # without, MMEngine would count iterations
+    if isinstance(loop, dict) and not {'by_epoch', 'type'} & set(loop):
         raise UsageError(
-            'train_cfg: expected `by_epoch` or `type`, got '
-            f'{shorten(cfg.train_cfg)}'
+            f'train_cfg: expected `by_epoch` or `type`, got {shorten(loop)}'
         )
     for place, value in walk(cfg._cfg_dict):
-        for pattern, is_good, expected in RULES:
-            if re.fullmatch(pattern, place) and not is_good(value):
+        for pattern, expected in RULES:
+            if re.fullmatch(pattern, place) and not KINDS[expected](value):
                 raise UsageError(
                     f'{place}: expected {expected}, got {shorten(value)}'
                 )
     for section, key in NEEDED:
-        part = cfg.get(section) or {}
-        by_sampler = key == 'batch_size' and part.get('batch_sampler')
-        given = cfg.get(section) is not None
-        if given and part.get(key) is None and not by_sampler:
+        part = cfg.get(section)
+        if part is None or part.get(key) is not None:
+            continue
+        if key != 'batch_size' or not part.get('batch_sampler'):
             raise UsageError(f'{section} has no `{key}`')
 
 
@@ -250,26 +218,26 @@ def settle_own_sections(cfg: Config) -> None:
     """Give all sections the scope of their class, and check ours.
 
     What was inherited through ``_base_ = 'mmauxq::...'`` carries
-    ``_scope_='mmauxq'``, in which MMEngine finds no class of MMPretrain. Our
-    classes are written ``mmauxq.X`` everywhere, so that the mark says
-    nothing: it is removed from ``cfg``.
+    ``_scope_='mmauxq'``, in which MMEngine finds no class of MMPretrain. This
+    mark is removed from ``cfg``: our classes are written ``mmauxq.X``.
 
     Raises:
         UsageError: If ``mmauxq.X`` does not exist, or a section has a key
             that its class does not take.
     """
     names = own_names()
-    for place, section in _sections_of_a_run(cfg):
+    # other names in a config are variables, which no run reads
+    run = {k: v for k, v in cfg._cfg_dict.items() if k in RUN_SETTINGS}
+    for place, section in walk(run):
+        if not isinstance(section, dict):
+            continue
         kind = section.get('type')
         if section.get('_scope_') == SCOPE:
             del section['_scope_']
             if isinstance(kind, str) and f'{SCOPE}.{kind}' in names:
                 kind = section['type'] = f'{SCOPE}.{kind}'
-        if (
-            isinstance(kind, str)
-            and re.fullmatch(rf'{SCOPE}\.[^.]*', kind)
-            and kind not in names
-        ):
+        ours = isinstance(kind, str) and re.fullmatch(r'mmauxq\.[^.]*', kind)
+        if ours and kind not in names:
             raise unknown_name(
                 f'{place}.type', kind, _relatives(kind, names), ALIKE
             )
@@ -298,14 +266,8 @@ def own_class(kind: Any) -> Callable | None:
     if not isinstance(kind, str):
         module = getattr(kind, '__module__', None) or ''
         return kind if module.split('.')[0] == SCOPE else None
-    module, _, name = kind.rpartition('.')
-    if module == SCOPE:
-        return own_names().get(kind)
-    if module.startswith(f'{SCOPE}.'):
-        try:
-            return getattr(importlib.import_module(module), name, None)
-        except ImportError:
-            return None
+    if kind.startswith(f'{SCOPE}.'):
+        return own_names().get(kind) or get_object_from_string(kind)
     return None
 
 
@@ -313,25 +275,22 @@ def arguments_of(cls: Callable) -> list[str] | None:
     """Names of all arguments of a class, those of ``**kwargs`` included.
 
     Returns:
-        In the order of the signatures, the class's own first; ``None`` if
-        the last ``**kwargs`` takes anything.
+        The class's own first; ``None`` if the last ``**kwargs`` takes
+        anything.
     """
     owners = [cls]
-    if inspect.isclass(cls):
-        owners = [o.__init__ for o in cls.__mro__ if '__init__' in vars(o)]
-        owners.pop()  # that of object takes nothing
-    found: dict[str, None] = {}
+    if inspect.isclass(cls):  # what object takes is nothing
+        classes = cls.__mro__[:-1]
+        owners = [o.__init__ for o in classes if '__init__' in vars(o)]
+    found: list[str] = []
     for owner in owners:
-        parameters = inspect.signature(owner).parameters.values()
-        found |= dict.fromkeys(
-            p.name
-            for p in parameters
-            if p.name != 'self'
-            and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-        )
-        if not any(p.kind == p.VAR_KEYWORD for p in parameters):
-            return list(found)
-    return None if owners else []
+        parameters = inspect.signature(owner).parameters
+        found += [k for k, p in parameters.items() if p.kind not in VARIADIC]
+        if all(p.kind != p.VAR_KEYWORD for p in parameters.values()):
+            break
+    else:
+        return None if owners else []
+    return [name for name in dict.fromkeys(found) if name != 'self']
 
 
 def _relatives(kind: str, names: dict[str, Callable]) -> list[str]:
@@ -352,12 +311,3 @@ def _check_keys(place: str, section: dict, cls: Callable) -> None:
     for key in section:
         if key not in MARKS and key not in known:
             raise unknown_name(place, key, known)
-
-
-def _sections_of_a_run(cfg: Config) -> Iterator[tuple[str, dict]]:
-    """(dotted path, dict) of what a run reads; no other variables."""
-    for key, value in cfg._cfg_dict.items():
-        if key in RUN_SETTINGS:
-            for place, part in walk(value, key):
-                if isinstance(part, dict):
-                    yield place, part

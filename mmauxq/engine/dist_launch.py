@@ -1,8 +1,8 @@
 """Start one process per GPU, or on the CPU, and report how they ended.
 
-Called by ``tools/dist_train.sh`` and ``tools/dist_test.sh``. A thin wrapper
-of torchrun: it checks GPUS first, and replaces torchrun's report on failure
-(a traceback) by one line and the exit status of the rank that failed.
+Called by ``tools/dist_train.sh`` and ``tools/dist_test.sh``. A wrapper of
+torchrun that checks GPUS first, and replaces torchrun's report on failure (a
+traceback) by one line and the exit status of the rank that failed.
 """
 
 import logging
@@ -26,12 +26,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def check_gpus(gpus: str) -> int:
-    """The number of processes in the argument GPUS.
-
-    Raises:
-        UsageError: If it is no positive integer, or if this machine has
-            GPUs, but fewer.
-    """
+    """The argument GPUS as a number; a UsageError if it is none that this
+    machine can start."""
     import torch
 
     if not gpus.isdecimal() or int(gpus) < 1:
@@ -44,12 +40,12 @@ def check_gpus(gpus: str) -> int:
 
 def _run(processes: int, script: list[str]) -> int:
     from torch.distributed import run
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import (
-        ChildFailedError,
+    from torch.distributed.elastic.multiprocessing import (
+        SignalException,
+        errors,
     )
 
-    # As torchrun and MMEngine do, but without their warnings.
+    # torchrun and MMEngine would set them too, with a warning
     for name in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS'):
         os.environ.setdefault(name, '1')
     logging.getLogger('torch.distributed.elastic').setLevel(logging.CRITICAL)
@@ -69,19 +65,16 @@ def _run(processes: int, script: list[str]) -> int:
         number = int(error.sigval)
         print(f'error: signal {number} stopped the job', file=sys.stderr)
         return 128 + number
-    except ChildFailedError as error:
+    except errors.ChildFailedError as error:
         statuses = {r: f.exitcode for r, f in error.failures.items()}
         if 2 in statuses.values():  # that rank has printed why
             return 2
         rank, status = _cause(statuses)
-        how = (
-            f'was killed by signal {-status}'
-            if status < 0
-            else f'ended with exit status {status}'
-        )
-        print(
-            f'error: rank {rank} {how}; the job was stopped', file=sys.stderr
-        )
+        how = f'ended with exit status {status}'
+        if status < 0:
+            how = f'was killed by signal {-status}'
+        message = f'error: rank {rank} {how}; the job was stopped'
+        print(message, file=sys.stderr)
         return status if status > 0 else 1
     return 0
 
@@ -95,12 +88,10 @@ def _cause(statuses: dict[int, int]) -> tuple[int, int]:
     Args:
         statuses: Rank -> exit status, negative for a signal.
     """
-
-    def order(item: tuple[int, int]) -> tuple[bool, bool, int]:
-        rank, status = item
-        return status == -signal.SIGTERM, status >= 0, rank
-
-    return min(statuses.items(), key=order)
+    return min(
+        statuses.items(),
+        key=lambda item: (item[1] == -signal.SIGTERM, item[1] >= 0, item[0]),
+    )
 
 
 def _free_port() -> int:

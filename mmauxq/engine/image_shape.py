@@ -1,40 +1,31 @@
 """The size of the images that a recipe trains on, from its data.
 
-Shapes and multiply-adds are counted before the first image is seen. The size
-is found without what makes a large data set slow to build:
-
-* A pipeline that reads files is run alone, on two drawn images of different
-  sizes. If both come out in one size, the network gets that size, whatever
-  the transforms are called, and whether the data are there or not.
-* A pipeline that fails on a file belongs to a data set which holds or
-  generates its images. The data set is built, with one image if its arguments
-  can say so, and its first sample is taken.
+A pipeline that reads files is run alone, on two drawn images of different
+sizes, so that a large data set is neither needed nor built. A pipeline that
+fails on a file belongs to a data set that holds or generates its images. It is
+built, with one image if its arguments can say so.
 """
 
 import copy
 import inspect
-import random
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import mmcv
 import numpy as np
-import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.registry import DATASETS, DefaultScope
 from torch import Tensor
 
 from mmauxq.errors import UsageError, one_line
+from mmauxq.network import forked_generators
 from mmauxq.ranks import is_distributed, rank
 
 from .config_validation import arguments_of
 
 Shape = tuple[int, int, int]
-ORDER = dict(train=('train', 'val', 'test'), val=('val', 'test', 'train'))
 DRAWN = ((375, 500), (480, 333))
 """Heights and widths of the images that a pipeline is tried on."""
 
@@ -42,9 +33,9 @@ DRAWN = ((375, 500), (480, 333))
 def set_image_shape(cfg: Config, split: str = 'train') -> None:
     """Set ``cfg.model.input_shape`` from the data, if it is not given.
 
-    Where the data do not tell, JointQAT takes the size that the network was
-    made for, and a warning says so. Another warning says if the size that is
-    given is not the size of the images.
+    A warning says where the data do not tell, so that JointQAT takes the size
+    that the network was made for; another one, where the size that is given
+    is not that of the images.
 
     Args:
         cfg: A complete recipe; recipes of other models are left alone.
@@ -53,9 +44,12 @@ def set_image_shape(cfg: Config, split: str = 'train') -> None:
     if cfg.model.get('type') != 'mmauxq.JointQAT':
         return
     given = cfg.model.get('input_shape')
-    loaders = [f'{name}_dataloader' for name in ORDER[split]]
-    loader = next((name for name in loaders if _has_data(cfg, name)), None)
-    if loader is None:
+    for name in (split, 'val', 'test', 'train'):
+        loader = f'{name}_dataloader'
+        section = cfg.get(loader)
+        if isinstance(section, dict) and section.get('dataset') is not None:
+            break
+    else:
         return
     try:
         shape = image_shape(cfg, loader)
@@ -80,10 +74,6 @@ def set_image_shape(cfg: Config, split: str = 'train') -> None:
 def image_shape(cfg: Config, loader: str) -> Shape:
     """(C, H, W) of what a data loader gives; no random generator is moved.
 
-    Args:
-        cfg: A complete recipe; not changed.
-        loader: Such as ``'train_dataloader'``.
-
     Raises:
         UsageError: If the images are of several sizes, or no images.
         Exception: What a data set or a transform raises.
@@ -92,7 +82,7 @@ def image_shape(cfg: Config, loader: str) -> Shape:
     if isinstance(dataset, dict):
         dataset = copy.deepcopy(dataset)
     scope = cfg.get('default_scope') or 'mmpretrain'
-    with generators_kept(), DefaultScope.overwrite_default_scope(scope):
+    with forked_generators(), DefaultScope.overwrite_default_scope(scope):
         try:
             shapes = _shapes_of_files(_pipeline(dataset))
         except Exception:  # whatever a transform raises, it takes no file
@@ -105,30 +95,9 @@ def image_shape(cfg: Config, loader: str) -> Shape:
     return shapes.pop()
 
 
-def _has_data(cfg: Config, loader: str) -> bool:
-    section = cfg.get(loader)
-    return isinstance(section, dict) and section.get('dataset') is not None
-
-
 def _warn(message: str) -> None:
-    """Before a run has its log; the commands show it as they start."""
     if not rank():
         print(f'warning: {message}', flush=True)
-
-
-@contextmanager
-def generators_kept() -> Iterator[None]:
-    """Undo what happens to the random generators of this process inside."""
-    python, numpy = random.getstate(), np.random.get_state()
-    devices = range(
-        torch.cuda.device_count() if torch.cuda.is_initialized() else 0
-    )
-    try:
-        with torch.random.fork_rng(devices):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
 
 
 def _pipeline(dataset: Any) -> list:
@@ -136,22 +105,18 @@ def _pipeline(dataset: Any) -> list:
     while isinstance(dataset, dict) and not dataset.get('pipeline'):
         inner = dataset.get('dataset') or dataset.get('datasets')
         dataset = inner[0] if isinstance(inner, (list, tuple)) else inner
-    steps = dataset['pipeline'] if isinstance(dataset, dict) else []
-    # the drawn files are local ones
-    remote = ('backend_args', 'file_client_args')
-    return [
-        {k: v for k, v in step.items() if k not in remote}
-        if isinstance(step, dict)
-        else step
-        for step in steps
-    ]
+    steps = list(dataset['pipeline'])
+    for i, step in enumerate(steps):
+        if isinstance(step, dict):  # the drawn files are local ones
+            remote = ('backend_args', 'file_client_args')
+            steps[i] = {k: v for k, v in step.items() if k not in remote}
+    return steps
 
 
 def _shapes_of_files(pipeline: list) -> set[Shape]:
-    transform = Compose(pipeline)
+    transform, shapes = Compose(pipeline), set()
     with tempfile.TemporaryDirectory() as folder:
         file = str(Path(folder, 'drawn.png'))
-        shapes = set()
         for size in DRAWN:
             mmcv.imwrite(np.full((*size, 3), 128, np.uint8), file)
             entry = dict(img_path=file, gt_label=0, sample_idx=0)
@@ -161,9 +126,8 @@ def _shapes_of_files(pipeline: list) -> set[Shape]:
 
 def _lighten(dataset: dict) -> None:
     """Let a data set read one image, where its arguments can say so."""
-    inner = dataset.get('dataset')
-    if isinstance(inner, dict):
-        _lighten(inner)
+    if isinstance(dataset.get('dataset'), dict):
+        _lighten(dataset['dataset'])
     cls = dataset.get('type')
     if isinstance(cls, str):
         with DATASETS.switch_scope_and_registry(None) as registry:

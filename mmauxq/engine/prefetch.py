@@ -1,6 +1,6 @@
 """Batches of a loader, the next one on its way while the GPU computes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,15 +15,14 @@ END = object()
 class Batches:
     """The batches of a loader, one after the other, then :data:`END`.
 
-    In every step the host waits for the GPU, for the values of the losses.
-    What :meth:`fetch` does before that, :meth:`take` need not do after it.
+    In every step the host waits for the GPU. What :meth:`fetch` does before
+    that, :meth:`take` need not do after it.
 
     Args:
         batches: From the loader.
         device: Where the images of a batch are moved; ``None`` leaves them.
-        preprocessor: A data preprocessor whose work on the labels is done
-            ahead as well, see :meth:`preprocessing` and
-            :func:`label_preprocessor`.
+        preprocessor: Its work on labels is done ahead, see
+            :meth:`preprocessing`.
     """
 
     def __init__(
@@ -35,14 +34,11 @@ class Batches:
         self.batches, self.device = batches, device
         self.preprocessor = preprocessor
         # the forward that preprocessing() replaces
-        self._preprocess: Callable | None = getattr(
-            preprocessor, 'forward', None
-        )
+        self._preprocess: Any = getattr(preprocessor, 'forward', None)
         self._ready: tuple[Any, Any] = (None, None)
         self._next: Any = None
-        self._stream = None
-        if device is not None and device.type == 'cuda':
-            self._stream = torch.cuda.Stream(device)
+        on_gpu = device is not None and device.type == 'cuda'
+        self._stream = torch.cuda.Stream(device) if on_gpu else None
 
     def fetch(self) -> None:
         """Prepare the next batch, unless it is ready."""
@@ -70,14 +66,13 @@ class Batches:
     def preprocessing(self) -> Iterator[None]:
         """Let the preprocessor use the labels that are prepared.
 
-        MMPretrain's preprocessor gives each data sample its part of the
-        labels, and makes it one-hot where images are mixed, one by one, which
-        takes longer than all else that the host does between two steps. The
-        images are preprocessed in their step: normalised they would take four
-        times the memory, and mixing draws random numbers.
+        MMPretrain's preprocessor handles the labels one by one, which takes
+        longer than all else that the host does between two steps. The images
+        are preprocessed in their step: normalised they would take four times
+        the memory, and mixing draws random numbers.
         """
         module, forward = self.preprocessor, self._preprocess
-        if module is None or forward is None:
+        if module is None:
             yield
             return
 
@@ -98,8 +93,9 @@ class Batches:
         if self.device is None or not isinstance(batch, dict):
             return batch
         with torch.cuda.stream(self._stream):
-            batch = dict(batch, inputs=self._to_device(batch.get('inputs')))
-            images, samples = batch['inputs'], batch.get('data_samples')
+            images = self._to_device(batch.get('inputs'))
+            samples = batch.get('data_samples')
+            batch = dict(batch, inputs=images)
             if self._preprocess and isinstance(images, Tensor) and samples:
                 none = dict(inputs=images[:0], data_samples=samples)
                 done = self._preprocess(none, False)  # nothing is mixed
@@ -115,10 +111,7 @@ class Batches:
 
 
 def label_preprocessor(model: nn.Module) -> nn.Module | None:
-    """The data preprocessor, if its class is MMPretrain's own.
-
-    What a subclass does to the labels is not known.
-    """
+    """The data preprocessor, unless a subclass may change the labels."""
     from mmpretrain.models import ClsDataPreprocessor
 
     preprocessor = getattr(model, 'data_preprocessor', None)
@@ -127,7 +120,4 @@ def label_preprocessor(model: nn.Module) -> nn.Module | None:
 
 def device_of(model: nn.Module) -> torch.device | None:
     """The GPU of a model; ``None`` if it is on the CPU."""
-    parameter = next(model.parameters(), None)
-    if parameter is None or not parameter.is_cuda:
-        return None
-    return parameter.device
+    return next((p.device for p in model.parameters() if p.is_cuda), None)

@@ -4,7 +4,6 @@ import bisect
 import copy
 import itertools
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from mmengine.dataset import InfiniteSampler
@@ -18,8 +17,7 @@ from mmauxq.forward_hooks import forward_hooks
 from mmauxq.registry import LOOPS
 
 from .prefetch import END, Batches, device_of, label_preprocessor
-from .running import bare_model
-from .seeds import seed_step
+from .running import bare_model, seed_step
 
 VALIDATED = 'mmauxq/validated'
 LEAST_HISTORY = 2000
@@ -28,30 +26,11 @@ LEAST_HISTORY = 2000
 class ResumableLoop(EpochBasedTrainLoop):
     """What the two loops share."""
 
-    def _progress(self) -> tuple[int, int]:
-        """What is done of the training and the whole, epochs or steps."""
-        raise NotImplementedError
-
-    def _check_ranks(self) -> None:
-        """Check that no rank would wait for a batch that another lacks.
-
-        Raises:
-            UsageError: If ranks have different numbers of batches.
-        """
-        lengths = all_gather_object(len(self.dataloader))
-        if len(set(lengths)) > 1:
-            raise UsageError(
-                'train_dataloader: expected as many batches in an epoch on '
-                f'each rank, got {" and ".join(map(str, lengths))}; set '
-                'sampler.round_up=True or drop_last=True'
-            )
+    by_epoch = True
 
     def run_iter(self, idx: int, data_batch: Any) -> None:
-        """One step.
-
-        Raises:
-            UsageError: If a batch norm gets one value per channel.
-        """
+        """One step; a UsageError if a batch norm gets one value a channel."""
+        self._bound_histories()
         try:
             super().run_iter(idx, data_batch)
         except Exception as error:
@@ -66,15 +45,50 @@ class ResumableLoop(EpochBasedTrainLoop):
                 'set drop_last=True or another batch_size'
             ) from error
 
-    @contextmanager
-    def _batches_from(self, start: int) -> Iterator[Batches]:
-        """The batches of a pass, without the first ``start``.
+    def _bound_histories(self) -> None:
+        """Let the log keep an epoch of each number, and not a million, with
+        which memory and checkpoints would grow."""
+        if self._iter % 1000:
+            return
+        longest = max(len(self.dataloader), LEAST_HISTORY)
+        for name, buffer in self.runner.message_hub.log_scalars.items():
+            if name.startswith('train/'):
+                buffer.max_length = min(buffer.max_length, longest)
+
+    def _begin(self, between_epochs: bool = True) -> None:
+        """Call the hooks; validate if the run was killed before it could.
+
+        Raises:
+            UsageError: If ranks have different numbers of batches, so that
+                one would wait for another for ever.
+        """
+        lengths = all_gather_object(len(self.dataloader))
+        if len(set(lengths)) > 1:
+            raise UsageError(
+                'train_dataloader: expected as many batches in an epoch on '
+                f'each rank, got {" and ".join(map(str, lengths))}; set '
+                'sampler.round_up=True or drop_last=True'
+            )
+        hub = self.runner.message_hub
+        info = hub.runtime_info
+        place = {key: info[key] for key in ('epoch', 'iter') if key in info}
+        self.runner.call_hook('before_train')
+        if VALIDATED not in info:  # a new run, or one of another loop
+            hub.update_info(VALIDATED, self._iter)
+        elif info[VALIDATED] < self._iter and between_epochs:
+            # the best checkpoint stores it, and hooks have moved on
+            hub.update_info_dict(place)
+            self._validate_if_due()
+
+    def _batches_from(self, start: int) -> Iterator[Any]:
+        """The batches of a pass without the first ``start``, in their steps.
 
         Where other processes make them, the next one is fetched as soon as a
         forward pass is launched, and its labels are prepared. Made in this
         process it would draw random numbers before its turn, and a resumed
         run would not be the same.
         """
+        self._seed('epoch')
         model = self.runner.model
         device = device_of(model) if self.dataloader.num_workers > 0 else None
         batches = Batches(
@@ -89,42 +103,18 @@ class ResumableLoop(EpochBasedTrainLoop):
 
         ahead = [('', model)] if device else []
         with forward_hooks(ahead, fetch), batches.preprocessing():
-            yield batches
+            self._seed()
+            while (batch := batches.take()) is not END:
+                yield batch
+                self._seed()
 
     def _seed(self, what: str = 'train') -> None:
         seed_step(self.runner.seed, self._iter, what)
 
-    def _bound_histories(self) -> None:
-        """Let the log keep an epoch of each number, and not all of them.
-
-        MMEngine keeps the last million: memory, checkpoints and the time to
-        copy them would grow with every step.
-        """
-        if self._iter % 1000:
-            return
-        longest = max(len(self.dataloader), LEAST_HISTORY)
-        for name, buffer in self.runner.message_hub.log_scalars.items():
-            if name.startswith('train/'):
-                buffer.max_length = min(buffer.max_length, longest)
-
-    def _before_train(self) -> dict[str, int]:
-        """Call the hooks; returns the place that the message hub had."""
-        info = self.runner.message_hub.runtime_info
-        place = {key: info[key] for key in ('epoch', 'iter') if key in info}
-        self.runner.call_hook('before_train')
-        return place
-
-    def _catch_up(self, place: dict[str, int]) -> None:
-        """Validate where the run was killed, as it would have been done.
-
-        A checkpoint that is the best is then written again, with all that the
-        message hub says; hooks have meanwhile moved on to the next step.
-        """
-        self.runner.message_hub.update_info_dict(place)
-        self._validate_if_due()
-
     def _validate_if_due(self) -> None:
-        done, whole = self._progress()
+        done, whole = self._epoch, self._max_epochs
+        if not self.by_epoch:
+            done, whole = self._iter, self._max_iters
         phase = bisect.bisect(self.dynamic_milestones, done + 1) - 1
         self.val_interval = self.dynamic_intervals[phase]
         if (
@@ -144,38 +134,24 @@ class ResumableLoop(EpochBasedTrainLoop):
         self.runner.message_hub.update_info(VALIDATED, self._iter)
         self.runner.val_loop.run()
 
-    def _owes_validation(self) -> bool:
-        """Whether a run was killed between a checkpoint and validation."""
-        done = self.runner.message_hub.runtime_info.get(VALIDATED)
-        if done is None:  # a new run, or a checkpoint of another loop
-            self.runner.message_hub.update_info(VALIDATED, self._iter)
-            return False
-        return done < self._iter
-
 
 @LOOPS.register_module()
 class EpochLoop(ResumableLoop):
     """MMEngine's loop over epochs, with an exact resume.
 
     A run that was killed and resumed goes on with the batch, the random
-    numbers and, if it was killed in between, the validation that come next.
-    MMEngine begins the epoch anew, skips the validation, and draws random
-    numbers that no unbroken run draws.
+    numbers and the validation that come next, where MMEngine begins the epoch
+    anew, skips the validation, and draws other random numbers.
 
-    Random numbers drawn in loader processes are MMEngine's: exact if the
-    processes start anew each epoch (``persistent_workers=False``) and the
-    checkpoint is one of the end of an epoch. The order of samples always is.
+    Random numbers of loader processes are exact if the processes start anew
+    each epoch (``persistent_workers=False``) and the checkpoint is one of the
+    end of an epoch. The order of samples always is.
 
     Args: as of MMEngine's ``EpochBasedTrainLoop``.
     """
 
     def run(self) -> Any:
-        """Train, from wherever the runner is."""
-        self._check_ranks()
-        place = self._before_train()
-        at_start_of_epoch = self._done_in_epoch() == 0
-        if self._owes_validation() and at_start_of_epoch:
-            self._catch_up(place)
+        self._begin(self._done_in_epoch() == 0)
         while self._epoch < self._max_epochs and not self.stop_training:
             self.run_epoch()
             self._validate_if_due()
@@ -183,24 +159,13 @@ class EpochLoop(ResumableLoop):
         return self.runner.model
 
     def run_epoch(self) -> None:
-        """The rest of an epoch."""
         self.runner.call_hook('before_train_epoch')
         self.runner.model.train()
         start = self._done_in_epoch()
-        self._seed('epoch')
-        with self._batches_from(start) as batches:
-            for index in itertools.count(start):
-                self._seed()
-                batch = batches.take()
-                if batch is END:
-                    break
-                self._bound_histories()
-                self.run_iter(index, batch)
+        for index, batch in enumerate(self._batches_from(start), start):
+            self.run_iter(index, batch)
         self.runner.call_hook('after_train_epoch')
         self._epoch += 1
-
-    def _progress(self) -> tuple[int, int]:
-        return self._epoch, self._max_epochs
 
     def _done_in_epoch(self) -> int:
         length = len(self.dataloader)
@@ -216,14 +181,10 @@ class IterLoop(ResumableLoop):
     See :class:`EpochLoop`. Batches before the first are not loaded again, and
     nothing waits where a pass over the data ends.
 
-    Args:
-        runner: The runner.
-        dataloader: Or its config.
-        max_iters: Steps of the whole training.
-        val_begin: First step at which a validation may happen.
-        val_interval: Steps between validations.
-        dynamic_intervals: As of MMEngine's ``IterBasedTrainLoop``.
+    Args: as of MMEngine's ``IterBasedTrainLoop``.
     """
+
+    by_epoch = False
 
     def __init__(
         self,
@@ -240,25 +201,16 @@ class IterLoop(ResumableLoop):
         self._max_iters = int(max_iters)
 
     def run(self) -> Any:
-        """Train, from wherever the runner is."""
-        self._check_ranks()
-        place = self._before_train()
+        self._begin()
         self.runner.call_hook('before_train_epoch')
-        if self._owes_validation():
-            self._catch_up(place)
         batches = self._batches()
         while self._iter < self._max_iters and not self.stop_training:
             self.runner.model.train()
-            batch = next(batches)
-            self._bound_histories()
-            self.run_iter(self._iter, batch)
+            self.run_iter(self._iter, next(batches))
             self._validate_if_due()
         self.runner.call_hook('after_train_epoch')
         self.runner.call_hook('after_train')
         return self.runner.model
-
-    def _progress(self) -> tuple[int, int]:
-        return self._iter, self._max_iters
 
     def _batches(self) -> Iterator[Any]:
         """The batches from the next one on, for ever."""
@@ -269,23 +221,13 @@ class IterLoop(ResumableLoop):
         for number in itertools.count(passes):
             if hasattr(sampler, 'set_epoch'):
                 sampler.set_epoch(number)
-            self._seed('epoch')
-            with self._batches_from(start) as batches:
-                while True:
-                    self._seed()
-                    batch = batches.take()
-                    if batch is END:
-                        break
-                    yield batch
+            yield from self._batches_from(start)
             start = 0
 
 
 def starting_at(loader: DataLoader, start: int) -> Iterator[Any]:
-    """The batches of a loader without the first ``start``.
-
-    Where the loader's batches are plain cuts of its sampler, those left out
-    are not even loaded. The loader itself is not changed.
-    """
+    """The batches of a loader without the first ``start``, which are not
+    loaded where batches are plain cuts of the sampler."""
     cutter = loader.batch_sampler
     if not start or type(cutter) is not BatchSampler:
         batches = iter(loader)
@@ -310,4 +252,4 @@ class _Rest(Sampler):
         self.sampler, self.start = sampler, start
 
     def __iter__(self) -> Iterator[int]:
-        return itertools.islice(iter(self.sampler), self.start, None)
+        return itertools.islice(self.sampler, self.start, None)

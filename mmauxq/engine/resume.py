@@ -14,14 +14,12 @@ from mmauxq.errors import UsageError
 from mmauxq.files import PART
 from mmauxq.ranks import rank
 
-POINTER = 'last_checkpoint'
-
 
 def set_start(cfg: Config, resume: str | None) -> None:
     """Decide where a run begins, and check that the checkpoint is good.
 
     Args:
-        cfg: ``resume`` and ``load_from`` are set.
+        cfg: Its ``resume``, ``load_from`` and seed are set.
         resume: A path, ``'auto'`` for the last good checkpoint in the work
             directory, ``None`` for what the config says.
 
@@ -34,59 +32,32 @@ def set_start(cfg: Config, resume: str | None) -> None:
         if cfg.get('load_from') and '://' not in cfg.load_from:
             compat.load_checkpoint(cfg.load_from)
         return
-    if resume != 'auto':
-        _resume_from(cfg, resume, load_resumable(resume))
+    if resume == 'auto':
+        found = find_checkpoint(Path(cfg.work_dir))
+    else:
+        found = resume, load_resumable(resume)
+    if found is None:
+        # A float start given by load_from stays: MMEngine's own auto-resume
+        # would drop it and train from scratch.
+        _warn(f'no checkpoint to resume in {cfg.work_dir}, starting fresh')
+        cfg.resume = False
         return
-    found = find_checkpoint(Path(cfg.work_dir))
-    if found is not None:
-        _resume_from(cfg, *found)
-        return
-    # A float start given by load_from stays: MMEngine's own auto-resume
-    # would drop it and train from scratch.
-    _warn(f'no checkpoint to resume in {cfg.work_dir}, starting fresh')
-    cfg.resume = False
-
-
-def _resume_from(cfg: Config, path: str, checkpoint: dict) -> None:
-    """Set ``cfg`` to go on from a checkpoint.
-
-    The seed is that of the checkpoint: with another one, MMEngine would go
-    on with other data.
-    """
-    cfg.resume, cfg.load_from = True, path
+    cfg.load_from, checkpoint = found
+    cfg.resume = True
+    # with another seed, MMEngine would go on with other data
     seed = checkpoint['meta'].get('seed')
     if isinstance(seed, int):
         cfg.randomness = dict(cfg.get('randomness') or {}, seed=seed)
 
 
 def find_checkpoint(work_dir: Path) -> tuple[str, dict] | None:
-    """The last good checkpoint of a run: its path and content.
+    """Path and content of the last good checkpoint of a run.
 
     That is the one which ``last_checkpoint`` names or, if it is damaged, the
-    newest other one that can be read. Damaged and half-written files are
-    named on stderr. The work directory may have been moved.
+    newest other one. Damaged and half-written files are named on stderr.
     """
     for part in sorted(work_dir.glob(f'*{PART}')):
         _warn(f'{part} is incomplete; skipped')
-    for path in _candidates(work_dir):
-        try:
-            return str(path), load_resumable(path)
-        except UsageError as error:
-            _warn(f'{error}; skipped')
-    return None
-
-
-def named_checkpoint(work_dir: Path) -> Path | None:
-    """What ``last_checkpoint`` names, also in a moved work directory."""
-    pointer = work_dir / POINTER
-    if not pointer.is_file():
-        return None
-    named = Path(pointer.read_text(errors='replace').strip() or '?')
-    moved = work_dir / named.name
-    return moved if moved.is_file() and not named.is_file() else named
-
-
-def _candidates(work_dir: Path) -> list[Path]:
     found = [
         path
         for path in work_dir.glob('*.pth')
@@ -96,7 +67,22 @@ def _candidates(work_dir: Path) -> list[Path]:
     named = named_checkpoint(work_dir)
     if named is not None:
         found = [named, *(p for p in found if p.name != named.name)]
-    return found
+    for path in found:
+        try:
+            return str(path), load_resumable(path)
+        except UsageError as error:
+            _warn(f'{error}; skipped')
+    return None
+
+
+def named_checkpoint(work_dir: Path) -> Path | None:
+    """What ``last_checkpoint`` names, also in a moved work directory."""
+    pointer = work_dir / 'last_checkpoint'
+    if not pointer.is_file():
+        return None
+    named = Path(pointer.read_text(errors='replace').strip() or '?')
+    moved = work_dir / named.name
+    return moved if moved.is_file() and not named.is_file() else named
 
 
 def load_resumable(path: str | os.PathLike) -> dict[str, Any]:
@@ -125,14 +111,11 @@ def _what_is_missing(checkpoint: Any) -> str | None:
         value = checkpoint['meta'].get(key)
         if not isinstance(value, int) or value < 0:
             return f'number `meta.{key}`'
-    hub = checkpoint['message_hub']
     for key in ('log_scalars', 'runtime_info', 'resumed_keys'):
-        if not isinstance(hub.get(key), dict):
+        if not isinstance(checkpoint['message_hub'].get(key), dict):
             return f'dict `message_hub.{key}`'
-    if not all(
-        isinstance(value, Tensor)
-        for value in checkpoint['state_dict'].values()
-    ):
+    state = checkpoint['state_dict'].values()
+    if not all(isinstance(value, Tensor) for value in state):
         return 'tensors alone in `state_dict`'
     return None
 

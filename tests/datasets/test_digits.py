@@ -74,7 +74,7 @@ def test_bad_split():
     with pytest.raises(UsageError) as error:
         Digits('val')
     assert str(error.value) == (
-        "Digits: split: expected 'train' or 'test', got 'val'"
+        "Digits: split: expected one of train, test, got 'val'"
     )
 
 

@@ -59,7 +59,7 @@ def test_a_step_that_overflows_is_left_out():
 @pytest.mark.parametrize(
     'kwargs, message',
     [
-        (dict(dtype='float64'), "'bfloat16' or 'float16', got 'float64'"),
+        (dict(dtype='float64'), "of bfloat16, float16, got 'float64'"),
         (dict(loss_scale='static'), "loss_scale: expected .*, got 'static'"),
         (dict(loss_scale=0), 'loss_scale: expected .*, got 0'),
         (dict(loss_scale=True), 'loss_scale: expected .*, got True'),

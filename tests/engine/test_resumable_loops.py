@@ -9,7 +9,7 @@ from mmengine.dataset import DefaultSampler, InfiniteSampler
 from torch.utils.data import BatchSampler, DataLoader
 
 from mmauxq.engine import resumable_loops as loops
-from mmauxq.engine.seeds import seed_step
+from mmauxq.engine.running import seed_step
 from mmauxq.errors import UsageError
 from tests.networks import joint_qat
 from tests.running import Samples, make_runner

@@ -1,7 +1,6 @@
-"""Batch-norm statistics of the network that ships."""
-
 import copy
-from collections.abc import Iterable, Iterator
+import itertools
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -14,8 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mmauxq.errors import UsageError, check_integer
 from mmauxq.registry import HOOKS
 
-from ..running import bare_model
-from ..seeds import seed_step
+from ..running import bare_model, seed_step
 
 
 @torch.no_grad()
@@ -24,16 +22,14 @@ def reestimate_batch_norm(
 ) -> int:
     """Recompute running means and variances, weights as they are.
 
-    During training the statistics trail behind weights that still move, which
-    costs a 2-bit network accuracy. Here they are the plain average over the
-    batches; the variances of several ranks also count how far the means of
-    the ranks are apart. Everything but the batch norms stays in evaluation
-    mode.
+    During training they trail behind weights that still move, which costs a
+    2-bit network accuracy. Here they are the plain average over the batches,
+    and over the ranks. Everything but the batch norms is in evaluation mode.
 
     Args:
         architecture: The buffers of its batch norms are changed.
-        batches: Preprocessed images, (N, C, H, W), more than one value per
-            channel; in a distributed job those of this rank.
+        batches: Preprocessed images, (N, C, H, W), of this rank; more than
+            one value per channel.
 
     Returns:
         Number of batches.
@@ -66,26 +62,20 @@ def reestimate_batch_norm(
             module.training = mode
     if not count:
         raise UsageError('batch norm: expected at least one batch, got none')
-    if dist.get_world_size() > 1:
-        for norm in norms:
-            _pool_ranks(norm.running_mean, norm.running_var)
+    for norm in norms:  # over all ranks, by the law of total variance
+        mean, variance = norm.running_mean, norm.running_var
+        own = mean.clone()
+        dist.all_reduce(mean, op='mean')
+        variance += (own - mean) ** 2
+        dist.all_reduce(variance, op='mean')
     return count
-
-
-def _pool_ranks(mean: Tensor, variance: Tensor) -> None:
-    """Mean and variance over all ranks, by the law of total variance."""
-    own = mean.clone()
-    dist.all_reduce(mean, op='mean')
-    variance += (own - mean) ** 2
-    dist.all_reduce(variance, op='mean')
 
 
 @HOOKS.register_module()
 class BatchNormHook(Hook):
-    """Re-estimates batch-norm statistics after the last training step.
+    """Re-estimates batch-norm statistics before the last checkpoint is saved.
 
-    This happens before the last checkpoint is saved and validated. A run that
-    another hook stops early is saved and validated once more.
+    A run that another hook stops early is saved and validated once more.
 
     Args:
         batches: Number of training batches, from 1.
@@ -99,22 +89,14 @@ class BatchNormHook(Hook):
         check_integer('BatchNormHook: batches', batches, 1)
         self.batches = batches
 
-    def after_train_iter(
-        self,
-        runner: Any,
-        batch_idx: int,
-        data_batch: Any = None,
-        outputs: dict | None = None,
-    ) -> None:
-        """At the last step."""
+    def after_train_iter(self, runner: Any, *step: Any, **more: Any) -> None:
         if self.is_last_train_iter(runner):
             self._reestimate(runner, runner.iter + 1)
 
     def after_train(self, runner: Any) -> None:
         """Where training was stopped, after the checkpoint was saved."""
-        if not runner.train_loop.stop_training or (
-            runner.iter == runner.max_iters
-        ):
+        stopped = runner.train_loop.stop_training
+        if not stopped or runner.iter == runner.max_iters:
             return
         self._reestimate(runner, runner.iter)
         meta = dict(epoch=runner.epoch, iter=runner.iter)
@@ -127,19 +109,16 @@ class BatchNormHook(Hook):
 
     def _reestimate(self, runner: Any, step: int) -> None:
         model = bare_model(runner)
-
-        def images() -> Iterator[Tensor]:
-            # a copy: the loop may still take batches from the loader itself
-            loader = copy.copy(runner.train_dataloader)
-            loader._iterator = None
-            for i, data in enumerate(loader):
-                if i == self.batches:
-                    return
-                yield model.data_preprocessor(data, False)['inputs']
-
+        # a copy: the loop may still take batches from the loader itself
+        loader = copy.copy(runner.train_dataloader)
+        loader._iterator = None
         # a resumed run draws the same images
         seed_step(runner.seed, step)
-        count = reestimate_batch_norm(model.architecture, images())
+        images = (
+            model.data_preprocessor(data, False)['inputs']
+            for data in itertools.islice(loader, self.batches)
+        )
+        count = reestimate_batch_norm(model.architecture, images)
         print_log(
             f'BatchNormHook: statistics of {count} batches', logger='current'
         )

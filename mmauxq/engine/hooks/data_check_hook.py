@@ -1,17 +1,15 @@
-"""Whether what the data sets give can enter the model."""
-
 from logging import Logger
 from typing import Any
 
 import numpy as np
 from mmengine.hooks import Hook
 from mmpretrain.models import ClsHead
-from torch import Tensor, nn
+from torch import nn
 
 from mmauxq.errors import UsageError, one_line
-from mmauxq.network.profile import floating, profile
+from mmauxq.network import forked_generators, profile
+from mmauxq.network.profile import floating
 
-from ..image_shape import generators_kept
 from ..running import bare_model
 
 
@@ -19,7 +17,6 @@ class DataCheckHook(Hook):
     """Checks the first sample of each data set before the first step.
 
     An error of the data set itself is left to the loop, which meets it too.
-    Registered by :func:`~mmauxq.engine.build_runner.build_runner`.
 
     Raises:
         UsageError: If a data set is empty; its first sample has no ``inputs``,
@@ -30,7 +27,6 @@ class DataCheckHook(Hook):
     priority = 'VERY_HIGH'
 
     def before_train(self, runner: Any) -> None:
-        """Check the data of all loops that are built."""
         for name in ('train', 'val', 'test'):
             loop = getattr(runner, f'_{name}_loop')
             loader = getattr(loop, 'dataloader', None)
@@ -45,12 +41,12 @@ def _check(runner: Any, loader: Any, place: str) -> None:
     if len(dataset) == 0:
         raise UsageError(f'{place}: expected at least one sample, got none')
     try:
-        with generators_kept():
+        with forked_generators(model):
             sample = dataset[0]
+            samples: Any = [sample]
             if hasattr(dataset, '__getitems__'):  # as torch's loader does
-                batch = loader.collate_fn(dataset.__getitems__([0]))
-            else:
-                batch = loader.collate_fn([sample])
+                samples = dataset.__getitems__([0])
+            batch = loader.collate_fn(samples)
     except Exception:
         return
     if not isinstance(sample, dict) or 'inputs' not in sample:
@@ -68,20 +64,18 @@ def _check(runner: Any, loader: Any, place: str) -> None:
 def _check_images(
     model: nn.Module, batch: Any, place: str, given: dict | None
 ) -> None:
-    """They pass the data preprocessor; what comes out, the network takes."""
+    """Check that data preprocessor and network take the images."""
     preprocessor = 'data_preprocessor' + (f'={dict(given)}' if given else '')
     try:
         images = model.data_preprocessor(batch)['inputs']
     except Exception as error:
+        where = f'on the first sample of {place}'
         raise UsageError(
-            f'{preprocessor}: {one_line(error)} (on the first sample of '
-            f'{place})'
+            f'{preprocessor}: {one_line(error)} ({where})'
         ) from error
     cost = getattr(model, 'cost', None)
-    if cost is None or not isinstance(images, Tensor):
-        return
-    shape = tuple(images.shape[1:])
-    if shape == tuple(cost.shape):
+    shape = tuple(getattr(images, 'shape', ()))[1:]
+    if cost is None or shape in ((), cost.shape):
         return
     try:
         with floating(model.architecture):
@@ -89,14 +83,14 @@ def _check_images(
     except UsageError as error:
         raise UsageError(
             f'{place}: expected images on which the network runs, such as '
-            f'{tuple(cost.shape)}, got {shape} after {preprocessor}: {error}'
+            f'{cost.shape}, got {shape} after {preprocessor}: {error}'
         ) from error
 
 
 def _check_classes(
     model: nn.Module, dataset: Any, place: str, logger: Logger
 ) -> None:
-    """Labels are to be below the number of classes of a single-label head."""
+    """Check that a single-label head has a class for each label."""
     prefix = 'model'
     if hasattr(model, 'architecture'):
         model, prefix = model.architecture, 'model.architecture'
@@ -108,17 +102,14 @@ def _check_classes(
     names = (getattr(dataset, 'metainfo', None) or {}).get('classes')
     if names is None:
         count = 1 + max(_some_labels(dataset), default=-1)
-        if width < count:
-            raise UsageError(
-                f'{key}: expected {count} at least, for the labels of '
-                f'{place}, got {width}'
-            )
-        return
-    count, shown = len(names), ', '.join(map(str, names[:5]))
-    classes = f'the classes of {place} ({shown}{", ..." * (count > 5)})'
+        expected = f'{count} at least, for the labels of {place}'
+    else:
+        count, shown = len(names), ', '.join(map(str, names[:5]))
+        classes = f'the classes of {place} ({shown}{", ..." * (count > 5)})'
+        expected = f'{count}, {classes}'
     if width < count:
-        raise UsageError(f'{key}: expected {count}, {classes}, got {width}')
-    if width > count:
+        raise UsageError(f'{key}: expected {expected}, got {width}')
+    if width > count and names is not None:
         logger.warning(
             f'{key}={width} is more than the {count} of {classes}: the others '
             'are never right'
@@ -126,15 +117,9 @@ def _check_classes(
 
 
 def _some_labels(dataset: Any, most: int = 1000) -> list[int]:
-    """Labels of up to ``most`` samples, evenly spaced, without their images.
-
-    None of a data set that cannot give them without reading an image.
-    """
+    """Up to ``most`` labels, evenly spaced, without reading an image."""
     if not hasattr(dataset, 'get_data_info'):
         return []
-    step = -(-len(dataset) // most)
-    labels = [
-        dataset.get_data_info(i).get('gt_label')
-        for i in range(0, len(dataset), step)
-    ]
+    indices = range(0, len(dataset), -(-len(dataset) // most))
+    labels = [dataset.get_data_info(i).get('gt_label') for i in indices]
     return [int(k) for k in labels if isinstance(k, (int, np.integer))]

@@ -1,6 +1,3 @@
-"""Resume where an epoch has another number of steps."""
-
-from collections.abc import Iterator
 from typing import Any
 
 from mmengine.dist import get_world_size
@@ -20,13 +17,12 @@ class EpochLengthHook(Hook):
     """Lets a run go on with another number of ranks, or another batch size.
 
     MMEngine takes the iteration and the schedules of the checkpoint as they
-    are. With half the ranks an epoch has twice the steps: the learning rate
-    would reach its end halfway through the training. Here iterations count as
-    if all epochs before had had the new number of steps; schedules that the
-    config gives in epochs keep their place in the training, those given in
-    steps go on with their steps. Within an epoch, the images that follow are
-    those not seen yet, as far as whole steps allow. A log line says what
-    happens; learning rates are not scaled.
+    are, although with half the ranks an epoch has twice the steps. Here
+    iterations count as if all epochs before had had the new number of steps;
+    schedules that the config gives in epochs keep their place in the
+    training, those given in steps go on with their steps. Within an epoch,
+    the images that follow are those not seen yet, as far as whole steps
+    allow. A log line says what happens; learning rates are not scaled.
 
     ``mmauxq train`` and ``mmauxq compare`` register the hook. It works on the
     checkpoint while it is loaded, for the loops of this package.
@@ -41,15 +37,12 @@ class EpochLengthHook(Hook):
         runner.message_hub.update_info(IMAGES, step_images(loader))
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:
-        """Count the checkpoint's steps in the steps of this run."""
         if not runner._resume:
             return
-        loop, info = runner.train_loop, checkpoint['message_hub']
-        info = info['runtime_info']
-        loader = loop.dataloader
-        old, new = _length(info), len(loader)
-        images, now = info.get(IMAGES), step_images(loader)
-        meta = checkpoint['meta']
+        loop, meta = runner.train_loop, checkpoint['meta']
+        info = checkpoint['message_hub']['runtime_info']
+        old, new = _length(info), len(loop.dataloader)
+        images, now = info.get(IMAGES), step_images(loop.dataloader)
         if isinstance(loop, IterLoop) and images and now and images != now:
             runner.logger.warning(
                 f'a step has {now} images, not {images} as before: iteration '
@@ -69,13 +62,13 @@ class EpochLengthHook(Hook):
         else:
             done = done * new // old
         meta['iter'] = after = meta['epoch'] * new + min(done, new)
-        if info.get(VALIDATED) is not None:
-            late = info[VALIDATED] >= before
-            info[VALIDATED] = (
-                after if late else min(info[VALIDATED], after - 1)
-            )
-        for schedule, state in _pairs(
-            runner.param_schedulers, checkpoint.get('param_schedulers')
+        validated = info.get(VALIDATED)
+        if validated is not None:
+            owed = validated < before
+            info[VALIDATED] = min(validated, after - 1) if owed else after
+        states = checkpoint.get('param_schedulers') or []
+        for schedule, state in zip(
+            runner.param_schedulers or [], states, strict=False
         ):
             _move(schedule, state, after - before)
         runner.logger.warning(
@@ -99,21 +92,13 @@ def _length(info: dict) -> int | None:
     return steps // epochs if steps and epochs else None
 
 
-def _pairs(schedules: Any, states: Any) -> Iterator[tuple[Any, dict]]:
-    if isinstance(schedules, dict) and isinstance(states, dict):
-        for name in schedules.keys() & states.keys():
-            yield from _pairs(schedules[name], states[name])
-    elif isinstance(schedules, list) and isinstance(states, list):
-        yield from zip(schedules, states, strict=False)
-
-
 def _move(schedule: Any, state: dict, by: int) -> None:
-    """Count a schedule's state in the steps of this run.
+    """Count the state of a resumed schedule in the steps of this run.
 
     Args:
         schedule: As the config gives it in this run.
-        state: Of the run that is resumed; changed.
-        by: Steps between the iterations of the two.
+        state: Changed.
+        by: Steps between the iterations of the two runs.
     """
     fresh = schedule.state_dict()
     given = {k: v for k, v in fresh.items() if k not in COUNTED}

@@ -1,23 +1,23 @@
 """Training stops, or skips a step, where numbers are not finite."""
 
-from collections.abc import Iterable, Set
+from collections.abc import Set
 from typing import Any
 
 import torch
 from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.optim import OptimWrapperDict
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from mmauxq.errors import TrainingError, UsageError, check_integer
+from mmauxq.errors import TrainingError, check_integer, unknown_name
+from mmauxq.forward_hooks import forward_hooks
 from mmauxq.registry import HOOKS
 
-from ..nonfinite import bad_sample, first_bad_place, is_finite
-from ..running import bare_model
+from ..running import bare_model, tensors_in
 
 SKIPPED = 'mmauxq/skipped_steps'
+Gradients = dict[nn.Parameter, Tensor]
 
 
 @HOOKS.register_module()
@@ -26,8 +26,7 @@ class FiniteNumbersHook(Hook):
 
     Gradients are checked before the optimizer uses them, losses after each
     step; the message names the step and the first layer where it appeared.
-    Steps that a loss scaler (float16) skips while it finds its scale do not
-    count.
+    Steps that a loss scaler (float16) leaves out do not count.
 
     Args:
         on_bad: ``'stop'`` ends the run with exit status 1. ``'skip'`` leaves
@@ -46,44 +45,33 @@ class FiniteNumbersHook(Hook):
 
     def __init__(self, on_bad: str = 'stop', most: int = 10) -> None:
         if on_bad not in ('stop', 'skip'):
-            raise UsageError(
-                "FiniteNumbersHook: on_bad: expected 'stop' or 'skip', got "
-                f'{on_bad!r}'
+            raise unknown_name(
+                'FiniteNumbersHook: on_bad', on_bad, ('stop', 'skip')
             )
         check_integer('FiniteNumbersHook: most', most, 1)
         self.skips, self.most = on_bad == 'skip', most
         self.in_a_row = 0
         self._buffers: list[Tensor] = []
         self._skipped_this = False
-        self._unread: list[tuple[Tensor, dict[nn.Parameter, Tensor]]] = []
+        self._unread: list[tuple[Tensor, Gradients]] = []
 
     def before_train(self, runner: Any) -> None:
-        """Register the check before every step of the optimizer."""
         self._runner = runner
         self._model: nn.Module = bare_model(runner)
-        self._names = {p: n for n, p in self._model.named_parameters()}
-        wrapper = runner.optim_wrapper
-        if isinstance(wrapper, OptimWrapperDict):
-            self._wrappers = list(wrapper.optim_wrappers.values())
-        else:
-            self._wrappers = [wrapper]
-        for each in self._wrappers:
-            each.optimizer.register_step_pre_hook(self._before_step)
-            each.optimizer.register_step_post_hook(self._after_step)
+        optimizer = runner.optim_wrapper.optimizer
+        optimizer.register_step_pre_hook(self._before_step)
+        optimizer.register_step_post_hook(self._after_step)
 
     def before_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None
     ) -> None:
-        """Check the input."""
         self._batch, self._skipped_this = data_batch, False
         if self.skips:
             self._buffers = [b.clone() for b in self._model.buffers()]
         elif (sample := bad_sample(data_batch)) is not None:
             self._stop(f'the input, sample {sample} of the batch')
 
-    def _before_step(
-        self, optimizer: Optimizer, args: Any, kwargs: Any
-    ) -> None:
+    def _before_step(self, optimizer: Optimizer, *step: Any) -> None:
         grads = {
             p: p.grad
             for group in optimizer.param_groups
@@ -92,30 +80,32 @@ class FiniteNumbersHook(Hook):
         }
         if not grads:
             return
+        started = all(parameter in optimizer.state for parameter in grads)
         scaler_found = getattr(optimizer, 'found_inf', None)
         if scaler_found is not None:
             # torch's SGD would keep a momentum that nothing was written to
-            if not _has_state(optimizer, grads) and scaler_found.item():
+            if not started and scaler_found.item():
                 _pass_over(grads)
             return
-        bad = _not_finite(list(grads.values()))
-        if _is_fused(optimizer) and _has_state(optimizer, grads):
+        # the largest magnitude cannot overflow, as the sum of squares can
+        largest = nn.utils.get_total_norm(list(grads.values()), torch.inf)
+        bad = (~largest.isfinite()).float()
+        if started and _is_fused(optimizer):
             # its kernels skip the step, and the host need not wait for the GPU
             optimizer.grad_scale, optimizer.found_inf = None, bad
             self._unread.append((bad, grads))
         elif bad.item():
             self._leave_out(grads)
 
-    def _after_step(
-        self, optimizer: Optimizer, args: Any, kwargs: Any
-    ) -> None:
-        asked = getattr(optimizer, 'found_inf', None)
-        if self._unread and asked is self._unread[-1][0]:
+    def _after_step(self, optimizer: Optimizer, *step: Any) -> None:
+        own = getattr(optimizer, 'found_inf', None)
+        if self._unread and own is self._unread[-1][0]:
             del optimizer.grad_scale, optimizer.found_inf
 
-    def _leave_out(self, grads: dict[nn.Parameter, Tensor]) -> None:
+    def _leave_out(self, grads: Gradients) -> None:
+        names = {p: n for n, p in self._model.named_parameters()}
         bad = {
-            self._names.get(p, 'a parameter outside of the model')
+            names.get(p, 'a parameter outside of the model')
             for p, grad in grads.items()
             if not is_finite(grad)
         }
@@ -123,35 +113,24 @@ class FiniteNumbersHook(Hook):
         self._stop_or_skip(self._first_bad_place(bad))
 
     def _first_bad_place(self, bad_gradients: Set[str] = frozenset()) -> str:
-        context = self._wrappers[0].optim_context(self._model)
-        return first_bad_place(
-            self._model, self._batch, bad_gradients, context
-        )
+        with self._runner.optim_wrapper.optim_context(self._model):
+            return first_bad_place(self._model, self._batch, bad_gradients)
 
     def after_train_iter(
-        self,
-        runner: Any,
-        batch_idx: int,
-        data_batch: Any = None,
-        outputs: dict | None = None,
+        self, runner: Any, *step: Any, outputs: Any = None, **more: Any
     ) -> None:
-        """Check the losses, which can be bad where no gradient is.
-
-        They come to the host in one go, with what fused optimizers found.
-        """
+        """Check the losses, which can be bad where no gradient is."""
+        outputs = outputs or {}
         unread, self._unread = self._unread, []
-        found = _fetch(outputs, [bad for bad, _ in unread])
-        for (_, grads), bad in zip(unread, found, strict=True):
+        flags = _fetch(outputs, [bad for bad, _ in unread])
+        for (_, grads), bad in zip(unread, flags, strict=True):
             if bad and not self._skipped_this:
                 self._leave_out(grads)
-        if not self._skipped_this and not is_finite(outputs):
-            # other ranks do not repeat the pass, which may wait for them
-            if get_world_size() == 1:
+        bad_losses = [k for k, v in outputs.items() if not is_finite(v)]
+        if bad_losses and not self._skipped_this:
+            place = bad_losses[0]
+            if get_world_size() == 1:  # other ranks would not repeat the pass
                 place = self._first_bad_place()
-            else:
-                place = next(
-                    k for k, v in (outputs or {}).items() if not is_finite(v)
-                )
             self._stop_or_skip(place)
         if not self._skipped_this:
             self.in_a_row = 0
@@ -166,10 +145,9 @@ class FiniteNumbersHook(Hook):
         hub = self._runner.message_hub
         count = hub.runtime_info.get(SKIPPED, 0) + 1
         hub.update_info(SKIPPED, count)
+        buffers = zip(self._model.buffers(), self._buffers, strict=True)
         with torch.no_grad():
-            for buffer, value in zip(
-                self._model.buffers(), self._buffers, strict=True
-            ):
+            for buffer, value in buffers:
                 buffer.copy_(value)
         print_log(
             f'step {self._runner.iter + 1} is skipped, {place} is not '
@@ -190,51 +168,100 @@ class FiniteNumbersHook(Hook):
 
 
 def _is_fused(optimizer: Optimizer) -> bool:
-    """Whether its kernels leave out a step where ``found_inf`` is set.
-
-    A resumed run has the groups of its checkpoint, fused or not.
-    """
+    """Whether its kernels leave out a step where ``found_inf`` is set."""
     return getattr(optimizer, '_step_supports_amp_scaling', False) and all(
         group.get('fused') for group in optimizer.param_groups
     )
 
 
-def _has_state(optimizer: Optimizer, grads: Iterable[nn.Parameter]) -> bool:
-    """Whether this is not the first step of any of them."""
-    return all(parameter in optimizer.state for parameter in grads)
-
-
-def _pass_over(grads: dict[nn.Parameter, Tensor]) -> None:
+def _pass_over(grads: Gradients) -> None:
     for parameter in grads:
         parameter.grad = None  # the optimizer passes over those
 
 
-def _fetch(outputs: dict | None, more: list[Tensor]) -> list[float]:
-    """Put losses on the host in the place of scalar tensors on a device.
+def _fetch(outputs: dict, more: list[Tensor]) -> list[float]:
+    """Bring scalars of ``outputs``, and ``more``, to the host in one go.
 
     Returns:
-        The values of ``more``, on the host as well.
+        The values of ``more``; those of ``outputs`` take their places.
     """
-    found = {
+    losses = {
         name: value
-        for name, value in (outputs or {}).items()
+        for name, value in outputs.items()
         if isinstance(value, Tensor) and value.is_cuda and value.numel() == 1
     }
-    wanted = [*found.values(), *more]
+    wanted = [*losses.values(), *more]
     if not wanted:
         return []
     values = torch.stack(
         [value.detach().double().reshape(()) for value in wanted]
     ).cpu()
-    if outputs is not None:
-        outputs.update(zip(found, values, strict=False))
-    return values[len(found) :].tolist()
+    outputs.update(zip(losses, values, strict=False))
+    return values[len(losses) :].tolist()
 
 
-def _not_finite(grads: list[Tensor]) -> Tensor:
-    """1.0 if there is NaN or infinity, else 0.0, on their device.
+def is_finite(value: Any) -> bool:
+    """Whether no tensor in ``value`` holds NaN or infinity."""
+    answers: dict[torch.device, list[Tensor]] = {}
+    for x in tensors_in(value):
+        if x.is_floating_point():
+            answers.setdefault(x.device, []).append(x.isfinite().all())
+    # one transfer for each device, because the host waits for it
+    return all(bool(torch.stack(each).all()) for each in answers.values())
 
-    The largest magnitude cannot overflow, as the sum of squares can.
+
+def bad_sample(batch: Any) -> int | None:
+    """Index of the first input of a batch that is not finite."""
+    inputs = batch.get('inputs') if isinstance(batch, dict) else None
+    if inputs is None or is_finite(inputs):
+        return None
+    return next(i for i, sample in enumerate(inputs) if not is_finite(sample))
+
+
+@torch.no_grad()
+def first_bad_place(
+    model: nn.Module, batch: Any, bad_gradients: Set[str] = frozenset()
+) -> str:
+    """Name the first place where a training step is not finite.
+
+    The step is repeated without gradients: parameters, input, the output of
+    each layer in the order of running, losses. If all of them are finite,
+    it is a gradient: the first one that the backward pass computes. Buffers
+    change as in any step.
+
+    Args:
+        model: A model with ``data_preprocessor`` and mode ``loss``.
+        batch: As it came from the data loader.
+        bad_gradients: Names of parameters whose gradient is not finite.
     """
-    largest = torch.nn.utils.get_total_norm(grads, torch.inf)
-    return (~largest.isfinite()).float()
+    for name, parameter in model.named_parameters():
+        if not is_finite(parameter):
+            return f'parameter {name}'
+    sample = bad_sample(batch)
+    if sample is not None:
+        return f'the input, sample {sample} of the batch'
+    order: list[str] = []
+    bad: list[str] = []
+
+    def note(name: str, module: Any, x: Any, output: Any) -> None:
+        order.append(name)
+        if not bad and not is_finite(output):
+            bad.append(name)
+
+    layers = [
+        (name, module)
+        for name, module in model.named_modules()
+        if next(module.children(), None) is None
+    ]
+    with forward_hooks(layers, note):
+        losses = model(**model.data_preprocessor(batch, True), mode='loss')
+    if bad:
+        return f'the output of {bad[0]}'
+    for name, value in losses.items():
+        if not is_finite(value):
+            return name
+    for module in reversed(order):
+        for name in sorted(bad_gradients):
+            if name.rpartition('.')[0] == module:
+                return f'the gradient of {name}'
+    return f'the gradient of {min(bad_gradients, default="an unknown layer")}'

@@ -1,11 +1,9 @@
-"""The weight of the guidance's losses over the course of training."""
-
 import math
 from typing import Any
 
 from mmengine.hooks import Hook
 
-from mmauxq.errors import UsageError
+from mmauxq.errors import UsageError, unknown_name
 from mmauxq.registry import HOOKS
 
 from ..running import bare_model
@@ -30,14 +28,12 @@ class GuidanceWeightHook(Hook):
         begin: Part of the training, 0 to 1, at which the change begins.
         end: Part at which it is complete, above ``begin``, up to 1.
         shape: ``'linear'``, ``'cosine'`` or ``'constant'``.
-        index: Place in the list of guidances, from 0; to be given if there
-            are several.
+        index: Place in the list of guidances, from 0; needed if there are
+            several.
 
     Raises:
         UsageError: If an argument is out of its range.
     """
-
-    priority = 'NORMAL'
 
     def __init__(
         self,
@@ -59,25 +55,16 @@ class GuidanceWeightHook(Hook):
                 'GuidanceWeightHook: expected 0 <= begin < end <= 1, got '
                 f'begin={begin}, end={end}'
             )
-        if not isinstance(shape, str) or shape not in SHAPES:
-            raise UsageError(
-                f'GuidanceWeightHook: shape: expected one of '
-                f'{", ".join(SHAPES)}, got {shape!r}'
-            )
+        if shape not in list(SHAPES):
+            raise unknown_name('GuidanceWeightHook: shape', shape, SHAPES)
         self.end_weight, self.begin, self.end = end_weight, begin, end
-        self.shape = SHAPES[shape]
-        self.index = index
-        self.start_weight: float | None = None
+        self.shape, self.index = SHAPES[shape], index
 
     def before_train(self, runner: Any) -> None:
-        """Remember the configured weight."""
         self.start_weight = float(self._guidance(runner).loss_weight)
 
-    def before_train_iter(
-        self, runner: Any, batch_idx: int, data_batch: Any = None
-    ) -> None:
-        """Set the weight of this iteration."""
-        weight = self.weight(runner.iter / max(runner.max_iters, 1))
+    def before_train_iter(self, runner: Any, *step: Any, **more: Any) -> None:
+        weight = self.weight(runner.iter / runner.max_iters)
         self._guidance(runner).loss_weight.fill_(weight)
         name = 'guidance' if self.index is None else f'guidance.{self.index}'
         runner.message_hub.update_scalar(f'train/{name}/weight', weight)
@@ -86,9 +73,8 @@ class GuidanceWeightHook(Hook):
         """The weight at a part of the training, 0 to 1."""
         t = (progress - self.begin) / (self.end - self.begin)
         moved = self.shape(min(max(t, 0.0), 1.0))
-        return (
-            self.start_weight + (self.end_weight - self.start_weight) * moved
-        )
+        start = self.start_weight
+        return start + (self.end_weight - start) * moved
 
     def _guidance(self, runner: Any) -> Any:
         guidances = getattr(bare_model(runner), 'guidances', [])
@@ -97,12 +83,13 @@ class GuidanceWeightHook(Hook):
                 'GuidanceWeightHook: the model has no guidance whose weight '
                 'could change; remove the hook or set model.guidance'
             )
-        if self.index is None and len(guidances) == 1:
-            return guidances[0]
-        if self.index not in range(len(guidances)):
+        index = self.index
+        if index is None and len(guidances) == 1:
+            index = 0
+        if index not in range(len(guidances)):
             raise UsageError(
                 'GuidanceWeightHook: index: expected 0 to '
                 f'{len(guidances) - 1}, the guidances of the model, got '
-                f'{self.index!r}'
+                f'{index!r}'
             )
-        return guidances[self.index]
+        return guidances[index]

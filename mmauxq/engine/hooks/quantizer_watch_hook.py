@@ -1,5 +1,3 @@
-"""Learned scales stay positive, and dead quantizers are reported."""
-
 from contextlib import ExitStack
 from typing import Any
 
@@ -20,20 +18,18 @@ DEAD = 'mmauxq/dead_quantizers'
 
 @HOOKS.register_module()
 class QuantizerWatchHook(Hook):
-    """Keeps learned scales positive, and reports dead quantizers.
+    """Keeps learned scales positive, and names dead quantizers.
 
-    After each step, scales that the update moved to zero or below are set to
-    the least that the quantizer works with. In each validation, quantizers
-    whose output is one value for the whole first batch are named in the log
-    and in the message hub (``mmauxq/dead_quantizers``): the layers behind
-    them no longer depend on the input.
+    After each step, scales that moved to zero or below are set to the least
+    positive one. In each validation, quantizers whose output is one value for
+    the whole first batch, whatever the input, are named in the log and in the
+    message hub (``mmauxq/dead_quantizers``).
     """
 
     # before an average (EMA) or a checkpoint sees the scales
     priority = 'ABOVE_NORMAL'
 
     def before_train(self, runner: Any) -> None:
-        """Find the scales."""
         self.scales = [
             getattr(quantizer, quantizer.scale)
             for _, quantizer in named_quantizers(bare_model(runner))
@@ -41,14 +37,7 @@ class QuantizerWatchHook(Hook):
         ]
 
     @torch.no_grad()
-    def after_train_iter(
-        self,
-        runner: Any,
-        batch_idx: int,
-        data_batch: Any = None,
-        outputs: dict | None = None,
-    ) -> None:
-        """Keep the scales positive."""
+    def after_train_iter(self, runner: Any, *step: Any, **more: Any) -> None:
         if self.scales:
             # one launch instead of one for each
             torch._foreach_clamp_min_(self.scales, MIN_SCALE)
@@ -56,28 +45,22 @@ class QuantizerWatchHook(Hook):
     def before_val_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None
     ) -> None:
-        """Watch the outputs of the quantizers in the first batch."""
         if batch_idx:
             return
-        alive: dict[str, bool] = {}
+        self._alive: dict[str, bool] = {}
+        self._watch = ExitStack()
 
         def watch(name: str, module: Any, x: Any, output: Tensor) -> None:
             low, high = output.aminmax()
-            alive[name] = alive.get(name, False) or bool(low < high)
+            self._alive[name] = self._alive.get(name) or bool(low < high)
 
-        self._alive, self._watch = alive, ExitStack()
         self._watch.enter_context(
             forward_hooks(named_quantizers(bare_model(runner)), watch)
         )
 
     def after_val_iter(
-        self,
-        runner: Any,
-        batch_idx: int,
-        data_batch: Any = None,
-        outputs: Any = None,
+        self, runner: Any, batch_idx: int, *step: Any, **more: Any
     ) -> None:
-        """Report the quantizers that are dead."""
         if batch_idx:
             return
         self._watch.close()
@@ -87,7 +70,8 @@ class QuantizerWatchHook(Hook):
             print_log(
                 f'{len(dead)} of {len(self._alive)} quantizers are dead, '
                 f'they give one value only: {", ".join(dead[:10])}'
-                + (', ...' if dead[10:] else ''),
+                + ', ...'
+                * bool(dead[10:]),
                 logger='current',
                 level=30,
             )

@@ -1,5 +1,3 @@
-"""The accuracy of a teacher before a student learns from it."""
-
 from collections.abc import Iterable
 from typing import Any
 
@@ -19,9 +17,9 @@ from ..running import bare_model
 class TeacherCheckHook(Hook):
     """Prints the accuracy of each teacher before training, or refuses it.
 
-    A teacher with wrong weights, or with wrongly normalised images, trains its
-    student to guess, and no loss shows it. ``mmauxq train`` and ``mmauxq
-    compare`` register the hook; without a teacher it does nothing.
+    No loss shows that a teacher has the wrong weights or data preprocessor.
+    ``mmauxq train`` and ``mmauxq compare`` register the hook; without a
+    teacher it does nothing.
 
     Args:
         batches: Validation batches in each process; ``None`` for all.
@@ -36,26 +34,19 @@ class TeacherCheckHook(Hook):
         self.batches = batches
 
     def before_train(self, runner: Any) -> None:
-        """Check all teachers of the model."""
         model = bare_model(runner)
-        teachers = [
-            guidance
-            for guidance in getattr(model, 'guidances', [])
-            if isinstance(guidance, KnowledgeDistillation)
-        ]
-        if not teachers:
-            return
-        model.prepare()
-        for guidance in teachers:
-            if runner.val_loop is None:
-                _log(f'{guidance.title}: not checked, no validation data')
-                continue
-            self._check(model, guidance, runner.val_loop.dataloader)
+        for guidance in getattr(model, 'guidances', []):
+            if isinstance(guidance, KnowledgeDistillation):
+                model.prepare()
+                self._check(model, guidance, runner.val_loop)
 
-    def _check(self, model: Any, guidance: Any, loader: Iterable) -> None:
+    def _check(self, model: Any, guidance: Any, val_loop: Any) -> None:
+        if val_loop is None:
+            _log(f'{guidance.title}: not checked, no validation data')
+            return
         # the order of the training data must not depend on the check
         with torch.random.fork_rng(), torch.no_grad():
-            right, count = self._count(model, guidance, loader)
+            right, count = self._count(model, guidance, val_loop.dataloader)
         if not count:
             _log(f'{guidance.title}: not checked, no single labels')
             return
@@ -90,7 +81,7 @@ class TeacherCheckHook(Hook):
         network.train(training)
         total = torch.tensor([right, count], device=guidance.ready.device)
         dist.all_reduce(total)
-        return int(total[0]), int(total[1])
+        return tuple(total.tolist())
 
 
 def _log(text: str) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 import torch
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 
-from mmauxq.errors import UsageError
+from mmauxq.errors import UsageError, unknown_name
 from mmauxq.registry import OPTIM_WRAPPERS
 
 
@@ -32,9 +32,8 @@ class CPUAmpOptimWrapper(AmpOptimWrapper):
         **kwargs: Any,
     ) -> None:
         if dtype not in ('bfloat16', 'float16'):
-            raise UsageError(
-                "CPUAmpOptimWrapper: dtype: expected 'bfloat16' or "
-                f"'float16', got {dtype!r}"
+            raise unknown_name(
+                'CPUAmpOptimWrapper: dtype', dtype, ('bfloat16', 'float16')
             )
         OptimWrapper.__init__(self, **kwargs)
         self._scale_update_param = None

@@ -12,15 +12,6 @@ from mmauxq.registry import OPTIM_WRAPPER_CONSTRUCTORS
 QUANTIZERS = frozenset({'weight_quantizer', 'input_quantizer'})
 
 
-def is_quantizer_parameter(name: str) -> bool:
-    """Whether a parameter of this dotted name belongs to a quantizer.
-
-    By name and not by class, because the optimizer side of the package may
-    be used without building any quantizer.
-    """
-    return not QUANTIZERS.isdisjoint(name.split('.'))
-
-
 def optimizer_takes(cfg: dict, argument: str) -> bool:
     """Whether the optimizer of a config has an argument of this name.
 
@@ -54,19 +45,13 @@ class QuantizerAwareOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         if hasattr(model, 'module'):
             model = model.module
         scales = _scales(model)
-        knows_decay = self._knows_decay()
-        if not scales or self.paramwise_cfg or not knows_decay:
+        if not scales or self.paramwise_cfg or not self._knows_decay():
             return super().__call__(model)
-        idle = _frozen_teachers(model)
-        others = [p for p in model.parameters() if p not in scales | idle]
-        groups = [
-            {'params': others},
-            {
-                'params': [p for p in model.parameters() if p in scales],
-                'weight_decay': 0.0,
-            },
-        ]
-        groups = [group for group in groups if group['params']]
+        left_out = scales | _frozen_teachers(model)
+        others = [p for p in model.parameters() if p not in left_out]
+        ordered = [p for p in model.parameters() if p in scales]
+        groups: list[dict] = [{'params': others}] if others else []
+        groups.append({'params': ordered, 'weight_decay': 0.0})
         # the parent hands parameters() on to the optimizer
         return super().__call__(SimpleNamespace(parameters=lambda: groups))
 
@@ -77,28 +62,27 @@ class QuantizerAwareOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         if prefix:
             return
         scales = _scales(module)
-        if not self._user_decides() and self._knows_decay():
+        user_decides = any(
+            'quantizer' in key and {'decay_mult', 'weight_decay'} & set(value)
+            for key, value in self.paramwise_cfg.get('custom_keys', {}).items()
+        )
+        if not user_decides and self._knows_decay():
             for group in params:
                 if not scales.isdisjoint(group['params']):
                     group['weight_decay'] = 0.0
         if scales:
             params[:] = _merged(params)
 
-    def _user_decides(self) -> bool:
-        return any(
-            'quantizer' in key and {'decay_mult', 'weight_decay'} & set(value)
-            for key, value in self.paramwise_cfg.get('custom_keys', {}).items()
-        )
-
     def _knows_decay(self) -> bool:
         return optimizer_takes(self.optimizer_cfg, 'weight_decay')
 
 
 def _scales(model: nn.Module) -> set[nn.Parameter]:
+    """Parameters of quantizers, which are known by their names."""
     return {
         parameter
         for name, parameter in model.named_parameters()
-        if is_quantizer_parameter(name)
+        if not QUANTIZERS.isdisjoint(name.split('.'))
     }
 
 
@@ -112,11 +96,8 @@ def _frozen_teachers(model: nn.Module) -> set[nn.Parameter]:
 
 
 def _merged(groups: list[dict]) -> list[dict]:
-    """Parameters of the same settings in one group.
-
-    MMEngine makes a group for each parameter, which costs the optimizer some
-    launches of kernels for each.
-    """
+    """Parameters of the same settings in one group, which launches fewer
+    kernels than MMEngine's group for each parameter."""
     merged: dict[str, dict] = {}
     for group in groups:
         settings = {k: v for k, v in group.items() if k != 'params'}

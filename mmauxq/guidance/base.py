@@ -29,8 +29,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from mmengine.model import BaseModule
-from mmpretrain.models import MultiLabelClsHead
-from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
+from mmpretrain.models.heads import (
+    LinearClsHead,
+    MultiLabelClsHead,
+    MultiLabelLinearClsHead,
+)
 from torch import Tensor, nn
 
 from mmauxq.errors import UsageError
@@ -47,17 +50,20 @@ class Guidance(BaseModule):
     from tensors to tensors, which may be compiled or recorded, and
     :meth:`losses`, which knows the targets.
 
+    A subclass takes further arguments from the algorithm: ``taps``, what is
+    read from F, in the order in which it is computed, the images first if
+    ``uses_image``, the stem first if ``uses_stem``; the ``head`` of F, whose
+    loss module serves the classifiers of the guidance too, so that label
+    smoothing and mixed targets are the same for both; ``num_classes``, K; and
+    with ``uses_image`` ``network``, F in floating point, and its
+    ``data_preprocessor``.
+
     Args:
-        taps: What is read from F, in the order in which it is computed; the
-            images first if ``uses_image``, the stem first if ``uses_stem``.
-        head: The head of F. Its loss module serves the classifiers of the
-            guidance too, so that label smoothing and mixed targets are the
-            same for both.
-        num_classes: K, the width of the logits of F.
         loss_weight: Factor on all losses returned, not negative. A schedule
             may change it while training (``GuidanceWeightHook``).
         dtype: ``'float32'`` computes the guidance in full precision also
             under automatic mixed precision; ``None`` lets autocast decide.
+        init_cfg: MMEngine's config of the initialisation.
 
     Attributes:
         loss_weight: Shape (), float32. Not stored in checkpoints: it belongs
@@ -76,11 +82,8 @@ class Guidance(BaseModule):
 
     def __init__(
         self,
-        taps: Sequence[Tap],
-        head: nn.Module,
-        num_classes: int,
-        loss_weight: float = 1.0,
-        dtype: str | None = 'float32',
+        loss_weight: float,
+        dtype: str | None,
         init_cfg: dict | list | None = None,
     ) -> None:
         super().__init__(init_cfg)
@@ -105,11 +108,7 @@ class Guidance(BaseModule):
         return 'auto'
 
     def init_weights(self) -> None:
-        """Initialise with random numbers of its own.
-
-        F, initialised before or after, starts from the same weights whatever
-        guides it.
-        """
+        """Initialise; F starts from the same weights whatever guides it."""
         with forked_generators(self):
             super().init_weights()
 
@@ -156,9 +155,8 @@ class Guidance(BaseModule):
         Args:
             output: Result of :meth:`forward`.
             logits: Logits of F, (N, K); ``None`` if its head hides them.
-            aux_logits: Logits of the auxiliary module, (N, K), if there is
-                one.
-            data_samples: The samples of the batch, as the head of F gets.
+            aux_logits: Logits of the auxiliary module, (N, K), if any.
+            data_samples: N of them, with the targets.
 
         Returns:
             Name with ``loss`` in it -> tensor of shape (); other names are
@@ -196,11 +194,8 @@ def student_logits(logits: Tensor | None) -> Tensor:
 
 def is_weight(value: object) -> bool:
     """Whether ``value`` is a finite number from 0."""
-    return (
-        isinstance(value, (int, float))
-        and not isinstance(value, bool)
-        and 0 <= value < math.inf
-    )
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and 0 <= value < math.inf
 
 
 def check_weights(
@@ -219,9 +214,8 @@ def check_weights(
     """
     if isinstance(weights, (int, float)):
         weights = [weights] * len(taps)
-    if not isinstance(weights, (list, tuple)) or not all(
-        map(is_weight, weights)
-    ):
+    several = isinstance(weights, (list, tuple))
+    if not several or not all(map(is_weight, weights)):
         raise UsageError(
             f'{where}: expected a number from 0 or a list of them, got '
             f'{weights!r}'
@@ -255,8 +249,7 @@ def linear_classifier(
     """A linear head of mmpretrain with the loss of another head.
 
     Args:
-        head: The head of F. Its loss module is copied, not shared: it may
-            have state.
+        head: The head of F. Its loss module is copied: it may have state.
         in_channels: Width of the pooled features.
         num_classes: K.
 
@@ -268,16 +261,7 @@ def linear_classifier(
             'architecture.head: expected a head with a loss_module, which '
             f'guidance uses too, got a {type(head).__name__}'
         )
-    kind = 'LinearClsHead'
-    if isinstance(head, MultiLabelClsHead):
-        kind = 'MultiLabelLinearClsHead'
-    classifier = MMPRETRAIN_MODELS.build(
-        dict(
-            type=kind,
-            num_classes=num_classes,
-            in_channels=in_channels,
-            _scope_='mmpretrain',
-        )
-    )
-    classifier.loss_module = copy.deepcopy(head.loss_module)
-    return classifier
+    several = isinstance(head, MultiLabelClsHead)
+    kind = MultiLabelLinearClsHead if several else LinearClsHead
+    loss_module = copy.deepcopy(head.loss_module)
+    return kind(num_classes, in_channels, loss=loss_module)

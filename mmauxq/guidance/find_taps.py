@@ -11,10 +11,11 @@ from mmauxq.layers import is_quantizable
 from mmauxq.layers.policy import match
 from mmauxq.network import TrainingPass
 
-from .taps import STEM, Tap, TapRecorder, layout_of
+from .taps import STEM, Tap, TapRecorder, layout_of, part_names
 
 AUTO = 'auto'
 STAGE_ENDS = 'stage_ends'
+LISTS = (nn.Sequential, nn.ModuleList)
 
 
 @dataclass
@@ -40,21 +41,26 @@ class Taps:
         self, model: nn.Module, with_grad: bool = True
     ) -> TapRecorder:
         """A recorder of these taps in ``model``."""
+        names, parts = self.names, self.parts
         return TapRecorder(
-            model,
-            self.names,
-            self.stem,
-            self.overwritten,
-            self.parts,
-            with_grad,
+            model, names, self.stem, self.overwritten, parts, with_grad
         )
 
-    def add(self, key: str, tensor: Tensor, images: Tensor, overwritten: bool):
-        """Read ``tensor``, (N, ...), under the name ``key``."""
-        shape = tuple(tensor.shape[1:])
-        self.taps.append(Tap(key, shape, layout_of(shape, images.shape[1:])))
-        if overwritten:
-            self.overwritten.append(key)
+    def add(
+        self,
+        name: str,
+        parts: Sequence[int],
+        tensors: Sequence[Tensor],
+        versions: Sequence[int],
+        image: Sequence[int],
+    ) -> None:
+        """Read ``parts`` of the tensors that a module takes or returns."""
+        self.parts[name] = tuple(parts)
+        for key, i in zip(part_names(name, parts), parts, strict=True):
+            shape = tuple(tensors[i].shape[1:])
+            self.taps.append(Tap(key, shape, layout_of(shape, image)))
+            if tensors[i]._version != versions[i]:
+                self.overwritten.append(key)
 
 
 def find_taps(
@@ -81,23 +87,23 @@ def find_taps(
     """
     if taps in (AUTO, STAGE_ENDS):
         chosen = _auto(run)
-        if taps == STAGE_ENDS:
-            chosen = _stage_ends(chosen, run)
     else:
         chosen = resolve_taps(run.model, taps, place)
         for name in chosen:
             _check_readable(name, run, place)
     names = [name for name in run.calls if name in set(chosen)]
-    found = Taps(names=names)
+    if taps == STAGE_ENDS:
+        names = _stage_ends(names, run)
+    found, image = Taps(names=names), run.images.shape[1:]
     if stem:
-        _add_stem(found, run)
+        arguments, versions = run.first_inputs[names[0]]
+        features = _stem_features(arguments, run)
+        found.stem = bool(features)
+        if features:
+            found.add(STEM, features, sum(arguments, []), versions, image)
     for name in names:
-        call, parts = run.calls[name], run.features(name)
-        if call.kind not in ('Tensor', 'Parameter'):
-            found.parts[name] = parts
-        for i in parts:
-            key = name if len(parts) == 1 else f'{name}:{i}'
-            found.add(key, call.outputs[i], run.images, call.overwritten(i))
+        call, features = run.calls[name], run.features(name)
+        found.add(name, features, call.outputs, call.versions, image)
     return found
 
 
@@ -117,48 +123,39 @@ def _check_readable(name: str, run: TrainingPass, place: str) -> None:
         )
 
 
-def _add_stem(found: Taps, run: TrainingPass) -> None:
-    """Add what enters the first tapped module, unless it is the image."""
-    arguments, versions = run.first_inputs[found.names[0]]
-    tensors = [tensor for argument in arguments for tensor in argument]
-    offset = 0
+def _stem_features(
+    arguments: Sequence[Sequence[Tensor]], run: TrainingPass
+) -> list[int]:
+    """Which tensors are features, of the first argument with such.
+
+    They are counted over all arguments. The image is none.
+    """
+    count = 0
     for argument in arguments:
         features = [
             i
-            for i, tensor in enumerate(argument, offset)
+            for i, tensor in enumerate(argument, count)
             if run.is_feature(tensor)
             and tensor.dim() in (3, 4)
             and tensor is not run.images
         ]
-        offset += len(argument)
         if features:
-            break
-    else:
-        return
-    found.stem = True
-    if features != [0] or len(arguments[0]) > 1:
-        found.parts[STEM] = tuple(features)
-    for i in features:
-        key = STEM if len(features) == 1 else f'{STEM}:{i}'
-        overwritten = tensors[i]._version != versions[i]
-        found.add(key, tensors[i], run.images, overwritten)
+            return features
+        count += len(argument)
+    return []
 
 
 def _auto(run: TrainingPass) -> list[str]:
     model = run.model
-    children = [
-        (f'backbone.{name}', child)
+    children = {
+        f'backbone.{name}': child
         for name, child in model.backbone.named_children()
-    ]
+    }
     for names in (
         find_blocks(model, run),
         find_layers(model),
-        [
-            name
-            for name, child in children
-            if sum(map(is_quantizable, child.modules())) > 1
-        ],
-        [name for name, _ in children],
+        [name for name, child in children.items() if _layers(child) > 1],
+        list(children),
     ):
         usable = [name for name in names if run.is_usable(name)]
         if usable:
@@ -171,7 +168,6 @@ def _auto(run: TrainingPass) -> list[str]:
 
 def _stage_ends(names: Sequence[str], run: TrainingPass) -> list[str]:
     """Those after which the shape changes, and the last."""
-    names = [name for name in run.calls if name in set(names)]
     shapes = [
         [run.calls[name].outputs[i].shape for i in run.features(name)]
         for name in names
@@ -213,12 +209,12 @@ def find_blocks(
         for name, child in module.named_children():
             path = f'{prefix}.{name}'
             # the backbone itself may be the list
-            inside = _is_list(module) or (
+            inside = isinstance(module, LISTS) or (
                 module is model.backbone
                 and alike[type(child)] > 2
                 and _layers(child) > 1
             )
-            if inside and not _is_list(child) and _has_children(child):
+            if inside and not isinstance(child, LISTS) and _parts(child):
                 blocks.extend(_inner_blocks(path, child, run) or [path])
             else:
                 visit(path, child)
@@ -230,19 +226,15 @@ def find_blocks(
 def _inner_blocks(
     path: str, module: nn.Module, run: TrainingPass | None
 ) -> list[str]:
-    if run is None:
-        return []
     found: list[str] = []
     for name, child in module.named_children():
-        members = list(child.named_children())
-        names = [f'{path}.{name}.{member}' for member, _ in members]
+        members = _parts(child)
+        names = [f'{path}.{name}.{member}' for member in members]
         if (
-            _is_list(child)
+            run is not None
+            and isinstance(child, LISTS)
             and len(members) > 1
-            and all(
-                _has_children(member) and _layers(member) > 1
-                for _, member in members
-            )
+            and all(_parts(m) and _layers(m) > 1 for m in members.values())
             and run.are_chained(names)
         ):
             found += names
@@ -255,20 +247,16 @@ def find_layers(model: nn.Module) -> list[str]:
     For networks that repeat bare layers instead of blocks.
     """
     return [
-        f'backbone.{path}.{name}' if path else f'backbone.{name}'
-        for path, module in model.backbone.named_modules()
-        if _is_list(module)
+        f'{path}.{name}'
+        for path, module in model.backbone.named_modules(prefix='backbone')
+        if isinstance(module, LISTS)
         for name, child in module.named_children()
         if is_quantizable(child)
     ]
 
 
-def _is_list(module: nn.Module) -> bool:
-    return isinstance(module, (nn.Sequential, nn.ModuleList))
-
-
-def _has_children(module: nn.Module) -> bool:
-    return any(True for _ in module.children())
+def _parts(module: nn.Module) -> dict[str, nn.Module]:
+    return dict(module.named_children())
 
 
 def _layers(module: nn.Module) -> int:

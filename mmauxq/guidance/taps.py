@@ -1,13 +1,13 @@
 """Taps: reading the output of a block while the network runs."""
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import is_tensor_like
-from torch.utils.hooks import RemovableHandle
 
 from mmauxq.errors import UsageError
 from mmauxq.network import tensors_in
@@ -25,17 +25,15 @@ TOKENS = 'tokens'
 
 @dataclass(frozen=True)
 class Tap:
-    """A place where F is read, and what is found there.
+    """A place where F is read, and the shape of the tensor there.
 
     Args:
         name: Name of the module whose output is read; ``'stem'`` for the
             input of the first tapped block, ``'image'`` for that of F. A
             module that returns several tensors has a tap for each,
             ``'name:0'``, ``'name:1'``, ...
-        shape: Of one sample, without the batch axis: (C, H, W), (H, W, C) or
-            (L, C).
-        layout: ``'map'`` for (N, C, H, W), ``'channels_last'`` for
-            (N, H, W, C), ``'tokens'`` for (N, L, C).
+        shape: Of one sample: (C, H, W) in the layout ``'map'``, (H, W, C) in
+            ``'channels_last'``, (L, C) in ``'tokens'``.
     """
 
     name: str
@@ -49,8 +47,18 @@ class Tap:
 
     @property
     def channels(self) -> int:
-        """Number of channels."""
+        """C."""
         return self.shape[0] if self.layout == MAP else self.shape[-1]
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """(H, W), or (L,) of tokens."""
+        return self.shape[1:] if self.layout == MAP else self.shape[:-1]
+
+
+def part_names(name: str, parts: Sequence[int]) -> list[str]:
+    """Names of the taps on some of the tensors of the module ``name``."""
+    return [name] if len(parts) == 1 else [f'{name}:{i}' for i in parts]
 
 
 def layout_of(shape: Sequence[int], image: Sequence[int]) -> str:
@@ -58,8 +66,8 @@ def layout_of(shape: Sequence[int], image: Sequence[int]) -> str:
 
     Args:
         shape: Of one sample.
-        image: (C, H, W) of the input. The axes whose ratio is that of the
-            image are the spatial ones.
+        image: (C, H, W) of the input. Of three axes, the two whose ratio is
+            nearest to H / W are the spatial ones.
     """
     if len(shape) == 2:
         return TOKENS
@@ -90,9 +98,9 @@ class TapRecorder:
         stem: Whether to keep also the input of the module that runs first,
             under the key ``'stem'``.
         overwritten: Names whose output is known to be overwritten later.
-        parts: Name -> which of the tensors that the module returns are kept,
-            for modules that return a tuple or list. A single one is kept under
-            the name itself, several as ``'name:0'``, ``'name:1'``, ...
+        parts: Name -> which of the tensors in a tuple or list are kept. A
+            single one is kept under the name itself, several as ``'name:0'``,
+            ``'name:1'``, ... By default the first input, for the stem.
         with_grad: Whether a gradient must lead back from them.
 
     Attributes:
@@ -114,7 +122,7 @@ class TapRecorder:
         self.names = list(names)
         self.stem = stem
         self.overwritten = set(overwritten)
-        self.parts = dict(parts or {})
+        self.parts = {STEM: (0,), **(parts or {})}
         self.with_grad = with_grad
         self.active = False
         self.materialize: Callable[[Any], Tensor] | None = None
@@ -123,7 +131,7 @@ class TapRecorder:
         self._outputs: dict[str, Any] = {}
         self._versions: dict[str, int] = {}
         self._ran: set[str] = set()
-        self._handles: list[RemovableHandle] = []
+        self._hooks = ExitStack()
         self._needs_grad = False
 
     def __enter__(self) -> 'TapRecorder':
@@ -133,12 +141,12 @@ class TapRecorder:
         for name in self.names:
             module = self._model.get_submodule(name)
             if self.stem:
-                self._handles.append(
+                self._hooks.enter_context(
                     module.register_forward_pre_hook(
                         self._keep_input, with_kwargs=True
                     )
                 )
-            self._handles.append(
+            self._hooks.enter_context(
                 module.register_forward_hook(
                     lambda _, args, output, name=name: self._keep(name, output)
                 )
@@ -148,20 +156,14 @@ class TapRecorder:
     def __exit__(self, *exc: object) -> None:
         # Checkpointed blocks run again in the backward pass, where they must
         # not be recorded.
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self._hooks.close()
         self.active = False
 
     def _keep_input(
         self, module: nn.Module, args: tuple, kwargs: dict
     ) -> None:
         if not self._ran:
-            inputs = args or tuple(kwargs.values())
-            if STEM in self.parts:
-                self._keep(STEM, inputs)
-            else:
-                self._keep(STEM, inputs[0] if inputs else None)
+            self._keep(STEM, args or tuple(kwargs.values()))
 
     def _keep(self, name: str, value: object) -> None:
         if self._needs_grad and not torch.is_grad_enabled():
@@ -188,9 +190,10 @@ class TapRecorder:
                 f'{type(value).__name__}; tap another module'
             )
         tensors = tensors_in(value)
-        if len(kept) == 1:
-            return {name: tensors[kept[0]]}
-        return {f'{name}:{i}': tensors[i] for i in kept}
+        return {
+            key: tensors[i]
+            for key, i in zip(part_names(name, kept), kept, strict=True)
+        }
 
     def _tensor(self, value: Any) -> Tensor:
         return value if self.materialize is None else self.materialize(value)

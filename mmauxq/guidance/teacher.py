@@ -119,12 +119,13 @@ def build_network(teacher: str | dict) -> tuple[nn.Module, int | None]:
     Raises:
         UsageError: If it cannot be read or is no classifier.
     """
-    config = _read(teacher)
+    name = teacher if isinstance(teacher, str) else 'dict(...)'
+    place = f'guidance.teacher={name}'
+    config = _read(teacher, place) if isinstance(teacher, str) else teacher
     model = config.get('model', config)
     if not isinstance(model, dict) or not model.get('head'):
         raise UsageError(
-            f'guidance.teacher={_short(teacher)}: expected the config of an '
-            'image classifier with a head'
+            f'{place}: expected the config of an image classifier with a head'
         )
     model = copy.deepcopy(dict(model))
     model.setdefault('_scope_', 'mmpretrain')
@@ -134,41 +135,27 @@ def build_network(teacher: str | dict) -> tuple[nn.Module, int | None]:
     try:
         network = MMPRETRAIN_MODELS.build(model)
     except Exception as error:  # a config can be wrong in any way
-        raise UsageError(
-            f'guidance.teacher={_short(teacher)}: cannot be built: {error}'
-        ) from error
+        raise UsageError(f'{place}: cannot be built: {error}') from error
     if not isinstance(getattr(network, 'backbone', None), nn.Module):
         raise UsageError(
-            f'guidance.teacher={_short(teacher)}: expected an image '
-            f'classifier, got a {type(network).__name__}'
+            f'{place}: expected an image classifier, got a '
+            f'{type(network).__name__}'
         )
-    return network, _declared_size(network, config)
+    size = getattr(network.backbone, 'img_size', None)
+    if size is None and config.get('input_shape'):
+        size = config['input_shape'][-1]
+    return network, _side(size) or crop_size(config)
 
 
-def _short(teacher: str | dict) -> str:
-    return teacher if isinstance(teacher, str) else 'dict(...)'
-
-
-def _read(teacher: str | dict) -> dict:
-    if isinstance(teacher, dict):
-        return teacher
+def _read(teacher: str, place: str) -> dict:
     try:
         if '::' in teacher:
             return get_config(teacher)
         if Path(teacher).is_file():
             return Config.fromfile(teacher)
     except Exception as error:  # a config is code: it may raise anything
-        raise UsageError(
-            f'guidance.teacher={teacher}: cannot be read: {error}'
-        ) from error
-    raise UsageError(f'guidance.teacher={teacher}: does not exist')
-
-
-def _declared_size(network: nn.Module, config: dict) -> int | None:
-    size: Any = getattr(network.backbone, 'img_size', None)
-    if size is None and config.get('input_shape'):
-        size = config['input_shape'][-1]
-    return _side(size) or crop_size(config)
+        raise UsageError(f'{place}: cannot be read: {error}') from error
+    raise UsageError(f'{place}: does not exist')
 
 
 def crop_size(config: dict) -> int | None:

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import compress, pairwise
 
 from torch import Tensor, nn
 
@@ -27,8 +28,7 @@ class Taps:
         names: Names of the modules that are tapped.
         stem: Whether the input of the first of them is read.
         overwritten: Names of taps that a later operation overwrites.
-        parts: Which outputs of a module are read, see
-            :class:`.taps.TapRecorder`.
+        parts: Name of a module -> which of its tensors are read.
     """
 
     taps: list[Tap] = field(default_factory=list)
@@ -45,22 +45,6 @@ class Taps:
         return TapRecorder(
             model, names, self.stem, self.overwritten, parts, with_grad
         )
-
-    def add(
-        self,
-        name: str,
-        parts: Sequence[int],
-        tensors: Sequence[Tensor],
-        versions: Sequence[int],
-        image: Sequence[int],
-    ) -> None:
-        """Read ``parts`` of the tensors that a module takes or returns."""
-        self.parts[name] = tuple(parts)
-        for key, i in zip(part_names(name, parts), parts, strict=True):
-            shape = tuple(tensors[i].shape[1:])
-            self.taps.append(Tap(key, shape, layout_of(shape, image)))
-            if tensors[i]._version != versions[i]:
-                self.overwritten.append(key)
 
 
 def find_taps(
@@ -94,16 +78,24 @@ def find_taps(
     names = [name for name in run.calls if name in set(chosen)]
     if taps == STAGE_ENDS:
         names = _stage_ends(names, run)
-    found, image = Taps(names=names), run.images.shape[1:]
+    found = Taps(names=names)
+    reads = []
     if stem:
         arguments, versions = run.first_inputs[names[0]]
         features = _stem_features(arguments, run)
         found.stem = bool(features)
-        if features:
-            found.add(STEM, features, sum(arguments, []), versions, image)
+        reads.append((STEM, features, sum(arguments, []), versions))
     for name in names:
-        call, features = run.calls[name], run.features(name)
-        found.add(name, features, call.outputs, call.versions, image)
+        call = run.calls[name]
+        reads.append((name, run.features(name), call.outputs, call.versions))
+    for name, parts, tensors, versions in reads:
+        found.parts[name] = tuple(parts)
+        for key, i in zip(part_names(name, parts), parts, strict=True):
+            shape = tuple(tensors[i].shape[1:])
+            layout = layout_of(shape, run.images.shape[1:])
+            found.taps.append(Tap(key, shape, layout))
+            if tensors[i]._version != versions[i]:
+                found.overwritten.append(key)
     return found
 
 
@@ -126,23 +118,15 @@ def _check_readable(name: str, run: TrainingPass, place: str) -> None:
 def _stem_features(
     arguments: Sequence[Sequence[Tensor]], run: TrainingPass
 ) -> list[int]:
-    """Which tensors are features, of the first argument with such.
-
-    They are counted over all arguments. The image is none.
-    """
-    count = 0
-    for argument in arguments:
-        features = [
-            i
-            for i, tensor in enumerate(argument, count)
-            if run.is_feature(tensor)
-            and tensor.dim() in (3, 4)
-            and tensor is not run.images
-        ]
-        if features:
-            return features
-        count += len(argument)
-    return []
+    """Positions, among all tensors, of those to read; not of the image."""
+    inputs = [(k, x) for k, argument in enumerate(arguments) for x in argument]
+    features = [
+        i
+        for i, (_, x) in enumerate(inputs)
+        if run.is_feature(x) and x.dim() in (3, 4) and x is not run.images
+    ]
+    # only those of the first argument that has some
+    return [i for i in features if inputs[i][0] == inputs[features[0]][0]]
 
 
 def _auto(run: TrainingPass) -> list[str]:
@@ -153,7 +137,7 @@ def _auto(run: TrainingPass) -> list[str]:
     }
     for names in (
         find_blocks(model, run),
-        find_layers(model),
+        _find_layers(model),
         [name for name, child in children.items() if _layers(child) > 1],
         list(children),
     ):
@@ -172,13 +156,8 @@ def _stage_ends(names: Sequence[str], run: TrainingPass) -> list[str]:
         [run.calls[name].outputs[i].shape for i in run.features(name)]
         for name in names
     ]
-    return [
-        name
-        for name, shape, after in zip(
-            names, shapes, [*shapes[1:], None], strict=True
-        )
-        if shape != after
-    ]
+    ends = [shape != after for shape, after in pairwise([*shapes, None])]
+    return list(compress(names, ends))
 
 
 # --- candidates --------------------------------------------------------------
@@ -190,17 +169,11 @@ def find_blocks(
     """Names of the repeated blocks of ``model.backbone``.
 
     A block is a child of a Sequential or ModuleList, has children itself and
-    is not inside another block; so the stages of a ResNet are passed through
-    and their residual blocks are found. So is one of at least three children
-    of the backbone that are of one class and have several layers. A stage
-    that is no list but holds one, as in a Swin Transformer, is passed through
-    as well if the modules in that list have several layers each and each
-    takes what the one before returns.
-
-    Args:
-        model: An image classifier.
-        run: Tells what modules take and return; without it, such stages are
-            themselves the blocks.
+    is not inside another block: the residual blocks of a ResNet, not its
+    stages. So is one of at least three children of the backbone that are of
+    one class and have several layers. A stage that is no list but holds one,
+    as in a Swin Transformer, is a block only if the modules in that list are
+    not chained, have a single layer, or there is no ``run`` to tell.
     """
     blocks: list[str] = []
 
@@ -241,11 +214,8 @@ def _inner_blocks(
     return found
 
 
-def find_layers(model: nn.Module) -> list[str]:
-    """Names of the layers that stand in a list of ``model.backbone``.
-
-    For networks that repeat bare layers instead of blocks.
-    """
+def _find_layers(model: nn.Module) -> list[str]:
+    """Layers that stand in a list: some networks repeat them bare."""
     return [
         f'{path}.{name}'
         for path, module in model.backbone.named_modules(prefix='backbone')
@@ -268,17 +238,13 @@ def resolve_taps(
     taps: str | Sequence[str],
     place: str = 'guidance.taps',
 ) -> list[str]:
-    """Module names that patterns stand for.
+    """Names of the modules that shell patterns match.
 
-    Args:
-        model: An image classifier.
-        taps: Shell patterns of module names such as ``'backbone.layer*.*'``.
-            A ``*`` does not cross a dot, so that the pattern above means
-            blocks, not their layers.
-        place: The config key of ``taps``, for messages.
+    A ``*`` does not cross a dot: ``'backbone.layer*.*'`` means the blocks of a
+    ResNet, not their layers. ``place`` is the config key, for messages.
 
     Raises:
-        UsageError: If nothing is found; the message lists what exists.
+        UsageError: If a pattern matches nothing; it lists what exists.
     """
     blocks = find_blocks(model)
     names = [name for name, _ in model.named_modules() if name]

@@ -62,35 +62,31 @@ def part_names(name: str, parts: Sequence[int]) -> list[str]:
 
 
 def layout_of(shape: Sequence[int], image: Sequence[int]) -> str:
-    """The layout of a tensor.
+    """The layout of a tensor whose samples have this ``shape``.
 
-    Args:
-        shape: Of one sample.
-        image: (C, H, W) of the input. Of three axes, the two whose ratio is
-            nearest to H / W are the spatial ones.
+    Of three axes, the two whose ratio is nearest to H / W of the ``image``,
+    (C, H, W), are the spatial ones.
     """
-    if len(shape) == 2:
-        return TOKENS
-    if len(shape) != 3:
-        return MAP
 
     def distortion(height: int, width: int) -> float:
         ratio = height * image[2] / (width * image[1])
         return max(ratio, 1 / ratio)
 
-    last = distortion(*shape[:2]) < distortion(*shape[1:])
-    return CHANNELS_LAST if last else MAP
+    if len(shape) == 2:
+        return TOKENS
+    if len(shape) == 3 and distortion(*shape[:2]) < distortion(*shape[1:]):
+        return CHANNELS_LAST
+    return MAP
 
 
 class TapRecorder:
     """Keeps the outputs of modules while it is entered.
 
-    A hook sees a tensor at the moment at which its module returns. Two things
-    can invalidate it, and both are refused with an error: a later in-place
-    operation that overwrites it (a residual sum, an in-place activation), and
-    a module that runs inside activation checkpointing, where no gradient leads
-    back from it. Outputs named in ``overwritten`` are copied instead, which
-    avoids the first.
+    Two things invalidate what a hook sees when its module returns, and both
+    are refused with an error: a later in-place operation that overwrites it (a
+    residual sum, an in-place activation), unless it is named in
+    ``overwritten`` and therefore copied; and activation checkpointing around
+    the module, where no gradient leads back from it.
 
     Args:
         model: The network that contains the modules.
@@ -105,9 +101,9 @@ class TapRecorder:
 
     Attributes:
         active: Whether it is entered.
-        materialize: Turns what was kept into tensors. The fused batch norms of
-            :mod:`mmauxq.accelerate` replace it: there a module may return an
-            object whose tensor is computed later.
+        materialize: Turns what was kept into tensors. With the fused batch
+            norms of :mod:`mmauxq.accelerate` a module may return an object
+            whose tensor is computed later.
     """
 
     def __init__(
@@ -141,21 +137,18 @@ class TapRecorder:
         for name in self.names:
             module = self._model.get_submodule(name)
             if self.stem:
-                self._hooks.enter_context(
-                    module.register_forward_pre_hook(
-                        self._keep_input, with_kwargs=True
-                    )
+                handle = module.register_forward_pre_hook(
+                    self._keep_input, with_kwargs=True
                 )
-            self._hooks.enter_context(
-                module.register_forward_hook(
-                    lambda _, args, output, name=name: self._keep(name, output)
-                )
+                self._hooks.enter_context(handle)
+            handle = module.register_forward_hook(
+                lambda _, args, output, name=name: self._keep(name, output)
             )
+            self._hooks.enter_context(handle)
         return self
 
     def __exit__(self, *exc: object) -> None:
-        # Checkpointed blocks run again in the backward pass, where they must
-        # not be recorded.
+        # checkpointed blocks run again in the backward pass, unrecorded
         self._hooks.close()
         self.active = False
 
@@ -173,27 +166,24 @@ class TapRecorder:
                 'itself, or set with_cp=False'
             )
         self._ran.add(name)
-        for key, tensor in self._parts_of(name, value).items():
+        outputs = {name: value}
+        if not is_tensor_like(value):
+            if name not in self.parts:
+                raise UsageError(
+                    f'taps: expected feature maps or tokens from {name}, got '
+                    f'a {type(value).__name__}; tap another module'
+                )
+            tensors, parts = tensors_in(value), self.parts[name]
+            names = part_names(name, parts)
+            outputs = {
+                k: tensors[i] for k, i in zip(names, parts, strict=True)
+            }
+        for key, tensor in outputs.items():
             if key in self.overwritten:
                 tensor = self._tensor(tensor).clone()
             self._outputs[key] = tensor
             if isinstance(tensor, Tensor):
                 self._versions[key] = tensor._version
-
-    def _parts_of(self, name: str, value: object) -> dict[str, Any]:
-        if is_tensor_like(value):
-            return {name: value}
-        kept = self.parts.get(name)
-        if kept is None:
-            raise UsageError(
-                f'taps: expected feature maps or tokens from {name}, got a '
-                f'{type(value).__name__}; tap another module'
-            )
-        tensors = tensors_in(value)
-        return {
-            key: tensors[i]
-            for key, i in zip(part_names(name, kept), kept, strict=True)
-        }
 
     def _tensor(self, value: Any) -> Tensor:
         return value if self.materialize is None else self.materialize(value)
@@ -204,8 +194,7 @@ class TapRecorder:
         self._ran.clear()
 
     def release(self) -> None:
-        """Drop what was kept, so that the backward pass alone decides what
-        stays in memory."""
+        """Drop what was kept: autograd alone decides what stays in memory."""
         # Cleared, not replaced: a compiled step returns what was put into a
         # dictionary that existed before it.
         self._outputs.clear()

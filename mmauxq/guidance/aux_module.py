@@ -43,8 +43,8 @@ class AuxAdaptorAggregator(Guidance):
     where the shape stays and a strided 1x1 convolution and a batch norm where
     it changes; all in full precision. For tokens (N, L, C) both are a linear
     layer and a layer norm, and g is pooled where their number changes; class
-    tokens are carried along. The gradient of its loss reaches every
-    tapped block along a path without quantizers.
+    tokens are carried along. The gradient of the loss reaches every tapped
+    block without passing a quantizer.
 
     Its classifier may also teach F: ``guides_student`` adds
     ``loss_to_student = loss_weight * d(logits of F, logits of H)``.
@@ -54,9 +54,7 @@ class AuxAdaptorAggregator(Guidance):
     (adaptor and aggregator: 3.1, joint training: 3.2).
 
     Args:
-        taps: What is read from F, the stem's output first.
-        head: The head of F; its loss module is used here too.
-        num_classes: K.
+        taps, head, num_classes, dtype: See :class:`.base.Guidance`.
         loss_weight: Weight of the auxiliary loss.
         width_ratio: Channels of g_p over those of O_p, in (0, 1]. 1 is the
             paper's. Narrower ones make each adaptor a bottleneck and cost
@@ -68,12 +66,10 @@ class AuxAdaptorAggregator(Guidance):
             which lets no gradient into the logits of H unless it has
             ``teacher_detach=False``; ``None`` for no such term.
         separate_bn: Whether H reads a second pass through F, with batch norms
-            of its own, as in the first version of the paper; see
-            :class:`.auxiliary_bn.AuxiliaryBN`. By default both share one
-            pass, as in the second version.
-        dtype: ``'float32'`` or ``None``, see :class:`.base.Guidance`.
-        init_cfg: MMEngine's config of the initialisation; by default that of
-            mmpretrain's ResNet.
+            of its own (:class:`.auxiliary_bn.AuxiliaryBN`), as in the first
+            version of the paper. By default both share one pass, as in the
+            second version.
+        init_cfg: Initialisation; by default that of mmpretrain's ResNet.
 
     Raises:
         UsageError: If an argument is out of its range, or a tap is neither a
@@ -112,16 +108,14 @@ class AuxAdaptorAggregator(Guidance):
         self.second_pass: AuxiliaryBN | None = None
         self.adaptors = nn.ModuleList()
         g: Tap | None = None
-        for _, block in groupby(taps, key=lambda tap: tap.module):
+        for _, block in groupby(taps, key=lambda t: t.name.partition(':')[0]):
             adaptor = Adaptor(list(block), g, width_ratio, groups)
             self.adaptors.append(adaptor)
             g = adaptor.result
         self.head = linear_classifier(head, g.channels, num_classes)
-        self.guides_student = None
-        if guides_student is not None:
-            self.guides_student = build_distance(
-                guides_student, 'guidance.guides_student', num_classes
-            )
+        self.guides_student = build_distance(
+            guides_student, 'guidance.guides_student', num_classes
+        )
 
     def attach(self, network: nn.Module, recorder: TapRecorder) -> TapRecorder:
         """With ``separate_bn``, nothing is read in F's own pass."""
@@ -140,8 +134,7 @@ class AuxAdaptorAggregator(Guidance):
         """Logits of the auxiliary classifier, (N, K).
 
         Args:
-            outputs: Name of a tap -> O_p, (N, *shape of the tap); with
-                ``separate_bn`` the images, (N, C, H, W).
+            outputs: Name of a tap -> O_p; with ``separate_bn`` the images.
         """
         if self.second_pass is not None:
             outputs = self.second_pass(outputs[IMAGE])
@@ -171,21 +164,9 @@ class Adaptor(BaseModule):
     """One step of the aggregator: ``g_p = ReLU(phi(O_p) + project(g))``.
 
     The first one, on the stem's output, is ``g_0 = phi(O_0)``. A block that
-    gives several tensors has a ``phi`` for each, and their sum, at the
-    smallest of the sizes, is adapted.
-
-    Args:
-        taps: The block output O_p; several if the block gives several.
-        previous: g_{p-1}, ``None`` for the first.
-        width_ratio: Channels of g_p over those of O_p.
-        groups: Groups of the convolutions phi.
-
-    Attributes:
-        result: g_p, a map or tokens.
-
-    Raises:
-        UsageError: If a tap is neither a feature map nor tokens, or
-            ``groups`` does not divide the channels.
+    gives several tensors has a ``phi`` for each; their outputs are summed at
+    the smallest of the sizes. ``previous`` is the layout and shape of
+    g_{p-1}, and ``result`` that of g_p, a map or tokens.
     """
 
     def __init__(

@@ -50,12 +50,11 @@ class Guidance(BaseModule):
     from tensors to tensors, which may be compiled or recorded, and
     :meth:`losses`, which knows the targets.
 
-    A subclass takes further arguments from the algorithm: ``taps``, what is
-    read from F, in the order in which it is computed, the images first if
-    ``uses_image``, the stem first if ``uses_stem``; the ``head`` of F, whose
-    loss module serves the classifiers of the guidance too, so that label
-    smoothing and mixed targets are the same for both; ``num_classes``, K; and
-    with ``uses_image`` ``network``, F in floating point, and its
+    The algorithm also gives a subclass ``taps``, what is read from F, in the
+    order of running, the images first if ``uses_image``, the stem first if
+    ``uses_stem``; the ``head`` of F, whose loss module serves the guidance
+    too, with its label smoothing and mixed targets; ``num_classes``, K; and if
+    ``uses_image`` the ``network`` F in floating point with its
     ``data_preprocessor``.
 
     Args:
@@ -63,13 +62,11 @@ class Guidance(BaseModule):
             may change it while training (``GuidanceWeightHook``).
         dtype: ``'float32'`` computes the guidance in full precision also
             under automatic mixed precision; ``None`` lets autocast decide.
-        init_cfg: MMEngine's config of the initialisation.
 
     Attributes:
         loss_weight: Shape (), float32. Not stored in checkpoints: it belongs
             to the config and the schedule.
-        recorders: Recorders of other modules than F, such as a teacher;
-            entered together with that of F.
+        recorders: Of other modules, such as a teacher; entered with F's.
         gives_aux_logits: Whether :meth:`forward` returns the logits of an
             auxiliary module, which other guidances may use.
         needs_aux_logits: Whether :meth:`losses` needs them.
@@ -113,23 +110,14 @@ class Guidance(BaseModule):
             super().init_weights()
 
     def attach(self, network: nn.Module, recorder: TapRecorder) -> TapRecorder:
-        """Called once, after the guidance was built.
+        """Called once, with F in floating point and a recorder of its taps.
 
-        Args:
-            network: F, in floating point.
-            recorder: Of the taps.
-
-        Returns:
-            The recorder of F's own pass for :meth:`forward`.
+        Returns the recorder that gives :meth:`forward` its tensors.
         """
         return recorder
 
     def prepare(self, network: nn.Module) -> None:
-        """Called before the first step of a process, with weights loaded.
-
-        Args:
-            network: F, quantized, calibrated or not.
-        """
+        """Called before the first step, with F quantized and loaded."""
 
     def forward(self, outputs: dict[str, Tensor]) -> Any:
         """The part of the guidance that is computed from tensors alone.
@@ -138,8 +126,7 @@ class Guidance(BaseModule):
             outputs: Name of a tap -> its tensor, (N, *shape of the tap).
 
         Returns:
-            What :meth:`losses` takes; the logits (N, K) of the guidance's
-            classifier if it has one.
+            What :meth:`losses` takes; logits (N, K) if ``gives_aux_logits``.
         """
         raise NotImplementedError
 
@@ -201,16 +188,11 @@ def is_weight(value: object) -> bool:
 def check_weights(
     weights: float | Sequence[float], taps: Sequence[Tap], where: str
 ) -> list[float]:
-    """One weight for each tap.
-
-    Args:
-        weights: One for all, or one for each, not negative.
-        taps: What is weighted.
-        where: The config key, for messages.
+    """One weight for each tap, from one for all or a list.
 
     Raises:
         UsageError: If there are more or fewer weights than taps, or one is
-            negative.
+            negative; ``where`` is the config key.
     """
     if isinstance(weights, (int, float)):
         weights = [weights] * len(taps)
@@ -232,12 +214,7 @@ def check_weights(
 
 
 def pool(features: Tensor, layout: str) -> Tensor:
-    """The mean over all positions, (N, C).
-
-    Args:
-        features: (N, C, H, W), (N, H, W, C) or (N, L, C).
-        layout: Which of them, see :class:`.taps.Tap`.
-    """
+    """The mean over all positions, (N, C), in any layout of a tap."""
     if layout == MAP:
         return F.adaptive_avg_pool2d(features, 1).flatten(1)
     return features.mean((1, 2) if layout == CHANNELS_LAST else 1)
@@ -246,12 +223,7 @@ def pool(features: Tensor, layout: str) -> Tensor:
 def linear_classifier(
     head: nn.Module, in_channels: int, num_classes: int
 ) -> nn.Module:
-    """A linear head of mmpretrain with the loss of another head.
-
-    Args:
-        head: The head of F. Its loss module is copied: it may have state.
-        in_channels: Width of the pooled features.
-        num_classes: K.
+    """A linear head of mmpretrain with a copy of the loss of ``head``.
 
     Raises:
         UsageError: If ``head`` has no loss module.

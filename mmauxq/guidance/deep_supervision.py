@@ -23,13 +23,10 @@ class IntermediateClassifiers(Guidance):
     "additional loss" of the auxiliary module's paper, arXiv:1903.11236.
 
     Args:
-        taps: What is read from F.
-        head: The head of F; its loss module is used here too.
-        num_classes: K.
-        loss_weight: Factor on all losses.
+        taps, head, num_classes, loss_weight, dtype: See
+            :class:`.base.Guidance`.
         alphas: Weight of each classifier, in the order of the taps, not
             negative; one number for all.
-        dtype: ``'float32'`` or ``None``, see :class:`.base.Guidance`.
 
     Raises:
         UsageError: If there are more or fewer weights than taps, or one is

@@ -62,10 +62,8 @@ class KnowledgeDistillation(Guidance):
 
     Args:
         taps: What is read from F: the images, then the features to compare.
-        head: The head of F.
-        num_classes: K.
-        network: F in floating point, copied if it is the teacher.
-        data_preprocessor: Of F.
+        head, num_classes, network, data_preprocessor: See
+            :class:`.base.Guidance`. The network is copied if it teaches.
         teacher: Config of an image classifier: ``'mmpretrain::...'``, a file,
             or a dict; by default F's architecture.
         checkpoint: File or URL; needed by a frozen ``teacher``.
@@ -84,14 +82,12 @@ class KnowledgeDistillation(Guidance):
             training is refused; by default a tenth of the way from guessing
             to 100.
         loss_weight: Factor on all losses except the teacher's own.
-        dtype: Of the connectors, ``'float32'`` or ``None``, see
-            :class:`.base.Guidance`.
-        init_cfg: MMEngine's config of the initialisation of the connectors.
+        dtype: Of the connectors, see :class:`.base.Guidance`.
+        init_cfg: Initialisation of the connectors.
 
     Raises:
-        UsageError: If the teacher has other classes, another input size, or
-            other numbers of taps; or there are more or fewer weights than
-            taps.
+        UsageError: If the teacher has other classes, another input size or
+            another number of taps, or the number of weights is another.
     """
 
     uses_image = True
@@ -136,9 +132,9 @@ class KnowledgeDistillation(Guidance):
         self.least_accuracy = least_accuracy
         self.train_teacher = train_teacher
         given = teacher is not None or checkpoint is not None
-        # it begins from random weights
+        # whether it learns from random weights on
         self.untrained = train_teacher and given and checkpoint is None
-        # whether it has its weights, or takes those that F starts from
+        # whether it has its weights; else it takes those that F starts from
         self.register_buffer('ready', flag(given))
         model = self._build_teacher(network, teacher, checkpoint, image)
         _check_fits(model, image, num_classes)
@@ -148,17 +144,11 @@ class KnowledgeDistillation(Guidance):
         self.names = [tap.name for tap in taps]
         self.betas = check_weights(betas, taps, 'guidance.betas')
         self.needs_aux_logits = bool(guides_aux)
-        self.logits = self.guides_aux = self.features = None
-        if logits:
-            self.logits = build_distance(
-                logits, 'guidance.logits', num_classes
-            )
-        if guides_aux:
-            self.guides_aux = build_distance(
-                guides_aux, 'guidance.guides_aux', num_classes
-            )
-        if features:
-            self.features = build_distance(features, 'guidance.features')
+        self.logits = build_distance(logits, 'guidance.logits', num_classes)
+        self.guides_aux = build_distance(
+            guides_aux, 'guidance.guides_aux', num_classes
+        )
+        self.features = build_distance(features, 'guidance.features')
         pairs = zip(taps, places.taps, strict=True)
         self.connectors = ModuleList(
             (self._connector(connector, *pair) for pair in pairs), init_cfg
@@ -191,9 +181,7 @@ class KnowledgeDistillation(Guidance):
                 )
         self.check_size(image.shape[-1])
         if checkpoint is not None:
-            state = CheckpointLoader.load_checkpoint(
-                checkpoint, map_location='cpu'
-            )
+            state = CheckpointLoader.load_checkpoint(checkpoint, 'cpu')
             source = f'guidance.checkpoint={checkpoint}'
             state = check_architecture(model, normalise(state, source), source)
             model.load_state_dict(state, strict=False)
@@ -233,11 +221,8 @@ class KnowledgeDistillation(Guidance):
             network.state_dict(), strict=False
         )
         self.ready.fill_(1)
-        print_log(
-            'KnowledgeDistillation: the teacher has the weights that F '
-            'starts from',
-            logger='current',
-        )
+        text = 'the teacher has the weights that F starts from'
+        print_log(f'KnowledgeDistillation: {text}', logger='current')
 
     def _connector(
         self, config: dict | None, tap: Tap, place: Tap
@@ -301,7 +286,6 @@ class KnowledgeDistillation(Guidance):
         if self.logits is not None:
             losses['loss_logits'] = self.logits(student_logits(logits), taught)
         if self.guides_aux is not None:
-            assert aux_logits is not None
             losses['loss_to_aux'] = self.guides_aux(aux_logits.float(), taught)
         losses = {k: v * self.loss_weight for k, v in losses.items()}
         if self.train_teacher:
@@ -315,10 +299,7 @@ def _check_fits(model: nn.Module, image: Tap, num_classes: int) -> None:
     """Check that the teacher takes F's images and has its classes."""
     try:
         with probing(model):
-            output = model(
-                torch.zeros_like(sample_images(model, image.shape, 2)),
-                mode='tensor',
-            )
+            output = model(sample_images(model, image.shape, 2), mode='tensor')
     except (RuntimeError, AssertionError, ValueError) as error:
         raise UsageError(
             'guidance.teacher: expected one that takes images '

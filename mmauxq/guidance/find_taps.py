@@ -246,7 +246,6 @@ def resolve_taps(
     Raises:
         UsageError: If a pattern matches nothing; it lists what exists.
     """
-    blocks = find_blocks(model)
     names = [name for name, _ in model.named_modules() if name]
     chosen: list[str] = []
     for pattern in [taps] if isinstance(taps, str) else taps:
@@ -255,6 +254,6 @@ def resolve_taps(
         try:
             found = match(pattern, level or names, place)
         except UsageError:
-            found = match(pattern, blocks or names, place)
+            found = match(pattern, find_blocks(model) or names, place)
         chosen += [name for name in found if name not in chosen]
     return chosen

@@ -41,11 +41,6 @@ class Tap:
     layout: str = MAP
 
     @property
-    def module(self) -> str:
-        """The name without the number of the part."""
-        return self.name.partition(':')[0]
-
-    @property
     def channels(self) -> int:
         """C."""
         return self.shape[0] if self.layout == MAP else self.shape[-1]
@@ -91,12 +86,10 @@ class TapRecorder:
     Args:
         model: The network that contains the modules.
         names: Module names, in any order.
-        stem: Whether to keep also the input of the module that runs first,
-            under the key ``'stem'``.
-        overwritten: Names whose output is known to be overwritten later.
-        parts: Name -> which of the tensors in a tuple or list are kept. A
-            single one is kept under the name itself, several as ``'name:0'``,
-            ``'name:1'``, ... By default the first input, for the stem.
+        stem: Whether to keep the input of the module that runs first, too.
+        overwritten: Names of taps that are known to be overwritten later.
+        parts: Name -> which of the tensors in a tuple or list are kept; of
+            the stem the first by default.
         with_grad: Whether a gradient must lead back from them.
 
     Attributes:

@@ -51,15 +51,15 @@ def check_architecture(
     source: str,
     other_head: bool = False,
 ) -> dict[str, Tensor]:
-    """``state``, if it is one of ``architecture``.
+    """``state``, if it is one of ``architecture``, quantized or not.
 
     Quantizer state may be missing, as it is in a float checkpoint.
 
     Args:
-        architecture: The classifier, quantized or not.
+        architecture: The classifier.
         state: Its keys have no prefix.
         source: Name of the checkpoint, for messages.
-        other_head: Whether a head of another shape may be left out, as for
+        other_head: Whether to leave out a head of another shape, as for
             another number of classes.
 
     Raises:
@@ -134,15 +134,10 @@ def check_scales(
 ) -> None:
     """Check that a checkpoint and the architecture quantize the same layers.
 
-    Args:
-        architecture: The classifier, quantized or not.
-        state: Its keys have no prefix, and it is one of ``architecture``.
-        source: Name of the checkpoint, for messages.
-
     Raises:
-        UsageError: If the checkpoint is a float one and the network is
-            quantized, or the other way round; or scales are missing or were
-            never calibrated.
+        UsageError: If ``source``, with this ``state``, is a float checkpoint
+            and the network is quantized, or the other way round; or scales
+            are missing or were never calibrated.
     """
     quantizers = [name for name, _ in named_quantizers(architecture)]
     scales = [key for key in state if '_quantizer.' in key]

@@ -60,15 +60,11 @@ def restoring(*modules: nn.Module) -> Iterator[None]:
 def probing(*modules: nn.Module, training: bool = False) -> Iterator[None]:
     """:func:`restoring`, with modes, gradients and random numbers set.
 
-    Torch's generators start from 0, and warnings are not shown: they come
-    again when training starts.
-
-    Args:
-        modules: In evaluation mode meanwhile, unless ``training``.
-        training: Whether backbones are in training mode, with gradients.
-            Batch norms stay in evaluation mode, because a single sample has
-            no statistics, and so do heads, because some run only inside of
-            their loss.
+    Torch's generators start from 0. Warnings are not shown: they come again
+    when training starts. The modules are in evaluation mode without gradients;
+    with ``training`` their backbones are in training mode with gradients, but
+    not batch norms, because a single sample has no statistics, nor heads,
+    because some run only inside of their loss.
     """
     with (
         restoring(*modules),
@@ -102,13 +98,8 @@ def _gpus(modules: Iterable[nn.Module]) -> set[torch.device]:
 def sample_images(
     model: nn.Module, shape: Sequence[int], count: int = 1
 ) -> Tensor:
-    """Random images (count, C, H, W), always the same ones.
-
-    Args:
-        model: On whose device they lie.
-        shape: (C, H, W).
-        count: Number of images.
-    """
+    """Random images (count, C, H, W) on the device of ``model``, always the
+    same ones."""
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(0)
     return torch.randn(count, *shape, generator=generator).to(device)

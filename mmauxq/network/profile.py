@@ -37,12 +37,11 @@ class NetworkProfile:
     Args:
         shape: (C, H, W) of an image.
         images: The smallest batch that the network takes, (N, C, H, W).
-        layers: Name of a layer that ran -> how its weight was used, in the
-            order of running.
+        layers: Name of a layer that ran -> use of its weight, in that order.
         unused: Names of layers that did not run.
         multiply_adds: Per image.
         num_classes: K.
-        parameters: Number of parameters, shared ones once.
+        parameters: Their number, shared ones once.
     """
 
     shape: tuple[int, ...]
@@ -66,16 +65,14 @@ class LayerTracer(WeightTracer):
         batch: Number of images that it runs on.
 
     Attributes:
-        layers: Name of a layer -> how its weight was used, in the order of
-            running.
+        layers: Name of a layer that ran -> use of its weight, in that order.
     """
 
     def __init__(self, model: nn.Module, batch: int) -> None:
         self.batch = batch
         self.layers: dict[str, LayerUse] = {}
         self._modules = dict(model.named_modules())
-        self._names = {id(m): n for n, m in self._modules.items()}
-        self._running: list[nn.Module] = []
+        self._running: list[str] = []
         super().__init__(
             pair
             for name, module in self._modules.items()
@@ -86,21 +83,20 @@ class LayerTracer(WeightTracer):
     def following(self) -> Iterator[None]:
         """Trace what the model computes inside."""
         with ExitStack() as stack:
-            for module in self._modules.values():
-                enter = module.register_forward_pre_hook(self._enter)
+            for name, module in self._modules.items():
+                enter = module.register_forward_pre_hook(
+                    lambda *_, name=name: self._running.append(name)
+                )
                 leave = module.register_forward_hook(
-                    self._leave, always_call=True
+                    lambda *_, name=name: self._leave(name), always_call=True
                 )
                 stack.enter_context(enter)
                 stack.enter_context(leave)
             stack.enter_context(self)
             yield
 
-    def _enter(self, module: nn.Module, args: tuple) -> None:
-        self._running.append(module)
-
-    def _leave(self, module: nn.Module, args: tuple, output: object) -> None:
-        while self._running and self._running.pop() is not module:
+    def _leave(self, name: str) -> None:
+        while self._running and self._running.pop() != name:
             pass
 
     def product(
@@ -117,13 +113,12 @@ class LayerTracer(WeightTracer):
         return func(x, weight, *args, **kwargs)
 
     def _note_product(self, owners: list[str], x: Tensor) -> None:
-        running = self._running[-1]
-        name = self._names.get(id(running), '?')
+        name = self._running[-1]
         owner = name if name in owners else owners[0]
         use = self._use(owner)
         if x.shape[0] != self.batch and use.sample_size is None:
             use.sample_size = max(x.numel() // self.batch, 1)
-        if isinstance(running, QUANTIZABLE) and owner == name:
+        if owner == name and isinstance(self._modules[name], QUANTIZABLE):
             use.called = True
         elif len(owners) > 1:
             for other in owners:
@@ -152,10 +147,10 @@ class LayerTracer(WeightTracer):
         return func(*args, **kwargs)
 
     def _note_attention(self, q: Tensor, k: Tensor, v: Tensor) -> None:
-        running = self._running[-1] if self._running else None
+        name = self._running[-1] if self._running else ''
+        running = self._modules[name]
         if not isinstance(running, nn.MultiheadAttention):
             return
-        name = self._names.get(id(running), '?')
         for part in (name, f'{name}.out_proj'):
             use = self._use(part)
             use.called = True
@@ -200,18 +195,15 @@ def profile(
 
 
 def candidate_shapes(model: nn.Module) -> list[tuple[int, ...]]:
-    """Shapes (C, H, W) that an image classifier may be made for.
-
-    The size that its backbone declares; else a few common ones.
-    """
+    """Shapes (C, H, W) that the backbone declares, or a few common ones."""
     convolutions = (m for m in model.modules() if isinstance(m, CONVOLUTIONS))
     first = next(convolutions, None)
     channels = 3 if first is None else first.in_channels
     declared = getattr(model.backbone, 'img_size', None)
-    if declared:
-        sides = (declared,) * 2 if isinstance(declared, int) else declared
-        return [(channels, *sides)]
-    return [(channels, size, size) for size in DEFAULT_SIZES]
+    if isinstance(declared, (tuple, list)):
+        return [(channels, *declared)]
+    sizes = [declared] if declared else DEFAULT_SIZES
+    return [(channels, size, size) for size in sizes]
 
 
 def _profile(model: nn.Module, images: Tensor) -> NetworkProfile:
@@ -275,9 +267,7 @@ def floating(model: nn.Module) -> Iterator[None]:
 def unreached_layers(model: nn.Module, images: Tensor) -> list[str]:
     """Quantized layers of which a pass does not reach both quantizers.
 
-    Args:
-        model: A quantized image classifier; left as it was.
-        images: (N, C, H, W).
+    The quantized classifier is left as it was; ``images`` are (N, C, H, W).
     """
     quantizers = [
         (name, quantizer)

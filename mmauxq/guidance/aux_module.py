@@ -12,13 +12,7 @@ from mmauxq.errors import UsageError, check_integer
 from mmauxq.registry import MODELS
 
 from .auxiliary_bn import AuxiliaryBN
-from .base import (
-    Guidance,
-    is_weight,
-    linear_classifier,
-    pool,
-    student_logits,
-)
+from .base import Guidance, is_weight, linear_classifier, pool, student_logits
 from .distance import build_distance
 from .taps import CHANNELS_LAST, IMAGE, MAP, TOKENS, Tap, TapRecorder
 from .tokens import resize_tokens, to_map

@@ -12,7 +12,7 @@ from mmauxq.layers import is_quantizable
 from mmauxq.layers.policy import match
 from mmauxq.network import TrainingPass
 
-from .taps import STEM, Tap, TapRecorder, layout_of, part_names
+from .taps import STEM, Tap, TapRecorder, layout_of, parts_by_name
 
 AUTO = 'auto'
 STAGE_ENDS = 'stage_ends'
@@ -26,14 +26,12 @@ class Taps:
     Args:
         taps: In the order of running, the stem first if it is read.
         names: Names of the modules that are tapped.
-        stem: Whether the input of the first of them is read.
         overwritten: Names of taps that a later operation overwrites.
         parts: Name of a module -> which of its tensors are read.
     """
 
     taps: list[Tap] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
-    stem: bool = False
     overwritten: list[str] = field(default_factory=list)
     parts: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
@@ -41,9 +39,9 @@ class Taps:
         self, model: nn.Module, with_grad: bool = True
     ) -> TapRecorder:
         """A recorder of these taps in ``model``."""
-        names, parts = self.names, self.parts
+        names, stem, parts = self.names, STEM in self.parts, self.parts
         return TapRecorder(
-            model, names, self.stem, self.overwritten, parts, with_grad
+            model, names, stem, self.overwritten, parts, with_grad
         )
 
 
@@ -83,14 +81,14 @@ def find_taps(
     if stem:
         arguments, versions = run.first_inputs[names[0]]
         features = _stem_features(arguments, run)
-        found.stem = bool(features)
-        reads.append((STEM, features, sum(arguments, []), versions))
+        if features:
+            reads.append((STEM, features, sum(arguments, []), versions))
     for name in names:
         call = run.calls[name]
         reads.append((name, run.features(name), call.outputs, call.versions))
     for name, parts, tensors, versions in reads:
         found.parts[name] = tuple(parts)
-        for key, i in zip(part_names(name, parts), parts, strict=True):
+        for key, i in parts_by_name(name, parts).items():
             shape = tuple(tensors[i].shape[1:])
             layout = layout_of(shape, run.images.shape[1:])
             found.taps.append(Tap(key, shape, layout))
@@ -234,9 +232,7 @@ def _layers(module: nn.Module) -> int:
 
 
 def resolve_taps(
-    model: nn.Module,
-    taps: str | Sequence[str],
-    place: str = 'guidance.taps',
+    model: nn.Module, taps: str | Sequence[str], place: str = 'guidance.taps'
 ) -> list[str]:
     """Names of the modules that shell patterns match.
 

@@ -51,9 +51,9 @@ class Tap:
         return self.shape[1:] if self.layout == MAP else self.shape[:-1]
 
 
-def part_names(name: str, parts: Sequence[int]) -> list[str]:
-    """Names of the taps on some of the tensors of the module ``name``."""
-    return [name] if len(parts) == 1 else [f'{name}:{i}' for i in parts]
+def parts_by_name(name: str, parts: Sequence[int]) -> dict[str, int]:
+    """Name of a tap -> which of the tensors of the module ``name`` it is."""
+    return {name if len(parts) == 1 else f'{name}:{i}': i for i in parts}
 
 
 def layout_of(shape: Sequence[int], image: Sequence[int]) -> str:
@@ -167,10 +167,8 @@ class TapRecorder:
                     f'a {type(value).__name__}; tap another module'
                 )
             tensors, parts = tensors_in(value), self.parts[name]
-            names = part_names(name, parts)
-            outputs = {
-                k: tensors[i] for k, i in zip(names, parts, strict=True)
-            }
+            keys = parts_by_name(name, parts)
+            outputs = {key: tensors[i] for key, i in keys.items()}
         for key, tensor in outputs.items():
             if key in self.overwritten:
                 tensor = self._tensor(tensor).clone()

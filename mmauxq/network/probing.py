@@ -17,9 +17,8 @@ from mmauxq.quantizers import Quantizer
 
 @contextmanager
 def forked_generators(*modules: nn.Module) -> Iterator[None]:
-    """While active, random numbers may be drawn; afterwards the generators
-    are as before: of torch on the CPU and on each GPU that ``modules`` are on,
-    of NumPy and of Python."""
+    """Restore, afterwards, the random number generators of Python, of NumPy
+    and of torch, on the CPU and on each GPU that ``modules`` are on."""
     states = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng([d.index for d in _gpus(modules)]):
@@ -31,11 +30,8 @@ def forked_generators(*modules: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def restoring(*modules: nn.Module) -> Iterator[None]:
-    """While active, ``modules`` may be run; afterwards they are as before.
-
-    Restored are the modes of all modules, the values of all buffers except
-    those of quantizers, and the generators of random numbers.
-    """
+    """Restore, afterwards, the modes of ``modules``, the values of all buffers
+    except those of quantizers, and the generators of random numbers."""
     inner = [m for module in modules for m in module.modules()]
     modes = [(module, module.training) for module in inner]
     buffers = [

@@ -56,9 +56,9 @@ class NetworkProfile:
 class LayerTracer(WeightTracer):
     """Finds how the weight of each layer is used, wherever that happens.
 
-    A weight may enter ``F.conv1d``, ``F.conv2d``, ``F.conv3d``, ``F.linear``
-    or the attention of :class:`torch.nn.MultiheadAttention`: in the layer, or
-    in a module that reads the weight of the layer.
+    A weight may enter a convolution, ``F.linear`` or the attention of
+    :class:`torch.nn.MultiheadAttention`: in the layer, or in a module that
+    reads the weight of the layer.
 
     Args:
         model: The network.

@@ -18,10 +18,10 @@ class ModuleCall:
     Args:
         inputs: Tensors among its arguments.
         outputs: Tensors that it returned.
-        versions: Version of each output when the module returned it; it is
-            another one later if an operation overwrites the output in place.
+        versions: Of each output when it was returned; an operation in place
+            changes ``Tensor._version``.
         kind: Name of the class of what it returned.
-        grad: Whether gradients were recorded. They are not inside of
+        grad: Whether gradients were recorded, as they are not inside of
             activation checkpointing.
     """
 
@@ -47,8 +47,7 @@ class TrainingPass:
     """
 
     def __init__(self, model: nn.Module, images: Tensor) -> None:
-        # Without it a frozen backbone would seem to send no gradient, but its
-        # learned scales will.
+        # the learned scales of a frozen backbone will send gradients, too
         self.images = images.detach().requires_grad_()
         self.model = model
         self.calls: dict[str, ModuleCall] = {}
@@ -113,13 +112,7 @@ class TrainingPass:
 
     def is_usable(self, name: str) -> bool:
         """Whether a module returns features that send back a gradient."""
-        call = self.calls.get(name)
-        return (
-            call is not None
-            and call.grad
-            and any(
-                call.outputs[i].dim() in (3, 4)
-                and call.outputs[i].requires_grad
-                for i in self.features(name)
-            )
-        )
+        if name not in self.calls or not self.calls[name].grad:
+            return False
+        features = [self.calls[name].outputs[i] for i in self.features(name)]
+        return any(x.dim() in (3, 4) and x.requires_grad for x in features)

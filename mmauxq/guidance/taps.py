@@ -42,7 +42,7 @@ class Tap:
 
     @property
     def channels(self) -> int:
-        """C."""
+        """Number of channels."""
         return self.shape[0] if self.layout == MAP else self.shape[-1]
 
     @property

@@ -12,13 +12,10 @@ def forward_hooks(
     modules: Iterable[tuple[str, nn.Module]],
     hook: Callable[[str, nn.Module, Any, Any], Tensor | None],
 ) -> Iterator[None]:
-    """Call ``hook`` after each forward pass of ``modules``, while active.
+    """Call ``hook`` after each forward pass of (name, module) pairs.
 
-    Args:
-        modules: (name, module) pairs.
-        hook: Takes the name, the module, its first positional argument
-            (``None`` if there is none) and its output; a tensor that it
-            returns takes the place of the output.
+    It takes the name, the module, its first positional argument (``None`` if
+    there is none) and its output; a tensor that it returns replaces that.
     """
     with ExitStack() as handles:
         for name, module in modules:

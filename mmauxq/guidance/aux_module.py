@@ -2,16 +2,17 @@
 
 import math
 from collections.abc import Sequence
+from itertools import groupby
 
 import torch.nn.functional as F
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from mmauxq.errors import UsageError
+from mmauxq.errors import UsageError, check_integer
 from mmauxq.registry import MODELS
 
 from .auxiliary_bn import AuxiliaryBN
-from .base import Guidance, linear_classifier, pool, student_logits
+from .base import Guidance, is_weight, linear_classifier, pool, student_logits
 from .distance import build_distance
 from .taps import CHANNELS_LAST, IMAGE, MAP, TOKENS, Tap, TapRecorder
 from .tokens import resize_tokens, to_map
@@ -36,8 +37,8 @@ class AuxAdaptorAggregator(Guidance):
     where the shape stays and a strided 1x1 convolution and a batch norm where
     it changes; all in full precision. For tokens (N, L, C) both are a linear
     layer and a layer norm, and g is pooled where their number changes; class
-    tokens are carried along. The gradient of its loss reaches every
-    tapped block along a path without quantizers.
+    tokens are carried along. The gradient of the loss reaches every tapped
+    block without passing a quantizer.
 
     Its classifier may also teach F: ``guides_student`` adds
     ``loss_to_student = loss_weight * d(logits of F, logits of H)``.
@@ -47,9 +48,7 @@ class AuxAdaptorAggregator(Guidance):
     (adaptor and aggregator: 3.1, joint training: 3.2).
 
     Args:
-        taps: What is read from F, the stem's output first.
-        head: The head of F; its loss module is used here too.
-        num_classes: K.
+        taps, head, num_classes, dtype: See :class:`.base.Guidance`.
         loss_weight: Weight of the auxiliary loss.
         width_ratio: Channels of g_p over those of O_p, in (0, 1]. 1 is the
             paper's. Narrower ones make each adaptor a bottleneck and cost
@@ -61,12 +60,10 @@ class AuxAdaptorAggregator(Guidance):
             which lets no gradient into the logits of H unless it has
             ``teacher_detach=False``; ``None`` for no such term.
         separate_bn: Whether H reads a second pass through F, with batch norms
-            of its own, as in the first version of the paper; see
-            :class:`.auxiliary_bn.AuxiliaryBN`. By default both share one
-            pass, as in the second version.
-        dtype: ``'float32'`` or ``None``, see :class:`.base.Guidance`.
-        init_cfg: MMEngine's config of the initialisation; by default that of
-            mmpretrain's ResNet.
+            of its own (:class:`.auxiliary_bn.AuxiliaryBN`), as in the first
+            version of the paper. By default both share one pass, as in the
+            second version.
+        init_cfg: Initialisation; by default that of mmpretrain's ResNet.
 
     Raises:
         UsageError: If an argument is out of its range, or a tap is neither a
@@ -89,32 +86,30 @@ class AuxAdaptorAggregator(Guidance):
         dtype: str | None = 'float32',
         init_cfg: dict | Sequence[dict] = INIT,
     ) -> None:
-        super().__init__(
-            taps, head, num_classes, loss_weight, dtype, list(init_cfg)
-        )
-        _check_arguments(taps, width_ratio, groups, separate_bn)
+        super().__init__(loss_weight, dtype, list(init_cfg))
+        if not is_weight(width_ratio) or not 0 < width_ratio <= 1:
+            raise UsageError(
+                'guidance.width_ratio: expected a number above 0, at most 1, '
+                f'got {width_ratio!r}'
+            )
+        check_integer('guidance.groups', groups, 1)
+        if not isinstance(separate_bn, bool):
+            raise UsageError(
+                'guidance.separate_bn: expected True or False, got '
+                f'{separate_bn!r}'
+            )
         self.separate_bn = separate_bn
         self.second_pass: AuxiliaryBN | None = None
-        blocks: dict[str, list[Tap]] = {}
-        for tap in taps:
-            blocks.setdefault(tap.module, []).append(tap)
-        self.names = [tap.name for tap in taps]
-        self.shapes = [tap.shape for tap in taps]
-        self.parts = [[tap.name for tap in block] for block in blocks.values()]
         self.adaptors = nn.ModuleList()
         g: Tap | None = None
-        for block in blocks.values():
-            adaptor = Adaptor(block, g, width_ratio, groups)
+        for _, block in groupby(taps, key=lambda t: t.name.partition(':')[0]):
+            adaptor = Adaptor(list(block), g, width_ratio, groups)
             self.adaptors.append(adaptor)
             g = adaptor.result
-        assert g is not None
-        self.layout = g.layout
         self.head = linear_classifier(head, g.channels, num_classes)
-        self.guides_student = None
-        if guides_student is not None:
-            self.guides_student = build_distance(
-                guides_student, 'guidance.guides_student', num_classes
-            )
+        self.guides_student = build_distance(
+            guides_student, 'guidance.guides_student', num_classes
+        )
 
     def attach(self, network: nn.Module, recorder: TapRecorder) -> TapRecorder:
         """With ``separate_bn``, nothing is read in F's own pass."""
@@ -133,16 +128,15 @@ class AuxAdaptorAggregator(Guidance):
         """Logits of the auxiliary classifier, (N, K).
 
         Args:
-            outputs: Name of a tap -> O_p, (N, *shape of the tap); with
-                ``separate_bn`` the images, (N, C, H, W).
+            outputs: Name of a tap -> O_p; with ``separate_bn`` the images.
         """
         if self.second_pass is not None:
             outputs = self.second_pass(outputs[IMAGE])
         with self.precision():
             g = None
-            for names, adaptor in zip(self.parts, self.adaptors, strict=True):
-                g = adaptor([self.cast(outputs[name]) for name in names], g)
-            return self.head((pool(g, self.layout),))
+            for adaptor in self.adaptors:
+                g = adaptor([self.cast(outputs[n]) for n in adaptor.names], g)
+            return self.head((pool(g, adaptor.result.layout),))
 
     def losses(
         self,
@@ -151,14 +145,7 @@ class AuxAdaptorAggregator(Guidance):
         aux_logits: Tensor | None,
         data_samples: list,
     ) -> dict[str, Tensor]:
-        """``loss_aux`` and ``loss_to_student``, weighted.
-
-        Args:
-            output: Logits of the auxiliary classifier, (N, K).
-            logits: Logits of F, (N, K).
-            aux_logits: The same as ``output``.
-            data_samples: With the targets.
-        """
+        """``loss_aux`` and ``loss_to_student``, from logits (N, K)."""
         loss = self.head._get_loss(output, data_samples)['loss']
         losses = dict(loss_aux=loss * self.loss_weight)
         if self.guides_student is not None:
@@ -167,53 +154,13 @@ class AuxAdaptorAggregator(Guidance):
         return losses
 
 
-def _check_arguments(
-    taps: Sequence[Tap],
-    width_ratio: object,
-    groups: object,
-    separate_bn: object,
-) -> None:
-    if (
-        isinstance(width_ratio, bool)
-        or not isinstance(width_ratio, (int, float))
-        or not 0 < width_ratio <= 1
-    ):
-        raise UsageError(
-            'guidance.width_ratio: expected a number above 0, at most 1, got '
-            f'{width_ratio!r}'
-        )
-    if isinstance(groups, bool) or not isinstance(groups, int) or groups < 1:
-        raise UsageError(
-            f'guidance.groups: expected an integer from 1, got {groups!r}'
-        )
-    if not isinstance(separate_bn, bool):
-        raise UsageError(
-            'guidance.separate_bn: expected True or False, got '
-            f'{separate_bn!r}'
-        )
-    for tap in taps:
-        if len(tap.shape) not in (2, 3):
-            raise UsageError(
-                'taps: expected feature maps (C, H, W) or tokens (L, C) per '
-                f'sample, got shape {tap.shape} from {tap.name}'
-            )
-
-
 class Adaptor(BaseModule):
     """One step of the aggregator: ``g_p = ReLU(phi(O_p) + project(g))``.
 
     The first one, on the stem's output, is ``g_0 = phi(O_0)``. A block that
-    gives several tensors has a ``phi`` for each, and their sum, at the
-    smallest of the sizes, is adapted.
-
-    Args:
-        taps: The block output O_p; several if the block gives several.
-        previous: Layout and shape of g_{p-1}, ``None`` for the first.
-        width_ratio: Channels of g_p over those of O_p.
-        groups: Groups of the convolutions phi.
-
-    Attributes:
-        result: Layout and shape of g_p: a map or tokens.
+    gives several tensors has a ``phi`` for each; their outputs are summed at
+    the smallest of the sizes. ``previous`` is the layout and shape of
+    g_{p-1}, and ``result`` that of g_p, a map or tokens.
     """
 
     def __init__(
@@ -224,54 +171,33 @@ class Adaptor(BaseModule):
         groups: int,
     ) -> None:
         super().__init__()
-        plain = [_as_map(tap) for tap in taps]
-        maps = [tap for tap in plain if tap.layout == MAP]
+        maps = [tap for tap in taps if tap.layout != TOKENS]
         # the deepest: smallest, and then widest
         main = min(
-            maps or plain, key=lambda tap: (_positions(tap), -tap.channels)
+            maps or taps, key=lambda tap: (math.prod(tap.size), -tap.channels)
         )
         width = max(round(main.channels * width_ratio), 1)
+        self.names = [tap.name for tap in taps]
         self.layouts = [tap.layout for tap in taps]
-        phi = [self._phi(tap, width, groups) for tap in taps]
+        phi = [_build_phi(tap, width, groups) for tap in taps]
         self.phi = phi[0] if len(phi) == 1 else nn.ModuleList(phi)
-        shape = (
-            (width, *main.shape[1:])
-            if main.layout == MAP
-            else (main.shape[0], width)
-        )
-        self.result = Tap(main.name, shape, main.layout)
+        self.result = Tap(main.name, (*main.size, width), TOKENS)
+        if maps:
+            self.result = Tap(main.name, (width, *main.size))
         self.project: nn.Module | None = None
         if previous is None:
             return
         self.project = nn.Identity()
-        if main.layout == MAP:
+        channels, size = previous.channels, previous.size
+        if maps:
             # blocks round an odd size up (padding) or down (pooling)
             stride = 1
             if previous.layout == MAP:
-                stride = max(round(previous.shape[1] / main.shape[1]), 1)
-            if stride > 1 or previous.channels != width:
-                self.project = conv_bn(previous.channels, width, stride)
-        elif previous.channels != width or _positions(previous) != _positions(
-            main
-        ):
-            self.project = linear_norm(previous.channels, width)
-
-    def _phi(self, tap: Tap, width: int, groups: int) -> nn.Sequential:
-        channels = _as_map(tap).channels
-        if tap.layout == TOKENS:
-            if groups > 1:
-                raise UsageError(
-                    'guidance.groups: expected 1 for tokens, which are '
-                    f'adapted by linear layers, got {groups} ({tap.name})'
-                )
-            return linear_norm(channels, width)
-        if channels % groups or width % groups:
-            raise UsageError(
-                f'guidance.groups: expected a divisor of the {channels} '
-                f'channels of {tap.name} and of the {width} of its adaptor, '
-                f'got {groups}'
-            )
-        return conv_bn(channels, width, groups=groups)
+                stride = max(round(size[0] / main.size[0]), 1)
+            if stride > 1 or channels != width:
+                self.project = conv_bn(channels, width, stride)
+        elif channels != width or math.prod(size) != main.size[0]:
+            self.project = linear_norm(channels, width)
 
     def _adapt(self, outputs: Sequence[Tensor]) -> Tensor:
         phi = [self.phi] if len(self.layouts) == 1 else self.phi
@@ -284,12 +210,10 @@ class Adaptor(BaseModule):
         if len(adapted) == 1:
             return adapted[0]
         if self.result.layout == MAP:
-            maps = [x for x in adapted if x.dim() == 4]
-            size = min((x.shape[-2:] for x in maps), key=math.prod)
-            adapted = [
-                F.adaptive_avg_pool2d(x if x.dim() == 4 else to_map(x), size)
-                for x in adapted
-            ]
+            maps = [x if x.dim() == 4 else to_map(x) for x in adapted]
+            sizes = [x.shape[-2:] for x in adapted if x.dim() == 4]
+            size = min(sizes, key=math.prod)
+            adapted = [F.adaptive_avg_pool2d(x, size) for x in maps]
         else:
             count = min(x.shape[1] for x in adapted)
             adapted = [resize_tokens(x, count) for x in adapted]
@@ -319,12 +243,7 @@ def conv_bn(
     """1x1 convolution + batch norm, full precision."""
     return nn.Sequential(
         nn.Conv2d(
-            in_channels,
-            out_channels,
-            1,
-            stride=stride,
-            groups=groups,
-            bias=False,
+            in_channels, out_channels, 1, stride, groups=groups, bias=False
         ),
         nn.BatchNorm2d(out_channels),
     )
@@ -338,13 +257,23 @@ def linear_norm(in_channels: int, out_channels: int) -> nn.Sequential:
     )
 
 
-def _as_map(tap: Tap) -> Tap:
-    """The same place, with a channels-last map as a map."""
-    if tap.layout != CHANNELS_LAST:
-        return tap
-    height, width, channels = tap.shape
-    return Tap(tap.name, (channels, height, width), MAP)
-
-
-def _positions(tap: Tap) -> int:
-    return math.prod(tap.shape[1:] if tap.layout == MAP else tap.shape[:1])
+def _build_phi(tap: Tap, width: int, groups: int) -> nn.Sequential:
+    if len(tap.shape) not in (2, 3):
+        raise UsageError(
+            'taps: expected feature maps (C, H, W) or tokens (L, C) per '
+            f'sample, got shape {tap.shape} from {tap.name}'
+        )
+    if tap.layout == TOKENS:
+        if groups > 1:
+            raise UsageError(
+                'guidance.groups: expected 1 for tokens, which are adapted '
+                f'by linear layers, got {groups} ({tap.name})'
+            )
+        return linear_norm(tap.channels, width)
+    if tap.channels % groups or width % groups:
+        raise UsageError(
+            f'guidance.groups: expected a divisor of the {tap.channels} '
+            f'channels of {tap.name} and of the {width} of its adaptor, '
+            f'got {groups}'
+        )
+    return conv_bn(tap.channels, width, groups=groups)

@@ -2,7 +2,6 @@
 
 import copy
 
-import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -14,11 +13,10 @@ from .taps import TapRecorder
 
 
 class AuxiliaryBN(nn.Module):
-    """Runs F's backbone again, sharing all of it except the batch norms.
+    """Runs F's backbone again, with copies of its batch norms.
 
-    Quantized convolutions, their scales and everything else belong to F, and
-    learn from both passes. Affine parameters and running statistics of the
-    batch norms are copies, made from F before the first step.
+    Everything else belongs to F and learns from both passes. Affine
+    parameters and running statistics are copied before the first step.
 
     Sources: the first version of the auxiliary module's paper,
     arXiv:1903.11236v1; auxiliary batch norms: Xie et al., AdvProp,
@@ -42,39 +40,31 @@ class AuxiliaryBN(nn.Module):
                 f'got {outside}'
             )
         self._network, self.recorder = [network], recorder
-        norms = self._norms_of_f()
+        norms = {
+            name: copy.deepcopy(module)
+            for name, module in network.backbone.named_modules()
+            if isinstance(module, _BatchNorm)
+        }
         if not norms:
             raise UsageError(
                 'guidance.separate_bn: expected a backbone with batch norms, '
                 f'got a {type(network.backbone).__name__}; set it to False'
             )
         self.names = list(norms)
-        self.norms = nn.ModuleList(map(copy.deepcopy, norms.values()))
+        self.norms = nn.ModuleList(norms.values())
         self.register_buffer('ready', flag(False))
-
-    def _norms_of_f(self) -> dict[str, nn.Module]:
-        return {
-            name: module
-            for name, module in self._network[0].backbone.named_modules()
-            if isinstance(module, _BatchNorm)
-        }
 
     def prepare(self) -> None:
         """Copy F's batch norms, unless this was done."""
         if self.ready:
             return
-        norms = self._norms_of_f()
-        with torch.no_grad():
-            for name, norm in zip(self.names, self.norms, strict=True):
-                norm.load_state_dict(norms[name].state_dict())
-            self.ready.fill_(1)
+        for name, norm in zip(self.names, self.norms, strict=True):
+            source = self._network[0].backbone.get_submodule(name)
+            norm.load_state_dict(source.state_dict())
+        self.ready.fill_(1)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Name of a tap -> its tensor in the second pass.
-
-        Args:
-            images: (N, C, H, W), preprocessed.
-        """
+        """Name of a tap -> its tensor in a pass of images (N, C, H, W)."""
         self.recorder.restart()
         tensors = {
             f'{name}.{key}': tensor

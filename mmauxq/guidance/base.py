@@ -29,8 +29,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from mmengine.model import BaseModule
-from mmpretrain.models import MultiLabelClsHead
-from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
+from mmpretrain.models.heads import (
+    LinearClsHead,
+    MultiLabelClsHead,
+    MultiLabelLinearClsHead,
+)
 from torch import Tensor, nn
 
 from mmauxq.errors import UsageError
@@ -47,13 +50,14 @@ class Guidance(BaseModule):
     from tensors to tensors, which may be compiled or recorded, and
     :meth:`losses`, which knows the targets.
 
+    The algorithm also gives a subclass ``taps``, what is read from F, in the
+    order of running, the images first if ``uses_image``, the stem first if
+    ``uses_stem``; the ``head`` of F, whose loss module serves the guidance
+    too, with its label smoothing and mixed targets; ``num_classes``, K; and if
+    ``uses_image`` the ``network`` F in floating point with its
+    ``data_preprocessor``.
+
     Args:
-        taps: What is read from F, in the order in which it is computed; the
-            images first if ``uses_image``, the stem first if ``uses_stem``.
-        head: The head of F. Its loss module serves the classifiers of the
-            guidance too, so that label smoothing and mixed targets are the
-            same for both.
-        num_classes: K, the width of the logits of F.
         loss_weight: Factor on all losses returned, not negative. A schedule
             may change it while training (``GuidanceWeightHook``).
         dtype: ``'float32'`` computes the guidance in full precision also
@@ -62,8 +66,7 @@ class Guidance(BaseModule):
     Attributes:
         loss_weight: Shape (), float32. Not stored in checkpoints: it belongs
             to the config and the schedule.
-        recorders: Recorders of other modules than F, such as a teacher;
-            entered together with that of F.
+        recorders: Of other modules, such as a teacher; entered with F's.
         gives_aux_logits: Whether :meth:`forward` returns the logits of an
             auxiliary module, which other guidances may use.
         needs_aux_logits: Whether :meth:`losses` needs them.
@@ -76,11 +79,8 @@ class Guidance(BaseModule):
 
     def __init__(
         self,
-        taps: Sequence[Tap],
-        head: nn.Module,
-        num_classes: int,
-        loss_weight: float = 1.0,
-        dtype: str | None = 'float32',
+        loss_weight: float,
+        dtype: str | None,
         init_cfg: dict | list | None = None,
     ) -> None:
         super().__init__(init_cfg)
@@ -105,32 +105,19 @@ class Guidance(BaseModule):
         return 'auto'
 
     def init_weights(self) -> None:
-        """Initialise with random numbers of its own.
-
-        F, initialised before or after, starts from the same weights whatever
-        guides it.
-        """
+        """Initialise; F starts from the same weights whatever guides it."""
         with forked_generators(self):
             super().init_weights()
 
     def attach(self, network: nn.Module, recorder: TapRecorder) -> TapRecorder:
-        """Called once, after the guidance was built.
+        """Called once, with F in floating point and a recorder of its taps.
 
-        Args:
-            network: F, in floating point.
-            recorder: Of the taps.
-
-        Returns:
-            The recorder of F's own pass for :meth:`forward`.
+        Returns the recorder that gives :meth:`forward` its tensors.
         """
         return recorder
 
     def prepare(self, network: nn.Module) -> None:
-        """Called before the first step of a process, with weights loaded.
-
-        Args:
-            network: F, quantized, calibrated or not.
-        """
+        """Called before the first step, with F quantized and loaded."""
 
     def forward(self, outputs: dict[str, Tensor]) -> Any:
         """The part of the guidance that is computed from tensors alone.
@@ -139,8 +126,7 @@ class Guidance(BaseModule):
             outputs: Name of a tap -> its tensor, (N, *shape of the tap).
 
         Returns:
-            What :meth:`losses` takes; the logits (N, K) of the guidance's
-            classifier if it has one.
+            What :meth:`losses` takes; logits (N, K) if ``gives_aux_logits``.
         """
         raise NotImplementedError
 
@@ -156,9 +142,8 @@ class Guidance(BaseModule):
         Args:
             output: Result of :meth:`forward`.
             logits: Logits of F, (N, K); ``None`` if its head hides them.
-            aux_logits: Logits of the auxiliary module, (N, K), if there is
-                one.
-            data_samples: The samples of the batch, as the head of F gets.
+            aux_logits: Logits of the auxiliary module, (N, K), if any.
+            data_samples: N of them, with the targets.
 
         Returns:
             Name with ``loss`` in it -> tensor of shape (); other names are
@@ -196,32 +181,23 @@ def student_logits(logits: Tensor | None) -> Tensor:
 
 def is_weight(value: object) -> bool:
     """Whether ``value`` is a finite number from 0."""
-    return (
-        isinstance(value, (int, float))
-        and not isinstance(value, bool)
-        and 0 <= value < math.inf
-    )
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and 0 <= value < math.inf
 
 
 def check_weights(
     weights: float | Sequence[float], taps: Sequence[Tap], where: str
 ) -> list[float]:
-    """One weight for each tap.
-
-    Args:
-        weights: One for all, or one for each, not negative.
-        taps: What is weighted.
-        where: The config key, for messages.
+    """One weight for each tap, from one for all or a list.
 
     Raises:
         UsageError: If there are more or fewer weights than taps, or one is
-            negative.
+            negative; ``where`` is the config key.
     """
     if isinstance(weights, (int, float)):
         weights = [weights] * len(taps)
-    if not isinstance(weights, (list, tuple)) or not all(
-        map(is_weight, weights)
-    ):
+    several = isinstance(weights, (list, tuple))
+    if not several or not all(map(is_weight, weights)):
         raise UsageError(
             f'{where}: expected a number from 0 or a list of them, got '
             f'{weights!r}'
@@ -238,12 +214,7 @@ def check_weights(
 
 
 def pool(features: Tensor, layout: str) -> Tensor:
-    """The mean over all positions, (N, C).
-
-    Args:
-        features: (N, C, H, W), (N, H, W, C) or (N, L, C).
-        layout: Which of them, see :class:`.taps.Tap`.
-    """
+    """The mean over all positions, (N, C), in any layout of a tap."""
     if layout == MAP:
         return F.adaptive_avg_pool2d(features, 1).flatten(1)
     return features.mean((1, 2) if layout == CHANNELS_LAST else 1)
@@ -252,13 +223,7 @@ def pool(features: Tensor, layout: str) -> Tensor:
 def linear_classifier(
     head: nn.Module, in_channels: int, num_classes: int
 ) -> nn.Module:
-    """A linear head of mmpretrain with the loss of another head.
-
-    Args:
-        head: The head of F. Its loss module is copied, not shared: it may
-            have state.
-        in_channels: Width of the pooled features.
-        num_classes: K.
+    """A linear head of mmpretrain with a copy of the loss of ``head``.
 
     Raises:
         UsageError: If ``head`` has no loss module.
@@ -268,16 +233,7 @@ def linear_classifier(
             'architecture.head: expected a head with a loss_module, which '
             f'guidance uses too, got a {type(head).__name__}'
         )
-    kind = 'LinearClsHead'
-    if isinstance(head, MultiLabelClsHead):
-        kind = 'MultiLabelLinearClsHead'
-    classifier = MMPRETRAIN_MODELS.build(
-        dict(
-            type=kind,
-            num_classes=num_classes,
-            in_channels=in_channels,
-            _scope_='mmpretrain',
-        )
-    )
-    classifier.loss_module = copy.deepcopy(head.loss_module)
-    return classifier
+    several = isinstance(head, MultiLabelClsHead)
+    kind = MultiLabelLinearClsHead if several else LinearClsHead
+    loss_module = copy.deepcopy(head.loss_module)
+    return kind(num_classes, in_channels, loss=loss_module)

@@ -23,13 +23,10 @@ class IntermediateClassifiers(Guidance):
     "additional loss" of the auxiliary module's paper, arXiv:1903.11236.
 
     Args:
-        taps: What is read from F.
-        head: The head of F; its loss module is used here too.
-        num_classes: K.
-        loss_weight: Factor on all losses.
+        taps, head, num_classes, loss_weight, dtype: See
+            :class:`.base.Guidance`.
         alphas: Weight of each classifier, in the order of the taps, not
             negative; one number for all.
-        dtype: ``'float32'`` or ``None``, see :class:`.base.Guidance`.
 
     Raises:
         UsageError: If there are more or fewer weights than taps, or one is
@@ -46,7 +43,7 @@ class IntermediateClassifiers(Guidance):
         dtype: str | None = 'float32',
         init_cfg: dict | list | None = None,
     ) -> None:
-        super().__init__(taps, head, num_classes, loss_weight, dtype, init_cfg)
+        super().__init__(loss_weight, dtype, init_cfg)
         self.taps = list(taps)
         self.alphas = check_weights(alphas, taps, 'guidance.alphas')
         self.classifiers = nn.ModuleList(
@@ -55,17 +52,14 @@ class IntermediateClassifiers(Guidance):
 
     def forward(self, outputs: dict[str, Tensor]) -> Tensor:
         """Logits of all classifiers, (P, N, K)."""
+        logits = []
         with self.precision():
-            return torch.stack(
-                [
-                    classifier(
-                        (pool(self.cast(outputs[tap.name]), tap.layout),)
-                    )
-                    for tap, classifier in zip(
-                        self.taps, self.classifiers, strict=True
-                    )
-                ]
-            )
+            for tap, classifier in zip(
+                self.taps, self.classifiers, strict=True
+            ):
+                features = pool(self.cast(outputs[tap.name]), tap.layout)
+                logits.append(classifier((features,)))
+            return torch.stack(logits)
 
     def losses(
         self,
@@ -74,14 +68,7 @@ class IntermediateClassifiers(Guidance):
         aux_logits: Tensor | None,
         data_samples: list,
     ) -> dict[str, Tensor]:
-        """``loss_TAP`` for each tap, weighted.
-
-        Args:
-            output: Logits of all classifiers, (P, N, K).
-            logits: Not used.
-            aux_logits: Not used.
-            data_samples: With the targets.
-        """
+        """``loss_TAP`` for each tap, from the logits (P, N, K)."""
         losses = {}
         for tap, alpha, classifier, tap_logits in zip(
             self.taps, self.alphas, self.classifiers, output, strict=True

@@ -11,15 +11,16 @@ from mmauxq.errors import UsageError
 
 
 def build_distance(
-    config: dict, where: str, num_classes: int | None = None
-) -> nn.Module:
+    config: dict | None, where: str, num_classes: int | None = None
+) -> nn.Module | None:
     """A loss of mmrazor that takes a student's and a teacher's tensor.
 
     ``mmrazor.KLDivergence`` (``tau``) for logits; ``mmrazor.ATLoss``,
     ``L2Loss``, ``CWD``, ``PKDLoss`` and others for features.
 
     Args:
-        config: With ``type``, e.g. ``'mmrazor.KLDivergence'``.
+        config: With ``type``, e.g. ``'mmrazor.KLDivergence'``; without a
+            config there is no distance.
         where: The config key, for messages.
         num_classes: K, if it is to compare logits (N, K).
 
@@ -27,7 +28,9 @@ def build_distance(
         UsageError: If there is no such loss, it does not take the arguments,
             or it compares anything else than two tensors, or no logits.
     """
-    module = _build(config, where, {})
+    if not config:
+        return None
+    module = _build(config, where)
     parameters = inspect.signature(module.forward).parameters.values()
     needed = [p.name for p in parameters if p.default is p.empty]
     if len(needed) != 2:
@@ -49,12 +52,9 @@ def build_distance(
 def comparable(
     distance: nn.Module, ours: Sequence[int], theirs: Sequence[int]
 ) -> bool:
-    """Whether a distance takes these shapes, without stretching an axis.
+    """Whether a distance takes tensors of these shapes, without broadcasting.
 
-    Args:
-        distance: Made by :func:`build_distance`.
-        ours: Shape of the student's tensor.
-        theirs: Shape of the teacher's.
+    Shapes of three and more axes must agree in all but the channels.
     """
     if len(ours) != len(theirs) or tuple(ours[2:]) != tuple(theirs[2:]):
         return False
@@ -74,8 +74,8 @@ def build_connector(
     Args:
         config: With ``type``, e.g. ``'mmrazor.ConvModuleConnector'``; the
             widths are filled in where the class has them.
-        in_channels: Channels of the student's features.
-        out_channels: Channels of the teacher's features.
+        in_channels: Of the student's features.
+        out_channels: Of the teacher's features.
         where: The config key, for messages.
 
     Raises:
@@ -83,10 +83,10 @@ def build_connector(
             arguments.
     """
     widths = dict(in_channel=in_channels, out_channel=out_channels)
-    return _build(config, where, widths)
+    return _build(config, where, **widths)
 
 
-def _build(config: dict, where: str, defaults: dict) -> nn.Module:
+def _build(config: dict, where: str, **defaults: int) -> nn.Module:
     compat.enable_mmrazor()
     from mmrazor.registry import MODELS
 

@@ -9,7 +9,7 @@ from mmengine.model import ModuleList
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
-from mmauxq.errors import UsageError
+from mmauxq.errors import UsageError, one_line
 from mmauxq.network import (
     TrainingPass,
     forked_generators,
@@ -43,8 +43,7 @@ class KnowledgeDistillation(Guidance):
 
     O_p and T_p are the outputs of F and of the teacher at tap p, c_p a
     connector that exists in training only. All distances are losses of
-    mmrazor, computed in float32. Its recorders are not used: they keep
-    tensors that a later in-place ReLU overwrites.
+    mmrazor, computed in float32.
 
     Without ``teacher``, F's own architecture in floating point teaches, and
     without ``checkpoint`` it has the weights that F starts from: the teacher
@@ -63,40 +62,32 @@ class KnowledgeDistillation(Guidance):
 
     Args:
         taps: What is read from F: the images, then the features to compare.
-        head: The head of F.
-        num_classes: K.
-        network: F in floating point, copied if it is the teacher.
-        data_preprocessor: Of F.
+        head, num_classes, network, data_preprocessor: See
+            :class:`.base.Guidance`. The network is copied if it teaches.
         teacher: Config of an image classifier: ``'mmpretrain::...'``, a file,
-            or a dict; ``None`` for F's architecture.
-        checkpoint: Of the teacher, a file or URL; ``None`` only if there is
-            no ``teacher``, or it is trained along.
-        train_teacher: Whether the teacher is trained along, with its own task
-            loss.
-        logits: Config of the distance of the logits; ``None`` for no such
-            term. A temperature far above 1 is known to hurt low-bit students.
-        features: Config of the distance at each tap, e.g.
+            or a dict; by default F's architecture.
+        checkpoint: File or URL; needed by a frozen ``teacher``.
+        train_teacher: Whether the teacher learns too, from its own task loss.
+        logits: Config of the distance d; ``None`` for no such term. A
+            temperature far above 1 is known to hurt low-bit students.
+        features: Config of the distances d_p, e.g.
             ``dict(type='mmrazor.ATLoss', loss_weight=1000.0)``.
         betas: Weight of each tap, or one for all, not negative.
         teacher_taps: Places in the teacher, in the order of the taps; by
             default those of the same names, or else the ends of its stages.
-        connector: Config of the module that maps F's features to the
-            teacher's, e.g.
+        connector: Config of c_p, e.g.
             ``dict(type='mmrazor.ConvModuleConnector', act_cfg=None)``.
-        guides_aux: Config of the distance of the auxiliary module's logits
-            from the teacher's; ``None`` for no such term.
+        guides_aux: Config of the distance d'; ``None`` for no such term.
         least_accuracy: Top-1 in percent on the validation data below which
             training is refused; by default a tenth of the way from guessing
             to 100.
         loss_weight: Factor on all losses except the teacher's own.
-        dtype: Of the connectors, ``'float32'`` or ``None``, see
-            :class:`.base.Guidance`.
-        init_cfg: MMEngine's config of the initialisation of the connectors.
+        dtype: Of the connectors, see :class:`.base.Guidance`.
+        init_cfg: Initialisation of the connectors.
 
     Raises:
-        UsageError: If the teacher has other classes, another input size, or
-            other numbers of taps; or there are more or fewer weights than
-            taps.
+        UsageError: If the teacher has other classes, another input size or
+            another number of taps, or the number of weights is another.
     """
 
     uses_image = True
@@ -123,7 +114,7 @@ class KnowledgeDistillation(Guidance):
         dtype: str | None = 'float32',
         init_cfg: dict | list | None = None,
     ) -> None:
-        super().__init__(taps, head, num_classes, loss_weight, dtype)
+        super().__init__(loss_weight, dtype)
         image, *taps = taps
         if not (logits or features or guides_aux):
             raise UsageError(
@@ -140,47 +131,28 @@ class KnowledgeDistillation(Guidance):
             least_accuracy = guessing + (100 - guessing) / 10
         self.least_accuracy = least_accuracy
         self.train_teacher = train_teacher
+        given = teacher is not None or checkpoint is not None
+        # whether it learns from random weights on
+        self.untrained = train_teacher and given and checkpoint is None
+        # whether it has its weights; else it takes those that F starts from
+        self.register_buffer('ready', flag(given))
         model = self._build_teacher(network, teacher, checkpoint, image)
         _check_fits(model, image, num_classes)
-        teacher_places = _teacher_taps(model, taps, teacher_taps, image)
-        self.teacher = Teacher(
-            model, teacher_places, data_preprocessor, train_teacher
-        )
+        places = _teacher_taps(model, taps, teacher_taps, image)
+        self.teacher = Teacher(model, places, data_preprocessor, train_teacher)
         self.recorders.append(self.teacher.recorder)
         self.names = [tap.name for tap in taps]
         self.betas = check_weights(betas, taps, 'guidance.betas')
-        self.logits = self.guides_aux = self.features = None
-        if logits:
-            self.logits = build_distance(
-                logits, 'guidance.logits', num_classes
-            )
-        if guides_aux:
-            self.needs_aux_logits = True
-            self.guides_aux = build_distance(
-                guides_aux, 'guidance.guides_aux', num_classes
-            )
-        if features:
-            self.features = build_distance(features, 'guidance.features')
-        if connector and any(tap.layout != MAP for tap in taps):
-            raise UsageError(
-                'guidance.connector: expected taps with feature maps '
-                f'(C, H, W), got {tuple(taps[0].shape)} from {taps[0].name}'
-            )
-        self.connectors = ModuleList(
-            (
-                build_connector(
-                    connector,
-                    tap.channels,
-                    place.channels,
-                    'guidance.connector',
-                )
-                if connector
-                else nn.Identity()
-                for tap, place in zip(taps, teacher_places.taps, strict=True)
-            ),
-            init_cfg,
+        self.needs_aux_logits = bool(guides_aux)
+        self.logits = build_distance(logits, 'guidance.logits', num_classes)
+        self.guides_aux = build_distance(
+            guides_aux, 'guidance.guides_aux', num_classes
         )
-        self._check_features(taps, teacher_places.taps)
+        self.features = build_distance(features, 'guidance.features')
+        pairs = zip(taps, places.taps, strict=True)
+        self.connectors = ModuleList(
+            (self._connector(connector, *pair) for pair in pairs), init_cfg
+        )
 
     @classmethod
     def default_taps(cls, config: dict) -> str | None:
@@ -208,15 +180,8 @@ class KnowledgeDistillation(Guidance):
                     'teacher, got None; set it, or train_teacher=True'
                 )
         self.check_size(image.shape[-1])
-        self._has_start = teacher is None or checkpoint is not None
-        # else it takes the weights that F starts from
-        self.register_buffer(
-            'ready', flag(teacher is not None or checkpoint is not None)
-        )
         if checkpoint is not None:
-            state = CheckpointLoader.load_checkpoint(
-                checkpoint, map_location='cpu'
-            )
+            state = CheckpointLoader.load_checkpoint(checkpoint, 'cpu')
             source = f'guidance.checkpoint={checkpoint}'
             state = check_architecture(model, normalise(state, source), source)
             model.load_state_dict(state, strict=False)
@@ -229,10 +194,10 @@ class KnowledgeDistillation(Guidance):
         return model
 
     def check_size(self, width: int) -> None:
-        """See that the teacher takes images so many pixels wide.
+        """Refuse images of a width, in pixels, that the teacher cannot take.
 
         Raises:
-            UsageError: If it was made for another size.
+            UsageError: If the teacher was made for another size.
         """
         if self.size is not None and self.size != width:
             raise UsageError(
@@ -256,16 +221,33 @@ class KnowledgeDistillation(Guidance):
             network.state_dict(), strict=False
         )
         self.ready.fill_(1)
-        print_log(
-            'KnowledgeDistillation: the teacher has the weights that F '
-            'starts from',
-            logger='current',
-        )
+        text = 'the teacher has the weights that F starts from'
+        print_log(f'KnowledgeDistillation: {text}', logger='current')
 
-    @property
-    def untrained(self) -> bool:
-        """Whether the teacher begins from random weights, and learns."""
-        return self.train_teacher and not self._has_start
+    def _connector(
+        self, config: dict | None, tap: Tap, place: Tap
+    ) -> nn.Module:
+        """From the features of F at ``tap`` to the teacher's at ``place``."""
+        connector: nn.Module = nn.Identity()
+        if config and tap.layout != MAP:
+            raise UsageError(
+                'guidance.connector: expected taps with feature maps '
+                f'(C, H, W), got {tap.shape} from {tap.name}'
+            )
+        if config:
+            connector = build_connector(
+                config, tap.channels, place.channels, 'guidance.connector'
+            )
+        with probing(connector):
+            x = connector(torch.zeros(2, *tap.shape))
+        if not comparable(self.features, x.shape, (2, *place.shape)):
+            raise UsageError(
+                f'guidance.features: {tap.name} of F gives {tap.shape} and '
+                f'{place.name} of the teacher {place.shape}, which '
+                f'{type(self.features).__name__} cannot compare; choose '
+                'other taps, or set a connector'
+            )
+        return connector
 
     # --- a step ------------------------------------------------------------
 
@@ -277,7 +259,7 @@ class KnowledgeDistillation(Guidance):
                 F under the names of their taps.
         """
         logits, theirs = self.teacher(outputs[IMAGE])
-        found = dict(teacher=logits.float())
+        results = dict(teacher=logits.float())
         for name, beta, connector, feature in zip(
             self.names, self.betas, self.connectors, theirs, strict=True
         ):
@@ -288,8 +270,8 @@ class KnowledgeDistillation(Guidance):
                     ours.float().contiguous(),
                     feature.detach().float().contiguous(),
                 )
-            found[f'loss_{name.removeprefix("backbone.")}'] = distance * beta
-        return found
+            results[f'loss_{name.removeprefix("backbone.")}'] = distance * beta
+        return results
 
     def losses(
         self,
@@ -298,61 +280,30 @@ class KnowledgeDistillation(Guidance):
         aux_logits: Tensor | None,
         data_samples: list,
     ) -> dict[str, Tensor]:
-        """``loss_logits``, ``loss_TAP``, ``loss_to_aux``, ``loss_teacher``.
-
-        Args:
-            output: Result of :meth:`forward`.
-            logits: Logits of F, (N, K).
-            aux_logits: Logits of H, (N, K), with ``guides_aux``.
-            data_samples: With the targets.
-        """
+        """``loss_logits``, ``loss_TAP``, ``loss_to_aux``, ``loss_teacher``."""
         taught = output['teacher']
         losses = {k: v for k, v in output.items() if k != 'teacher'}
         if self.logits is not None:
             losses['loss_logits'] = self.logits(student_logits(logits), taught)
         if self.guides_aux is not None:
-            assert aux_logits is not None
             losses['loss_to_aux'] = self.guides_aux(aux_logits.float(), taught)
         losses = {k: v * self.loss_weight for k, v in losses.items()}
         if self.train_teacher:
             head = self.teacher.network.head
-            losses['loss_teacher'] = head._get_loss(taught, data_samples)[
-                'loss'
-            ]
+            loss = head._get_loss(taught, data_samples)['loss']
+            losses['loss_teacher'] = loss
         return losses
-
-    def _check_features(
-        self, taps: Sequence[Tap], teacher_taps: Sequence[Tap]
-    ) -> None:
-        """See that every pair of features can be compared."""
-        for tap, place, connector in zip(
-            taps, teacher_taps, self.connectors, strict=True
-        ):
-            with probing(connector):
-                x = connector(torch.zeros(2, *tap.shape))
-            if not comparable(self.features, x.shape, (2, *place.shape)):
-                raise UsageError(
-                    f'guidance.features: {tap.name} of F gives '
-                    f'{tuple(tap.shape)} and {place.name} of the teacher '
-                    f'{tuple(place.shape)}, which '
-                    f'{type(self.features).__name__} cannot compare; choose '
-                    'other taps, or set a connector'
-                )
 
 
 def _check_fits(model: nn.Module, image: Tap, num_classes: int) -> None:
-    """See that the teacher takes F's images and knows its classes."""
+    """Check that the teacher takes F's images and has its classes."""
     try:
         with probing(model):
-            output = model(
-                torch.zeros_like(sample_images(model, image.shape, 2)),
-                mode='tensor',
-            )
+            output = model(sample_images(model, image.shape, 2), mode='tensor')
     except (RuntimeError, AssertionError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UsageError(
             'guidance.teacher: expected one that takes images '
-            f'{tuple(image.shape)}, got an error ({reason})'
+            f'{tuple(image.shape)}, got an error ({one_line(error, 200)})'
         ) from error
     logits = logits_in(output)
     if logits is None:

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import compress, pairwise
 
 from torch import Tensor, nn
 
@@ -11,10 +12,11 @@ from mmauxq.layers import is_quantizable
 from mmauxq.layers.policy import match
 from mmauxq.network import TrainingPass
 
-from .taps import STEM, Tap, TapRecorder, layout_of
+from .taps import STEM, Tap, TapRecorder, layout_of, parts_by_name
 
 AUTO = 'auto'
 STAGE_ENDS = 'stage_ends'
+LISTS = (nn.Sequential, nn.ModuleList)
 
 
 @dataclass
@@ -24,15 +26,12 @@ class Taps:
     Args:
         taps: In the order of running, the stem first if it is read.
         names: Names of the modules that are tapped.
-        stem: Whether the input of the first of them is read.
         overwritten: Names of taps that a later operation overwrites.
-        parts: Which outputs of a module are read, see
-            :class:`.taps.TapRecorder`.
+        parts: Name of a module -> which of its tensors are read.
     """
 
     taps: list[Tap] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
-    stem: bool = False
     overwritten: list[str] = field(default_factory=list)
     parts: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
@@ -40,21 +39,10 @@ class Taps:
         self, model: nn.Module, with_grad: bool = True
     ) -> TapRecorder:
         """A recorder of these taps in ``model``."""
+        names, stem, parts = self.names, STEM in self.parts, self.parts
         return TapRecorder(
-            model,
-            self.names,
-            self.stem,
-            self.overwritten,
-            self.parts,
-            with_grad,
+            model, names, stem, self.overwritten, parts, with_grad
         )
-
-    def add(self, key: str, tensor: Tensor, images: Tensor, overwritten: bool):
-        """Read ``tensor``, (N, ...), under the name ``key``."""
-        shape = tuple(tensor.shape[1:])
-        self.taps.append(Tap(key, shape, layout_of(shape, images.shape[1:])))
-        if overwritten:
-            self.overwritten.append(key)
 
 
 def find_taps(
@@ -81,23 +69,31 @@ def find_taps(
     """
     if taps in (AUTO, STAGE_ENDS):
         chosen = _auto(run)
-        if taps == STAGE_ENDS:
-            chosen = _stage_ends(chosen, run)
     else:
         chosen = resolve_taps(run.model, taps, place)
         for name in chosen:
             _check_readable(name, run, place)
     names = [name for name in run.calls if name in set(chosen)]
+    if taps == STAGE_ENDS:
+        names = _stage_ends(names, run)
     found = Taps(names=names)
+    reads = []
     if stem:
-        _add_stem(found, run)
+        arguments, versions = run.first_inputs[names[0]]
+        features = _stem_features(arguments, run)
+        if features:
+            reads.append((STEM, features, sum(arguments, []), versions))
     for name in names:
-        call, parts = run.calls[name], run.features(name)
-        if call.kind not in ('Tensor', 'Parameter'):
-            found.parts[name] = parts
-        for i in parts:
-            key = name if len(parts) == 1 else f'{name}:{i}'
-            found.add(key, call.outputs[i], run.images, call.overwritten(i))
+        call = run.calls[name]
+        reads.append((name, run.features(name), call.outputs, call.versions))
+    for name, parts, tensors, versions in reads:
+        found.parts[name] = tuple(parts)
+        for key, i in parts_by_name(name, parts).items():
+            shape = tuple(tensors[i].shape[1:])
+            layout = layout_of(shape, run.images.shape[1:])
+            found.taps.append(Tap(key, shape, layout))
+            if tensors[i]._version != versions[i]:
+                found.overwritten.append(key)
     return found
 
 
@@ -117,48 +113,31 @@ def _check_readable(name: str, run: TrainingPass, place: str) -> None:
         )
 
 
-def _add_stem(found: Taps, run: TrainingPass) -> None:
-    """Add what enters the first tapped module, unless it is the image."""
-    arguments, versions = run.first_inputs[found.names[0]]
-    tensors = [tensor for argument in arguments for tensor in argument]
-    offset = 0
-    for argument in arguments:
-        features = [
-            i
-            for i, tensor in enumerate(argument, offset)
-            if run.is_feature(tensor)
-            and tensor.dim() in (3, 4)
-            and tensor is not run.images
-        ]
-        offset += len(argument)
-        if features:
-            break
-    else:
-        return
-    found.stem = True
-    if features != [0] or len(arguments[0]) > 1:
-        found.parts[STEM] = tuple(features)
-    for i in features:
-        key = STEM if len(features) == 1 else f'{STEM}:{i}'
-        overwritten = tensors[i]._version != versions[i]
-        found.add(key, tensors[i], run.images, overwritten)
+def _stem_features(
+    arguments: Sequence[Sequence[Tensor]], run: TrainingPass
+) -> list[int]:
+    """Positions, among all tensors, of those to read; not of the image."""
+    inputs = [(k, x) for k, argument in enumerate(arguments) for x in argument]
+    features = [
+        i
+        for i, (_, x) in enumerate(inputs)
+        if run.is_feature(x) and x.dim() in (3, 4) and x is not run.images
+    ]
+    # only those of the first argument that has some
+    return [i for i in features if inputs[i][0] == inputs[features[0]][0]]
 
 
 def _auto(run: TrainingPass) -> list[str]:
     model = run.model
-    children = [
-        (f'backbone.{name}', child)
+    children = {
+        f'backbone.{name}': child
         for name, child in model.backbone.named_children()
-    ]
+    }
     for names in (
         find_blocks(model, run),
-        find_layers(model),
-        [
-            name
-            for name, child in children
-            if sum(map(is_quantizable, child.modules())) > 1
-        ],
-        [name for name, _ in children],
+        _find_layers(model),
+        [name for name, child in children.items() if _layers(child) > 1],
+        list(children),
     ):
         usable = [name for name in names if run.is_usable(name)]
         if usable:
@@ -171,18 +150,12 @@ def _auto(run: TrainingPass) -> list[str]:
 
 def _stage_ends(names: Sequence[str], run: TrainingPass) -> list[str]:
     """Those after which the shape changes, and the last."""
-    names = [name for name in run.calls if name in set(names)]
     shapes = [
         [run.calls[name].outputs[i].shape for i in run.features(name)]
         for name in names
     ]
-    return [
-        name
-        for name, shape, after in zip(
-            names, shapes, [*shapes[1:], None], strict=True
-        )
-        if shape != after
-    ]
+    ends = [shape != after for shape, after in pairwise([*shapes, None])]
+    return list(compress(names, ends))
 
 
 # --- candidates --------------------------------------------------------------
@@ -194,17 +167,11 @@ def find_blocks(
     """Names of the repeated blocks of ``model.backbone``.
 
     A block is a child of a Sequential or ModuleList, has children itself and
-    is not inside another block; so the stages of a ResNet are passed through
-    and their residual blocks are found. So is one of at least three children
-    of the backbone that are of one class and have several layers. A stage
-    that is no list but holds one, as in a Swin Transformer, is passed through
-    as well if the modules in that list have several layers each and each
-    takes what the one before returns.
-
-    Args:
-        model: An image classifier.
-        run: Tells what modules take and return; without it, such stages are
-            themselves the blocks.
+    is not inside another block: the residual blocks of a ResNet, not its
+    stages. So is one of at least three children of the backbone that are of
+    one class and have several layers. A stage that is no list but holds one,
+    as in a Swin Transformer, is a block only if the modules in that list are
+    not chained, have a single layer, or there is no ``run`` to tell.
     """
     blocks: list[str] = []
 
@@ -213,12 +180,12 @@ def find_blocks(
         for name, child in module.named_children():
             path = f'{prefix}.{name}'
             # the backbone itself may be the list
-            inside = _is_list(module) or (
+            inside = isinstance(module, LISTS) or (
                 module is model.backbone
                 and alike[type(child)] > 2
                 and _layers(child) > 1
             )
-            if inside and not _is_list(child) and _has_children(child):
+            if inside and not isinstance(child, LISTS) and _parts(child):
                 blocks.extend(_inner_blocks(path, child, run) or [path])
             else:
                 visit(path, child)
@@ -230,45 +197,34 @@ def find_blocks(
 def _inner_blocks(
     path: str, module: nn.Module, run: TrainingPass | None
 ) -> list[str]:
-    if run is None:
-        return []
     found: list[str] = []
     for name, child in module.named_children():
-        members = list(child.named_children())
-        names = [f'{path}.{name}.{member}' for member, _ in members]
+        members = _parts(child)
+        names = [f'{path}.{name}.{member}' for member in members]
         if (
-            _is_list(child)
+            run is not None
+            and isinstance(child, LISTS)
             and len(members) > 1
-            and all(
-                _has_children(member) and _layers(member) > 1
-                for _, member in members
-            )
+            and all(_parts(m) and _layers(m) > 1 for m in members.values())
             and run.are_chained(names)
         ):
             found += names
     return found
 
 
-def find_layers(model: nn.Module) -> list[str]:
-    """Names of the layers that stand in a list of ``model.backbone``.
-
-    For networks that repeat bare layers instead of blocks.
-    """
+def _find_layers(model: nn.Module) -> list[str]:
+    """Layers that stand in a list: some networks repeat them bare."""
     return [
-        f'backbone.{path}.{name}' if path else f'backbone.{name}'
-        for path, module in model.backbone.named_modules()
-        if _is_list(module)
+        f'{path}.{name}'
+        for path, module in model.backbone.named_modules(prefix='backbone')
+        if isinstance(module, LISTS)
         for name, child in module.named_children()
         if is_quantizable(child)
     ]
 
 
-def _is_list(module: nn.Module) -> bool:
-    return isinstance(module, (nn.Sequential, nn.ModuleList))
-
-
-def _has_children(module: nn.Module) -> bool:
-    return any(True for _ in module.children())
+def _parts(module: nn.Module) -> dict[str, nn.Module]:
+    return dict(module.named_children())
 
 
 def _layers(module: nn.Module) -> int:
@@ -276,23 +232,16 @@ def _layers(module: nn.Module) -> int:
 
 
 def resolve_taps(
-    model: nn.Module,
-    taps: str | Sequence[str],
-    place: str = 'guidance.taps',
+    model: nn.Module, taps: str | Sequence[str], place: str = 'guidance.taps'
 ) -> list[str]:
-    """Module names that patterns stand for.
+    """Names of the modules that shell patterns match.
 
-    Args:
-        model: An image classifier.
-        taps: Shell patterns of module names such as ``'backbone.layer*.*'``.
-            A ``*`` does not cross a dot, so that the pattern above means
-            blocks, not their layers.
-        place: The config key of ``taps``, for messages.
+    A ``*`` does not cross a dot: ``'backbone.layer*.*'`` means the blocks of a
+    ResNet, not their layers. ``place`` is the config key, for messages.
 
     Raises:
-        UsageError: If nothing is found; the message lists what exists.
+        UsageError: If a pattern matches nothing; it lists what exists.
     """
-    blocks = find_blocks(model)
     names = [name for name, _ in model.named_modules() if name]
     chosen: list[str] = []
     for pattern in [taps] if isinstance(taps, str) else taps:
@@ -301,6 +250,6 @@ def resolve_taps(
         try:
             found = match(pattern, level or names, place)
         except UsageError:
-            found = match(pattern, blocks or names, place)
+            found = match(pattern, find_blocks(model) or names, place)
         chosen += [name for name in found if name not in chosen]
     return chosen

@@ -1,13 +1,13 @@
 """Taps: reading the output of a block while the network runs."""
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import is_tensor_like
-from torch.utils.hooks import RemovableHandle
 
 from mmauxq.errors import UsageError
 from mmauxq.network import tensors_in
@@ -25,17 +25,15 @@ TOKENS = 'tokens'
 
 @dataclass(frozen=True)
 class Tap:
-    """A place where F is read, and what is found there.
+    """A place where F is read, and the shape of the tensor there.
 
     Args:
         name: Name of the module whose output is read; ``'stem'`` for the
             input of the first tapped block, ``'image'`` for that of F. A
             module that returns several tensors has a tap for each,
             ``'name:0'``, ``'name:1'``, ...
-        shape: Of one sample, without the batch axis: (C, H, W), (H, W, C) or
-            (L, C).
-        layout: ``'map'`` for (N, C, H, W), ``'channels_last'`` for
-            (N, H, W, C), ``'tokens'`` for (N, L, C).
+        shape: Of one sample: (C, H, W) in the layout ``'map'``, (H, W, C) in
+            ``'channels_last'``, (L, C) in ``'tokens'``.
     """
 
     name: str
@@ -43,63 +41,62 @@ class Tap:
     layout: str = MAP
 
     @property
-    def module(self) -> str:
-        """The name without the number of the part."""
-        return self.name.partition(':')[0]
-
-    @property
     def channels(self) -> int:
         """Number of channels."""
         return self.shape[0] if self.layout == MAP else self.shape[-1]
 
+    @property
+    def size(self) -> tuple[int, ...]:
+        """(H, W), or (L,) of tokens."""
+        return self.shape[1:] if self.layout == MAP else self.shape[:-1]
+
+
+def parts_by_name(name: str, parts: Sequence[int]) -> dict[str, int]:
+    """Name of a tap -> which of the tensors of the module ``name`` it is."""
+    return {name if len(parts) == 1 else f'{name}:{i}': i for i in parts}
+
 
 def layout_of(shape: Sequence[int], image: Sequence[int]) -> str:
-    """The layout of a tensor.
+    """The layout of a tensor whose samples have this ``shape``.
 
-    Args:
-        shape: Of one sample.
-        image: (C, H, W) of the input. The axes whose ratio is that of the
-            image are the spatial ones.
+    Of three axes, the two whose ratio is nearest to H / W of the ``image``,
+    (C, H, W), are the spatial ones.
     """
-    if len(shape) == 2:
-        return TOKENS
-    if len(shape) != 3:
-        return MAP
 
     def distortion(height: int, width: int) -> float:
         ratio = height * image[2] / (width * image[1])
         return max(ratio, 1 / ratio)
 
-    last = distortion(*shape[:2]) < distortion(*shape[1:])
-    return CHANNELS_LAST if last else MAP
+    if len(shape) == 2:
+        return TOKENS
+    if len(shape) == 3 and distortion(*shape[:2]) < distortion(*shape[1:]):
+        return CHANNELS_LAST
+    return MAP
 
 
 class TapRecorder:
     """Keeps the outputs of modules while it is entered.
 
-    A hook sees a tensor at the moment at which its module returns. Two things
-    can invalidate it, and both are refused with an error: a later in-place
-    operation that overwrites it (a residual sum, an in-place activation), and
-    a module that runs inside activation checkpointing, where no gradient leads
-    back from it. Outputs named in ``overwritten`` are copied instead, which
-    avoids the first.
+    Two things invalidate what a hook sees when its module returns, and both
+    are refused with an error: a later in-place operation that overwrites it (a
+    residual sum, an in-place activation), unless it is named in
+    ``overwritten`` and therefore copied; and activation checkpointing around
+    the module, where no gradient leads back from it.
 
     Args:
         model: The network that contains the modules.
         names: Module names, in any order.
-        stem: Whether to keep also the input of the module that runs first,
-            under the key ``'stem'``.
-        overwritten: Names whose output is known to be overwritten later.
-        parts: Name -> which of the tensors that the module returns are kept,
-            for modules that return a tuple or list. A single one is kept under
-            the name itself, several as ``'name:0'``, ``'name:1'``, ...
+        stem: Whether to keep the input of the module that runs first, too.
+        overwritten: Names of taps that are known to be overwritten later.
+        parts: Name -> which of the tensors in a tuple or list are kept; of
+            the stem the first by default.
         with_grad: Whether a gradient must lead back from them.
 
     Attributes:
         active: Whether it is entered.
-        materialize: Turns what was kept into tensors. The fused batch norms of
-            :mod:`mmauxq.accelerate` replace it: there a module may return an
-            object whose tensor is computed later.
+        materialize: Turns what was kept into tensors. With the fused batch
+            norms of :mod:`mmauxq.accelerate` a module may return an object
+            whose tensor is computed later.
     """
 
     def __init__(
@@ -114,7 +111,7 @@ class TapRecorder:
         self.names = list(names)
         self.stem = stem
         self.overwritten = set(overwritten)
-        self.parts = dict(parts or {})
+        self.parts = {STEM: (0,), **(parts or {})}
         self.with_grad = with_grad
         self.active = False
         self.materialize: Callable[[Any], Tensor] | None = None
@@ -123,7 +120,7 @@ class TapRecorder:
         self._outputs: dict[str, Any] = {}
         self._versions: dict[str, int] = {}
         self._ran: set[str] = set()
-        self._handles: list[RemovableHandle] = []
+        self._hooks = ExitStack()
         self._needs_grad = False
 
     def __enter__(self) -> 'TapRecorder':
@@ -133,35 +130,26 @@ class TapRecorder:
         for name in self.names:
             module = self._model.get_submodule(name)
             if self.stem:
-                self._handles.append(
-                    module.register_forward_pre_hook(
-                        self._keep_input, with_kwargs=True
-                    )
+                handle = module.register_forward_pre_hook(
+                    self._keep_input, with_kwargs=True
                 )
-            self._handles.append(
-                module.register_forward_hook(
-                    lambda _, args, output, name=name: self._keep(name, output)
-                )
+                self._hooks.enter_context(handle)
+            handle = module.register_forward_hook(
+                lambda _, args, output, name=name: self._keep(name, output)
             )
+            self._hooks.enter_context(handle)
         return self
 
     def __exit__(self, *exc: object) -> None:
-        # Checkpointed blocks run again in the backward pass, where they must
-        # not be recorded.
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        # checkpointed blocks run again in the backward pass, unrecorded
+        self._hooks.close()
         self.active = False
 
     def _keep_input(
         self, module: nn.Module, args: tuple, kwargs: dict
     ) -> None:
         if not self._ran:
-            inputs = args or tuple(kwargs.values())
-            if STEM in self.parts:
-                self._keep(STEM, inputs)
-            else:
-                self._keep(STEM, inputs[0] if inputs else None)
+            self._keep(STEM, args or tuple(kwargs.values()))
 
     def _keep(self, name: str, value: object) -> None:
         if self._needs_grad and not torch.is_grad_enabled():
@@ -171,26 +159,22 @@ class TapRecorder:
                 'itself, or set with_cp=False'
             )
         self._ran.add(name)
-        for key, tensor in self._parts_of(name, value).items():
+        outputs = {name: value}
+        if not is_tensor_like(value):
+            if name not in self.parts:
+                raise UsageError(
+                    f'taps: expected feature maps or tokens from {name}, got '
+                    f'a {type(value).__name__}; tap another module'
+                )
+            tensors, parts = tensors_in(value), self.parts[name]
+            keys = parts_by_name(name, parts)
+            outputs = {key: tensors[i] for key, i in keys.items()}
+        for key, tensor in outputs.items():
             if key in self.overwritten:
                 tensor = self._tensor(tensor).clone()
             self._outputs[key] = tensor
             if isinstance(tensor, Tensor):
                 self._versions[key] = tensor._version
-
-    def _parts_of(self, name: str, value: object) -> dict[str, Any]:
-        if is_tensor_like(value):
-            return {name: value}
-        kept = self.parts.get(name)
-        if kept is None:
-            raise UsageError(
-                f'taps: expected feature maps or tokens from {name}, got a '
-                f'{type(value).__name__}; tap another module'
-            )
-        tensors = tensors_in(value)
-        if len(kept) == 1:
-            return {name: tensors[kept[0]]}
-        return {f'{name}:{i}': tensors[i] for i in kept}
 
     def _tensor(self, value: Any) -> Tensor:
         return value if self.materialize is None else self.materialize(value)
@@ -201,8 +185,7 @@ class TapRecorder:
         self._ran.clear()
 
     def release(self) -> None:
-        """Drop what was kept, so that the backward pass alone decides what
-        stays in memory."""
+        """Drop what was kept: autograd alone decides what stays in memory."""
         # Cleared, not replaced: a compiled step returns what was put into a
         # dictionary that existed before it.
         self._outputs.clear()

@@ -28,9 +28,8 @@ class Teacher(nn.Module):
     Args:
         network: The classifier.
         taps: What to read from it.
-        preprocessor: The data preprocessor of F.
-        trained: Whether it is trained along; otherwise it is frozen, always in
-            evaluation mode.
+        preprocessor: Of F.
+        trained: Whether it learns; else it stays in evaluation mode.
     """
 
     scale: Tensor
@@ -49,7 +48,8 @@ class Teacher(nn.Module):
         self.recorder = taps.recorder(network, trained)
         self.names = [tap.name for tap in taps.taps]
         own = getattr(network, 'data_preprocessor', None)
-        self.flip = _to_rgb(preprocessor) != _to_rgb(own)
+        rgb = [bool(getattr(p, 'to_rgb', False)) for p in (preprocessor, own)]
+        self.flip = rgb[0] != rgb[1]
         mean, std = _normalisation(preprocessor, self.flip)
         own_mean, own_std = _normalisation(own, False)
         self.register_buffer('scale', std / own_std, persistent=False)
@@ -70,11 +70,7 @@ class Teacher(nn.Module):
         """Nothing: the weights are those of a checkpoint or of F."""
 
     def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Logits (N, K), and the features at the taps.
-
-        Args:
-            images: (N, C, H, W), preprocessed for F.
-        """
+        """Logits (N, K) of F's images (N, C, H, W); features at the taps."""
         if not self.same_normalisation:
             if self.flip:
                 images = images.flip(1)
@@ -91,40 +87,36 @@ class Teacher(nn.Module):
         return logits, [outputs[name] for name in self.names]
 
 
-def _to_rgb(preprocessor: nn.Module | None) -> bool:
-    return bool(getattr(preprocessor, 'to_rgb', False))
-
-
 def _normalisation(
     preprocessor: nn.Module | None, flip: bool
 ) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation, (C, 1, 1), that a preprocessor applies."""
-    mean = getattr(preprocessor, 'mean', torch.zeros(1, 1, 1))
-    std = getattr(preprocessor, 'std', torch.ones(1, 1, 1))
-    mean, std = mean.detach().clone().float(), std.detach().clone().float()
+    mean = getattr(preprocessor, 'mean', torch.zeros(1, 1, 1)).float()
+    std = getattr(preprocessor, 'std', torch.ones(1, 1, 1)).float()
     return (mean.flip(0), std.flip(0)) if flip else (mean, std)
 
 
 def build_network(teacher: str | dict) -> tuple[nn.Module, int | None]:
-    """The classifier that a config describes, and the size it was made for.
+    """The classifier of a config, not initialised, and the size of its images.
 
     Args:
         teacher: ``'mmpretrain::...'`` or a file, with a ``model``; or the
             dict of such a config; or a ``model`` itself.
 
     Returns:
-        The network, not initialised; and the side in pixels of its images:
-        what its backbone or its test pipeline says, ``None`` if neither does.
+        The network, and the side in pixels that its backbone or its test
+        pipeline declares, if any.
 
     Raises:
         UsageError: If it cannot be read or is no classifier.
     """
-    config = _read(teacher)
+    name = teacher if isinstance(teacher, str) else 'dict(...)'
+    place = f'guidance.teacher={name}'
+    config = _read(teacher, place) if isinstance(teacher, str) else teacher
     model = config.get('model', config)
     if not isinstance(model, dict) or not model.get('head'):
         raise UsageError(
-            f'guidance.teacher={_short(teacher)}: expected the config of an '
-            'image classifier with a head'
+            f'{place}: expected the config of an image classifier with a head'
         )
     model = copy.deepcopy(dict(model))
     model.setdefault('_scope_', 'mmpretrain')
@@ -134,53 +126,37 @@ def build_network(teacher: str | dict) -> tuple[nn.Module, int | None]:
     try:
         network = MMPRETRAIN_MODELS.build(model)
     except Exception as error:  # a config can be wrong in any way
-        raise UsageError(
-            f'guidance.teacher={_short(teacher)}: cannot be built: {error}'
-        ) from error
+        raise UsageError(f'{place}: cannot be built: {error}') from error
     if not isinstance(getattr(network, 'backbone', None), nn.Module):
         raise UsageError(
-            f'guidance.teacher={_short(teacher)}: expected an image '
-            f'classifier, got a {type(network).__name__}'
+            f'{place}: expected an image classifier, got a '
+            f'{type(network).__name__}'
         )
-    return network, _declared_size(network, config)
+    size = getattr(network.backbone, 'img_size', None)
+    if size is None and config.get('input_shape'):
+        size = config['input_shape'][-1]
+    return network, _side(size) or crop_size(config)
 
 
-def _short(teacher: str | dict) -> str:
-    return teacher if isinstance(teacher, str) else 'dict(...)'
-
-
-def _read(teacher: str | dict) -> dict:
-    if isinstance(teacher, dict):
-        return teacher
+def _read(teacher: str, place: str) -> dict:
     try:
         if '::' in teacher:
             return get_config(teacher)
         if Path(teacher).is_file():
             return Config.fromfile(teacher)
     except Exception as error:  # a config is code: it may raise anything
-        raise UsageError(
-            f'guidance.teacher={teacher}: cannot be read: {error}'
-        ) from error
-    raise UsageError(f'guidance.teacher={teacher}: does not exist')
-
-
-def _declared_size(network: nn.Module, config: dict) -> int | None:
-    size: Any = getattr(network.backbone, 'img_size', None)
-    if size is None and config.get('input_shape'):
-        size = config['input_shape'][-1]
-    return _side(size) or crop_size(config)
+        raise UsageError(f'{place}: cannot be read: {error}') from error
+    raise UsageError(f'{place}: does not exist')
 
 
 def crop_size(config: dict) -> int | None:
     """What the test pipeline of a config crops or resizes to, in pixels."""
     loader = config.get('test_dataloader') or config.get('val_dataloader')
     pipeline = (loader or {}).get('dataset', {}).get('pipeline', [])
-    sizes = [
-        step.get('crop_size', step.get('scale'))
-        for step in pipeline
-        if 'crop_size' in step or 'scale' in step
-    ]
-    return _side(sizes[-1]) if sizes else None
+    size = None
+    for step in pipeline:
+        size = step.get('crop_size', step.get('scale', size))
+    return _side(size)
 
 
 def _side(size: Any) -> int | None:

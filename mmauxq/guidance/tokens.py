@@ -9,9 +9,9 @@ from torch import Tensor
 
 
 def extra_tokens(count: int) -> int:
-    """How many of ``count`` tokens stand before those of a square image.
+    """How many class and distillation tokens stand before a square image.
 
-    Class and distillation tokens do; 0 if that leaves no square.
+    0 if the others are no square.
     """
     extra = count - math.isqrt(count) ** 2
     return extra if extra <= 2 else 0
@@ -20,9 +20,7 @@ def extra_tokens(count: int) -> int:
 def to_map(tokens: Tensor, size: Sequence[int] | None = None) -> Tensor:
     """(N, L, C) to (N, C, H, W), without the extra tokens.
 
-    Args:
-        tokens: Of a square image, else they become one row.
-        size: (H, W) if it is known.
+    Of ``size`` (H, W) if it has as many positions, else a square or one row.
     """
     tokens = tokens[:, extra_tokens(tokens.shape[1]) :].transpose(1, 2)
     if size is not None and size[0] * size[1] == tokens.shape[2]:
@@ -43,13 +41,9 @@ def resize_tokens(tokens: Tensor, count: int) -> Tensor:
     extra, wanted = extra_tokens(tokens.shape[1]), extra_tokens(count)
     side = math.isqrt(count - wanted)
     image = to_map(tokens)
-    size = (
-        (side, side) if side * side == count - wanted else (1, count - wanted)
-    )
-    if size[0] > 1 and image.shape[-2] == 1:
-        size = (1, count - wanted)
-    if size[0] == 1:
-        image = image.flatten(2).unsqueeze(2)
+    size = (side, side)
+    if 1 in (side, image.shape[-2]) or side * side != count - wanted:
+        size, image = (1, count - wanted), image.flatten(2).unsqueeze(2)
     pooled = F.adaptive_avg_pool2d(image, size).flatten(2).transpose(1, 2)
     first = tokens[:, : min(extra, wanted)]
     missing = wanted - first.shape[1]

@@ -1,5 +1,4 @@
-"""What can be learned of an architecture by running it, and which state
-dicts belong to it."""
+"""What a pass tells of an architecture, and which state dicts fit it."""
 
 from .probing import (
     forked_generators,

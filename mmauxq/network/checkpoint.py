@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
@@ -29,25 +28,21 @@ def normalise(checkpoint: Any, source: str) -> dict[str, Tensor]:
         UsageError: If there is none.
     """
     state = checkpoint
-    if isinstance(checkpoint, dict) and 'state_dict' in checkpoint:
-        state = checkpoint['state_dict']
+    if isinstance(checkpoint, dict):
+        state = checkpoint.get('state_dict', checkpoint)
     if (
         not isinstance(state, dict)
         or not state
         or not all(isinstance(value, Tensor) for value in state.values())
     ):
         raise UsageError(f'{source}: holds no state dict of tensors')
-    joint = is_joint(state)
-    state = {
-        key.removeprefix('module.'): value for key, value in state.items()
+    prefix = 'architecture.' if is_joint(state) else ''
+    state = {key.removeprefix('module.'): v for key, v in state.items()}
+    return {
+        key.removeprefix(prefix): value
+        for key, value in state.items()
+        if key.startswith(prefix)
     }
-    if joint:
-        state = {
-            key.removeprefix('architecture.'): value
-            for key, value in state.items()
-            if key.startswith('architecture.')
-        }
-    return state
 
 
 def check_architecture(
@@ -56,15 +51,15 @@ def check_architecture(
     source: str,
     other_head: bool = False,
 ) -> dict[str, Tensor]:
-    """``state``, if it is one of ``architecture``.
+    """``state``, if it is one of ``architecture``, quantized or not.
 
     Quantizer state may be missing, as it is in a float checkpoint.
 
     Args:
-        architecture: The classifier, quantized or not.
+        architecture: The classifier.
         state: Its keys have no prefix.
         source: Name of the checkpoint, for messages.
-        other_head: Whether a head of another shape may be left out, as for
+        other_head: Whether to leave out a head of another shape, as for
             another number of classes.
 
     Raises:
@@ -77,32 +72,26 @@ def check_architecture(
         for name, module in architecture.named_modules()
         if isinstance(module, Quantizer)
     )
-    missing, differing, wrong = [], [], []
+    problems = []
     for key, value in architecture.state_dict().items():
-        if quantizers and key.startswith(quantizers) and key not in seen:
-            continue
-        if key not in seen:
-            missing.append(key)
-        elif seen[key].shape != value.shape:
-            differing.append(
-                f'{key}: expected shape {tuple(value.shape)}, got '
-                f'{tuple(seen[key].shape)}'
-            )
-        elif seen[key].is_floating_point() != value.is_floating_point():
-            wrong.append(
-                f'{key}: expected {value.dtype}, got {seen[key].dtype}'
-            )
-    if other_head:
-        left_out = [text for text in differing if text.startswith('head.')]
-        differing = [text for text in differing if text not in left_out]
-        for text in left_out:
-            del state[text.split(':')[0]]
+        got = seen.get(key)
+        if got is None:
+            if not key.startswith(quantizers):
+                problems.append(f'{key} is missing')
+        elif got.shape != value.shape:
+            shapes = f'{tuple(value.shape)}, got {tuple(got.shape)}'
+            text = f'{key}: expected shape {shapes}'
+            if not (other_head and key.startswith('head.')):
+                problems.append(text)
+                continue
+            del state[key]
             print_log(
                 f'{source}: {text}; it starts from random weights',
                 logger='current',
                 level=logging.WARNING,
             )
-    problems = [f'{key} is missing' for key in missing] + differing + wrong
+        elif got.is_floating_point() != value.is_floating_point():
+            problems.append(f'{key}: expected {value.dtype}, got {got.dtype}')
     if problems:
         raise UsageError(
             f'{source}: is not one of this architecture '
@@ -121,22 +110,15 @@ def _as_loaded(
     embeddings of another resolution. They do so here on a copy of the
     architecture without data.
     """
-    kept = {
-        id(tensor)
-        for module in architecture.modules()
-        if isinstance(module, Quantizer)
-        for tensor in (*module.parameters(), *module.buffers())
-    }
     memo: dict[int, Any] = {}
-    for tensor in (*architecture.parameters(), *architecture.buffers()):
-        if id(tensor) in kept:
-            continue  # small, and read while loading
-        empty = tensor.detach().to('meta')
-        memo[id(tensor)] = (
-            nn.Parameter(empty, tensor.requires_grad)
-            if isinstance(tensor, nn.Parameter)
-            else empty
-        )
+    for module in architecture.modules():
+        if isinstance(module, Quantizer):
+            continue  # its state is small, and read while loading
+        for parameter in module.parameters(recurse=False):
+            empty = nn.Parameter(parameter.to('meta'), parameter.requires_grad)
+            memo[id(parameter)] = empty
+        for buffer in module.buffers(recurse=False):
+            memo[id(buffer)] = buffer.to('meta')
     shadow = copy.deepcopy(architecture, memo)
     seen = dict(state)
     with warnings.catch_warnings():
@@ -152,15 +134,10 @@ def check_scales(
 ) -> None:
     """Check that a checkpoint and the architecture quantize the same layers.
 
-    Args:
-        architecture: The classifier, quantized or not.
-        state: Its keys have no prefix, and it is one of ``architecture``.
-        source: Name of the checkpoint, for messages.
-
     Raises:
-        UsageError: If the checkpoint is a float one and the network is
-            quantized, or the other way round; or scales are missing or were
-            never calibrated.
+        UsageError: If ``source``, with this ``state``, is a float checkpoint
+            and the network is quantized, or the other way round; or scales
+            are missing or were never calibrated.
     """
     quantizers = [name for name, _ in named_quantizers(architecture)]
     scales = [key for key in state if '_quantizer.' in key]
@@ -176,11 +153,8 @@ def check_scales(
             f'{source}: expected a float network, got a quantized one, with '
             f'{scales[0]}; test it with the config that it was trained with'
         )
-    no = torch.tensor(0)
     missing = [
-        name
-        for name in quantizers
-        if not bool(state.get(f'{name}.calibrated', no))
+        name for name in quantizers if not state.get(f'{name}.calibrated')
     ]
     if missing:
         raise UsageError(

@@ -16,9 +16,8 @@ from mmauxq.restoring import gpu_generators, snapshot, snapshot_generators
 
 @contextmanager
 def forked_generators(*modules: nn.Module) -> Iterator[None]:
-    """While active, random numbers may be drawn; afterwards the generators
-    are as before: of torch on the CPU and on each GPU that ``modules`` are on,
-    of NumPy and of Python."""
+    """Restore, afterwards, the random number generators of Python, of NumPy
+    and of torch, on the CPU and on each GPU that ``modules`` are on."""
     restore = snapshot_generators(*modules)
     try:
         yield
@@ -28,11 +27,8 @@ def forked_generators(*modules: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def restoring(*modules: nn.Module) -> Iterator[None]:
-    """While active, ``modules`` may be run; afterwards they are as before.
-
-    Restored are the modes of all modules, the values of all buffers except
-    those of quantizers, and the generators of random numbers.
-    """
+    """Restore, afterwards, the modes of ``modules``, the values of all buffers
+    except those of quantizers, and the generators of random numbers."""
     restore = snapshot(*modules, without=Quantizer)
     try:
         yield
@@ -44,15 +40,11 @@ def restoring(*modules: nn.Module) -> Iterator[None]:
 def probing(*modules: nn.Module, training: bool = False) -> Iterator[None]:
     """:func:`restoring`, with modes, gradients and random numbers set.
 
-    Torch's generators start from 0, and warnings are not shown: they come
-    again when training starts.
-
-    Args:
-        modules: In evaluation mode meanwhile, unless ``training``.
-        training: Whether backbones are in training mode, with gradients.
-            Batch norms stay in evaluation mode, because a single sample has
-            no statistics, and so do heads, because some run only inside of
-            their loss.
+    Torch's generators start from 0. Warnings are not shown: they come again
+    when training starts. The modules are in evaluation mode without gradients;
+    with ``training`` their backbones are in training mode with gradients, but
+    not batch norms, because a single sample has no statistics, nor heads,
+    because some run only inside of their loss.
     """
     with (
         restoring(*modules),
@@ -82,13 +74,8 @@ def seed_generators(*modules: nn.Module, seed: int = 0) -> None:
 def sample_images(
     model: nn.Module, shape: Sequence[int], count: int = 1
 ) -> Tensor:
-    """Random images (count, C, H, W), always the same ones.
-
-    Args:
-        model: On whose device they lie.
-        shape: (C, H, W).
-        count: Number of images.
-    """
+    """Random images (count, C, H, W) on the device of ``model``, always the
+    same ones."""
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(0)
     return torch.randn(count, *shape, generator=generator).to(device)

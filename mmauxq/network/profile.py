@@ -1,16 +1,17 @@
 """What one forward pass tells of an architecture: layers, shapes, cost."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmauxq.errors import UsageError
+from mmauxq.errors import UsageError, one_line
+from mmauxq.forward_hooks import forward_hooks
 from mmauxq.layers import LayerUse, QuantLayer, is_quantizable
 from mmauxq.layers.quant_layers import is_plain_attention
 from mmauxq.layers.weight_uses import (
@@ -24,21 +25,9 @@ from mmauxq.quantizers import FLOAT_BITS, named_quantizers
 from .probing import probing, sample_images
 
 DEFAULT_SIZES = (224, 32, 299, 384)
-OTHER_PRODUCTS = {
-    torch.matmul: 'matmul',
-    torch.mm: 'matmul',
-    torch.bmm: 'matmul',
-    torch.einsum: 'einsum',
-    torch.addmm: 'matmul',
-    torch.baddbmm: 'matmul',
-    torch.bilinear: 'bilinear',
-    Tensor.matmul: 'matmul',
-    Tensor.__matmul__: 'matmul',
-    Tensor.__rmatmul__: 'matmul',
-    F.conv_transpose1d: 'conv_transpose1d',
-    F.conv_transpose2d: 'conv_transpose2d',
-    F.conv_transpose3d: 'conv_transpose3d',
-}
+OTHER_PRODUCTS = re.compile(
+    r'r?matmul|(add|b|baddb)?mm|einsum|bilinear|conv_transpose[123]d'
+)
 
 
 @dataclass
@@ -48,12 +37,11 @@ class NetworkProfile:
     Args:
         shape: (C, H, W) of an image.
         images: The smallest batch that the network takes, (N, C, H, W).
-        layers: Name of a layer that ran -> how its weight was used, in the
-            order of running.
+        layers: Name of a layer that ran -> use of its weight, in that order.
         unused: Names of layers that did not run.
         multiply_adds: Per image.
         num_classes: K.
-        parameters: Number of parameters, shared ones once.
+        parameters: Their number, shared ones once.
     """
 
     shape: tuple[int, ...]
@@ -68,25 +56,23 @@ class NetworkProfile:
 class LayerTracer(WeightTracer):
     """Finds how the weight of each layer is used, wherever that happens.
 
-    A weight may enter ``F.conv1d``, ``F.conv2d``, ``F.conv3d``, ``F.linear``
-    or the attention of :class:`torch.nn.MultiheadAttention`: in the layer, or
-    in a module that reads the weight of the layer.
+    A weight may enter a convolution, ``F.linear`` or the attention of
+    :class:`torch.nn.MultiheadAttention`: in the layer, or in a module that
+    reads the weight of the layer.
 
     Args:
         model: The network.
         batch: Number of images that it runs on.
 
     Attributes:
-        layers: Name of a layer -> how its weight was used, in the order of
-            running.
+        layers: Name of a layer that ran -> use of its weight, in that order.
     """
 
     def __init__(self, model: nn.Module, batch: int) -> None:
-        self.model, self.batch = model, batch
+        self.batch = batch
         self.layers: dict[str, LayerUse] = {}
         self._modules = dict(model.named_modules())
-        self._names = {id(m): n for n, m in self._modules.items()}
-        self._running: list[nn.Module] = []
+        self._running: list[str] = []
         super().__init__(
             pair
             for name, module in self._modules.items()
@@ -96,26 +82,21 @@ class LayerTracer(WeightTracer):
     @contextmanager
     def following(self) -> Iterator[None]:
         """Trace what the model computes inside."""
-        handles = []
-        for module in self._modules.values():
-            handles += [
-                module.register_forward_pre_hook(
-                    lambda module, args: self._running.append(module)
-                ),
-                module.register_forward_hook(
-                    lambda module, args, output: self._leave(module),
-                    always_call=True,
-                ),
-            ]
-        try:
-            with self:
-                yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        with ExitStack() as stack:
+            for name, module in self._modules.items():
+                enter = module.register_forward_pre_hook(
+                    lambda *_, name=name: self._running.append(name)
+                )
+                leave = module.register_forward_hook(
+                    lambda *_, name=name: self._leave(name), always_call=True
+                )
+                stack.enter_context(enter)
+                stack.enter_context(leave)
+            stack.enter_context(self)
+            yield
 
-    def _leave(self, module: nn.Module) -> None:
-        while self._running and self._running.pop() is not module:
+    def _leave(self, name: str) -> None:
+        while self._running and self._running.pop() != name:
             pass
 
     def product(
@@ -132,13 +113,12 @@ class LayerTracer(WeightTracer):
         return func(x, weight, *args, **kwargs)
 
     def _note_product(self, owners: list[str], x: Tensor) -> None:
-        running = self._running[-1]
-        name = self._names.get(id(running), '?')
+        name = self._running[-1]
         owner = name if name in owners else owners[0]
         use = self._use(owner)
         if x.shape[0] != self.batch and use.sample_size is None:
             use.sample_size = max(x.numel() // self.batch, 1)
-        if isinstance(running, QUANTIZABLE) and owner == name:
+        if owner == name and isinstance(self._modules[name], QUANTIZABLE):
             use.called = True
         elif len(owners) > 1:
             for other in owners:
@@ -156,21 +136,21 @@ class LayerTracer(WeightTracer):
     def other(self, func: Callable, args: tuple, kwargs: dict) -> Any:
         if func is F.multi_head_attention_forward:
             self._note_attention(*args[:3])
-        elif func in OTHER_PRODUCTS:
+            return func(*args, **kwargs)
+        kind = getattr(func, '__name__', '').strip('_')
+        if OTHER_PRODUCTS.fullmatch(kind):
             for name in {n for a in args for n in self.owners_of(a)}:
                 if isinstance(self._modules[name], QUANTIZABLE):
                     use = self._use(name)
                     if not use.called and not use.readers:
-                        use.reason = (
-                            f'its weight enters a {OTHER_PRODUCTS[func]}'
-                        )
+                        use.reason = f'its weight enters a {kind}'
         return func(*args, **kwargs)
 
     def _note_attention(self, q: Tensor, k: Tensor, v: Tensor) -> None:
-        running = self._running[-1] if self._running else None
+        name = self._running[-1] if self._running else ''
+        running = self._modules[name]
         if not isinstance(running, nn.MultiheadAttention):
             return
-        name = self._names.get(id(running), '?')
         for part in (name, f'{name}.out_proj'):
             use = self._use(part)
             use.called = True
@@ -203,48 +183,27 @@ def profile(
     Raises:
         UsageError: If the pass fails, or does not end in logits (N, K).
     """
-    shapes = candidate_shapes(model) if shape is None else [tuple(shape)]
-    first_error = None
-    for candidate in shapes:
-        try:
-            return _smallest_batch(model, candidate)
-        except UsageError as error:
-            first_error = first_error or error
-    assert first_error is not None
-    raise first_error
+    errors = []
+    for candidate in candidate_shapes(model) if shape is None else [shape]:
+        # some networks drop the batch axis of a single image
+        for count in (1, 2):
+            try:
+                return _profile(model, sample_images(model, candidate, count))
+            except UsageError as error:
+                errors.append(error)
+    raise errors[0]
 
 
 def candidate_shapes(model: nn.Module) -> list[tuple[int, ...]]:
-    """Shapes (C, H, W) that an image classifier may be made for.
-
-    The size that its backbone declares; else a few common ones.
-    """
-    channels = next(
-        (
-            m.in_channels
-            for m in model.modules()
-            if isinstance(m, CONVOLUTIONS)
-        ),
-        3,
-    )
+    """Shapes (C, H, W) that the backbone declares, or a few common ones."""
+    convolutions = (m for m in model.modules() if isinstance(m, CONVOLUTIONS))
+    first = next(convolutions, None)
+    channels = 3 if first is None else first.in_channels
     declared = getattr(model.backbone, 'img_size', None)
-    if declared:
-        sides = (declared,) * 2 if isinstance(declared, int) else declared
-        return [(channels, *sides)]
-    return [(channels, size, size) for size in DEFAULT_SIZES]
-
-
-def _smallest_batch(
-    model: nn.Module, shape: tuple[int, ...]
-) -> NetworkProfile:
-    try:
-        return _profile(model, sample_images(model, shape))
-    except UsageError as error:
-        # some networks drop the batch axis of a single image
-        try:
-            return _profile(model, sample_images(model, shape, 2))
-        except UsageError:
-            raise error from None
+    if isinstance(declared, (tuple, list)):
+        return [(channels, *declared)]
+    sizes = [declared] if declared else DEFAULT_SIZES
+    return [(channels, size, size) for size in sizes]
 
 
 def _profile(model: nn.Module, images: Tensor) -> NetworkProfile:
@@ -257,11 +216,10 @@ def _profile(model: nn.Module, images: Tensor) -> NetworkProfile:
         ):
             logits = model(images, mode='tensor')
     except Exception as error:  # a network may fail in any way
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UsageError(
             f'architecture: a forward pass on {tuple(images.shape)} fails '
-            f'({reason}); set model.input_shape to the (C, H, W) of the '
-            'images that it is trained on'
+            f'({one_line(error, 200)}); set model.input_shape to the '
+            '(C, H, W) of the images that it is trained on'
         ) from error
     logits = logits_in(logits)
     if logits is None:
@@ -272,18 +230,15 @@ def _profile(model: nn.Module, images: Tensor) -> NetworkProfile:
     for use in tracer.layers.values():
         if use.called and use.readers:
             use.reason = f'both it and {use.readers[0]} multiply by it'
+    layers = [n for n, m in model.named_modules() if is_quantizable(m)]
     return NetworkProfile(
-        tuple(images.shape[1:]),
-        images,
-        tracer.layers,
-        [
-            name
-            for name, module in model.named_modules()
-            if is_quantizable(module) and name not in tracer.layers
-        ],
-        counter.get_total_flops() // 2 // len(images),
-        logits.shape[1],
-        count_parameters(model),
+        shape=tuple(images.shape[1:]),
+        images=images,
+        layers=tracer.layers,
+        unused=[name for name in layers if name not in tracer.layers],
+        multiply_adds=counter.get_total_flops() // 2 // len(images),
+        num_classes=logits.shape[1],
+        parameters=count_parameters(model),
     )
 
 
@@ -312,34 +267,23 @@ def floating(model: nn.Module) -> Iterator[None]:
 def unreached_layers(model: nn.Module, images: Tensor) -> list[str]:
     """Quantized layers of which a pass does not reach both quantizers.
 
-    Args:
-        model: A quantized image classifier; left as it was.
-        images: (N, C, H, W).
+    The quantized classifier is left as it was; ``images`` are (N, C, H, W).
     """
-    layers = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, QuantLayer)
-    }
-    reached: set[nn.Module] = set()
-    handles = [
-        quantizer.register_forward_pre_hook(
-            lambda quantizer, args: reached.add(quantizer)
-        )
-        for layer in layers.values()
+    quantizers = [
+        (name, quantizer)
+        for name, layer in model.named_modules()
+        if isinstance(layer, QuantLayer)
         for quantizer in (layer.weight_quantizer, layer.input_quantizer)
     ]
-    try:
-        with probing(model), floating(model):
-            model(images, mode='tensor')
-    finally:
-        for handle in handles:
-            handle.remove()
-    return [
-        name
-        for name, layer in layers.items()
-        if not {layer.weight_quantizer, layer.input_quantizer} <= reached
-    ]
+    reached: set[nn.Module] = set()
+    with (
+        forward_hooks(quantizers, lambda _, q, *args: reached.add(q)),
+        probing(model),
+        floating(model),
+    ):
+        model(images, mode='tensor')
+    missed = (name for name, q in quantizers if q not in reached)
+    return list(dict.fromkeys(missed))
 
 
 def count_parameters(module: nn.Module) -> int:

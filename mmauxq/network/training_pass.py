@@ -1,6 +1,9 @@
 """What the modules of a network take and return in a training pass."""
 
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +18,10 @@ class ModuleCall:
     Args:
         inputs: Tensors among its arguments.
         outputs: Tensors that it returned.
-        versions: Version of each output when the module returned it.
+        versions: Of each output when it was returned; an operation in place
+            changes ``Tensor._version``.
         kind: Name of the class of what it returned.
-        grad: Whether gradients were recorded. They are not inside of
+        grad: Whether gradients were recorded, as they are not inside of
             activation checkpointing.
     """
 
@@ -26,10 +30,6 @@ class ModuleCall:
     versions: list[int]
     kind: str
     grad: bool
-
-    def overwritten(self, index: int) -> bool:
-        """Whether a later operation changed an output in place."""
-        return self.outputs[index]._version != self.versions[index]
 
 
 class TrainingPass:
@@ -47,45 +47,41 @@ class TrainingPass:
     """
 
     def __init__(self, model: nn.Module, images: Tensor) -> None:
-        # Without it a frozen backbone would seem to send no gradient, but its
-        # learned scales will.
+        # the learned scales of a frozen backbone will send gradients, too
         self.images = images.detach().requires_grad_()
         self.model = model
         self.calls: dict[str, ModuleCall] = {}
         self.first_inputs: dict[str, tuple[list[list[Tensor]], list[int]]] = {}
-        handles = []
-        for name, module in model.named_modules():
-            handles += [
-                module.register_forward_pre_hook(
-                    lambda _, args, kwargs, name=name: self._before(
-                        name, args or tuple(kwargs.values())
-                    ),
-                    with_kwargs=True,
-                ),
-                module.register_forward_hook(
-                    lambda _, args, kwargs, output, name=name: self._after(
-                        name, args or tuple(kwargs.values()), output
-                    ),
-                    with_kwargs=True,
-                ),
-            ]
-        try:
-            with probing(model, training=True):
-                model(self.images, mode='tensor')
-        finally:
-            for handle in handles:
-                handle.remove()
+        with ExitStack() as stack:
+            for name, module in model.named_modules():
+                for register, hook in (
+                    (module.register_forward_pre_hook, self._before),
+                    (module.register_forward_hook, self._after),
+                ):
+                    handle = register(partial(hook, name), with_kwargs=True)
+                    stack.enter_context(handle)
+            stack.enter_context(probing(model, training=True))
+            model(self.images, mode='tensor')
 
-    def _before(self, name: str, args: tuple) -> None:
+    def _before(
+        self, name: str, module: nn.Module, args: tuple, kwargs: dict
+    ) -> None:
         # Lists are copied: they may grow later, as in a DenseNet.
-        arguments = [tensors_in(argument) for argument in args]
+        arguments = [tensors_in(x) for x in args or kwargs.values()]
         versions = [t._version for tensors in arguments for t in tensors]
         self.first_inputs.setdefault(name, (arguments, versions))
 
-    def _after(self, name: str, args: tuple, output: object) -> None:
+    def _after(
+        self,
+        name: str,
+        module: nn.Module,
+        args: tuple,
+        kwargs: dict,
+        output: object,
+    ) -> None:
         outputs = tensors_in(output)
         self.calls[name] = ModuleCall(
-            tensors_in(args),
+            tensors_in(args or tuple(kwargs.values())),
             outputs,
             [t._version for t in outputs],
             type(output).__name__,
@@ -94,15 +90,11 @@ class TrainingPass:
 
     def are_chained(self, names: list[str]) -> bool:
         """Whether each module takes a tensor that the one before returned."""
-        if any(name not in self.calls for name in names):
+        if not self.calls.keys() >= set(names):
             return False
         return all(
-            any(
-                tensor is output
-                for tensor in self.calls[after].inputs
-                for output in self.calls[before].outputs
-            )
-            for before, after in zip(names, names[1:], strict=False)
+            set(self.calls[after].inputs) & set(self.calls[before].outputs)
+            for before, after in pairwise(names)
         )
 
     def is_feature(self, tensor: Tensor) -> bool:
@@ -120,13 +112,7 @@ class TrainingPass:
 
     def is_usable(self, name: str) -> bool:
         """Whether a module returns features that send back a gradient."""
-        call = self.calls.get(name)
-        return (
-            call is not None
-            and call.grad
-            and any(
-                call.outputs[i].dim() in (3, 4)
-                and call.outputs[i].requires_grad
-                for i in self.features(name)
-            )
-        )
+        if name not in self.calls or not self.calls[name].grad:
+            return False
+        features = [self.calls[name].outputs[i] for i in self.features(name)]
+        return any(x.dim() in (3, 4) and x.requires_grad for x in features)

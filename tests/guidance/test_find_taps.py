@@ -84,6 +84,32 @@ def test_stage_ends_are_the_last_blocks_before_a_change_of_shape():
     ]
 
 
+def test_a_stem_in_a_list():
+    """As in a DenseNet, whose layers take the list of all features so far."""
+
+    class Listening(nn.Sequential):
+        def forward(self, features):
+            return super().forward(features[0])
+
+    model = network()
+    model.backbone = nn.Sequential(
+        nn.Conv2d(1, 2, 1), Listing(), Listening(nn.Conv2d(2, 3, 1))
+    )
+    model.forward = lambda x, mode: model.backbone(x)
+    images = torch.randn(2, 1, 8, 8)
+    taps = find_taps(TrainingPass(model, images), 'backbone.2', True)
+    assert [tap.name for tap in taps.taps] == ['stem', 'backbone.2']
+    with taps.recorder(model) as recorder:
+        model.backbone(images)
+    stem = recorder.outputs()['stem']
+    assert torch.equal(stem, model.backbone[0](images))
+
+
+class Listing(nn.Module):
+    def forward(self, x):
+        return [x]
+
+
 def test_stage_ends_by_config():
     model = joint_qat(
         architecture=classifier(depth=20),

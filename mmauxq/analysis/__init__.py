@@ -2,8 +2,8 @@
 
 from .cost import LayerCost, layer_costs
 from .gradients import block_gradient_norms
-from .levels import LevelCount, count_levels, operand_values
-from .size import deployed_bytes
+from .levels import LevelCount, count_levels
+from .size import deployed_bytes, quantized_weights
 
 __all__ = [
     'LayerCost',
@@ -12,5 +12,5 @@ __all__ = [
     'count_levels',
     'deployed_bytes',
     'layer_costs',
-    'operand_values',
+    'quantized_weights',
 ]

@@ -1,5 +1,6 @@
 """Multiply-adds, bit-operations and bytes of every layer."""
 
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor, nn
 
 from mmauxq.forward_hooks import forward_hooks
 from mmauxq.layers import QuantLayer
-from mmauxq.layers.weight_uses import CONVOLUTIONS, QUANTIZABLE
+from mmauxq.layers.weight_uses import QUANTIZABLE
 from mmauxq.quantizers import FLOAT_BITS
 
 
@@ -16,11 +17,9 @@ class LayerCost:
     """A convolution or linear layer for one image.
 
     Args:
-        name: Name of the layer.
         weight_bits: Bits of its weight; 32 for floating point.
         activation_bits: Bits of its input.
         parameters: Number of weights and biases.
-        multiply_adds: Multiply-adds of its product.
     """
 
     name: str
@@ -54,17 +53,11 @@ def layer_costs(model: nn.Module, image: Tensor) -> list[LayerCost]:
         for name, layer in model.named_modules()
         if isinstance(layer, QUANTIZABLE)
     }
-    products: dict[str, int] = {}
+    products: Counter[str] = Counter()
 
     def count(name: str, layer: nn.Module, _: Tensor, output: Tensor) -> None:
-        outputs = (
-            layer.out_channels
-            if isinstance(layer, CONVOLUTIONS)
-            else layer.out_features
-        )
-        products[name] = products.get(name, 0) + (
-            output.numel() * layer.weight.numel() // outputs
-        )
+        weights_of_one = layer.weight[0].numel()
+        products[name] += output.numel() * weights_of_one
 
     with forward_hooks(layers.items(), count):
         model(image, mode='tensor')

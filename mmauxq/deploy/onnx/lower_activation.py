@@ -2,38 +2,28 @@
 
 import numpy as np
 import onnx_ir as ir
-from torch import Tensor
 
 from mmauxq.quantizers import Quantizer
 
-from .graph import NewNodes, array
-from .lowered import Lowered
-
-
-def to_numpy(tensor: Tensor) -> np.ndarray:
-    """A tensor as a NumPy array."""
-    return tensor.detach().cpu().numpy()
+from .graph import Lowered, NewNodes, array
 
 
 def lower_activation(
-    node: ir.Node,
-    name: str,
-    quantizer: Quantizer,
-    kernels: bool,
-    result: Lowered,
+    node: ir.Node, name: str, quantizer: Quantizer, result: Lowered
 ) -> None:
     """Put ``QuantizeLinear`` and ``DequantizeLinear`` in a quantizer's place.
+
+    The form for integer kernels clips codes, the others clip values.
 
     Args:
         node: The placeholder; its graph is changed.
         name: Name of the quantizer.
         quantizer: The quantizer.
-        kernels: Clip the codes (for integer kernels), not the values.
-        result: Takes a note of where the codes are.
+        result: Has the form; takes a note of where the codes are.
     """
     grid = quantizer.grid()
     low, high = grid.qmin, grid.qmax
-    scale = to_numpy(grid.scale).astype(np.float32)
+    scale = grid.scale.numpy(force=True).astype(np.float32)
     shape: tuple[int, ...] = ()
     axis = {}
     if quantizer.num_channels is None:
@@ -41,18 +31,19 @@ def lower_activation(
     else:
         axis = {'axis': quantizer.channel_axis}
         shape = (-1, 1, 1) if quantizer.channel_axis == 1 else (-1,)
-    offset = None if grid.offset is None else to_numpy(grid.offset)
-    if offset is not None and not offset.any():
-        offset = None  # a runtime drops it as well
+    offset = None
+    # a runtime drops an offset of 0 as well
+    if grid.offset is not None and grid.offset.any():
+        offset = grid.offset.numpy(force=True).reshape(shape)
     # no integer kernel takes an offset or scales of channels
-    kernels = kernels and offset is None and scale.ndim == 0
+    kernels = result.kernels and offset is None and scale.ndim == 0
     # Integer kernels want uint8; a signed code is shifted to fit.
     kind = 'int8' if grid.signed and not kernels else 'uint8'
     zero = 128 if grid.signed and kernels else 0
     new = NewNodes(node.graph, name)
     source = node.inputs[0]
     if offset is not None:
-        shift = new.constant('offset', offset.reshape(shape), 'float')
+        shift = new.constant('offset', offset, 'float')
         source = new.add('Sub', 'shifted', source, shift)
     if kernels:
         source, low, high = _absorb_clips(source, scale, low, high)
@@ -114,8 +105,8 @@ def _clip_limits(node: ir.Node | None) -> list[float] | None:
         return [0, np.inf]
     limits = [-np.inf, np.inf]
     for i, limit in enumerate(node.inputs[1:]):
+        if limit is not None and not limit.is_initializer():
+            return None
         if limit is not None:
-            if not limit.is_initializer():
-                return None
             limits[i] = float(array(limit))
     return limits

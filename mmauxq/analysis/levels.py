@@ -31,11 +31,9 @@ class LevelCount:
 
 @torch.no_grad()
 def count_levels(model: nn.Module, inputs: Tensor) -> list[LevelCount]:
-    """Audit all quantizers that run in one forward pass of ``model``.
+    """Audit all quantizers that run on preprocessed inputs, (N, C, H, W).
 
-    Args:
-        model: An algorithm or architecture in evaluation mode.
-        inputs: (N, C, H, W), preprocessed.
+    The model is an algorithm or architecture, in evaluation mode.
     """
     quantizers = dict(named_quantizers(model))
     levels: dict[str, int] = {}

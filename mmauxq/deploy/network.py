@@ -27,8 +27,8 @@ class Network:
 
     Args:
         algorithm: In evaluation mode, without guidance, on the CPU.
-        cfg: The config, with the guidance that training had.
-        meta: The meta of the checkpoint.
+        cfg: With the guidance that training had.
+        meta: That of the checkpoint.
     """
 
     algorithm: Any
@@ -121,11 +121,7 @@ def load_network(cfg: Config, checkpoint: str) -> Network:
 
 
 def check_config(cfg: Config) -> None:
-    """Check that there is a network to export.
-
-    Raises:
-        UsageError: If the config trains no quantized network.
-    """
+    """Raise a :class:`UsageError` if a config trains no quantized network."""
     if cfg.model.get('type') != 'mmauxq.JointQAT':
         raise UsageError(
             "model.type: expected 'mmauxq.JointQAT', which trains quantized "
@@ -147,13 +143,9 @@ def guidance_cost(
 ) -> dict[str, Any]:
     """What the guidance of a config costs in training, for one image.
 
-    Args:
-        cfg: The config, with the guidance that training had.
-        shape: (C, H, W) of the image; by default what ``cfg`` says.
-
-    Returns:
-        ``type``, ``parameters`` and ``multiply_adds``; the last two are
-        ``None`` if it cannot be built, as with a teacher whose file is gone.
+    The image has (C, H, W) = ``shape``, by default what ``cfg`` says.
+    Parameters and multiply-adds are ``None`` if the guidance cannot be built,
+    as with a teacher whose file is gone.
     """
     guidance = cfg.model.get('guidance')
     if guidance is None:

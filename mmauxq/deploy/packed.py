@@ -244,15 +244,12 @@ def read_packed(
         raise UsageError(f'{file}: cannot be read ({error})') from error
     layout = json.loads(zlib.decompress(parts.pop('layout').numpy().tobytes()))
     state, codes = {}, {}
-    at = dict.fromkeys(parts, 0)
     for name, (stored, shape, kind, *grid) in _leaves(layout['tensors']):
-        size = count = math.prod(shape)
+        count = math.prod(shape)
+        size = math.ceil(count * grid[0] / 8) if grid else count
+        flat, parts[stored] = parts[stored][:size], parts[stored][size:]
         if grid:
             bits, lowest, stride = grid
-            size = math.ceil(count * bits / 8)
-        flat = parts[stored][at[stored] : at[stored] + size]
-        at[stored] += size
-        if grid:
             index = unpack(flat.numpy(), bits, count)
             code = torch.from_numpy(index).int() * stride + lowest
             codes[name] = code.reshape(shape), bits

@@ -27,11 +27,10 @@ def save_slim(
     Args:
         checkpoint: A training checkpoint of :class:`JointQAT`, or a slim one.
         out: File to write; complete or absent, never half-written.
-        architecture: F, to take its tensors in place of those of
-            ``checkpoint``.
+        architecture: F, if its tensors are newer than those of the checkpoint.
 
     Returns:
-        Its size in bytes.
+        Size of the file in bytes.
 
     Raises:
         UsageError: If the checkpoint is not one of a quantized network.
@@ -40,8 +39,7 @@ def save_slim(
     state = normalise(source, str(checkpoint))
     # a JointQAT with 32 bits everywhere has no quantizer
     if not is_joint(source.get('state_dict', source)) and not any(
-        key.endswith(('_quantizer.calibrated', '_quantizer.step'))
-        for key in state
+        '_quantizer.' in key for key in state
     ):
         raise UsageError(
             f'{checkpoint}: expected a quantized network, trained with '

@@ -16,12 +16,11 @@ def audit_onnx(
 ) -> list[LevelCount]:
     """Levels of every quantized tensor of an exported ``model.onnx``.
 
-    Weights are counted for each scale: per output channel, or per tensor if
-    all channels share one. Activations are counted per tensor.
+    Weights are counted for each scale, activations per tensor. The metadata
+    say which values hold codes, and of how many bits.
 
     Args:
-        file: Written by ``tools/export.py``; its metadata say which values
-            hold codes, and of how many bits.
+        file: Written by ``tools/export.py``.
         images: (N, C, H, W), preprocessed.
 
     Raises:

@@ -249,34 +249,33 @@ def _check(
     say: Say,
 ) -> verify.Agreement:
     """Compare model.onnx with PyTorch; raise if it is another network."""
-    architecture = network.architecture
+    architecture, model = network.architecture, lowered.model
     wrong = verify.differing_weights(architecture, lowered, batches[0][0][:1])
     if wrong:
         raise UsageError(
             f'model.onnx: the codes of {wrong[0]} are not those of PyTorch'
         )
-    # quantized residual sums make another network; its codes differ by design
-    same = residual == 'float'
-    agreement = verify.compare(
-        architecture, lowered.model, batches, lowered if same else None
-    )
-    if same and not agreement.holds:
-        raise UsageError(
-            f'model.onnx differs from PyTorch: {agreement.unexplained} codes '
-            f'and {agreement.unexplained_classes} classes away from rounding '
-            f'ties, logits by {agreement.max_difference:.1e}'
+    if residual == 'float':
+        result = verify.compare(architecture, model, batches, lowered)
+        if not result.holds:
+            raise UsageError(
+                f'model.onnx differs from PyTorch: {result.unexplained} codes '
+                f'and {result.unexplained_classes} classes away from rounding '
+                f'ties, logits by {result.max_difference:.1e}'
+            )
+        codes = (
+            f'{result.codes:,} codes compared, {result.ties} differ at '
+            f'rounding ties, {result.rounded} by rounded biases'
         )
-    codes = (
-        f'{agreement.codes:,} codes compared, {agreement.ties} differ at '
-        f'rounding ties, {agreement.rounded} by rounded biases'
-        if same
-        else 'residual sums in 8 bits are another network: codes not compared'
-    )
+    else:
+        result = verify.compare(architecture, model, batches)
+        codes = (
+            'residual sums in 8 bits are another network: codes not compared'
+        )
     say(
-        f'agreement: same class for {agreement.same_class} of '
-        f'{agreement.images} images, logits within '
-        f'{agreement.max_difference:.1e} (largest '
-        f'{agreement.largest_logit:.1f}), top-1 {percent(agreement.top1)} '
-        f'(PyTorch {percent(agreement.top1_torch)}); {codes}'
+        f'agreement: same class for {result.same_class} of {result.images} '
+        f'images, logits within {result.max_difference:.1e} (largest '
+        f'{result.largest_logit:.1f}), top-1 {percent(result.top1)} '
+        f'(PyTorch {percent(result.top1_torch)}); {codes}'
     )
-    return agreement
+    return result

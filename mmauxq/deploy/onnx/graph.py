@@ -45,11 +45,6 @@ class Lowered:
     rounded: dict[str, int] = field(default_factory=dict)
     reach: dict[str, float] = field(default_factory=dict)
 
-    @property
-    def kernels(self) -> bool:
-        """Whether this is the form for integer kernels."""
-        return self.weights == 'int8'
-
 
 class NewNodes:
     """Nodes and constants with names of one prefix.
@@ -85,21 +80,25 @@ class NewNodes:
         )
         return output
 
-    def dequantize(
-        self, codes: Any, scale: np.ndarray, kind: str, axis: int = 0
-    ) -> ir.Value:
-        """Add codes of type ``kind`` and a ``DequantizeLinear`` behind them.
+    def pair(self, scale: np.ndarray, zero: int, kind: str) -> list[ir.Value]:
+        """Constants that quantization and dequantization have in common."""
+        zeros = np.full(scale.shape, zero)
+        scales = self.constant('scale', scale)
+        return [scales, self.constant('zero', zeros, kind)]
 
-        Scales are those of slices along ``axis``, unless there is only one.
-        """
-        return self.add(
-            'DequantizeLinear',
-            'value',
-            self.constant('codes', codes, kind),
-            self.constant('scale', scale),
-            self.constant('zero', np.zeros(scale.shape), kind),
-            **({'axis': axis} if scale.ndim else {}),
-        )
+    def dequantize(
+        self, codes: np.ndarray, scale: np.ndarray, kind: str, axis: int = 0
+    ) -> ir.Value:
+        """Add constant codes, and a node that gives their values."""
+        constant = self.constant('codes', codes, kind)
+        pair = self.pair(scale, 0, kind)
+        axes = {'axis': axis} if scale.ndim else {}
+        return self.add('DequantizeLinear', 'value', constant, *pair, **axes)
+
+
+def name_of(placeholder: ir.Node) -> str:
+    """Name of the quantizer that a placeholder stands for."""
+    return placeholder.attributes['name'].as_string()
 
 
 def array(value: ir.Value | None) -> np.ndarray:

@@ -32,11 +32,13 @@ PAIR_LIMIT = 2**15 - 1
 
 @dataclass
 class IntegerBias:
-    """Weights and biases as an integer kernel takes them, (out, ...).
+    """Weights and biases as an integer kernel takes them.
 
     Args:
-        codes: Weight codes, times a factor for each channel.
-        exact: Channels in which no code changes.
+        codes: Weight codes (out, ...), times a factor for each channel.
+        scale: Their scale, (out,).
+        bias: Integer biases, (out,).
+        exact: Channels (out,) in which no code changes.
         reach: Most steps of the output by which a bias is off.
     """
 
@@ -59,8 +61,7 @@ def integer_bias(
     """Weights and integer biases that give the same codes.
 
     Args:
-        codes: Weight codes, (out, ...).
-        scale: Their scale, (out,).
+        codes: Weight codes, (out, ...), with their ``scale``, (out,).
         bias: Exact biases, (out,).
         step: Step of the input.
         inputs: Lowest and highest code of the input, and its zero point.
@@ -116,8 +117,6 @@ def fit_integer_line(
     Args:
         slope: Positive.
         bias: The exact bias, in codes.
-        low: Lowest code.
-        high: Highest code.
         sums: Least and greatest accumulator that can occur.
         factor: The greatest ``spread``.
 

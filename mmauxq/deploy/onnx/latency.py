@@ -58,7 +58,7 @@ def openvino_runner(model: Any, threads: int) -> Runner:
     """A function that runs a model in OpenVINO, on the CPU.
 
     Raises:
-        UsageError: If OpenVINO is not installed, or refuses the model.
+        UsageError: If OpenVINO refuses the model.
     """
     need('openvino')
     import openvino

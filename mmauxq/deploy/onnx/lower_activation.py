@@ -5,38 +5,32 @@ import onnx_ir as ir
 
 from mmauxq.quantizers import Quantizer
 
-from .graph import Lowered, NewNodes, array
+from .graph import Lowered, NewNodes, array, name_of
 
 
 def lower_activation(
-    node: ir.Node, name: str, quantizer: Quantizer, result: Lowered
+    node: ir.Node, quantizer: Quantizer, result: Lowered
 ) -> None:
-    """Put ``QuantizeLinear`` and ``DequantizeLinear`` in a quantizer's place.
+    """Replace a placeholder by ``QuantizeLinear``, ``DequantizeLinear``.
 
     The form for integer kernels clips codes, the others clip values.
-
-    Args:
-        node: The placeholder; its graph is changed.
-        name: Name of the quantizer.
-        quantizer: The quantizer.
-        result: Has the form; takes a note of where the codes are.
+    ``result`` says which it is, and takes a note of where the codes are.
     """
-    grid = quantizer.grid()
+    name, grid = name_of(node), quantizer.grid()
     low, high = grid.qmin, grid.qmax
     scale = grid.scale.numpy(force=True).astype(np.float32)
-    shape: tuple[int, ...] = ()
-    axis = {}
+    axis = quantizer.channel_axis
+    shape: tuple[int, ...] = (-1, 1, 1) if axis == 1 else (-1,)
     if quantizer.num_channels is None:
-        scale = scale.reshape(())
-    else:
-        axis = {'axis': quantizer.channel_axis}
-        shape = (-1, 1, 1) if quantizer.channel_axis == 1 else (-1,)
+        shape = ()
+        scale = scale.reshape(shape)
     offset = None
     # a runtime drops an offset of 0 as well
     if grid.offset is not None and grid.offset.any():
         offset = grid.offset.numpy(force=True).reshape(shape)
     # no integer kernel takes an offset or scales of channels
-    kernels = result.kernels and offset is None and scale.ndim == 0
+    simple = offset is None and scale.ndim == 0
+    kernels = simple and result.weights == 'int8'
     # Integer kernels want uint8; a signed code is shifted to fit.
     kind = 'int8' if grid.signed and not kernels else 'uint8'
     zero = 128 if grid.signed and kernels else 0
@@ -51,18 +45,14 @@ def lower_activation(
         # Rounding is monotone: to clip before it is to clip after it. This
         # also keeps runtimes from rounding the bias for an integer kernel.
         source = clip_values(new, source, scale.reshape(shape), low, high)
-    pair = (
-        new.constant('scale', scale),
-        new.constant('zero', np.full(scale.shape, zero), kind),
-    )
-    codes = new.add('QuantizeLinear', 'codes', source, *pair, **axis)
+    pair = new.pair(scale, zero, kind)
+    axes = {'axis': axis} if scale.ndim else {}
+    codes = new.add('QuantizeLinear', 'codes', source, *pair, **axes)
     if kernels and (low + zero, high + zero) != (0, 255):
-        codes = new.add(
-            'Clip', 'clipped', codes,
-            new.constant('low', low + zero, kind),
-            new.constant('high', high + zero, kind),
-        )  # fmt: skip
-    value = new.add('DequantizeLinear', 'value', codes, *pair, **axis)
+        least = new.constant('low', low + zero, kind)
+        most = new.constant('high', high + zero, kind)
+        codes = new.add('Clip', 'clipped', codes, least, most)
+    value = new.add('DequantizeLinear', 'value', codes, *pair, **axes)
     if offset is not None:
         value = new.add('Add', 'unshifted', value, shift)
     result.codes[name] = (codes.name, zero)
@@ -86,9 +76,9 @@ def _absorb_clips(
 ) -> tuple[ir.Value, int, int]:
     """Turn activation functions that clip into limits of the codes.
 
-    ``round(min(x, a) / s) = min(round(x / s), round(a / s))``: exact, and the
-    quantizer then follows the product at once. Of nested functions, the outer
-    one clips the limits of the inner one.
+    ``round(min(x, a) / s) = min(round(x / s), round(a / s))`` is exact, and
+    the quantizer then follows the product at once. Of nested functions, the
+    outer one clips the limits of the inner one.
     """
     while (limits := _clip_limits(source.producer())) is not None:
         codes = np.rint(np.float32(limits) / scale)

@@ -9,7 +9,7 @@ from torch import Tensor
 from mmauxq.errors import UsageError
 from mmauxq.quantizers import Quantizer
 
-from .graph import PRODUCTS, Lowered, NewNodes, array, only_consumer
+from .graph import PRODUCTS, Lowered, NewNodes, array, name_of, only_consumer
 from .integer_bias import MOST_LEVELS, integer_bias
 from .lower_activation import clip_values
 
@@ -40,26 +40,18 @@ class _Weight:
 
 
 def lower_weight(
-    node: ir.Node,
-    name: str,
-    quantizer: Quantizer,
-    operand: Tensor,
-    result: Lowered,
+    node: ir.Node, quantizer: Quantizer, operand: Tensor, result: Lowered
 ) -> None:
-    """Put codes and ``DequantizeLinear`` in a weight quantizer's place.
+    """Replace a placeholder by codes and ``DequantizeLinear``.
 
-    Args:
-        node: The placeholder; its graph is changed.
-        name: Name of the quantizer.
-        quantizer: The quantizer.
-        operand: The weight that it quantizes.
-        result: Has the form; takes notes of what was decided.
+    ``operand`` is the weight that is quantized; ``result`` says which form it
+    gets, and takes notes of what was decided.
 
     Raises:
-        UsageError: If the weight enters something else than one product, or
-            no type holds its codes.
+        UsageError: If the weight enters anything but one product, or no type
+            holds its codes.
     """
-    grid = quantizer.grid()
+    name, grid = name_of(node), quantizer.grid()
     product, transposed = _product_of(node.outputs[0], name)
     weight = _Weight(
         name, product, (grid.qmin, grid.qmax),
@@ -73,7 +65,7 @@ def lower_weight(
         if result.weights != 'plain':
             _fold_batch_norm(weight, result)
     kind = result.containers[name] = _narrowest(weight, result)
-    if result.kernels:
+    if result.weights == 'int8':
         _for_kernel(weight, result)
     codes, scale = weight.codes, weight.scale.astype(np.float32)
     if transposed:
@@ -113,10 +105,8 @@ def _narrowest(weight: _Weight, result: Lowered) -> str:
 def _fold_batch_norm(weight: _Weight, result: Lowered) -> None:
     """Take a batch norm into codes, scale and bias of its convolution.
 
-    Its slope and shift of each channel become part of scale and bias, which is
-    exact. A negative slope turns the sign of the codes; two's complement has
-    one code more on the negative side, and where that one would need a wider
-    type the batch norm stays.
+    This is exact. A negative slope turns the sign of the codes; where the
+    lowest code would then need a wider type, the batch norm stays.
     """
     output = weight.product.outputs[0]
     norm = only_consumer(output)

@@ -17,7 +17,7 @@ from mmauxq.quantizers import Quantizer, named_quantizers
 
 from ..packed import weight_operands
 from . import runtime
-from .graph import Lowered
+from .graph import Lowered, name_of
 from .lower_activation import lower_activation
 from .lower_weight import lower_weight
 from .residual_sums import quantize_values, residual_values
@@ -93,20 +93,12 @@ def _lower(
 ) -> Lowered:
     """Replace the placeholders in a copy of a traced graph.
 
-    Args:
-        traced: A graph of :func:`.trace.trace`.
-        quantizers: Those that the placeholders name.
-        operands: Weight quantizer -> its input.
-        weights: The form, as in :class:`.Lowered`.
-        ranges: Residual value -> its least and greatest value.
+    ``operands`` has what each weight quantizer reads, ``ranges`` the least and
+    greatest value of what a residual sum reads or writes.
     """
     model = traced.clone()
-    placeholders = [
-        (node, node.attributes['name'].as_string())
-        for node in model.graph
-        if node.domain == DOMAIN
-    ]
-    for name, count in Counter(name for _, name in placeholders).items():
+    placeholders = [node for node in model.graph if node.domain == DOMAIN]
+    for name, count in Counter(map(name_of, placeholders)).items():
         if count > 1:
             raise UsageError(
                 f'{name}: expected layers that run once in a forward pass, '
@@ -114,14 +106,14 @@ def _lower(
             )
     result = Lowered(weights)
     quantize_values(model.graph, ranges)
-    for node, name in placeholders:
-        if name not in operands:
-            lower_activation(node, name, quantizers[name], result)
+    for node in placeholders:
+        if name_of(node) not in operands:
+            lower_activation(node, quantizers[name_of(node)], result)
     # drops activation functions that became limits of codes
     common.RemoveUnusedNodesPass()(model)
-    for node, name in placeholders:
-        if name in operands:
-            lower_weight(node, name, quantizers[name], operands[name], result)
+    for node in placeholders:
+        if (name := name_of(node)) in operands:
+            lower_weight(node, quantizers[name], operands[name], result)
     result.opset = 25 if 'int2' in result.containers.values() else OPSET
     result.model = _finish(model, result.opset)
     return result

@@ -75,6 +75,10 @@ HEAD = (
     'layer', 'W', 'A', 'weight range', 'levels', 'input range', 'levels',
     'multiply-adds', 'bit-operations', 'runs as',
 )  # fmt: skip
+NORMS = (
+    '\n\nBatch norms were re-estimated from {} batches: top-1 {} before, {} '
+    'after.'
+)
 KEPT = ': a negative slope would need a code that the type does not hold'
 TYPED = (
     'This form is small; the runtime computes it in float. `--weights int8` '
@@ -90,11 +94,8 @@ def layer_table(
 ) -> dict[str, Any]:
     """Bits, range, levels and cost of each layer that runs, and their sums.
 
-    Args:
-        architecture: F.
-        image: (1, C, H, W).
-        audit: Levels of each quantizer.
-        kernels: Quantized layer -> operator that runs it.
+    ``image`` has shape (1, C, H, W); ``kernels`` has the integer operator of
+    each quantized layer that has one.
     """
     levels = {count.name: count.levels for count in audit}
     quantizers = dict(named_quantizers(architecture))
@@ -138,6 +139,11 @@ def as_markdown(report: dict[str, Any]) -> str:
     onnx, agreement = report['onnx'], report['agreement']['model.onnx']
     kept = len(onnx['batch_norms_kept'])
     codes = CODES if onnx['residual'] == 'float' else RESIDUAL
+    norms = ''
+    if 'batch_norm' in report:
+        norm = report['batch_norm']
+        before, after = norm['top1_before'], norm['top1_after']
+        norms = NORMS.format(norm['batches'], percent(before), percent(after))
     origins = 'generated', 'of the validation set'
     operators = sorted(onnx['operators'].items())
     return PAGE.format(
@@ -147,7 +153,7 @@ def as_markdown(report: dict[str, Any]) -> str:
         top1=percent(agreement['top1']),
         top1_torch=percent(agreement['top1_torch']),
         codes=codes.format(**agreement),
-        norms=_norms(report.get('batch_norm')),
+        norms=norms,
         types=', '.join(sorted(set(onnx['containers'].values()))),
         kept=f'{kept} kept{KEPT if kept else ""}',
         operators=', '.join(f'{count} {name}' for name, count in operators),
@@ -156,16 +162,6 @@ def as_markdown(report: dict[str, Any]) -> str:
         shape=tuple(report['image_shape']),
         training=_training(report['guidance'], report['guidance_left']),
         table=table(HEAD, map(_layer_row, report['layers']), 'lrrrrrrrrl'),
-    )
-
-
-def _norms(norms: dict[str, Any] | None) -> str:
-    if norms is None:
-        return ''
-    return (
-        f'\n\nBatch norms were re-estimated from {norms["batches"]} batches: '
-        f'top-1 {percent(norms["top1_before"])} before, '
-        f'{percent(norms["top1_after"])} after.'
     )
 
 

@@ -45,13 +45,9 @@ def quantize_values(
 ) -> None:
     """Put an 8-bit pair behind each value; a ReLU becomes its lower end.
 
-    Only sums take the quantized result of a pooling, so that the runtime
-    does not move the pair in front of the pooling, which has no fast integer
-    kernel.
-
-    Args:
-        graph: Changed.
-        ranges: Name of a value -> its least and greatest value.
+    Only sums take the quantized result of a pooling: so the runtime does not
+    move the pair in front of the pooling, which has no fast integer kernel.
+    ``ranges`` has the least and greatest value of each.
     """
     values = {value.name: value for node in graph for value in node.outputs}
     for name, (low, high) in ranges.items():
@@ -62,11 +58,8 @@ def quantize_values(
         scale = np.float32(max((high - low) / 255, 1e-8))
         zero = int(np.clip(np.rint(-low / scale), 0, 255))
         new = NewNodes(graph, f'{name}.q8')
-        pair = (
-            new.constant('scale', scale),
-            new.constant('zero', zero, 'uint8'),
-        )
         source = producer.inputs[0] if producer.op_type == 'Relu' else value
+        pair = new.pair(scale, zero, 'uint8')
         codes = new.add('QuantizeLinear', 'codes', source, *pair)
         quantized = new.add('DequantizeLinear', 'value', codes, *pair)
         producer.append(new.nodes)

@@ -26,12 +26,9 @@ CPU_FEATURES = (
 
 
 def session(model: Any, threads: int = 1, optimised: Path | None = None):
-    """An ``onnxruntime.InferenceSession`` on the CPU.
+    """An ``onnxruntime.InferenceSession`` for a model, on the CPU.
 
-    Args:
-        model: An ``onnx.ModelProto``.
-        threads: Number of threads of one operator.
-        optimised: File for the graph that the runtime makes of the model.
+    The graph that the runtime makes of it is written to ``optimised``.
 
     Raises:
         UsageError: If the runtime refuses the model.

@@ -58,7 +58,7 @@ def trace(architecture: nn.Module, shape: Sequence[int]) -> 'onnx_ir.Model':
     """The graph of a classifier, its quantizers as ``mmauxq::Quantizer``.
 
     Args:
-        architecture: In evaluation mode; left as it is.
+        architecture: Left as it is.
         shape: (C, H, W) of an image.
 
     Returns:

@@ -87,6 +87,7 @@ def compare(
         lowered: Says where the codes are; without it they are not compared.
     """
     places = lowered.codes if lowered else {}
+    reach = lowered.reach if lowered else {}
     outputs = [value for value, _ in places.values()]
     running = session(with_outputs(model, outputs))
     result = Agreement()
@@ -98,28 +99,24 @@ def compare(
             # the same kernels run, whether inner values are read or not
             alone = session(model).run([OUTPUT], feed)[0]
             result.unexplained += int((alone != output).any(1).sum())
-        exported.append(torch.from_numpy(output))
-        if lowered is not None:
-            codes = {
-                name: torch.from_numpy(array.astype(np.int32) - zero)
-                for (name, (_, zero)), array in zip(
-                    places.items(), inner, strict=True
-                )
-            }
-            followed, differs = _follow(
-                architecture, images, codes, lowered.reach, result
+        codes = {
+            name: torch.from_numpy(array.astype(np.int32) - zero)
+            for (name, (_, zero)), array in zip(
+                places.items(), inner, strict=True
             )
-            from_same_codes.append(followed)
-            touched.append(differs)
+        }
+        followed, differs = _follow(architecture, images, codes, reach, result)
+        exported.append(torch.from_numpy(output))
+        from_same_codes.append(followed)
+        touched.append(differs)
     output, logits = torch.cat(exported), all_logits(architecture, batches)
-    agrees = output.argmax(1) == logits.argmax(1)
+    agrees, differs = output.argmax(1) == logits.argmax(1), torch.cat(touched)
     result.images, result.same_class = len(output), int(agrees.sum())
-    same_codes = logits
     if lowered is not None:
-        same_codes, differs = torch.cat(from_same_codes), torch.cat(touched)
         result.images_touched = int(differs.sum())
         result.unexplained_classes = int((~agrees & ~differs).sum())
-    result.max_difference = float((output - same_codes).abs().max())
+    difference = output - torch.cat(from_same_codes)
+    result.max_difference = float(difference.abs().max())
     result.largest_logit = float(logits.abs().max())
     result.top1 = top1(output, batches)
     result.top1_torch = top1(logits, batches)

@@ -1,9 +1,13 @@
 """What a quantized network is made of: levels, size, cost, gradients."""
 
-from .cost import LayerCost, layer_costs
+from .cost import (
+    LayerCost,
+    deployed_bytes,
+    layer_costs,
+    quantized_weights,
+)
 from .gradients import block_gradient_norms
-from .levels import LevelCount, count_levels, operand_values
-from .size import deployed_bytes
+from .levels import LevelCount, count_levels
 
 __all__ = [
     'LayerCost',
@@ -12,5 +16,5 @@ __all__ = [
     'count_levels',
     'deployed_bytes',
     'layer_costs',
-    'operand_values',
+    'quantized_weights',
 ]

@@ -1,5 +1,7 @@
-"""Multiply-adds, bit-operations and bytes of every layer."""
+"""Multiply-adds, bit-operations and bytes of a network."""
 
+import math
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -7,8 +9,8 @@ from torch import Tensor, nn
 
 from mmauxq.forward_hooks import forward_hooks
 from mmauxq.layers import QuantLayer
-from mmauxq.layers.weight_uses import CONVOLUTIONS, QUANTIZABLE
-from mmauxq.quantizers import FLOAT_BITS
+from mmauxq.layers.weight_uses import QUANTIZABLE
+from mmauxq.quantizers import FLOAT_BITS, Quantizer
 
 
 @dataclass(frozen=True)
@@ -16,11 +18,9 @@ class LayerCost:
     """A convolution or linear layer for one image.
 
     Args:
-        name: Name of the layer.
         weight_bits: Bits of its weight; 32 for floating point.
         activation_bits: Bits of its input.
         parameters: Number of weights and biases.
-        multiply_adds: Multiply-adds of its product.
     """
 
     name: str
@@ -36,35 +36,25 @@ class LayerCost:
 
 
 def _bits(layer: nn.Module, role: str) -> int:
-    if not isinstance(layer, QuantLayer):
-        return FLOAT_BITS
-    return getattr(getattr(layer, f'{role}_quantizer'), 'bits', FLOAT_BITS)
+    quantizer = getattr(layer, f'{role}_quantizer', None)
+    return getattr(quantizer, 'bits', FLOAT_BITS)
 
 
 @torch.no_grad()
 def layer_costs(model: nn.Module, image: Tensor) -> list[LayerCost]:
-    """The layers that run, in their order.
+    """The layers that run, in their order, on an image (1, C, H, W).
 
-    Args:
-        model: An algorithm or architecture in evaluation mode.
-        image: (1, C, H, W).
+    The model is an algorithm or architecture, in evaluation mode.
     """
     layers = {
         name: layer
         for name, layer in model.named_modules()
         if isinstance(layer, QUANTIZABLE)
     }
-    products: dict[str, int] = {}
+    products: Counter[str] = Counter()
 
     def count(name: str, layer: nn.Module, _: Tensor, output: Tensor) -> None:
-        outputs = (
-            layer.out_channels
-            if isinstance(layer, CONVOLUTIONS)
-            else layer.out_features
-        )
-        products[name] = products.get(name, 0) + (
-            output.numel() * layer.weight.numel() // outputs
-        )
+        products[name] += output.numel() * layer.weight[0].numel()
 
     with forward_hooks(layers.items(), count):
         model(image, mode='tensor')
@@ -78,3 +68,29 @@ def layer_costs(model: nn.Module, image: Tensor) -> list[LayerCost]:
         )
         for name, multiply_adds in products.items()
     ]
+
+
+def quantized_weights(model: nn.Module) -> dict[str, tuple[Tensor, Quantizer]]:
+    """Name of a parameter -> the parameter and its quantizer."""
+    weights = {}
+    for name, layer in model.named_modules():
+        if isinstance(layer, QuantLayer) and isinstance(
+            layer.weight_quantizer, Quantizer
+        ):
+            weight = layer.product_weight
+            key = next(k for k, p in layer._parameters.items() if p is weight)
+            weights[f'{name}.{key}'] = (weight, layer.weight_quantizer)
+    return weights
+
+
+def deployed_bytes(model: nn.Module) -> int:
+    """Size of F if every weight takes the bits that it was trained with.
+
+    Each quantized weight is rounded up to whole bytes; all other parameters
+    and buffers count as they are stored.
+    """
+    bits = {id(w): q.bits for w, q in quantized_weights(model).values()}
+    return sum(
+        math.ceil(x.numel() * bits.get(id(x), 8 * x.element_size()) / 8)
+        for x in (*model.parameters(), *model.buffers())
+    )

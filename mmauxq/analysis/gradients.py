@@ -53,14 +53,10 @@ def block_gradient_norms(
         losses = model(inputs, data_samples, mode='loss')
         passes.append(recorder.outputs())
     terms = {key: value for key, value in losses.items() if 'loss' in key}
-    sums = {
-        'student': sum(
-            value for key, value in terms.items() if key.startswith('student.')
-        ),
-        'joint': sum(terms.values()),
-    }
-    if model.guidance is None:
-        del sums['joint']
+    student = [v for key, v in terms.items() if key.startswith('student.')]
+    sums = {'student': sum(student)}
+    if model.guidance is not None:
+        sums['joint'] = sum(terms.values())
     outputs = [pair for outputs in passes for pair in outputs.items()]
     norms = {}
     for name, loss in sums.items():

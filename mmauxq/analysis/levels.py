@@ -16,8 +16,7 @@ class LevelCount:
     Args:
         name: Name of the quantizer.
         bits: Its width in bits.
-        levels: Most distinct values seen for one scale (one channel, where
-            scales are per channel).
+        levels: Most distinct values seen for one scale.
     """
 
     name: str
@@ -31,39 +30,21 @@ class LevelCount:
 
 
 @torch.no_grad()
-def operand_values(model: nn.Module, inputs: Tensor) -> dict[str, Tensor]:
-    """What every quantizer gives in one forward pass of ``model``.
-
-    Args:
-        model: An algorithm or architecture in evaluation mode.
-        inputs: (N, C, H, W), preprocessed.
-
-    Returns:
-        Name of a quantizer -> its output.
-    """
-    values: dict[str, Tensor] = {}
-    with forward_hooks(
-        named_quantizers(model),
-        lambda name, _, x, output: values.update({name: output}),
-    ):
-        model(inputs, mode='tensor')
-    return values
-
-
 def count_levels(model: nn.Module, inputs: Tensor) -> list[LevelCount]:
-    """Audit all quantizers of ``model`` on real data.
+    """Audit all quantizers that run on preprocessed inputs, (N, C, H, W).
 
-    Args:
-        model: An algorithm or architecture in evaluation mode.
-        inputs: (N, C, H, W), preprocessed.
+    The model is an algorithm or architecture, in evaluation mode.
     """
-    values = operand_values(model, inputs)
+    quantizers = dict(named_quantizers(model))
+    levels: dict[str, int] = {}
+
+    def count(name: str, quantizer: Quantizer, _: Tensor, y: Tensor) -> None:
+        levels[name] = max(len(row.unique()) for row in quantizer.rows(y))
+
+    with forward_hooks(quantizers.items(), count):
+        model(inputs, mode='tensor')
     return [
-        LevelCount(name, quantizer.bits, _levels(quantizer, values[name]))
-        for name, quantizer in named_quantizers(model)
-        if name in values
+        LevelCount(name, quantizer.bits, levels[name])
+        for name, quantizer in quantizers.items()
+        if name in levels
     ]
-
-
-def _levels(quantizer: Quantizer, value: Tensor) -> int:
-    return max(len(row.unique()) for row in quantizer.rows(value))

@@ -28,10 +28,8 @@ def run(args: argparse.Namespace, mark_running: Callable) -> int:
     import torch
 
     from mmauxq.analysis import count_levels
-    from mmauxq.deploy.network import first_images
 
-    batches = first_images(network, args.images)
-    images = torch.cat([images for images, _ in batches])
+    images = torch.cat([batch for batch, _ in network.images(args.images)])
     audits = {args.checkpoint: count_levels(network.architecture, images)}
     if args.onnx:
         from mmauxq.deploy.onnx.audit import audit_onnx

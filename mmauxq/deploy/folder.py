@@ -17,28 +17,24 @@ def check_folder(out: str | os.PathLike) -> Path:
     """Check that an export may be written to ``out``.
 
     Raises:
-        UsageError: If it is a file, or holds something else than an export.
+        UsageError: If it is a file, or holds anything but an export.
     """
     out = Path(out)
-    if out.exists():
-        if not out.is_dir():
-            raise UsageError(f'--out: expected a folder, got the file {out}')
-        others = sorted(p.name for p in out.iterdir() if p.name not in FILES)
-        if others:
-            raise UsageError(
-                '--out: expected a new folder, an empty one or an earlier '
-                f'export, got {out}, which holds {others[0]}'
-            )
+    if out.exists() and not out.is_dir():
+        raise UsageError(f'--out: expected a folder, got the file {out}')
+    names = {file.name for file in out.iterdir()} if out.exists() else set()
+    others = names - set(FILES)
+    if others:
+        raise UsageError(
+            '--out: expected a new folder, an empty one or an earlier export, '
+            f'got {out}, which holds {min(others)}'
+        )
     return out
 
 
 @contextmanager
 def complete_or_absent(out: Path) -> Iterator[Path]:
-    """A new folder, which replaces ``out`` if nothing raises.
-
-    Raises:
-        UsageError: If it cannot be written.
-    """
+    """A new folder, which replaces ``out`` if nothing raises."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(prefix=f'.{out.name}.', dir=out.parent))

@@ -18,16 +18,17 @@ from mmauxq.network.checkpoint import (
 )
 from mmauxq.registry import MODELS
 
+from .slim import class_names
+
 
 @dataclass
 class Network:
     """F, ready to export.
 
     Args:
-        algorithm: The algorithm in evaluation mode, without guidance, on the
-            CPU.
-        cfg: The config, with the guidance that training had.
-        meta: The meta of the checkpoint.
+        algorithm: In evaluation mode, without guidance, on the CPU.
+        cfg: With the guidance that training had.
+        meta: That of the checkpoint.
     """
 
     algorithm: Any
@@ -42,11 +43,9 @@ class Network:
     def batches(self, split: str = 'val') -> Iterator[tuple[Tensor, Tensor]]:
         """Preprocessed images (N, C, H, W) and labels (N,), -1 if unknown.
 
-        Args:
-            split: ``'train'`` or ``'val'``.
-
         Raises:
-            UsageError: If the config has no such data.
+            UsageError: If the config has no data of this split, ``'train'``
+                or ``'val'``.
         """
         from mmengine.runner import Runner
 
@@ -62,7 +61,15 @@ class Network:
             yield images, torch.tensor(labels)
 
     def images(self, count: int) -> list[tuple[Tensor, Tensor]]:
-        """The first validation images, in batches of at most 250."""
+        """The first validation images and labels, in batches of at most 250.
+
+        If ``count`` is 0, these are 16 generated images.
+        """
+        if not count:
+            generator = torch.Generator().manual_seed(0)
+            shape = (16, *self.algorithm.cost.shape)
+            images = torch.randn(shape, generator=generator)
+            return [(images, torch.full((16,), -1))]
         result: list[tuple[Tensor, Tensor]] = []
         for batch in self.batches():
             parts = (tensor[:count].split(250) for tensor in batch)
@@ -72,14 +79,33 @@ class Network:
                 break
         return result
 
+    def describe(self) -> dict[str, Any]:
+        """Pre-processing and classes, for JSON."""
+        pre = self.algorithm.data_preprocessor
+
+        def numbers(name: str) -> list[float] | None:
+            value = getattr(pre, name, None)
+            if value is None:
+                return None
+            return [float(f'{x:.7g}') for x in value.flatten().tolist()]
+
+        swaps = getattr(pre, 'to_rgb', False) or getattr(
+            pre, 'channel_conversion', False
+        )
+        return dict(
+            mean=numbers('mean'),
+            std=numbers('std'),
+            channel_order='RGB' if swaps else 'as read',
+            classes=class_names(self.meta),
+        )
+
 
 def load_network(cfg: Config, checkpoint: str) -> Network:
     """Build F and fill it.
 
     Raises:
         UsageError: If the config trains no quantized network, or the
-            checkpoint holds none, one of another architecture, or one that
-            was never calibrated.
+            checkpoint is not one of this network, trained and calibrated.
     """
     from mmengine.registry import init_default_scope
 
@@ -91,16 +117,11 @@ def load_network(cfg: Config, checkpoint: str) -> Network:
     check_architecture(algorithm.architecture, state, str(checkpoint))
     check_scales(algorithm.architecture, state, str(checkpoint))
     algorithm.architecture.load_state_dict(state, strict=False)
-    meta = content.get('meta') if isinstance(content, dict) else None
-    return Network(algorithm.eval(), cfg, meta or {})
+    return Network(algorithm, cfg, content.get('meta') or {})
 
 
 def check_config(cfg: Config) -> None:
-    """Check that there is a network to export.
-
-    Raises:
-        UsageError: If the config trains no quantized network.
-    """
+    """Raise a :class:`UsageError` if a config trains no quantized network."""
     if cfg.model.get('type') != 'mmauxq.JointQAT':
         raise UsageError(
             "model.type: expected 'mmauxq.JointQAT', which trains quantized "
@@ -108,20 +129,10 @@ def check_config(cfg: Config) -> None:
         )
 
 
-def build(
-    cfg: Config, guidance: Any, shape: Sequence[int] | None = None
-) -> Any:
-    """The algorithm of a config, with this guidance or ``None``.
-
-    Args:
-        cfg: A complete recipe.
-        guidance: Takes the place of that of ``cfg``.
-        shape: (C, H, W) of the images; by default what ``cfg`` says.
-    """
+def build(cfg: Config, guidance: Any, **settings: Any) -> Any:
+    """The algorithm of a config, with this guidance and other settings."""
     model = copy.deepcopy(cfg.model)
-    model.guidance, model.float_checkpoint = guidance, None
-    if shape is not None:
-        model.input_shape = tuple(shape)
+    model.update(guidance=guidance, float_checkpoint=None, **settings)
     if cfg.get('data_preprocessor') is not None:
         model.setdefault('data_preprocessor', cfg.data_preprocessor)
     return MODELS.build(model)
@@ -132,22 +143,18 @@ def guidance_cost(
 ) -> dict[str, Any]:
     """What the guidance of a config costs in training, for one image.
 
-    Args:
-        cfg: The config, with the guidance that training had.
-        shape: (C, H, W) of the image; by default what ``cfg`` says.
-
-    Returns:
-        ``type``, ``parameters`` and ``multiply_adds``; the last two ``None``
-        where it cannot be built any more, such as a teacher whose checkpoint
-        is gone.
+    The image has (C, H, W) = ``shape``, by default what ``cfg`` says.
+    Parameters and multiply-adds are ``None`` if the guidance cannot be built,
+    as with a teacher whose file is gone.
     """
     guidance = cfg.model.get('guidance')
     if guidance is None:
         return dict(type=None, parameters=0, multiply_adds=0)
     parts = guidance if isinstance(guidance, (list, tuple)) else [guidance]
     names = ' and '.join(part['type'] for part in parts)
+    settings = {} if shape is None else dict(input_shape=tuple(shape))
     try:
-        cost = build(cfg, guidance, shape).cost
+        cost = build(cfg, guidance, **settings).cost
     except (UsageError, OSError):
         return dict(type=names, parameters=None, multiply_adds=None)
     return dict(
@@ -155,13 +162,3 @@ def guidance_cost(
         parameters=cost.guidance_parameters,
         multiply_adds=cost.guidance_multiply_adds,
     )
-
-
-def first_images(network: Network, count: int) -> list[tuple[Tensor, Tensor]]:
-    """Validation images, or generated ones if ``count`` is 0."""
-    if count:
-        return network.images(count)
-    shape = network.algorithm.cost.shape
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(16, *shape, generator=generator)
-    return [(images, torch.full((16,), -1))]

@@ -15,7 +15,7 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,28 +23,66 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mmauxq.analysis import quantized_weights
 from mmauxq.errors import UsageError
-from mmauxq.layers import QuantLayer
+from mmauxq.forward_hooks import forward_hooks
 from mmauxq.optional import need
-from mmauxq.quantizers import Quantizer
-
-from .packing import pack, unpack
-from .weight_operands import weight_operands
+from mmauxq.quantizers import Quantizer, named_quantizers
 
 FORMAT = 'mmauxq-packed-2'
 
 
-def quantized_weights(model: nn.Module) -> dict[str, tuple[Tensor, Quantizer]]:
-    """Name of a parameter -> the parameter and its quantizer."""
-    weights = {}
-    for name, layer in model.named_modules():
-        if isinstance(layer, QuantLayer) and isinstance(
-            layer.weight_quantizer, Quantizer
-        ):
-            weight = layer.product_weight
-            key = next(k for k, p in layer._parameters.items() if p is weight)
-            weights[f'{name}.{key}'] = (weight, layer.weight_quantizer)
-    return weights
+def pack(codes: np.ndarray, bits: int) -> np.ndarray:
+    """Codes 0 to ``2**bits - 1``, in C order, side by side, lowest bit first.
+
+    Args:
+        codes: Integers of any shape.
+        bits: 1 to 8.
+
+    Returns:
+        uint8, shape (ceil(number of codes * bits / 8),), padded with zeros.
+
+    Raises:
+        UsageError: If a code does not fit.
+    """
+    if codes.size and not 0 <= codes.min() <= codes.max() < 2**bits:
+        raise UsageError(
+            f'pack: {bits} bits: expected codes from 0 to {2**bits - 1}, got '
+            f'{codes.min()} to {codes.max()}'
+        )
+    rows = codes.reshape(-1, 1).astype(np.uint8)
+    single = np.unpackbits(rows, axis=1, count=bits, bitorder='little')
+    return np.packbits(single, bitorder='little')
+
+
+def unpack(packed: np.ndarray, bits: int, count: int) -> np.ndarray:
+    """The ``count`` codes (uint8) that :func:`pack` was given.
+
+    Raises:
+        UsageError: If ``packed`` has another length than that many codes.
+    """
+    size = math.ceil(count * bits / 8)
+    if len(packed) != size:
+        raise UsageError(
+            f'unpack: {count} codes of {bits} bits: expected {size} bytes, '
+            f'got {len(packed)}'
+        )
+    single = np.unpackbits(packed, count=count * bits, bitorder='little')
+    rows = single.reshape(count, bits)
+    return np.packbits(rows, axis=1, bitorder='little')[:, 0]
+
+
+@torch.no_grad()
+def weight_operands(
+    architecture: nn.Module, image: Tensor
+) -> dict[str, Tensor]:
+    """What reaches each weight quantizer in a forward pass."""
+    operands: dict[str, Tensor] = {}
+    pairs = named_quantizers(architecture)
+    weights = [(name, q) for name, q in pairs if q.role == 'weight']
+    with forward_hooks(weights, lambda n, _, x, y: operands.update({n: x})):
+        architecture(image, mode='tensor')
+    return operands
 
 
 @torch.no_grad()
@@ -52,7 +90,7 @@ def save_packed(
     architecture: nn.Module,
     out: str | os.PathLike,
     image: Tensor,
-    meta: Mapping[str, Any] | None = None,
+    meta: dict[str, Any] | None = None,
 ) -> int:
     """Write F with its weights as packed integer codes.
 
@@ -60,14 +98,14 @@ def save_packed(
         architecture: Quantized, calibrated, in evaluation mode.
         out: File to write.
         image: (1, C, H, W), to see what is quantized.
-        meta: What a program must know to use the network; for JSON.
+        meta: Anything that JSON holds.
 
     Returns:
-        Its size in bytes.
+        Size of the file in bytes.
 
     Raises:
-        UsageError: If a quantizer has no integer form, or quantizes something
-            else than a stored weight (a standardised or merged one).
+        UsageError: If a quantizer has no integer form, or quantizes what is
+            computed from a weight.
     """
     need('safetensors')
     from safetensors.torch import save_file
@@ -77,13 +115,13 @@ def save_packed(
     parts: dict[str, list[Tensor]] = {}
     tree: dict[str, Any] = {}
     for name, tensor in architecture.state_dict().items():
-        tensor = tensor.detach().cpu().contiguous()
+        tensor = tensor.cpu()
         leaf: list[Any] = [list(tensor.shape), _type_name(tensor)]
         path = name.split('.')
         if name in weights:
             weight, quantizer = weights[name]
             operand = operands.get('.'.join([*path[:-1], 'weight_quantizer']))
-            if operand is None or not _same(operand, weight):
+            if operand is None or not torch.equal(operand, weight):
                 raise UsageError(
                     f'{name}: what is quantized is computed from it '
                     '(a standardised or merged weight), so that its codes '
@@ -92,8 +130,8 @@ def save_packed(
                 )
             grid = quantizer.grid()
             leaf += [quantizer.bits, grid.qmin, grid.stride]
-            tensor = torch.from_numpy(_packed(name, weight, quantizer))
-        elif tensor.dtype == torch.int64 and _same(tensor, tensor.int()):
+            tensor = _packed(name, weight, quantizer)
+        elif tensor.dtype == torch.int64 and not (tensor - tensor.int()).any():
             tensor = tensor.int()  # the batch counts of batch norms
         parts.setdefault(_type_name(tensor), []).append(tensor.reshape(-1))
         place = tree
@@ -101,7 +139,7 @@ def save_packed(
             place = place.setdefault(part, {})
         place[path[-1]] = [_type_name(tensor), *leaf]
     layout = json.dumps(
-        dict(tensors=tree, meta=dict(meta or {})), separators=(',', ':')
+        dict(tensors=tree, meta=meta or {}), separators=(',', ':')
     )
     tensors = {name: torch.cat(values) for name, values in parts.items()}
     tensors['layout'] = torch.from_numpy(
@@ -111,13 +149,8 @@ def save_packed(
     return Path(out).stat().st_size
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and bool((one == other).all())
-
-
-def _packed(name: str, weight: Tensor, quantizer: Quantizer) -> np.ndarray:
-    grid = quantizer.grid()
-    codes = quantizer.codes(weight)
+def _packed(name: str, weight: Tensor, quantizer: Quantizer) -> Tensor:
+    grid, codes = quantizer.grid(), quantizer.codes(weight)
     again = quantizer.weight_of(codes)
     if not torch.equal(quantizer(again), quantizer(weight)):
         raise UsageError(
@@ -126,7 +159,7 @@ def _packed(name: str, weight: Tensor, quantizer: Quantizer) -> np.ndarray:
             'packed'
         )
     index = (codes - grid.qmin) // grid.stride
-    return pack(index.cpu().numpy(), quantizer.bits)
+    return torch.from_numpy(pack(index.numpy(force=True), quantizer.bits))
 
 
 def _type_name(tensor: Tensor) -> str:
@@ -150,12 +183,8 @@ def load_packed(
     Its parameters become the quantized values, or what is quantized to them:
     in evaluation the network is the one that was saved, to the bit.
 
-    Args:
-        file: Written by :func:`save_packed`.
-        architecture: Quantized as the one that was saved.
-
     Returns:
-        ``meta`` as it was given.
+        The ``meta`` of :func:`save_packed`.
 
     Raises:
         UsageError: If the file is not a packed one, or one of another network.
@@ -215,15 +244,12 @@ def read_packed(
         raise UsageError(f'{file}: cannot be read ({error})') from error
     layout = json.loads(zlib.decompress(parts.pop('layout').numpy().tobytes()))
     state, codes = {}, {}
-    at = dict.fromkeys(parts, 0)
     for name, (stored, shape, kind, *grid) in _leaves(layout['tensors']):
-        size = count = math.prod(shape)
+        count = math.prod(shape)
+        size = math.ceil(count * grid[0] / 8) if grid else count
+        flat, parts[stored] = parts[stored][:size], parts[stored][size:]
         if grid:
             bits, lowest, stride = grid
-            size = math.ceil(count * bits / 8)
-        flat = parts[stored][at[stored] : at[stored] + size]
-        at[stored] += size
-        if grid:
             index = unpack(flat.numpy(), bits, count)
             code = torch.from_numpy(index).int() * stride + lowest
             codes[name] = code.reshape(shape), bits

@@ -21,29 +21,25 @@ def save_slim(
 ) -> int:
     """Write F of a training checkpoint, without guidance or optimizer.
 
-    The result holds tensors and plain types only, so that any
-    ``torch.load(..., weights_only=True)`` reads it; its keys are those of the
-    quantized classifier (``backbone...``, ``head...``).
+    Any ``torch.load(..., weights_only=True)`` reads the result; its keys are
+    those of the quantized classifier (``backbone...``, ``head...``).
 
     Args:
-        checkpoint: A training checkpoint of :class:`JointQAT`.
+        checkpoint: A training checkpoint of :class:`JointQAT`, or a slim one.
         out: File to write; complete or absent, never half-written.
-        architecture: Take the tensors from here: F after its batch norms
-            were re-estimated.
+        architecture: F, if its tensors are newer than those of the checkpoint.
 
     Returns:
-        Its size in bytes.
+        Size of the file in bytes.
 
     Raises:
-        UsageError: If the checkpoint cannot be read, or holds no quantized
-            network.
+        UsageError: If the checkpoint is not one of a quantized network.
     """
     source = compat.load_checkpoint(checkpoint)
     state = normalise(source, str(checkpoint))
-    # with 32 bits everywhere, a JointQAT has no quantizer
+    # a JointQAT with 32 bits everywhere has no quantizer
     if not is_joint(source.get('state_dict', source)) and not any(
-        key.endswith(('_quantizer.calibrated', '_quantizer.step'))
-        for key in state
+        '_quantizer.' in key for key in state
     ):
         raise UsageError(
             f'{checkpoint}: expected a quantized network, trained with '
@@ -69,6 +65,6 @@ def save_slim(
 
 
 def class_names(meta: dict) -> list[str]:
-    """Names of the classes in the meta of a checkpoint; empty without."""
+    """Names of the classes in the meta of a checkpoint, if it has them."""
     dataset = meta.get('dataset_meta') or {}
     return [str(c) for c in meta.get('classes') or dataset.get('classes', ())]

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from mmauxq.analysis import count_levels, deployed_bytes, operand_values
+from mmauxq.analysis import count_levels, deployed_bytes
+from mmauxq.forward_hooks import forward_hooks
 from mmauxq.layers import restore
 from tests.networks import batch, joint_qat
 
@@ -46,9 +47,13 @@ def test_operand_values_are_multiples_of_the_step():
     model = joint_qat()
     model.loss(*batch())
     model.eval()
-    name = 'architecture.backbone.layer2.0.conv2.weight_quantizer'
-    step = model.get_submodule(name).step.item()
-    codes = operand_values(model, batch()[0])[name] / step
+    quantizer = model.architecture.backbone.layer2[0].conv2.weight_quantizer
+    values = []
+    with forward_hooks(
+        [('', quantizer)], lambda name, _, x, y: values.append(y.detach())
+    ):
+        model(batch()[0])
+    codes = values[0] / quantizer.step.item()
     torch.testing.assert_close(codes, codes.round())
     assert codes.min() >= -2 and codes.max() <= 1
 

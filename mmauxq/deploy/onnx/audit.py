@@ -16,14 +16,12 @@ def audit_onnx(
 ) -> list[LevelCount]:
     """Levels of every quantized tensor of an exported ``model.onnx``.
 
-    Args:
-        file: Written by ``tools/export.py``; its metadata say which values
-            hold codes, and of how many bits.
-        images: (N, C, H, W), preprocessed.
+    Weights are counted for each scale, activations per tensor. The metadata
+    say which values hold codes, and of how many bits.
 
-    Returns:
-        Weights are counted for each scale: per output channel, or per tensor
-        if all channels share one. Activations are counted per tensor.
+    Args:
+        file: Written by ``tools/export.py``.
+        images: (N, C, H, W), preprocessed.
 
     Raises:
         UsageError: If the file is not one of an export.
@@ -49,10 +47,10 @@ def audit_onnx(
         if node.op_type == 'DequantizeLinear'
     }
     levels: dict[str, int] = {}
-    activations: dict[str, str] = {}
+    seen: dict[str, set[int]] = {}
     for name, entry in quantizers.items():
         if entry['role'] != 'weight':
-            activations[name] = entry['codes']
+            seen[entry['codes']] = set()
             continue
         pair = pairs[entry['codes']]
         codes, scale = (
@@ -65,12 +63,12 @@ def audit_onnx(
         levels[name] = max(
             len(np.unique(row.astype(np.int32))) for row in rows
         )
-    if activations:
-        seen: dict[str, set] = {value: set() for value in activations.values()}
-        for batch in inner_values(model, list(seen), images):
-            for value, codes in batch.items():
-                seen[value].update(np.unique(codes).tolist())
-        levels |= {name: len(seen[c]) for name, c in activations.items()}
+    for batch in inner_values(model, list(seen), images) if seen else ():
+        for value, codes in batch.items():
+            seen[value].update(np.unique(codes).tolist())
+    for name, entry in quantizers.items():
+        if name not in levels:
+            levels[name] = len(seen[entry['codes']])
     return [
         LevelCount(name, quantizers[name]['bits'], count)
         for name, count in levels.items()

@@ -17,27 +17,24 @@ from mmauxq.engine.hooks import reestimate_batch_norm
 from mmauxq.errors import UsageError
 from mmauxq.layers import restore
 from mmauxq.network.checkpoint import normalise
+from mmauxq.quantizers import named_quantizers
 from mmauxq.text import percent
 from mmauxq.version import __version__
 
 from ..folder import check_folder, complete_or_absent
-from ..network import Network, first_images, guidance_cost
+from ..network import Network, guidance_cost
 from ..packed import load_packed, save_packed
 from ..slim import save_slim
-from ..weight_operands import weight_operands
-from . import runtime
-from .description import add_metadata, describe, runtime_facts
-from .layer_table import layer_table
-from .lowered import Lowered
+from . import runtime, verify
+from .graph import Lowered
 from .onnx_model import to_onnx
-from .report import as_markdown
+from .report import as_markdown, layer_table
 from .trace import logits_of, trace
-from .verify import Agreement, compare, differing_weights, logits_and_top1
+from .verify import Batches
 
 Say = Callable[[str], None]
-Batches = list[tuple[Tensor, Tensor]]
-# Images for everything but the comparison of model.onnx with PyTorch.
 SAMPLE = 250
+"""Images for everything but the comparison of model.onnx with PyTorch."""
 
 
 def export(
@@ -56,8 +53,8 @@ def export(
         network: A network of :func:`mmauxq.deploy.network.load_network`.
         checkpoint: The file that it came from.
         out: Folder, complete or left as it was.
-        weights: ``'typed'`` or ``'int8'``, see :func:`to_onnx`.
-        residual: ``'float'`` or ``'int8'``, see :func:`to_onnx`.
+        weights: ``'typed'`` or ``'int8'``, see :func:`.to_onnx`.
+        residual: ``'float'`` or ``'int8'``, see :func:`.to_onnx`.
         images: Validation images to compare on; 0 for a few generated ones.
         batch_norm: Training batches to re-estimate batch norms from first.
         say: Takes a line for each step.
@@ -68,43 +65,44 @@ def export(
     Raises:
         UsageError: If something cannot be exported in this form.
     """
+    import onnx
+    import onnxruntime
+
     if residual == 'int8' and weights != 'int8':
         raise UsageError(
             '--residual int8 is for integer kernels: expected --weights int8 '
             f'beside it, got {weights}'
         )
     out = check_folder(out)
-    batches = first_images(network, images)
+    architecture = network.architecture
+    batches = network.images(images)
     sample = torch.cat([b for b, _ in batches[:2]])[:SAMPLE]
     report: dict[str, Any] = dict(mmauxq_version=__version__)
-    report.update(describe(network), real_images=bool(images))
+    report.update(network.describe(), real_images=bool(images))
     with complete_or_absent(out) as part:
         if batch_norm:
-            report['batch_norm'] = _reestimate(
-                network, batch_norm, batches, say
-            )
-        logits, top1 = logits_and_top1(network.architecture, batches)
+            norms = _reestimate(network, batch_norm, batches, say)
+            report['batch_norm'] = norms
         sizes = _write_checkpoints(network, checkpoint, part, sample, say)
-        audit = count_levels(network.architecture, sample)
+        audit = count_levels(architecture, sample)
         wide = [count.name for count in audit if not count.holds]
         if wide:
             raise UsageError(f'{wide[0]} has more levels than its bits allow')
         say(f'levels: all {len(audit)} quantized tensors hold their bits')
         lowered, notes = _to_onnx(network, sample, weights, residual, say)
-        add_metadata(lowered, network)
-        file = part / 'model.onnx'
-        file.write_bytes(lowered.model.SerializeToString())
-        sizes['model.onnx'] = file.stat().st_size
+        _add_metadata(lowered, network)
+        content = lowered.model.SerializeToString()
+        sizes['model.onnx'] = (part / 'model.onnx').write_bytes(content)
         operators, kernels = runtime.operators(lowered.model)
         say(
             f'model.onnx: opset {lowered.opset}, {sizes["model.onnx"]:,} '
             f'bytes; {len(kernels)} of {len(lowered.containers)} quantized '
             'products run in integer kernels'
         )
-        agreement = _check(network, lowered, residual, batches, logits, say)
-        same = dict(bit_equal_on=len(sample), top1=top1)
+        agreement = _check(network, lowered, residual, batches, say)
+        same = dict(bit_equal_on=len(sample), top1=agreement.top1_torch)
         report.update(
-            layer_table(network, sample[:1], audit, kernels),
+            layer_table(architecture, sample[:1], audit, kernels),
             guidance=guidance_cost(network.cfg, sample.shape[1:]),
             sizes=sizes,
             onnx=dict(
@@ -124,9 +122,15 @@ def export(
             agreement={
                 'slim.pth': same,
                 'packed.safetensors': same,
-                'model.onnx': agreement.as_dict(),
+                'model.onnx': {**vars(agreement), 'holds': agreement.holds},
             },
-            runtime=runtime_facts(),
+            runtime=dict(
+                onnxruntime=onnxruntime.__version__,
+                onnx=onnx.__version__,
+                torch=torch.__version__,
+                cpu=runtime.cpu_name(),
+                cpu_features=runtime.cpu_features(),
+            ),
         )
         (part / 'report.json').write_text(json.dumps(report, indent=1) + '\n')
         (part / 'report.md').write_text(as_markdown(report))
@@ -135,14 +139,18 @@ def export(
 
 
 def _reestimate(
-    network: Network, batch_norm: int, batches: Batches, say: Say
+    network: Network, count: int, batches: Batches, say: Say
 ) -> dict[str, Any]:
-    _, before = logits_and_top1(network.architecture, batches)
+    def top1() -> float | None:
+        logits = verify.all_logits(network.architecture, batches)
+        return verify.top1(logits, batches)
+
+    before = top1()
+    training = islice(network.batches('train'), count)
     used = reestimate_batch_norm(
-        network.architecture,
-        (images for images, _ in islice(network.batches('train'), batch_norm)),
+        network.architecture, (images for images, _ in training)
     )
-    _, after = logits_and_top1(network.architecture, batches)
+    after = top1()
     say(
         f'batch norm: {used} batches, top-1 {percent(before)} before, '
         f'{percent(after)} after'
@@ -162,13 +170,12 @@ def _write_checkpoints(
     architecture = network.architecture
     logits = logits_of(architecture, sample)
     slim, packed = part / 'slim.pth', part / 'packed.safetensors'
+    meta = network.describe()
     sizes = {
         'float': deployed_bytes(restore(copy.deepcopy(architecture))),
         'sum_of_bits': deployed_bytes(architecture),
         slim.name: save_slim(checkpoint, slim, architecture),
-        packed.name: save_packed(
-            architecture, packed, sample[:1], describe(network)
-        ),
+        packed.name: save_packed(architecture, packed, sample[:1], meta),
     }
 
     def load_slim(file: Path, again: torch.nn.Module) -> None:
@@ -213,44 +220,62 @@ def _to_onnx(
     return lowered, notes
 
 
+def _add_metadata(lowered: Lowered, network: Network) -> None:
+    """Write into the ONNX file how to use it, and where its codes are."""
+    quantizers = {}
+    for name, quantizer in named_quantizers(network.architecture):
+        if name in lowered.codes or name in lowered.containers:
+            value, _ = lowered.codes.get(name, (f'{name}.codes', 0))
+            quantizers[name] = dict(
+                bits=quantizer.bits, role=quantizer.role, codes=value
+            )
+    entries = {
+        **network.describe(),
+        'preprocessing': 'images = (pixels 0..255 - mean) / std, NCHW',
+        'postprocessing': 'class = argmax(logits), probabilities = softmax',
+        'mmauxq_version': __version__,
+        'mmauxq_quantizers': quantizers,
+    }
+    for key, value in entries.items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        lowered.model.metadata_props.add(key=key, value=text)
+
+
 def _check(
     network: Network,
     lowered: Lowered,
     residual: str,
     batches: Batches,
-    logits: Tensor,
     say: Say,
-) -> Agreement:
+) -> verify.Agreement:
     """Compare model.onnx with PyTorch; raise if it is another network."""
-    architecture = network.architecture
-    operands = weight_operands(architecture, batches[0][0][:1])
-    wrong = differing_weights(architecture, lowered, operands)
+    architecture, model = network.architecture, lowered.model
+    wrong = verify.differing_weights(architecture, lowered, batches[0][0][:1])
     if wrong:
         raise UsageError(
             f'model.onnx: the codes of {wrong[0]} are not those of PyTorch'
         )
-    # quantized residual sums make another network; its codes differ by design
-    same = residual == 'float'
-    agreement = compare(
-        architecture, lowered.model, batches, lowered if same else None, logits
-    )
-    if same and not agreement.holds:
-        raise UsageError(
-            f'model.onnx differs from PyTorch: {agreement.unexplained} codes '
-            f'and {agreement.unexplained_classes} classes away from rounding '
-            f'ties, logits by {agreement.max_difference:.1e}'
+    if residual == 'float':
+        result = verify.compare(architecture, model, batches, lowered)
+        if not result.holds:
+            raise UsageError(
+                f'model.onnx differs from PyTorch: {result.unexplained} codes '
+                f'and {result.unexplained_classes} classes away from rounding '
+                f'ties, logits by {result.max_difference:.1e}'
+            )
+        codes = (
+            f'{result.codes:,} codes compared, {result.ties} differ at '
+            f'rounding ties, {result.rounded} by rounded biases'
         )
-    codes = (
-        f'{agreement.codes:,} codes compared, {agreement.ties} differ at '
-        f'rounding ties, {agreement.rounded} by rounded biases'
-        if same
-        else 'residual sums in 8 bits are another network: codes not compared'
-    )
+    else:
+        result = verify.compare(architecture, model, batches)
+        codes = (
+            'residual sums in 8 bits are another network: codes not compared'
+        )
     say(
-        f'agreement: same class for {agreement.same_class} of '
-        f'{agreement.images} images, logits within '
-        f'{agreement.max_difference:.1e} (largest '
-        f'{agreement.largest_logit:.1f}), top-1 {percent(agreement.top1)} '
-        f'(PyTorch {percent(agreement.top1_torch)}); {codes}'
+        f'agreement: same class for {result.same_class} of {result.images} '
+        f'images, logits within {result.max_difference:.1e} (largest '
+        f'{result.largest_logit:.1f}), top-1 {percent(result.top1)} '
+        f'(PyTorch {percent(result.top1_torch)}); {codes}'
     )
-    return agreement
+    return result

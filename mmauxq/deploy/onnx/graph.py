@@ -1,20 +1,56 @@
 """What the export adds to :mod:`onnx_ir`, which edits ONNX graphs."""
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
-from onnx_ir.passes import common
 
 PRODUCTS = ('Conv', 'Gemm', 'MatMul')
+
+
+@dataclass
+class Lowered:
+    """An ONNX model and what had to be decided on the way.
+
+    Args:
+        weights: ``'typed'`` or ``'int8'``, see :func:`.to_onnx`; ``'plain'``
+            for int8 codes, float arithmetic and no folded batch norm.
+        containers: Weight quantizer -> type that holds its codes.
+        transposed: Weight quantizers whose codes are stored as (in, out).
+        zeroed: Weight quantizer -> (out,), channels that a folded batch norm
+            multiplies by 0.
+        folded: Names of batch norms folded into weights and biases.
+        kept: Batch norm -> why it is still there.
+        codes: Activation quantizer -> (value with its codes, code of zero).
+        float_layers: Quantized layer -> why no integer kernel can run it.
+        exact_channels: Output channels whose integer bias changes no code.
+        rounded: Layer -> number of channels whose bias is rounded: the codes
+            after it may differ from PyTorch's by one, near a threshold.
+        reach: Activation quantizer -> how near, in steps, because of that.
+    """
+
+    weights: str
+    model: onnx.ModelProto = field(default_factory=onnx.ModelProto)
+    opset: int = 0
+    containers: dict[str, str] = field(default_factory=dict)
+    transposed: list[str] = field(default_factory=list)
+    zeroed: dict[str, np.ndarray] = field(default_factory=dict)
+    folded: list[str] = field(default_factory=list)
+    kept: dict[str, str] = field(default_factory=dict)
+    codes: dict[str, tuple[str, int]] = field(default_factory=dict)
+    float_layers: dict[str, str] = field(default_factory=dict)
+    exact_channels: int = 0
+    rounded: dict[str, int] = field(default_factory=dict)
+    reach: dict[str, float] = field(default_factory=dict)
 
 
 class NewNodes:
     """Nodes and constants with names of one prefix.
 
-    Constants are in the graph at once. Nodes wait in ``nodes``, to be put in
-    with ``ir.Node.prepend`` or ``ir.Node.append`` of another node.
+    Constants enter the graph at once; nodes wait in ``nodes``, for
+    ``ir.Node.prepend`` or ``ir.Node.append`` of another node.
     """
 
     def __init__(self, graph: ir.Graph, prefix: str) -> None:
@@ -24,10 +60,7 @@ class NewNodes:
     def constant(self, name: str, value: Any, kind: str = '') -> ir.Value:
         """Add an initializer ``prefix.name``.
 
-        Args:
-            name: The rest of its name.
-            value: An array, or what NumPy makes one of.
-            kind: ``'int2'``, ``'int8'``, ...; the type of ``value`` if empty.
+        Its type is ``kind``, such as ``'int2'``, or that of ``value``.
         """
         name, value = f'{self.prefix}.{name}', np.asarray(value)
         if kind:
@@ -47,6 +80,26 @@ class NewNodes:
         )
         return output
 
+    def pair(self, scale: np.ndarray, zero: int, kind: str) -> list[ir.Value]:
+        """Constants that quantization and dequantization have in common."""
+        zeros = np.full(scale.shape, zero)
+        scales = self.constant('scale', scale)
+        return [scales, self.constant('zero', zeros, kind)]
+
+    def dequantize(
+        self, codes: np.ndarray, scale: np.ndarray, kind: str, axis: int = 0
+    ) -> ir.Value:
+        """Add constant codes, and a node that gives their values."""
+        constant = self.constant('codes', codes, kind)
+        pair = self.pair(scale, 0, kind)
+        axes = {'axis': axis} if scale.ndim else {}
+        return self.add('DequantizeLinear', 'value', constant, *pair, **axes)
+
+
+def name_of(placeholder: ir.Node) -> str:
+    """Name of the quantizer that a placeholder stands for."""
+    return placeholder.attributes['name'].as_string()
+
 
 def array(value: ir.Value | None) -> np.ndarray:
     """The value of an initializer."""
@@ -59,29 +112,3 @@ def only_consumer(value: ir.Value) -> ir.Node | None:
     if len(takers) != 1 or value.is_graph_output():
         return None
     return takers[0]
-
-
-def prune(model: ir.Model) -> None:
-    """Drop nodes and initializers that no output depends on."""
-    common.RemoveUnusedNodesPass()(model)
-
-
-def finish(model: ir.Model, opset: int) -> onnx.ModelProto:
-    """The model as it is written to a file, without what nothing needs.
-
-    Raises:
-        onnx.checker.ValidationError: If it is no valid model.
-    """
-    prune(model)
-    common.ClearMetadataAndDocStringPass()(model)
-    model.functions.clear()
-    model.metadata_props.clear()
-    model.opset_imports.clear()
-    model.opset_imports[''] = opset
-    model.ir_version = 13 if opset >= 25 else 10
-    proto = ir.to_proto(model)
-    del proto.graph.value_info[:]
-    for value in [*proto.graph.input, *proto.graph.output]:
-        del value.metadata_props[:]
-    onnx.checker.check_model(proto)
-    return proto

@@ -2,17 +2,16 @@
 
 An integer kernel adds its bias to the accumulator, as an integer number of
 the accumulator's units. The bias of a folded batch norm is no such number, and
-at 2 bits the unit is so large that rounding it turns 1 in 1,000 codes, layer
-after layer. But only finitely many accumulators exist, and between two of them
-the line ``slope * n + bias`` may move freely: there is nearly always a line
-with an integer bias that crosses the rounding thresholds between the same
+rounding it changes codes. But accumulators are integers, and between two of
+them the line ``slope * n + bias`` may move freely: there is nearly always a
+line with an integer bias that crosses the rounding thresholds between the same
 accumulators. Small weight codes are multiplied by an integer factor first, as
 far as int8 allows, which makes the unit as much finer.
 
 This is exact for real numbers; what is left is the rounding of PyTorch's own
-float32 sums. It is possible for outputs of up to :data:`MOST_LEVELS` levels.
-Wider ones have too many thresholds for one line: there the bias is rounded,
-and a code changes if its value is within half a unit of a threshold.
+float32 sums. Outputs of more than :data:`MOST_LEVELS` levels have too many
+thresholds for one line: there the bias is rounded, and a code changes if its
+value is within half a unit of a threshold.
 """
 
 from dataclasses import dataclass
@@ -36,8 +35,7 @@ class IntegerBias:
     """Weights and biases as an integer kernel takes them.
 
     Args:
-        codes: Weight codes, multiplied by a factor for each channel;
-            (out, ...).
+        codes: Weight codes (out, ...), times a factor for each channel.
         scale: Their scale, (out,).
         bias: Integer biases, (out,).
         exact: Channels (out,) in which no code changes.
@@ -63,38 +61,33 @@ def integer_bias(
     """Weights and integer biases that give the same codes.
 
     Args:
-        codes: Weight codes, (out, ...).
-        scale: Their scale, (out,).
+        codes: Weight codes, (out, ...), with their ``scale``, (out,).
         bias: Exact biases, (out,).
         step: Step of the input.
-        inputs: Lowest and highest code of the input, and the number that is
-            added to it in its container.
+        inputs: Lowest and highest code of the input, and its zero point.
         out_step: Step of the output.
         outputs: Lowest and highest code of the output.
     """
     small, large, zero = inputs
     low, high = outputs
     codes, scale = codes.copy(), scale.copy()
-    integers = np.zeros(len(codes))
-    exact = np.zeros(len(codes), bool)
+    integers, exact = np.zeros(len(codes)), np.zeros(len(codes), bool)
     reach = 0.0
     pair = PAIR_LIMIT // (2 * max(large + zero, 1))
     for c, row in enumerate(codes):
         most = max(int(np.abs(row).max()), 1)
         factor = max(min(127, pair) // most, 1)
-        positive, negative = row[row > 0].sum(), row[row < 0].sum()
+        positive, negative = int(row[row > 0].sum()), int(row[row < 0].sum())
         sums = (
-            int(positive * small + negative * large),
-            int(positive * large + negative * small),
+            positive * small + negative * large,
+            positive * large + negative * small,
         )
         if small > 0 or large < 0:  # padding adds zeros
             sums = (min(sums[0], 0), max(sums[1], 0))
         line = None
         if high - low < MOST_LEVELS:
-            slope = step * scale[c] / out_step
-            line = fit_integer_line(
-                slope, bias[c] / out_step, low, high, sums, factor
-            )
+            exact_line = step * scale[c] / out_step, bias[c] / out_step
+            line = fit_integer_line(*exact_line, low, high, sums, factor)
         if line is not None:
             alpha, integers[c], factor = line
             scale[c] = alpha * out_step / step
@@ -116,29 +109,23 @@ def fit_integer_line(
     sums: tuple[int, int],
     factor: int,
 ) -> tuple[float, int, int] | None:
-    """``(alpha, integer, factor)`` with the codes of ``slope * n + bias``.
+    """``(alpha, integer, spread)`` with the codes of ``slope * n + bias``.
 
-    ``clip(round(alpha * (factor * n + integer)), low, high)`` equals
-    ``clip(round(slope * n + bias), low, high)`` for all integers ``n`` in
-    ``sums``.
+    ``clip(round(alpha * (spread * n + integer)), low, high)`` equals
+    ``clip(round(slope * n + bias), low, high)`` for all accumulators ``n``.
 
     Args:
         slope: Positive.
         bias: The exact bias, in codes.
-        low: Lowest code.
-        high: Highest code, at least ``low``.
         sums: Least and greatest accumulator that can occur.
-        factor: Greatest integer to multiply accumulators by.
+        factor: The greatest ``spread``.
 
     Returns:
         The line with the widest margin of those tried, or ``None``.
     """
     t = np.arange(low, high) + 0.5
-    left = np.clip(
-        np.ceil((t - bias) / slope) - 1,  # last n under the threshold
-        sums[0] - 1,
-        sums[1],
-    )
+    last_under = np.ceil((t - bias) / slope) - 1
+    left = np.clip(last_under, sums[0] - 1, sums[1])
     # alpha * (spread * n + integer) must lie under t at `left` and over it at
     # `left + 1`, as far as these can occur
     under = left >= sums[0]

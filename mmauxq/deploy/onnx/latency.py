@@ -17,21 +17,18 @@ from . import runtime
 from .onnx_model import float_onnx, to_onnx
 from .trace import INPUT, OUTPUT, trace
 
-# name -> weights and residual of `to_onnx`
 FORMS = {
     'typed': ('typed', 'float'),
     'int8': ('int8', 'float'),
     'int8, residual int8': ('int8', 'int8'),
 }
+"""Name -> weights and residual of :func:`.to_onnx`."""
 Runner = Callable[[np.ndarray], Any]
 
 
-def calibrated_network(cfg: Config, seed: int = 0) -> Network:
-    """A network with random weights and scales from generated images.
-
-    Its speed is that of a trained one.
-    """
-    torch.manual_seed(seed)
+def calibrated_network(cfg: Config) -> Network:
+    """A network with random weights, and scales from generated images."""
+    torch.manual_seed(0)
     algorithm = build(cfg, None).cpu()
     algorithm.init_weights()
     images = torch.randn(4, *algorithm.cost.shape)
@@ -40,20 +37,14 @@ def calibrated_network(cfg: Config, seed: int = 0) -> Network:
 
 
 def forms_of(network: Network) -> dict[str, Any]:
-    """The float export of a network, and its quantized ones.
-
-    Returns:
-        Name -> ``onnx.ModelProto``.
-    """
-    shape = network.algorithm.cost.shape
+    """The float export of a network and its quantized ones, ONNX models."""
+    architecture, shape = network.architecture, network.algorithm.cost.shape
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(4, *shape, generator=generator)
-    models = {'float': float_onnx(network.architecture, shape)}
-    traced = trace(network.architecture, shape)
+    models = {'float': float_onnx(architecture, shape)}
+    traced = trace(architecture, shape)
     for name, form in FORMS.items():
-        models[name] = to_onnx(
-            network.architecture, images, *form, traced
-        ).model
+        models[name] = to_onnx(architecture, images, *form, traced).model
     return models
 
 
@@ -67,7 +58,7 @@ def openvino_runner(model: Any, threads: int) -> Runner:
     """A function that runs a model in OpenVINO, on the CPU.
 
     Raises:
-        UsageError: If OpenVINO is not installed, or refuses the model.
+        UsageError: If OpenVINO refuses the model.
     """
     need('openvino')
     import openvino
@@ -92,16 +83,11 @@ def openvino_runner(model: Any, threads: int) -> Runner:
 
 
 def latencies(
-    runners: Mapping[str, Runner],
-    shape: Sequence[int],
-    rounds: int = 15,
+    runners: Mapping[str, Runner], shape: Sequence[int], rounds: int
 ) -> dict[str, float]:
-    """Median seconds of a batch of that shape, runners taking turns.
+    """Median seconds of a batch (N, C, H, W), runners taking turns.
 
-    Args:
-        runners: Name -> function of a batch of images.
-        shape: (N, C, H, W).
-        rounds: Timed runs of each, after two untimed ones.
+    Each has two runs that are not timed before its ``rounds`` timed ones.
     """
     images = np.random.default_rng(0).standard_normal(shape)
     images = images.astype(np.float32)

@@ -2,57 +2,42 @@
 
 import numpy as np
 import onnx_ir as ir
-from torch import Tensor
 
 from mmauxq.quantizers import Quantizer
 
-from .graph import NewNodes, array
-from .lowered import Lowered
-
-
-def to_numpy(tensor: Tensor) -> np.ndarray:
-    """A tensor as a NumPy array."""
-    return tensor.detach().cpu().numpy()
+from .graph import Lowered, NewNodes, array, name_of
 
 
 def lower_activation(
-    node: ir.Node,
-    name: str,
-    quantizer: Quantizer,
-    kernels: bool,
-    result: Lowered,
+    node: ir.Node, quantizer: Quantizer, result: Lowered
 ) -> None:
-    """Put ``QuantizeLinear`` and ``DequantizeLinear`` in a quantizer's place.
+    """Replace a placeholder by ``QuantizeLinear``, ``DequantizeLinear``.
 
-    Args:
-        node: The placeholder; its graph is changed.
-        name: Name of the quantizer.
-        quantizer: The quantizer.
-        kernels: Clip the codes (for integer kernels), not the values.
-        result: Takes a note of where the codes are.
+    The form for integer kernels clips codes, the others clip values.
+    ``result`` says which it is, and takes a note of where the codes are.
     """
-    grid = quantizer.grid()
+    name, grid = name_of(node), quantizer.grid()
     low, high = grid.qmin, grid.qmax
-    scale = to_numpy(grid.scale).astype(np.float32)
-    shape: tuple[int, ...] = ()
-    axis = {}
+    scale = grid.scale.numpy(force=True).astype(np.float32)
+    axis = quantizer.channel_axis
+    shape: tuple[int, ...] = (-1, 1, 1) if axis == 1 else (-1,)
     if quantizer.num_channels is None:
-        scale = scale.reshape(())
-    else:
-        axis = {'axis': quantizer.channel_axis}
-        shape = (-1, 1, 1) if quantizer.channel_axis == 1 else (-1,)
-    offset = None if grid.offset is None else to_numpy(grid.offset)
-    if offset is not None and not offset.any():
-        offset = None  # a runtime drops it as well
+        shape = ()
+        scale = scale.reshape(shape)
+    offset = None
+    # a runtime drops an offset of 0 as well
+    if grid.offset is not None and grid.offset.any():
+        offset = grid.offset.numpy(force=True).reshape(shape)
     # no integer kernel takes an offset or scales of channels
-    kernels = kernels and offset is None and scale.ndim == 0
+    simple = offset is None and scale.ndim == 0
+    kernels = simple and result.weights == 'int8'
     # Integer kernels want uint8; a signed code is shifted to fit.
     kind = 'int8' if grid.signed and not kernels else 'uint8'
     zero = 128 if grid.signed and kernels else 0
     new = NewNodes(node.graph, name)
     source = node.inputs[0]
     if offset is not None:
-        shift = new.constant('offset', offset.reshape(shape), 'float')
+        shift = new.constant('offset', offset, 'float')
         source = new.add('Sub', 'shifted', source, shift)
     if kernels:
         source, low, high = _absorb_clips(source, scale, low, high)
@@ -60,18 +45,14 @@ def lower_activation(
         # Rounding is monotone: to clip before it is to clip after it. This
         # also keeps runtimes from rounding the bias for an integer kernel.
         source = clip_values(new, source, scale.reshape(shape), low, high)
-    pair = (
-        new.constant('scale', scale),
-        new.constant('zero', np.full(scale.shape, zero), kind),
-    )
-    codes = new.add('QuantizeLinear', 'codes', source, *pair, **axis)
+    pair = new.pair(scale, zero, kind)
+    axes = {'axis': axis} if scale.ndim else {}
+    codes = new.add('QuantizeLinear', 'codes', source, *pair, **axes)
     if kernels and (low + zero, high + zero) != (0, 255):
-        codes = new.add(
-            'Clip', 'clipped', codes,
-            new.constant('low', low + zero, kind),
-            new.constant('high', high + zero, kind),
-        )  # fmt: skip
-    value = new.add('DequantizeLinear', 'value', codes, *pair, **axis)
+        least = new.constant('low', low + zero, kind)
+        most = new.constant('high', high + zero, kind)
+        codes = new.add('Clip', 'clipped', codes, least, most)
+    value = new.add('DequantizeLinear', 'value', codes, *pair, **axes)
     if offset is not None:
         value = new.add('Add', 'unshifted', value, shift)
     result.codes[name] = (codes.name, zero)
@@ -95,9 +76,9 @@ def _absorb_clips(
 ) -> tuple[ir.Value, int, int]:
     """Turn activation functions that clip into limits of the codes.
 
-    ``round(min(x, a) / s) = min(round(x / s), round(a / s))``: exact, and the
-    quantizer then follows the product at once. Of nested functions, the outer
-    one clips the limits of the inner one.
+    ``round(min(x, a) / s) = min(round(x / s), round(a / s))`` is exact, and
+    the quantizer then follows the product at once. Of nested functions, the
+    outer one clips the limits of the inner one.
     """
     while (limits := _clip_limits(source.producer())) is not None:
         codes = np.rint(np.float32(limits) / scale)
@@ -114,8 +95,8 @@ def _clip_limits(node: ir.Node | None) -> list[float] | None:
         return [0, np.inf]
     limits = [-np.inf, np.inf]
     for i, limit in enumerate(node.inputs[1:]):
+        if limit is not None and not limit.is_initializer():
+            return None
         if limit is not None:
-            if not limit.is_initializer():
-                return None
             limits[i] = float(array(limit))
     return limits

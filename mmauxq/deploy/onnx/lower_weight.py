@@ -9,12 +9,12 @@ from torch import Tensor
 from mmauxq.errors import UsageError
 from mmauxq.quantizers import Quantizer
 
-from .graph import PRODUCTS, NewNodes, array, only_consumer
+from .graph import PRODUCTS, Lowered, NewNodes, array, name_of, only_consumer
 from .integer_bias import MOST_LEVELS, integer_bias
-from .lower_activation import clip_values, to_numpy
-from .lowered import Lowered
+from .lower_activation import clip_values
 
-RANGES = {'int2': (-2, 1), 'int4': (-8, 7), 'int8': (-128, 127)}
+TYPES = {'int2': (-2, 1), 'int4': (-8, 7), 'int8': (-128, 127)}
+"""Type of codes -> its lowest and highest number."""
 
 
 @dataclass
@@ -22,13 +22,12 @@ class _Weight:
     """A quantized weight on its way into the graph.
 
     Args:
-        name: Name of the quantizer.
         product: The node that takes the weight.
         limits: Lowest and highest code of the quantizer.
         codes: (out, ...).
         scale: (out,), or (1,) for all channels of a linear layer.
-        bias: Bias of a convolution, (out,): exact, or integers.
-        unit: Value of 1 in an integer bias, (out,).
+        bias: Of a convolution, (out,).
+        unit: Value of 1 in ``bias``, (out,), if that holds integers.
     """
 
     name: str
@@ -40,170 +39,151 @@ class _Weight:
     unit: np.ndarray | None = None
 
 
-class WeightLowering:
-    """Puts codes and ``DequantizeLinear`` in a weight quantizer's place.
+def lower_weight(
+    node: ir.Node, quantizer: Quantizer, operand: Tensor, result: Lowered
+) -> None:
+    """Replace a placeholder by codes and ``DequantizeLinear``.
 
-    Args:
-        kernels: Whether biases become integers.
-        narrowest: Smallest type for the codes.
-        fold: Whether to fold a batch norm that follows.
-        result: Takes notes of what was decided.
+    ``operand`` is the weight that is quantized; ``result`` says which form it
+    gets, and takes notes of what was decided.
+
+    Raises:
+        UsageError: If the weight enters anything but one product, or no type
+            holds its codes.
     """
-
-    def __init__(
-        self, kernels: bool, narrowest: str, fold: bool, result: Lowered
-    ) -> None:
-        self.kernels, self.fold, self.result = kernels, fold, result
-        self.kinds = list(RANGES)[list(RANGES).index(narrowest) :]
-
-    def lower(
-        self, node: ir.Node, name: str, quantizer: Quantizer, operand: Tensor
-    ) -> None:
-        """Replace one quantizer.
-
-        Args:
-            node: The placeholder; its graph is changed.
-            name: Name of the quantizer.
-            quantizer: The quantizer.
-            operand: The weight that it quantizes.
-
-        Raises:
-            UsageError: If the weight enters something else than one product,
-                or no type holds its codes.
-        """
-        grid = quantizer.grid()
-        product, transposed = _product_of(node.outputs[0], name)
-        weight = _Weight(
-            name, product, (grid.qmin, grid.qmax),
-            to_numpy(quantizer.codes(operand)).astype(np.int64),
-            to_numpy(grid.scale).astype(np.float64),
-        )  # fmt: skip
-        if product.op_type == 'Conv':
-            weight.scale = np.resize(weight.scale, len(weight.codes))
-            if len(product.inputs) > 2 and product.inputs[2] is not None:
-                weight.bias = array(product.inputs[2]).astype(np.float64)
-            if self.fold:
-                self._fold_batch_norm(weight)
-        kind = self._narrowest_type(weight)
-        self.result.containers[name] = kind
-        if self.kernels:
-            self._for_kernel(weight)
-        codes, scale = weight.codes, weight.scale.astype(np.float32)
-        if transposed:
-            codes = codes.T
-            self.result.transposed.append(name)
-        if len(scale) == 1:
-            scale = scale.reshape(())
-        new = NewNodes(product.graph, name)
-        value = new.add(
-            'DequantizeLinear', 'value',
-            new.constant('codes', codes, kind),
-            new.constant('scale', scale),
-            new.constant('zero', np.zeros(scale.shape), kind),
-            **({'axis': int(transposed)} if scale.ndim else {}),
-        )  # fmt: skip
-        product.replace_input_with(1, value)
-        if weight.bias is not None:
-            product.resize_inputs(3)
-            product.replace_input_with(2, _bias_value(new, weight))
-        product.prepend(new.nodes)
-
-    def _narrowest_type(self, weight: _Weight) -> str:
-        low = min(weight.codes.min(), weight.limits[0])
-        high = max(weight.codes.max(), weight.limits[1])
-        for kind in self.kinds:
-            if RANGES[kind][0] <= low and high <= RANGES[kind][1]:
-                return kind
-        raise UsageError(
-            f'{weight.name}: codes from {low} to {high} fit none of '
-            f'{", ".join(self.kinds)} (odd codes of DoReFa weights take one '
-            'bit more than they have)'
-        )
-
-    def _fold_batch_norm(self, weight: _Weight) -> None:
-        """Take a batch norm into codes, scale and bias of its convolution.
-
-        A batch norm has one slope and one shift for each channel, as a
-        quantized convolution has a scale and a bias, so that folding is
-        exact. A negative slope turns the sign of the codes; two's complement
-        has one code more on the negative side, and where that one would need
-        a wider type the batch norm stays.
-        """
-        output = weight.product.outputs[0]
-        norm = only_consumer(output)
-        if norm is None or norm.op_type != 'BatchNormalization':
-            return
-        gamma, beta, mean, var = (
-            array(value).astype(np.float64) for value in norm.inputs[1:]
-        )
-        # 32 bits, as in a file
-        epsilon = np.float32(norm.attributes.get_float('epsilon', 1e-5))
-        slope = gamma / np.sqrt(var + epsilon)
-        codes = weight.codes
-        shape = -1, *[1] * (codes.ndim - 1)
-        turned = codes * np.sign(slope).astype(int).reshape(shape)
-        low, high = RANGES[self._narrowest_type(weight)]
-        if turned.max() > high or turned.min() < low:
-            self.result.kept[norm.outputs[0].name] = (
-                f'{weight.name}: a negative slope turns code {codes.min()} '
-                f'into {-codes.min()}, which the type does not hold'
-            )
-            return
-        zeroed = slope == 0
-        bias = 0 if weight.bias is None else weight.bias
-        weight.codes, weight.bias = turned, (bias - mean) * slope + beta
-        weight.scale = np.where(zeroed, 1, weight.scale * np.abs(slope))
-        name = norm.outputs[0].name
-        norm.outputs[0].replace_all_uses_with(output, True)
-        norm.graph.remove(norm, safe=True)
-        output.name = name
-        self.result.zeroed[weight.name] = zeroed
-        self.result.folded.append(name)
-
-    def _for_kernel(self, weight: _Weight) -> None:
-        """Give an integer kernel what it takes, if one can run."""
-        product, result = weight.product, self.result
-        layer = weight.name.rpartition('.')[0]
-        reason = _why_float(product)
-        if reason is not None:
-            result.float_layers[layer] = reason
-        if reason or product.op_type != 'Conv' or weight.bias is None:
-            return
-        source = product.inputs[0].producer()
-        after = only_consumer(product.outputs[0])
-        step, out_step = array(source.inputs[1]), array(after.inputs[1])
-        outputs = _limits(after)
-        fitted = integer_bias(
-            weight.codes, weight.scale, weight.bias, float(step),
-            (*_limits(source), int(array(source.inputs[2]))),
-            float(out_step), outputs,
-        )  # fmt: skip
-        inexact = int((~fitted.exact).sum())
-        rounds = outputs[1] - outputs[0] >= MOST_LEVELS
-        if np.abs(fitted.bias).max(initial=0) > 2**30:
-            result.float_layers[layer] = 'its bias does not fit 32 bits'
-        elif inexact and not rounds:
-            result.float_layers[layer] = (
-                f'{inexact} of its channels have no integer bias that gives '
-                'the same codes'
-            )
+    name, grid = name_of(node), quantizer.grid()
+    product, transposed = _product_of(node.outputs[0], name)
+    weight = _Weight(
+        name, product, (grid.qmin, grid.qmax),
+        quantizer.codes(operand).numpy(force=True).astype(np.int64),
+        grid.scale.numpy(force=True).astype(np.float64),
+    )  # fmt: skip
+    if product.op_type == 'Conv':
+        weight.scale = np.resize(weight.scale, len(weight.codes))
+        if len(product.inputs) > 2 and product.inputs[2] is not None:
+            weight.bias = array(product.inputs[2]).astype(np.float64)
+        if result.weights != 'plain':
+            _fold_batch_norm(weight, result)
+    kind = result.containers[name] = _narrowest(weight, result)
+    if result.weights == 'int8':
+        _for_kernel(weight, result)
+    codes, scale = weight.codes, weight.scale.astype(np.float32)
+    if transposed:
+        codes = codes.T
+        result.transposed.append(name)
+    if len(scale) == 1:
+        scale = scale.reshape(())
+    new = NewNodes(product.graph, name)
+    value = new.dequantize(codes, scale, kind, int(transposed))
+    product.replace_input_with(1, value)
+    product.prepend(new.nodes)
+    if weight.bias is not None:
+        if weight.unit is None:
+            value = new.constant('bias', weight.bias, 'float')
         else:
-            weight.codes, weight.scale = fitted.codes, fitted.scale
-            # the unit of an accumulator is the product of both scales
-            weight.bias = fitted.bias
-            weight.unit = step * fitted.scale.astype(np.float32)
-            result.exact_channels += len(fitted.exact) - inexact
-            if inexact:
-                result.rounded[layer] = inexact
-                following = after.outputs[0].name.removesuffix('.codes')
-                result.reach[following] = fitted.reach
-            return
+            new = NewNodes(product.graph, f'{name}.bias')
+            value = new.dequantize(weight.bias, weight.unit, 'int32')
+            product.prepend(new.nodes)
+        product.resize_inputs(3)
+        product.replace_input_with(2, value)
+
+
+def _narrowest(weight: _Weight, result: Lowered) -> str:
+    types = list(TYPES) if result.weights == 'typed' else ['int8']
+    low = min(weight.codes.min(), weight.limits[0])
+    high = max(weight.codes.max(), weight.limits[1])
+    for kind in types:
+        if TYPES[kind][0] <= low and high <= TYPES[kind][1]:
+            return kind
+    raise UsageError(
+        f'{weight.name}: codes from {low} to {high} fit none of '
+        f'{", ".join(types)} (odd codes of DoReFa weights take one bit more '
+        'than they have)'
+    )
+
+
+def _fold_batch_norm(weight: _Weight, result: Lowered) -> None:
+    """Take a batch norm into codes, scale and bias of its convolution.
+
+    This is exact. A negative slope turns the sign of the codes; where the
+    lowest code would then need a wider type, the batch norm stays.
+    """
+    output = weight.product.outputs[0]
+    norm = only_consumer(output)
+    if norm is None or norm.op_type != 'BatchNormalization':
+        return
+    name = norm.outputs[0].name
+    gamma, beta, mean, var = (
+        array(value).astype(np.float64) for value in norm.inputs[1:]
+    )
+    # 32 bits, as in a file
+    epsilon = np.float32(norm.attributes.get_float('epsilon', 1e-5))
+    slope = gamma / np.sqrt(var + epsilon)
+    codes = weight.codes
+    shape = -1, *[1] * (codes.ndim - 1)
+    turned = codes * np.sign(slope).astype(int).reshape(shape)
+    low, high = TYPES[_narrowest(weight, result)]
+    if turned.max() > high or turned.min() < low:
+        result.kept[name] = (
+            f'{weight.name}: a negative slope turns code {codes.min()} '
+            f'into {-codes.min()}, which the type does not hold'
+        )
+        return
+    zeroed = slope == 0
+    bias = 0 if weight.bias is None else weight.bias
+    weight.codes, weight.bias = turned, (bias - mean) * slope + beta
+    weight.scale = np.where(zeroed, 1, weight.scale * np.abs(slope))
+    norm.outputs[0].replace_all_uses_with(output, True)
+    norm.graph.remove(norm, safe=True)
+    output.name = name
+    result.zeroed[weight.name] = zeroed
+    result.folded.append(name)
+
+
+def _for_kernel(weight: _Weight, result: Lowered) -> None:
+    """Give an integer kernel what it takes, if one can run."""
+    product = weight.product
+    layer = weight.name.rpartition('.')[0]
+    reason = _why_float(product)
+    if reason is not None:
+        result.float_layers[layer] = reason
+    if reason or product.op_type != 'Conv' or weight.bias is None:
+        return
+    source = product.inputs[0].producer()
+    after = only_consumer(product.outputs[0])
+    step, out_step = array(source.inputs[1]), array(after.inputs[1])
+    outputs = _limits(after)
+    fitted = integer_bias(
+        weight.codes, weight.scale, weight.bias, float(step),
+        (*_limits(source), int(array(source.inputs[2]))),
+        float(out_step), outputs,
+    )  # fmt: skip
+    inexact = int((~fitted.exact).sum())
+    if np.abs(fitted.bias).max(initial=0) > 2**30:
+        reason = 'its bias does not fit 32 bits'
+    elif inexact and outputs[1] - outputs[0] < MOST_LEVELS:
+        reason = (
+            f'{inexact} of its channels have no integer bias that gives the '
+            'same codes'
+        )
+    if reason is not None:
+        result.float_layers[layer] = reason
         # Something between product and quantizer keeps runtimes from rounding
         # the bias. The codes have these limits in any case.
         new = NewNodes(product.graph, f'{weight.name}.output')
         clipped = clip_values(new, product.outputs[0], out_step, *outputs)
         product.append(new.nodes)
         after.replace_input_with(0, clipped)
+        return
+    weight.codes, weight.scale = fitted.codes, fitted.scale
+    # the unit of an accumulator is the product of both scales
+    weight.bias = fitted.bias
+    weight.unit = step * fitted.scale.astype(np.float32)
+    result.exact_channels += len(fitted.exact) - inexact
+    if inexact:
+        result.rounded[layer] = inexact
+        following = after.outputs[0].name.removesuffix('.codes')
+        result.reach[following] = fitted.reach
 
 
 def _product_of(value: ir.Value, name: str) -> tuple[ir.Node, bool]:
@@ -242,12 +222,13 @@ def _why_float(product: ir.Node) -> str | None:
     if product.op_type != 'Conv':
         return None  # integer kernels of matrices write float as well
     takers = product.outputs[0].consumers()
-    if len(takers) == 1 and takers[0].op_type == 'QuantizeLinear':
-        if array(takers[0].inputs[1]).ndim:
-            return 'its output has a scale for each channel'
-        return None
-    kinds = sorted({node.op_type for node in takers}) or ['the output']
-    return f'its result goes on in float, to {", ".join(kinds)}'
+    kinds = [node.op_type for node in takers]
+    if kinds != ['QuantizeLinear']:
+        names = ', '.join(sorted(set(kinds))) or 'the output'
+        return f'its result goes on in float, to {names}'
+    if array(takers[0].inputs[1]).ndim:
+        return 'its output has a scale for each channel'
+    return None
 
 
 def _limits(pair: ir.Node) -> tuple[int, int]:
@@ -260,15 +241,3 @@ def _limits(pair: ir.Node) -> tuple[int, int]:
     if clip is not None and clip.op_type == 'Clip':
         low, high = (int(array(limit)) for limit in clip.inputs[1:])
     return low - zero, high - zero
-
-
-def _bias_value(new: NewNodes, weight: _Weight) -> ir.Value:
-    if weight.unit is None:
-        return new.constant('bias', weight.bias, 'float')
-    return new.add(
-        'DequantizeLinear', 'bias.value',
-        new.constant('bias.codes', weight.bias, 'int32'),
-        new.constant('bias.scale', weight.unit),
-        new.constant('bias.zero', np.zeros(weight.unit.shape), 'int32'),
-        axis=0,
-    )  # fmt: skip

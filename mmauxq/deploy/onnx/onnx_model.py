@@ -1,23 +1,27 @@
 """A quantized classifier as one ONNX model."""
 
 import copy
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
+from onnx_ir.passes import common
 from torch import Tensor, nn
 
+from mmauxq.errors import UsageError
 from mmauxq.layers import restore
-from mmauxq.quantizers import named_quantizers
+from mmauxq.quantizers import Quantizer, named_quantizers
 
-from ..weight_operands import weight_operands
+from ..packed import weight_operands
 from . import runtime
-from .graph import finish
-from .lower import lower
-from .lowered import Lowered
-from .residual_sums import residual_values
-from .trace import trace
+from .graph import Lowered, name_of
+from .lower_activation import lower_activation
+from .lower_weight import lower_weight
+from .residual_sums import quantize_values, residual_values
+from .trace import DOMAIN, OPSET, trace
 
 
 def to_onnx(
@@ -33,13 +37,15 @@ def to_onnx(
         architecture: Quantized, calibrated, in evaluation mode.
         images: (N, C, H, W), preprocessed; the shape counts, and with
             ``residual='int8'`` the ranges.
-        weights: ``'typed'``: the narrowest ONNX type, float arithmetic;
-            ``'int8'``: a form that runtimes give to integer kernels.
+        weights: ``'typed'``: weights in the narrowest ONNX type that holds
+            their codes, float arithmetic; ``'int8'``: a form that runtimes
+            give to integer kernels. A product is followed by its
+            ``QuantizeLinear`` at once, and biases are integers (see
+            :mod:`.integer_bias`).
         residual: ``'float'`` or, with int8 weights, ``'int8'``: residual sums
             and what enters them are quantized to 8 bits, so that every
             product can be written by an integer kernel.
-        traced: The graph of ``architecture``, to trace it once for several
-            forms; left as it is.
+        traced: The graph of ``architecture``, if there is one.
 
     Raises:
         UsageError: If the network cannot be expressed.
@@ -48,31 +54,83 @@ def to_onnx(
     operands = weight_operands(architecture, images[:1])
     if traced is None:
         traced = trace(architecture, images.shape[1:])
+    ranges = {}
     names = residual_values(traced.graph) if residual == 'int8' else []
-    ranges = None
     if names:
-        plain = lower(
-            traced, quantizers, operands, narrowest='int8', fold=False
-        )
-        ranges = runtime.value_ranges(plain.model, names, images.numpy())
-    kernels = weights == 'int8'
-    lowered = lower(
-        traced, quantizers, operands, kernels,
-        'int8' if kernels else 'int2', ranges,
-    )  # fmt: skip
-    lowered.weights = weights
-    return lowered
+        plain = _lower(traced, quantizers, operands, 'plain', {})
+        ranges = _ranges(plain.model, names, images.numpy())
+    return _lower(traced, quantizers, operands, weights, ranges)
 
 
 def float_onnx(
     architecture: nn.Module, shape: Sequence[int]
 ) -> onnx.ModelProto:
-    """The same network without quantizers, to compare with.
-
-    Args:
-        architecture: Quantized; left as it is.
-        shape: (C, H, W) of an image.
-    """
+    """The network without quantizers, for images of (C, H, W) = ``shape``."""
     network = restore(copy.deepcopy(architecture))
     with torch.no_grad():
-        return finish(trace(network, shape), 21)
+        return _finish(trace(network, shape), OPSET)
+
+
+def _ranges(
+    model: onnx.ModelProto, names: list[str], images: np.ndarray
+) -> dict[str, tuple[float, float]]:
+    """Least and greatest value of inner values on sample images."""
+    ranges = dict.fromkeys(names, (np.inf, -np.inf))
+    for values in runtime.inner_values(model, names, images):
+        for name, value in values.items():
+            low, high = ranges[name]
+            low, high = min(low, value.min()), max(high, value.max())
+            ranges[name] = float(low), float(high)
+    return ranges
+
+
+def _lower(
+    traced: ir.Model,
+    quantizers: Mapping[str, Quantizer],
+    operands: Mapping[str, Tensor],
+    weights: str,
+    ranges: Mapping[str, tuple[float, float]],
+) -> Lowered:
+    """Replace the placeholders in a copy of a traced graph.
+
+    ``operands`` has what each weight quantizer reads, ``ranges`` the least and
+    greatest value of what a residual sum reads or writes.
+    """
+    model = traced.clone()
+    placeholders = [node for node in model.graph if node.domain == DOMAIN]
+    for name, count in Counter(map(name_of, placeholders)).items():
+        if count > 1:
+            raise UsageError(
+                f'{name}: expected layers that run once in a forward pass, '
+                f'got one that runs {count} times'
+            )
+    result = Lowered(weights)
+    quantize_values(model.graph, ranges)
+    for node in placeholders:
+        if name_of(node) not in operands:
+            lower_activation(node, quantizers[name_of(node)], result)
+    # drops activation functions that became limits of codes
+    common.RemoveUnusedNodesPass()(model)
+    for node in placeholders:
+        if (name := name_of(node)) in operands:
+            lower_weight(node, quantizers[name], operands[name], result)
+    result.opset = 25 if 'int2' in result.containers.values() else OPSET
+    result.model = _finish(model, result.opset)
+    return result
+
+
+def _finish(model: ir.Model, opset: int) -> onnx.ModelProto:
+    """The model as it is written to a file, without what nothing needs."""
+    common.RemoveUnusedNodesPass()(model)
+    common.ClearMetadataAndDocStringPass()(model)
+    model.functions.clear()
+    model.metadata_props.clear()
+    model.opset_imports.clear()
+    model.opset_imports[''] = opset
+    model.ir_version = 13 if opset >= 25 else 10
+    proto = ir.to_proto(model)
+    del proto.graph.value_info[:]
+    for value in [*proto.graph.input, *proto.graph.output]:
+        del value.metadata_props[:]
+    onnx.checker.check_model(proto)
+    return proto

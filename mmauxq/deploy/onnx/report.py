@@ -1,112 +1,168 @@
-"""The report of an export, for people."""
+"""The report of an export: the table of layers, and the page for people."""
 
+from dataclasses import asdict
 from typing import Any
 
+from torch import Tensor, nn
+
+from mmauxq.analysis import LevelCount, layer_costs
+from mmauxq.network.profile import count_parameters
+from mmauxq.quantizers import FLOAT_BITS, Quantizer, named_quantizers
 from mmauxq.text import percent, table
+
+PAGE = """\
+# Export report
+
+MMAuxQ {mmauxq_version}, torch {runtime[torch]}, onnx {runtime[onnx]}, \
+onnxruntime {runtime[onnxruntime]}; {runtime[cpu]} ({features}).
+
+## Agreement with the PyTorch network
+
+On {agreement[model.onnx][images]} images, {origin}. `slim.pth` and \
+`packed.safetensors` were loaded again and give the logits of the PyTorch \
+network to the bit, on {agreement[slim.pth][bit_equal_on]} of them. \
+`model.onnx` ran in ONNX Runtime on all:
+
+|  | model.onnx |
+| --- | ---: |
+| top-1 of PyTorch | {top1_torch} |
+| top-1 | {top1} |
+| images with the same class | {agreement[model.onnx][same_class]} |
+| largest difference of logits \
+| {agreement[model.onnx][max_difference]:.1e} \
+(largest logit {agreement[model.onnx][largest_logit]:.1f}) |
+{codes}{norms}
+
+## Bytes
+
+|  | bytes |
+| --- | ---: |
+| float network | {sizes[float]:,} |
+| network at the bits of each weight | {sizes[sum_of_bits]:,} |
+| `packed.safetensors` | {sizes[packed.safetensors]:,} |
+| `model.onnx` | {sizes[model.onnx]:,} |
+| `slim.pth` | {sizes[slim.pth]:,} |
+
+## model.onnx
+
+Opset {onnx[opset]}, weights as {types} (`--weights {onnx[weights]}`), \
+residual sums `{onnx[residual]}`. {onnx[batch_norms_folded]} batch norms \
+folded, {kept}.
+
+Operators that the runtime runs: {operators}.
+
+{kernels}{notes}
+
+## Cost
+
+{parameters:,} parameters, {multiply_adds:,} multiply-adds, \
+{bit_operations:,} bit-operations for one image of (C, H, W) = {shape}.\
+{training}
+
+{table}"""
+CODES = """\
+| activation codes compared | {codes:,} |
+| differ at a rounding tie | {ties} |
+| differ by a rounded bias | {rounded} |
+| differ otherwise | {unexplained} |
+| images in which one differs | {images_touched} |
+
+Each layer is compared from the same codes before it."""
+RESIDUAL = """
+Residual sums in 8 bits are another network than the one that was trained: \
+its codes are not compared, its accuracy is measured."""
+HEAD = (
+    'layer', 'W', 'A', 'weight range', 'levels', 'input range', 'levels',
+    'multiply-adds', 'bit-operations', 'runs as',
+)  # fmt: skip
+NORMS = (
+    '\n\nBatch norms were re-estimated from {} batches: top-1 {} before, {} '
+    'after.'
+)
+KEPT = ': a negative slope would need a code that the type does not hold'
+TYPED = (
+    'This form is small; the runtime computes it in float. `--weights int8` '
+    'is the form for integer kernels.'
+)
+
+
+def layer_table(
+    architecture: nn.Module,
+    image: Tensor,
+    audit: list[LevelCount],
+    kernels: dict[str, str],
+) -> dict[str, Any]:
+    """Bits, range, levels and cost of each layer that runs, and their sums.
+
+    ``image`` has shape (1, C, H, W); ``kernels`` has the integer operator of
+    each quantized layer that has one.
+    """
+    levels = {count.name: count.levels for count in audit}
+    quantizers = dict(named_quantizers(architecture))
+    rows = []
+    for cost in layer_costs(architecture, image):
+        row = dict(
+            **asdict(cost),
+            bit_operations=cost.bit_operations,
+            operator=kernels.get(cost.name, 'float'),
+        )
+        for role in ('weight', 'input'):
+            name = f'{cost.name}.{role}_quantizer'
+            if name in quantizers:
+                row[f'{role}_range'] = _range(quantizers[name])
+                row[f'{role}_levels'] = levels.get(name)
+        rows.append(row)
+    return dict(
+        image_shape=list(image.shape[1:]),
+        layers=rows,
+        parameters=count_parameters(architecture)
+        - sum(p.numel() for q in quantizers.values() for p in q.parameters()),
+        multiply_adds=sum(row['multiply_adds'] for row in rows),
+        bit_operations=sum(row['bit_operations'] for row in rows),
+        guidance_left=sum(
+            'guidance' in name for name in architecture.state_dict()
+        ),
+    )
+
+
+def _range(quantizer: Quantizer) -> list[float]:
+    """Lowest and highest value, over all channels."""
+    grid = quantizer.grid()
+    offset = 0.0 if grid.offset is None else grid.offset
+    lowest = grid.qmin * grid.scale + offset
+    highest = grid.qmax * grid.scale + offset
+    return [float(lowest.min()), float(highest.max())]
 
 
 def as_markdown(report: dict[str, Any]) -> str:
     """``report.json`` as a page."""
-    parts = [
-        _about(report),
-        *_agreement(report),
-        *_sizes(report['sizes']),
-        *_onnx(report['onnx']),
-        *_cost(report),
-    ]
-    return '\n\n'.join(part.rstrip() for part in parts) + '\n'
-
-
-def _about(report: dict[str, Any]) -> str:
-    about = report['runtime']
-    return (
-        f'# Export report\n\nMMAuxQ {report["mmauxq_version"]}, torch '
-        f'{about["torch"]}, onnx {about["onnx"]}, onnxruntime '
-        f'{about["onnxruntime"]}; {about["cpu"]} '
-        f'({", ".join(about["cpu_features"])}).'
-    )
-
-
-def _agreement(report: dict[str, Any]) -> list[str]:
-    agreement = report['agreement']['model.onnx']
-    same = report['agreement']['slim.pth']
-    images = 'of the validation set' if report['real_images'] else 'generated'
-    rows = [
-        ('top-1 of PyTorch', percent(agreement['top1_torch'])),
-        ('top-1', percent(agreement['top1'])),
-        ('images with the same class', agreement['same_class']),
-        (
-            'largest difference of logits',
-            f'{agreement["max_difference"]:.1e} (largest logit '
-            f'{agreement["largest_logit"]:.1f})',
-        ),
-    ]
-    if report['onnx']['residual'] == 'float':
-        rows += [
-            ('activation codes compared', f'{agreement["codes"]:,}'),
-            ('differ at a rounding tie', agreement['ties']),
-            ('differ by a rounded bias', agreement['rounded']),
-            ('differ otherwise', agreement['unexplained']),
-            ('images in which one differs', agreement['images_touched']),
-        ]
-        codes = 'Each layer is compared from the same codes before it.'
-    else:
-        codes = (
-            'Residual sums in 8 bits are another network than the one that '
-            'was trained: its codes are not compared, its accuracy is '
-            'measured.'
-        )
-    parts = [
-        '## Agreement with the PyTorch network',
-        f'On {agreement["images"]} images, {images}. `slim.pth` and '
-        '`packed.safetensors` were loaded again and give the logits of the '
-        f'PyTorch network to the bit, on {same["bit_equal_on"]} of them. '
-        '`model.onnx` ran in ONNX Runtime on all:',
-        table(['', 'model.onnx'], rows, 'lr'),
-        codes,
-    ]
+    onnx, agreement = report['onnx'], report['agreement']['model.onnx']
+    kept = len(onnx['batch_norms_kept'])
+    codes = CODES if onnx['residual'] == 'float' else RESIDUAL
+    norms = ''
     if 'batch_norm' in report:
         norm = report['batch_norm']
-        parts.append(
-            f'Batch norms were re-estimated from {norm["batches"]} batches: '
-            f'top-1 {percent(norm["top1_before"])} before, '
-            f'{percent(norm["top1_after"])} after.'
-        )
-    return parts
-
-
-def _sizes(sizes: dict[str, int]) -> list[str]:
-    titles = {
-        'float': 'float network',
-        'sum_of_bits': 'network at the bits of each weight',
-        'packed.safetensors': '`packed.safetensors`',
-        'model.onnx': '`model.onnx`',
-        'slim.pth': '`slim.pth`',
-    }
-    rows = [(text, f'{sizes[name]:,}') for name, text in titles.items()]
-    return ['## Bytes', table(['', 'bytes'], rows, 'lr')]
-
-
-def _onnx(onnx: dict[str, Any]) -> list[str]:
-    types = ', '.join(sorted(set(onnx['containers'].values())))
-    kept = len(onnx['batch_norms_kept'])
-    why = ': a negative slope would need a code that the type does not hold'
-    operators = ', '.join(
-        f'{n} {k}' for k, n in sorted(onnx['operators'].items())
+        before, after = norm['top1_before'], norm['top1_after']
+        norms = NORMS.format(norm['batches'], percent(before), percent(after))
+    origins = 'generated', 'of the validation set'
+    operators = sorted(onnx['operators'].items())
+    return PAGE.format(
+        **report,
+        features=', '.join(report['runtime']['cpu_features']),
+        origin=origins[report['real_images']],
+        top1=percent(agreement['top1']),
+        top1_torch=percent(agreement['top1_torch']),
+        codes=codes.format(**agreement),
+        norms=norms,
+        types=', '.join(sorted(set(onnx['containers'].values()))),
+        kept=f'{kept} kept{KEPT if kept else ""}',
+        operators=', '.join(f'{count} {name}' for name, count in operators),
+        kernels=TYPED if onnx['weights'] == 'typed' else _kernels(onnx),
+        notes=''.join(f'\n\nNote: {note}' for note in onnx['notes']),
+        shape=tuple(report['image_shape']),
+        training=_training(report['guidance'], report['guidance_left']),
+        table=table(HEAD, map(_layer_row, report['layers']), 'lrrrrrrrrl'),
     )
-    return [
-        '## model.onnx',
-        f'Opset {onnx["opset"]}, weights as {types} (`--weights '
-        f'{onnx["weights"]}`), residual sums `{onnx["residual"]}`. '
-        f'{onnx["batch_norms_folded"]} batch norms folded, {kept} kept'
-        f'{why if kept else ""}.',
-        f'Operators that the runtime runs: {operators}.',
-        'This form is small; the runtime computes it in float. '
-        '`--weights int8` is the form for integer kernels.'
-        if onnx['weights'] == 'typed'
-        else _kernels(onnx),
-        *(f'Note: {note}' for note in onnx['notes']),
-    ]
 
 
 def _kernels(onnx: dict[str, Any]) -> str:
@@ -122,51 +178,29 @@ def _kernels(onnx: dict[str, Any]) -> str:
     return text
 
 
-def _cost(report: dict[str, Any]) -> list[str]:
-    guidance = report['guidance']
-    parts = [
-        '## Cost',
-        f'{report["parameters"]:,} parameters, {report["multiply_adds"]:,} '
-        f'multiply-adds, {report["bit_operations"]:,} bit-operations for one '
-        f'image of (C, H, W) = {tuple(report["image_shape"])}.',
-    ]
-    if guidance['type']:
-        cost = 'an unknown number of parameters and multiply-adds'
-        if guidance['parameters'] is not None:
-            cost = (
-                f'{guidance["parameters"]:,} more parameters and '
-                f'{guidance["multiply_adds"]:,} more multiply-adds'
-            )
-        parts.append(
-            f'In training, {guidance["type"]} cost {cost} for each forward '
-            f'pass; {report["guidance_left"]} of its tensors are left.'
+def _training(guidance: dict[str, Any], left: int) -> str:
+    if not guidance['type']:
+        return ''
+    cost = 'an unknown number of parameters and multiply-adds'
+    if guidance['parameters'] is not None:
+        cost = (
+            f'{guidance["parameters"]:,} more parameters and '
+            f'{guidance["multiply_adds"]:,} more multiply-adds'
         )
-    head = [
-        *('layer', 'W', 'A', 'weight range', 'levels', 'input range'),
-        *('levels', 'multiply-adds', 'bit-operations', 'runs as'),
-    ]
-    rows = [
-        (
-            layer['name'],
-            _bits(layer['weight_bits']),
-            _bits(layer['activation_bits']),
-            *_range_and_levels(layer, 'weight'),
-            *_range_and_levels(layer, 'input'),
-            f'{layer["multiply_adds"]:,}',
-            f'{layer["bit_operations"]:,}',
-            layer['operator'],
-        )
-        for layer in report['layers']
-    ]
-    return [*parts, table(head, rows, 'lrrrrrrrrl')]
+    return (
+        f'\n\nIn training, {guidance["type"]} cost {cost} for each forward '
+        f'pass; {left} of its tensors are left.'
+    )
 
 
-def _bits(value: int) -> str:
-    return 'float' if value == 32 else str(value)
-
-
-def _range_and_levels(layer: dict[str, Any], role: str) -> tuple[str, Any]:
-    if f'{role}_range' not in layer:
-        return '', ''
-    low, high = layer[f'{role}_range']
-    return f'{low:.3g}..{high:.3g}', layer[f'{role}_levels'] or ''
+def _layer_row(layer: dict[str, Any]) -> list[Any]:
+    row = [layer['name']]
+    for kind in ('weight', 'activation'):
+        bits = layer[f'{kind}_bits']
+        row.append('float' if bits == FLOAT_BITS else bits)
+    for role in ('weight', 'input'):
+        low, high = layer.get(f'{role}_range', (None, None))
+        row.append('' if low is None else f'{low:.3g}..{high:.3g}')
+        row.append(layer.get(f'{role}_levels') or '')
+    row += [f'{layer[key]:,}' for key in ('multiply_adds', 'bit_operations')]
+    return [*row, layer['operator']]

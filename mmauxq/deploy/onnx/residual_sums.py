@@ -15,19 +15,19 @@ def residual_values(graph: ir.Graph) -> list[str]:
     A residual sum adds two computed values, of which one comes from a
     quantized product, with at most a batch norm between.
     """
-    names: dict[str, None] = {}
+    names: list[str] = []
     for node in graph:
-        if node.op_type != 'Add' or any(
-            value.is_initializer() for value in node.inputs
+        if (
+            node.op_type == 'Add'
+            and not any(value.is_initializer() for value in node.inputs)
+            and any(_from_product(value) for value in node.inputs)
         ):
-            continue
-        if any(_from_product(value) for value in node.inputs):
             output = node.outputs[0]
             after = only_consumer(output)
             if after is not None and after.op_type == 'Relu':
                 output = after.outputs[0]
-            names.update((v.name, None) for v in (*node.inputs, output))
-    return list(names)
+            names += [value.name for value in (*node.inputs, output)]
+    return list(dict.fromkeys(names))
 
 
 def _from_product(value: ir.Value) -> bool:
@@ -45,14 +45,9 @@ def quantize_values(
 ) -> None:
     """Put an 8-bit pair behind each value; a ReLU becomes its lower end.
 
-    A value that float arithmetic gives in any case, such as that of a
-    pooling, keeps its other takers: they lose no precision, and the runtime
-    does not move the pair in front of the pooling, which has no fast integer
-    kernel.
-
-    Args:
-        graph: Changed.
-        ranges: Name of a value -> its least and greatest value.
+    Only sums take the quantized result of a pooling: so the runtime does not
+    move the pair in front of the pooling, which has no fast integer kernel.
+    ``ranges`` has the least and greatest value of each.
     """
     values = {value.name: value for node in graph for value in node.outputs}
     for name, (low, high) in ranges.items():
@@ -63,11 +58,8 @@ def quantize_values(
         scale = np.float32(max((high - low) / 255, 1e-8))
         zero = int(np.clip(np.rint(-low / scale), 0, 255))
         new = NewNodes(graph, f'{name}.q8')
-        pair = (
-            new.constant('scale', scale),
-            new.constant('zero', zero, 'uint8'),
-        )
         source = producer.inputs[0] if producer.op_type == 'Relu' else value
+        pair = new.pair(scale, zero, 'uint8')
         codes = new.add('QuantizeLinear', 'codes', source, *pair)
         quantized = new.add('DequantizeLinear', 'value', codes, *pair)
         producer.append(new.nodes)

@@ -1,6 +1,7 @@
 """ONNX Runtime: sessions, ranges of values, integer kernels."""
 
 import platform
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -12,21 +13,22 @@ import numpy as np
 from mmauxq.errors import UsageError, one_line
 from mmauxq.optional import need
 
-from .trace import INPUT, OUTPUT
+from .trace import INPUT
 
 INTEGER_OPS = (
     'QLinearConv', 'QLinearMatMul', 'QGemm', 'QLinearAdd', 'ConvInteger',
     'MatMulInteger', 'MatMulIntegerToFloat', 'DynamicQuantizeMatMul',
 )  # fmt: skip
+CPU_FEATURES = (
+    'avx2', 'avx512f', 'avx512_vnni', 'avx_vnni', 'amx_int8', 'asimddp',
+    'i8mm',
+)  # fmt: skip
 
 
 def session(model: Any, threads: int = 1, optimised: Path | None = None):
-    """An ``onnxruntime.InferenceSession`` on the CPU.
+    """An ``onnxruntime.InferenceSession`` for a model, on the CPU.
 
-    Args:
-        model: An ``onnx.ModelProto``, or a file.
-        threads: Number of threads of one operator.
-        optimised: File for the graph that the runtime makes of the model.
+    The graph that the runtime makes of it is written to ``optimised``.
 
     Raises:
         UsageError: If the runtime refuses the model.
@@ -39,30 +41,17 @@ def session(model: Any, threads: int = 1, optimised: Path | None = None):
     options.log_severity_level = 3
     if optimised is not None:
         options.optimized_model_filepath = str(optimised)
-    content = (
-        model.SerializeToString()
-        if hasattr(model, 'SerializeToString')
-        else str(model)
-    )
     try:
         return onnxruntime.InferenceSession(
-            content, options, providers=['CPUExecutionProvider']
+            model.SerializeToString(),
+            options,
+            providers=['CPUExecutionProvider'],
         )
     except Exception as error:  # the runtime's classes are not public
         raise UsageError(
             f'onnxruntime {onnxruntime.__version__} refuses the model '
             f'({one_line(error)})'
         ) from error
-
-
-def run(running: Any, images: np.ndarray, size: int = 250) -> np.ndarray:
-    """Logits (N, K) of images (N, C, H, W), in batches of ``size``."""
-    return np.concatenate(
-        [
-            running.run([OUTPUT], {INPUT: images[i : i + size]})[0]
-            for i in range(0, len(images), size)
-        ]
-    )
 
 
 def with_outputs(model: Any, names: Sequence[str]) -> Any:
@@ -78,28 +67,13 @@ def with_outputs(model: Any, names: Sequence[str]) -> Any:
 
 
 def inner_values(
-    model: Any, names: Sequence[str], images: np.ndarray, size: int = 50
+    model: Any, names: list[str], images: np.ndarray, size: int = 50
 ) -> Iterator[dict[str, np.ndarray]]:
     """Values of ``model`` by name, for each batch of ``size`` images."""
     running = session(with_outputs(model, names))
     for start in range(0, len(images), size):
         feed = {INPUT: images[start : start + size]}
-        yield dict(zip(names, running.run(list(names), feed), strict=True))
-
-
-def value_ranges(
-    model: Any, names: Sequence[str], images: np.ndarray
-) -> dict[str, tuple[float, float]]:
-    """Least and greatest value of inner values on sample images."""
-    ranges = dict.fromkeys(names, (np.inf, -np.inf))
-    for values in inner_values(model, names, images):
-        for name, value in values.items():
-            low, high = ranges[name]
-            ranges[name] = (
-                min(low, float(value.min())),
-                max(high, float(value.max())),
-            )
-    return ranges
+        yield dict(zip(names, running.run(names, feed), strict=True))
 
 
 def operators(model: Any) -> tuple[dict[str, int], dict[str, str]]:
@@ -127,20 +101,18 @@ def operators(model: Any) -> tuple[dict[str, int], dict[str, str]]:
 
 def cpu_features() -> list[str]:
     """Features of this processor that integer kernels use (on Linux)."""
-    known = ('avx2', 'avx512f', 'avx512_vnni', 'avx_vnni', 'amx_int8',
-             'asimddp', 'i8mm')  # fmt: skip
-    try:
-        words = set(Path('/proc/cpuinfo').read_text().split())
-    except OSError:
-        return []
-    return [name for name in known if name in words]
+    words = set(_cpuinfo().split())
+    return [name for name in CPU_FEATURES if name in words]
 
 
 def cpu_name() -> str:
     """The name of the processor, from the operating system."""
+    name = re.search(r'model name.*?: *(.*\S)', _cpuinfo())
+    return name[1] if name else platform.processor()
+
+
+def _cpuinfo() -> str:
     try:
-        lines = Path('/proc/cpuinfo').read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [x.split(':')[1].strip() for x in lines if 'model name' in x]
-    return names[0] if names else platform.processor()
+        return Path('/proc/cpuinfo').read_text()
+    except OSError:  # not Linux
+        return ''

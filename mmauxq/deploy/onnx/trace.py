@@ -3,8 +3,7 @@
 import copy
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
 
 DOMAIN = 'mmauxq'
 INPUT, OUTPUT = 'images', 'logits'
+OPSET = 21
 
 
 class _Placeholder(nn.Module):
@@ -45,43 +45,25 @@ class _Logits(nn.Module):
         self.architecture = architecture
 
     def forward(self, images: Tensor) -> Tensor:
-        logits = self.architecture(images, mode='tensor')
-        return logits[0] if isinstance(logits, (tuple, list)) else logits
+        return logits_of(self.architecture, images)
 
 
 def logits_of(architecture: nn.Module, images: Tensor) -> Tensor:
     """What the exported graph computes, (N, K)."""
-    return _Logits(architecture)(images)
+    logits = architecture(images, mode='tensor')
+    return logits[0] if isinstance(logits, (tuple, list)) else logits
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    loggers = [logging.getLogger(n) for n in ('torch.onnx', 'onnxscript')]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # torch about itself
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
-def trace(
-    architecture: nn.Module, shape: Sequence[int], opset: int = 21
-) -> 'onnx_ir.Model':
+def trace(architecture: nn.Module, shape: Sequence[int]) -> 'onnx_ir.Model':
     """The graph of a classifier, its quantizers as ``mmauxq::Quantizer``.
 
     Args:
-        architecture: The classifier, in evaluation mode; left as it is.
+        architecture: Left as it is.
         shape: (C, H, W) of an image.
-        opset: Version of the ONNX operators.
 
     Returns:
-        A graph with input ``images`` (batch, C, H, W) and output ``logits``
-        (batch, K), its constants among the initializers.
+        A graph from ``images`` (batch, C, H, W) to ``logits`` (batch, K), its
+        constants among the initializers.
 
     Raises:
         UsageError: If PyTorch cannot express the network in ONNX.
@@ -92,16 +74,18 @@ def trace(
     names = [name for name, _ in named_quantizers(architecture)]
     architecture = copy.deepcopy(architecture).cpu().eval()
     for name in names:
-        parent, _, child = name.rpartition('.')
-        architecture.get_submodule(parent)._modules[child] = _Placeholder(name)
+        architecture.set_submodule(name, _Placeholder(name))
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # the exporter tells about itself
     try:
-        with _quiet():
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
             program = torch.onnx.export(
                 _Logits(architecture).eval(),
                 (torch.zeros(2, *shape),),
                 dynamo=True,
                 dynamic_shapes=({0: torch.export.Dim('batch')},),
-                opset_version=opset,
+                opset_version=OPSET,
                 input_names=[INPUT],
                 output_names=[OUTPUT],
                 verbose=False,
@@ -111,5 +95,7 @@ def trace(
         raise UsageError(
             f'PyTorch cannot express this network in ONNX ({reason})'
         ) from error
+    finally:
+        logging.disable(disabled)
     common.LiftConstantsToInitializersPass(size_limit=0)(program.model)
     return program.model

@@ -1,7 +1,7 @@
 """Whether an artefact computes what the PyTorch network computes."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,13 @@ from torch import Tensor, nn
 from mmauxq.forward_hooks import forward_hooks
 from mmauxq.quantizers import Quantizer, named_quantizers
 
-from .lowered import Lowered
+from ..packed import weight_operands
+from .graph import Lowered
 from .runtime import session, with_outputs
 from .trace import INPUT, OUTPUT, logits_of
 
+Batches = Sequence[tuple[Tensor, Tensor]]
+"""(images, labels) pairs; a label below 0 is unknown."""
 # A value is at a rounding tie if it is so near, in steps, to a threshold.
 TIE = 1e-4
 # Difference of logits, as a part of the largest, that float sums in another
@@ -39,14 +42,12 @@ class Agreement:
         unexplained_classes: Images with another class and the same codes.
         codes: Integer codes of activations compared.
         ties: Codes that differ by one, where the value is within
-            :data:`TIE` of a rounding threshold: float sums in another order.
-        rounded: Codes that differ by one after a layer whose biases had to
-            be rounded, within the reach of that rounding.
+            :data:`TIE` of a rounding threshold.
+        rounded: Codes that differ by one within the reach of a rounded bias.
         unexplained: Codes that differ otherwise.
         images_touched: Images in which a code differs.
-        top1: Fraction of the labelled images that the artefact gets right;
-            ``None`` without labels.
-        top1_torch: Fraction that PyTorch gets right.
+        top1: Accuracy of the artefact; ``None`` without labels.
+        top1_torch: Accuracy of PyTorch.
     """
 
     images: int = 0
@@ -70,31 +71,25 @@ class Agreement:
             and self.max_difference <= LOGITS * self.largest_logit
         )
 
-    def as_dict(self) -> dict[str, Any]:
-        """For a JSON report."""
-        return {**asdict(self), 'holds': self.holds}
-
 
 def compare(
     architecture: nn.Module,
     model: Any,
-    batches: Sequence[tuple[Tensor, Tensor]],
+    batches: Batches,
     lowered: Lowered | None = None,
-    logits: Tensor | None = None,
 ) -> Agreement:
     """Run ``model`` and PyTorch on the same images.
 
     Args:
         architecture: In evaluation mode, on the CPU.
-        model: An ONNX model.
-        batches: (images, labels); a label below 0 is unknown.
-        lowered: Says where the codes are. Without it only logits and classes
-            are compared.
-        logits: Of ``architecture`` for all images, if they are known.
+        model: An ``onnx.ModelProto``.
+        batches: At least one.
+        lowered: Says where the codes are; without it they are not compared.
     """
     places = lowered.codes if lowered else {}
+    reach = lowered.reach if lowered else {}
     outputs = [value for value, _ in places.values()]
-    running = session(with_outputs(model, outputs) if outputs else model)
+    running = session(with_outputs(model, outputs))
     result = Agreement()
     exported, from_same_codes, touched = [], [], []
     for images, _ in batches:
@@ -104,33 +99,27 @@ def compare(
             # the same kernels run, whether inner values are read or not
             alone = session(model).run([OUTPUT], feed)[0]
             result.unexplained += int((alone != output).any(1).sum())
-        exported.append(output)
-        if lowered is not None:
-            codes = {
-                name: torch.from_numpy(array.astype(np.int32) - zero)
-                for (name, (_, zero)), array in zip(
-                    places.items(), inner, strict=True
-                )
-            }
-            followed, differs = _follow(
-                architecture, images, codes, lowered.reach, result
+        codes = {
+            name: torch.from_numpy(array.astype(np.int32) - zero)
+            for (name, (_, zero)), array in zip(
+                places.items(), inner, strict=True
             )
-            from_same_codes.append(followed)
-            touched.append(differs)
-    output = torch.from_numpy(np.concatenate(exported))
-    if logits is None:
-        logits, _ = logits_and_top1(architecture, batches)
-    agrees = output.argmax(1) == logits.argmax(1)
+        }
+        followed, differs = _follow(architecture, images, codes, reach, result)
+        exported.append(torch.from_numpy(output))
+        from_same_codes.append(followed)
+        touched.append(differs)
+    output, logits = torch.cat(exported), all_logits(architecture, batches)
+    agrees, differs = output.argmax(1) == logits.argmax(1), torch.cat(touched)
     result.images, result.same_class = len(output), int(agrees.sum())
-    same_codes = logits
     if lowered is not None:
-        same_codes, differs = torch.cat(from_same_codes), torch.cat(touched)
         result.images_touched = int(differs.sum())
         result.unexplained_classes = int((~agrees & ~differs).sum())
-    result.max_difference = float((output - same_codes).abs().max())
+    difference = output - torch.cat(from_same_codes)
+    result.max_difference = float(difference.abs().max())
     result.largest_logit = float(logits.abs().max())
-    result.top1 = _top1(output, batches)
-    result.top1_torch = _top1(logits, batches)
+    result.top1 = top1(output, batches)
+    result.top1_torch = top1(logits, batches)
     return result
 
 
@@ -144,19 +133,17 @@ def _follow(
 ) -> tuple[Tensor, Tensor]:
     """Run PyTorch with quantizers that give the codes of the artefact.
 
-    Their own codes are compared with these, and counted in ``result``.
-
-    Returns:
-        Logits (N, K); (N,), the images in which a code differs.
+    Their own codes are compared with these, and counted in ``result``. Returns
+    the logits (N, K) and in which images (N,) a code differs.
     """
     touched = torch.zeros(len(images), dtype=torch.bool)
 
     def follow(name: str, quantizer: Quantizer, x: Tensor, y: Tensor):
         grid = quantizer.grid()
-        offset = 0.0 if grid.offset is None else quantizer.broadcast(
-            grid.offset, x
-        )  # fmt: skip
         scale = quantizer.broadcast(grid.scale, x)
+        offset = 0.0
+        if grid.offset is not None:
+            offset = quantizer.broadcast(grid.offset, x)
         exported = codes[name]
         expected = ((y.double() - offset) / scale).round()
         differs = expected != exported
@@ -174,42 +161,27 @@ def _follow(
         result.unexplained += int((~tie & ~rounded).sum())
         return torch.where(differs, quantizer.weight_of(exported), y)
 
-    followed = [
-        (name, quantizer)
-        for name, quantizer in named_quantizers(architecture)
-        if name in codes
-    ]
-    with forward_hooks(followed, follow):
+    modules = ((name, architecture.get_submodule(name)) for name in codes)
+    with forward_hooks(modules, follow):
         return logits_of(architecture, images), touched
 
 
 def differing_weights(
-    architecture: nn.Module, lowered: Lowered, operands: Mapping[str, Tensor]
+    architecture: nn.Module, lowered: Lowered, image: Tensor
 ) -> list[str]:
     """Weight quantizers whose codes in the file are not those of PyTorch.
 
     The codes of a channel may be multiplied by one integer, with the sign of
     the slope of a folded batch norm.
-
-    Args:
-        architecture: The exported network.
-        lowered: The exported model; says which matrices are transposed, and
-            which channels a batch norm multiplies by 0.
-        operands: Weight quantizer -> its input.
     """
     from onnx import numpy_helper
 
-    stored = {
-        tensor.name: numpy_helper.to_array(tensor).astype(np.int64)
-        for tensor in lowered.model.graph.initializer
-        if tensor.name.endswith('.codes')
-    }
+    tensors = {t.name: t for t in lowered.model.graph.initializer}
+    quantizers = dict(named_quantizers(architecture))
     differing = []
-    for name, quantizer in named_quantizers(architecture):
-        if name not in operands:
-            continue
-        expected = quantizer.codes(operands[name]).numpy().astype(np.int64)
-        codes = stored[f'{name}.codes']
+    for name, operand in weight_operands(architecture, image).items():
+        expected = quantizers[name].codes(operand).numpy().astype(int)
+        codes = numpy_helper.to_array(tensors[f'{name}.codes']).astype(int)
         if name in lowered.transposed:
             codes = codes.T
         if name in lowered.zeroed:
@@ -221,10 +193,7 @@ def differing_weights(
 
 def _is_multiple(codes: np.ndarray, expected: np.ndarray) -> bool:
     """Whether each row is a multiple, other than by 0, of the expected one."""
-    if (
-        codes.shape != expected.shape
-        or ((codes == 0) != (expected == 0)).any()
-    ):
+    if not np.array_equal(codes == 0, expected == 0):
         return False
     codes = codes.reshape(len(codes), -1)
     expected = expected.reshape(codes.shape)
@@ -235,17 +204,13 @@ def _is_multiple(codes: np.ndarray, expected: np.ndarray) -> bool:
 
 
 @torch.no_grad()
-def logits_and_top1(
-    architecture: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]
-) -> tuple[Tensor, float | None]:
-    """Logits of all images, and the fraction of the labels that they meet."""
-    logits = torch.cat([logits_of(architecture, x) for x, _ in batches])
-    return logits, _top1(logits, batches)
+def all_logits(architecture: nn.Module, batches: Batches) -> Tensor:
+    """Logits (N, K) of all images."""
+    return torch.cat([logits_of(architecture, x) for x, _ in batches])
 
 
-def _top1(
-    logits: Tensor, batches: Sequence[tuple[Tensor, Tensor]]
-) -> float | None:
+def top1(logits: Tensor, batches: Batches) -> float | None:
+    """Fraction of the known labels that the logits meet, if there are any."""
     labels = torch.cat([labels for _, labels in batches])
     known = int((labels >= 0).sum())
     right = int((logits.argmax(1) == labels).sum())

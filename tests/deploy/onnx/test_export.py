@@ -9,8 +9,7 @@ import torch
 from mmauxq.analysis import deployed_bytes
 from mmauxq.deploy.folder import FILES
 from mmauxq.deploy.onnx import export as export_module
-from mmauxq.deploy.onnx import runtime
-from mmauxq.deploy.onnx.verify import Agreement
+from mmauxq.deploy.onnx import runtime, verify
 from mmauxq.errors import UsageError
 from tests.commands import evaluate, export_command
 from tests.deploy.conftest import CONFIG, OPTIONS
@@ -170,8 +169,8 @@ def test_a_failure_leaves_the_folder_as_it_was(
     out = tmp_path / 'out'
     out.mkdir()
     (out / 'report.md').write_text('the old one')
-    wrong = Agreement(unexplained=3, largest_logit=1.0)
-    monkeypatch.setattr(export_module, 'compare', lambda *args: wrong)
+    wrong = verify.Agreement(unexplained=3, largest_logit=1.0)
+    monkeypatch.setattr(verify, 'compare', lambda *args: wrong)
     line = fails(
         export_command, CONFIG, checkpoint, '--out', out, '--images', 8,
         *OPTIONS,
@@ -295,6 +294,6 @@ def test_images_are_what_the_runtime_saw(exported, network):
     images, _ = network.images(16)[0]
     with torch.no_grad():
         expected = network.architecture(images, mode='tensor').numpy()
-    running = runtime.session(exported / 'model.onnx')
-    logits = runtime.run(running, images.numpy())
+    running = runtime.session(onnx.load(exported / 'model.onnx'))
+    logits = running.run(['logits'], {'images': images.numpy()})[0]
     assert np.abs(logits - expected).max() < 1e-4 * np.abs(expected).max()

@@ -118,7 +118,11 @@ def batch_statistics(
     return BatchNorm(mean, rstd, weight, bias)
 
 
-@wrap_torch_function(lambda z, *_: (z,))
+_overridable = wrap_torch_function(lambda z, *_, **__: (z,))
+"""Modes and subclasses of tensors see the whole operation."""
+
+
+@_overridable
 def normalise(
     z: Tensor, norm: BatchNorm, identity: Tensor | None, relu: bool
 ) -> Tensor:
@@ -136,7 +140,7 @@ def normalise(
     )
 
 
-@wrap_torch_function(lambda z, *_: (z,))
+@_overridable
 def normalise_quantize(
     z: Tensor,
     norm: BatchNorm,
@@ -161,7 +165,7 @@ def normalise_quantize(
     )
 
 
-@wrap_torch_function(lambda z, *_: (z,))
+@_overridable
 def norm_add_relu_quantize(
     z: Tensor,
     norm: BatchNorm,

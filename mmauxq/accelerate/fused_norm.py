@@ -175,9 +175,7 @@ class DeferredTensor:
 
 
 def _is_inplace_relu(func: Callable, args: tuple, kwargs: dict) -> bool:
-    return func is F.relu and bool(
-        kwargs.get('inplace', args[1] if len(args) > 1 else False)
-    )
+    return func is F.relu and bool(kwargs.get('inplace') or any(args[1:]))
 
 
 def _operator(name: str) -> Callable:
@@ -263,12 +261,8 @@ class FusedBatchNorms(TorchFunctionMode):
         key = (place, self._calls[place])
         self._calls[place] += 1
         fusion = (self.fusions or {}).get(key)
-        if (
-            fusion is None
-            or not training
-            or not torch.is_grad_enabled()
-            or not can_normalise(z, weight, bias)
-        ):
+        fits = training and torch.is_grad_enabled()
+        if fusion is None or not fits or not can_normalise(z, weight, bias):
             output = F.batch_norm(
                 z, running_mean, running_var, weight, bias, training,
                 momentum, eps,

@@ -50,20 +50,10 @@ def compiling_for(level: str | None) -> AbstractContextManager:
     return config.patch(**COMPILER_SETTINGS[level])
 
 
-class _Handle:
-    """Where to get a tensor in the backward pass."""
+class _Saved:
+    """A tensor that stays in memory."""
 
     products = 0
-    """How many products that takes."""
-
-    def value(self, consume: bool = False) -> Tensor:
-        """The tensor; ``consume`` for one of the operations that saved it,
-        otherwise for what is recomputed from it."""
-        raise NotImplementedError
-
-
-class _Saved(_Handle):
-    """A tensor that stays in memory."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor.detach()
@@ -72,7 +62,7 @@ class _Saved(_Handle):
     def is_stale(self) -> bool:
         return self.tensor._version != self.version
 
-    def value(self, consume: bool = False) -> Tensor:
+    def value(self) -> Tensor:
         if self.is_stale():
             raise UsageError(
                 'model.speed.memory: a tensor of shape '
@@ -82,14 +72,13 @@ class _Saved(_Handle):
         return self.tensor
 
 
-class _Recomputed(_Handle):
+class _Recomputed:
     """A tensor that is recomputed when it is needed."""
 
     def __init__(self, func: Callable, args: Sequence, kwargs: dict) -> None:
         self.func, self.args, self.kwargs = func, args, kwargs
-        self.handles = [
-            a for a in (*args, *kwargs.values()) if isinstance(a, _Handle)
-        ]
+        given = (*args, *kwargs.values())
+        self.handles = [a for a in given if isinstance(a, HANDLES)]
         self.products = sum(handle.products for handle in self.handles)
         self.uses = 0
         self.cached: Tensor | None = None
@@ -105,6 +94,8 @@ class _Recomputed(_Handle):
         )
 
     def value(self, consume: bool = False) -> Tensor:
+        """The tensor, to ``consume`` in one of the operations that saved it,
+        or to recompute another one."""
         value = self._compute() if self.cached is None else self.cached
         self.uses -= consume
         self.cached = value if self.uses > 0 else None
@@ -124,7 +115,7 @@ class _Recomputed(_Handle):
         return value.new_empty_strided(value.shape, self.strides).copy_(value)
 
 
-class _View(_Handle):
+class _View:
     """A view of a tensor that is recomputed."""
 
     def __init__(self, recipe: _Recomputed, like: Tensor) -> None:
@@ -135,8 +126,11 @@ class _View(_Handle):
         return self.recipe.value(consume).as_strided(*self.place)
 
 
+HANDLES = (_Saved, _Recomputed, _View)
+
+
 def _value(argument: Any) -> Any:
-    return argument.value() if isinstance(argument, _Handle) else argument
+    return argument.value() if isinstance(argument, HANDLES) else argument
 
 
 class _Placeholder:

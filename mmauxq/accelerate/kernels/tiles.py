@@ -73,15 +73,10 @@ def split_tiles(
 ) -> tuple[int, dict[str, int]]:
     """Like :func:`tiles`, for programs that sum over several tiles each.
 
-    Args:
-        x: The tensor.
-        axis: Its axis of channels.
-        size: Elements of a tile, and channels in it at the most.
-        programs_each: Programs for each multiprocessor of the device.
-
     Returns:
-        Number of programs, and the arguments, with ``splits``, the programs of
-        a column, and ``repeats``, the tiles of a program.
+        Number of programs, about ``programs_each`` for each multiprocessor,
+        and the arguments, with ``splits``, the programs of a column, and
+        ``repeats``, the tiles of a program.
     """
     blocks, columns, arguments = tiles(x, axis, size)
     at_once = programs_each * multiprocessors(x.device)

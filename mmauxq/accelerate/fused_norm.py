@@ -108,15 +108,14 @@ class DeferredTensor:
 
     def _become(self, result: 'Tensor | DeferredTensor') -> 'DeferredTensor':
         """Take the state of a result, for an operation in place."""
-        if isinstance(result, DeferredTensor):
-            self.__dict__.update(result.__dict__)
-        else:
-            self.value, self.tap = result, None
+        if isinstance(result, Tensor):
+            result = replace(self, value=result, tap=None)
+        self.__dict__.update(result.__dict__)
         return self
 
     def _rectify(self) -> 'Tensor | DeferredTensor':
         if not self.rectified:
-            if self.fusion.kind == QUANTIZE or self._waits_for_codes:
+            if self.fusion.kind == QUANTIZE or self._waits_for_codes():
                 return replace(self, rectified=True)
             if self.fusion.kind == RELU or self.identity is not None:
                 return normalise(self.z, self.norm, self.identity, True)
@@ -140,7 +139,6 @@ class DeferredTensor:
             return replace(self, identity=other)
         return normalise(self.z, self.norm, other, False)
 
-    @property
     def _waits_for_codes(self) -> bool:
         return self.fusion.quantized and self.identity is not None
 
@@ -156,7 +154,7 @@ class DeferredTensor:
             how = (self.rectified, step, qmin, qmax, grad_scale)
             if self.fusion.kind == QUANTIZE:
                 return normalise_quantize(self.z, self.norm, *how)
-            if self._waits_for_codes:
+            if self._waits_for_codes():
                 self.value, self.tap, codes = norm_add_relu_quantize(
                     self.z, self.norm, self.identity, *how
                 )
@@ -177,9 +175,7 @@ class DeferredTensor:
 
 
 def _is_inplace_relu(func: Callable, args: tuple, kwargs: dict) -> bool:
-    return func is F.relu and bool(
-        kwargs.get('inplace', args[1] if len(args) > 1 else False)
-    )
+    return func is F.relu and bool(kwargs.get('inplace') or any(args[1:]))
 
 
 def _operator(name: str) -> Callable:
@@ -265,12 +261,8 @@ class FusedBatchNorms(TorchFunctionMode):
         key = (place, self._calls[place])
         self._calls[place] += 1
         fusion = (self.fusions or {}).get(key)
-        if (
-            fusion is None
-            or not training
-            or not torch.is_grad_enabled()
-            or not can_normalise(z, weight, bias)
-        ):
+        fits = training and torch.is_grad_enabled()
+        if fusion is None or not fits or not can_normalise(z, weight, bias):
             output = F.batch_norm(
                 z, running_mean, running_var, weight, bias, training,
                 momentum, eps,
@@ -316,20 +308,18 @@ class FusedBatchNorms(TorchFunctionMode):
             reader = _only(readers, norm)
             after = _only(readers, reader)
             name = reader.name() if reader else ''
+            fusion = Fusion(UNFUSED, False)
             if reader in quantizers:
-                self.fusions[key] = Fusion(QUANTIZE, False)
-            elif name == RELU_NODE and after in quantizers:
-                self.fusions[key] = Fusion(QUANTIZE, True)
+                fusion = Fusion(QUANTIZE, False)
             elif name == RELU_NODE:
-                self.fusions[key] = Fusion(RELU, True)
+                kind = QUANTIZE if after in quantizers else RELU
+                fusion = Fusion(kind, True)
             elif name == SUM_NODE and reader not in sums:
                 sums.add(reader)
                 relu = after is not None and after.name() == RELU_NODE
-                self.fusions[key] = Fusion(
-                    ADD, relu, is_quantized(after if relu else reader)
-                )
-            else:
-                self.fusions[key] = Fusion(UNFUSED, False)
+                quantized = is_quantized(after if relu else reader)
+                fusion = Fusion(ADD, relu, quantized)
+            self.fusions[key] = fusion
         self._norms, self._quantizers = {}, []
 
 
@@ -339,30 +329,26 @@ def materialize(value: 'Tensor | DeferredTensor') -> Tensor:
     It is an alias of the result, so that its gradient is added in the fused
     backward pass.
     """
-    if isinstance(value, DeferredTensor):
-        tensor = value.tensor()
-        return tensor if value.tap is None else value.tap
-    return value
+    tap = value.tap if isinstance(value, DeferredTensor) else None
+    return _plain(value) if tap is None else tap
 
 
 def _readers(roots: Iterable[Any]) -> dict[Any, list]:
     """Node of the autograd graph -> the nodes that read its result."""
     readers: dict[Any, list] = {}
-    todo = [root for root in roots if root is not None]
-    known = set(todo)
+    todo, known = list(roots), {None}
     while todo:
         node = todo.pop()
+        if node in known:
+            continue
+        known.add(node)
         for source, _ in node.next_functions:
-            if source is None:
-                continue
             readers.setdefault(source, []).append(node)
-            if source not in known:
-                known.add(source)
-                todo.append(source)
+            todo.append(source)
     return readers
 
 
 def _only(readers: dict[Any, list], node: Any) -> Any:
     """The one reader of a node; ``None`` if there are more, or none."""
-    found = readers.get(node, []) if node is not None else []
+    found = [] if node is None else readers.get(node, [])
     return found[0] if len(found) == 1 else None

@@ -86,17 +86,15 @@ class GroupedWeights:
         for layer, params in candidates:
             weight = layer.product_weight
             if can_group(weight, params.step) and wants_kernel(weight):
-                entry = _Precomputed(self, layer)
-                layer.precomputed = entry
+                entry = layer.precomputed = _Precomputed(self, layer)
                 self.entries.append(entry)
                 ranges.append(
                     WeightRange(params.qmin, params.qmax, params.grad_scale)
                 )
-        self.groups = []
         size = max(1, -(-len(ranges) // groups))
-        for start in range(0, len(ranges), size):
-            part = slice(start, start + size)
-            self.groups.append((part, GroupedQuantizer(ranges[part])))
+        starts = range(0, len(ranges), size)
+        parts = [slice(start, start + size) for start in starts]
+        self.groups = [(p, GroupedQuantizer(ranges[p])) for p in parts]
 
     def _quantize(self) -> None:
         # read anew: the parameters may have been replaced

@@ -25,16 +25,15 @@ from .recompute_ops import (
     same_call,
 )
 
-LEVELS = ('codes', 'recompute')
 MOST_PRODUCTS = 1
 """How many products may be recomputed for one tensor at most."""
-
 
 COMPILER_SETTINGS: dict[str, dict[str, Any]] = {
     'codes': dict(aggressive_recomputation=True),
     'recompute': dict(activation_memory_budget=0.1),
 }
 """What a level means to ``torch.compile``, which recomputes by itself."""
+LEVELS = tuple(COMPILER_SETTINGS)
 
 
 def compiling_for(level: str | None) -> AbstractContextManager:
@@ -60,15 +59,11 @@ class _Saved:
         self.tensor = tensor.detach()
         self.version = tensor._version
 
-    @property
     def is_stale(self) -> bool:
         return self.tensor._version != self.version
 
-    def is_same(self, other: Tensor) -> bool:
-        return self.tensor.data_ptr() == other.data_ptr()
-
     def value(self) -> Tensor:
-        if self.is_stale:
+        if self.is_stale():
             raise UsageError(
                 'model.speed.memory: a tensor of shape '
                 f'{tuple(self.tensor.shape)} was overwritten in place before '
@@ -80,9 +75,10 @@ class _Saved:
 class _Recomputed:
     """A tensor that is recomputed when it is needed."""
 
-    def __init__(self, func: Callable, args: list, kwargs: dict) -> None:
+    def __init__(self, func: Callable, args: Sequence, kwargs: dict) -> None:
         self.func, self.args, self.kwargs = func, args, kwargs
-        self.handles = [a for a in [*args, *kwargs.values()] if _is_handle(a)]
+        given = (*args, *kwargs.values())
+        self.handles = [a for a in given if isinstance(a, HANDLES)]
         self.products = sum(handle.products for handle in self.handles)
         self.uses = 0
         self.cached: Tensor | None = None
@@ -97,39 +93,26 @@ class _Recomputed:
             enabled=torch.is_autocast_enabled(device),
         )
 
-    def value(self) -> Tensor:
-        """The tensor, as the input of another one."""
-        if self.cached is not None:
-            return self.cached
+    def value(self, consume: bool = False) -> Tensor:
+        """The tensor, to ``consume`` in one of the operations that saved it,
+        or to recompute another one."""
+        value = self._compute() if self.cached is None else self.cached
+        self.uses -= consume
+        self.cached = value if self.uses > 0 else None
+        return value
+
+    def _compute(self) -> Tensor:
         with (
             torch.no_grad(),
             torch.autocast(**self.autocast, cache_enabled=False),
         ):
             value = self.func(
-                *(a.value() if _is_handle(a) else a for a in self.args),
-                **{
-                    name: a.value() if _is_handle(a) else a
-                    for name, a in self.kwargs.items()
-                },
+                *map(_value, self.args),
+                **{name: _value(a) for name, a in self.kwargs.items()},
             )
-        if value.stride() != self.strides:
-            value = torch.empty_strided(
-                value.shape,
-                self.strides,
-                dtype=value.dtype,
-                device=value.device,
-            ).copy_(value)
-        if self.uses > 0:
-            self.cached = value
-        return value
-
-    def consume(self) -> Tensor:
-        """The tensor, for one of the operations that saved it."""
-        value = self.value()
-        self.uses -= 1
-        if self.uses <= 0:
-            self.cached = None
-        return value
+        if value.stride() == self.strides:
+            return value
+        return value.new_empty_strided(value.shape, self.strides).copy_(value)
 
 
 class _View:
@@ -137,27 +120,23 @@ class _View:
 
     def __init__(self, recipe: _Recomputed, like: Tensor) -> None:
         self.recipe, self.products = recipe, recipe.products
-        self.shape, self.strides = like.shape, like.stride()
-        self.offset = like.storage_offset()
+        self.place = like.shape, like.stride(), like.storage_offset()
 
-    def _of(self, value: Tensor) -> Tensor:
-        return value.as_strided(self.shape, self.strides, self.offset)
-
-    def value(self) -> Tensor:
-        return self._of(self.recipe.value())
-
-    def consume(self) -> Tensor:
-        return self._of(self.recipe.consume())
+    def value(self, consume: bool = False) -> Tensor:
+        return self.recipe.value(consume).as_strided(*self.place)
 
 
-def _is_handle(value: object) -> bool:
-    return isinstance(value, (_Saved, _Recomputed, _View))
+HANDLES = (_Saved, _Recomputed, _View)
+
+
+def _value(argument: Any) -> Any:
+    return argument.value() if isinstance(argument, HANDLES) else argument
 
 
 class _Placeholder:
     """What autograd saves in the place of a tensor."""
 
-    def __init__(self, content: 'Tensor | _Recomputed | _View') -> None:
+    def __init__(self, content: Tensor | _Recomputed | _View) -> None:
         self.content = content
         # autograd does not check the version of what it has not saved itself
         self.version = content._version if isinstance(content, Tensor) else 0
@@ -229,7 +208,7 @@ class Recompute(TorchFunctionMode):
             recipe = handle.recipe if isinstance(handle, _View) else handle
             recipe.uses += 1
 
-    def _find(self, tensor: Any) -> '_Recomputed | _View | None':
+    def _find(self, tensor: Any) -> _Recomputed | _View | None:
         """How to recompute the tensor, if it is known."""
         if not isinstance(tensor, Tensor) or not tensor.numel():
             return None
@@ -269,16 +248,16 @@ class Recompute(TorchFunctionMode):
         self, z: Tensor, norm: BatchNorm, identity: Tensor, relu: bool,
         step: Tensor, *how: Any,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        """As the two operations that it fuses."""
+        """Like the two operations that it fuses."""
         again = self._recipe(normalise, (z, norm, identity, relu), {})
         x, spare, codes = norm_add_relu_quantize(
             z, norm, identity, relu, step, *how
         )
-        self._remember(normalise, again, x, (), {})
+        self._remember(normalise, again, x)
         qmin, qmax, grad_scale = how
         args = (x, step, qmin, qmax, None, grad_scale)
         again = self._recipe(learned_step_quantize, args, {})
-        self._remember(learned_step_quantize, again, codes, args, {})
+        self._remember(learned_step_quantize, again, codes, args)
         return x, spare, codes
 
     def _max_pool(
@@ -292,62 +271,55 @@ class Recompute(TorchFunctionMode):
         values, places = F.max_pool2d(
             x, kernel_size, **how, return_indices=True
         )
-        self._remember(max_indices, again, places, (), {})
+        self._remember(max_indices, again, places)
         return values
 
     def _recipe(
         self, func: Callable, args: Sequence[Any], kwargs: dict
-    ) -> '_Recomputed':
+    ) -> _Recomputed:
+        def handle(value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            return self._find(value) or _Saved(value)
+
         return _Recomputed(
             func,
-            [self._handle(a) for a in args],
-            {name: self._handle(a) for name, a in kwargs.items()},
+            [*map(handle, args)],
+            {name: handle(value) for name, value in kwargs.items()},
         )
 
     def _remember(
-        self, func: Callable, recipe: '_Recomputed', output: Tensor,
-        args: Sequence[Any], kwargs: dict,
+        self, func: Callable, recipe: _Recomputed, output: Tensor,
+        args: Sequence[Any] = (), kwargs: dict | None = None,
     ) -> None:  # fmt: skip
         """Note how to recompute the ``output`` of ``func``."""
         if func in CODES and recipe.products and is_dense(output):
             # the chain ends here: the next product begins with codes
-            codes = CODES[func](output, *args, **kwargs)
+            codes = CODES[func](output, *args, **kwargs or {})
             recipe = _Recomputed(codes.value, [], {})
         recipe.products += func in PRODUCTS
         recipe.describe(output)
-        if self._is_worth_it(func, recipe, output):
-            storage = output.untyped_storage()
-            self._known[storage.data_ptr()] = (
-                StorageWeakRef(storage),
-                output._version,
-                recipe,
-            )
-
-    def _handle(self, value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        return self._find(value) or _Saved(value)
-
-    def _is_worth_it(
-        self, func: Any, recipe: '_Recomputed', output: Tensor
-    ) -> bool:
-        inputs = [h for h in recipe.handles if isinstance(h, _Saved)]
-        if any(h.is_stale or h.is_same(output) for h in inputs):
-            return False  # overwritten just now, or passed through
-        if func in SUMS and len(inputs) == len(recipe.handles):
-            return False  # it would take two tensors to make one
-        return (
-            recipe.products <= MOST_PRODUCTS
-            and is_dense(output)
-            and output.numel() * output.element_size()
-            == output.untyped_storage().nbytes()
-        )
+        saved = [h for h in recipe.handles if isinstance(h, _Saved)]
+        place, storage = output.data_ptr(), output.untyped_storage()
+        if (
+            # overwritten just now, or passed through
+            any(h.is_stale() or h.tensor.data_ptr() == place for h in saved)
+            # it would take two tensors to make one
+            or (func in SUMS and len(saved) == len(recipe.handles))
+            or recipe.products > MOST_PRODUCTS
+            or not is_dense(output)
+            or output.nbytes != storage.nbytes()
+        ):
+            return
+        self._known[storage.data_ptr()] = (
+            StorageWeakRef(storage), output._version, recipe,
+        )  # fmt: skip
 
 
 def _unpack(slot: _Placeholder) -> Tensor:
     content = slot.content
     if not isinstance(content, Tensor):
-        return content.consume()
+        return content.value(consume=True)
     if content._version != slot.version:
         raise RuntimeError(
             'one of the variables needed for gradient computation has been '

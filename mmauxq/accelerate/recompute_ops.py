@@ -10,7 +10,6 @@ from torch import Tensor
 from mmauxq.quantizers.functional import learned_step_quantize
 
 from .kernels.norm import (
-    BatchNorm,
     norm_add_relu_quantize,
     normalise,
     normalise_quantize,
@@ -44,23 +43,17 @@ def _batch_norm(*args: Any, **kwargs: Any) -> Call:
     return F.batch_norm, (), given
 
 
+_RELUS = (torch.relu, torch.relu_, Tensor.relu, Tensor.relu_)
+_WITH_INPLACE = (F.relu, F.relu6, F.hardtanh, F.silu, F.hardswish)
+_OTHERS = (
+    *(F.layer_norm, F.gelu, Tensor.float),
+    *(learned_step_quantize, normalise, normalise_quantize),
+)
 CHEAP: dict[Callable, Callable[..., Call]] = {
     F.batch_norm: _batch_norm,
-    F.layer_norm: same_call(F.layer_norm),
-    F.relu: _out_of_place(F.relu),
-    F.relu6: _out_of_place(F.relu6),
-    F.hardtanh: _out_of_place(F.hardtanh),
-    F.silu: _out_of_place(F.silu),
-    F.hardswish: _out_of_place(F.hardswish),
-    F.gelu: same_call(F.gelu),
-    torch.relu: same_call(torch.relu),
-    torch.relu_: same_call(torch.relu),
-    Tensor.relu: same_call(torch.relu),
-    Tensor.relu_: same_call(torch.relu),
-    Tensor.float: same_call(Tensor.float),
-    learned_step_quantize: same_call(learned_step_quantize),
-    normalise: same_call(normalise),
-    normalise_quantize: same_call(normalise_quantize),
+    **dict.fromkeys(_RELUS, same_call(torch.relu)),
+    **{func: _out_of_place(func) for func in _WITH_INPLACE},
+    **{func: same_call(func) for func in _OTHERS},
 }
 """Recomputed at any level: function -> the call that recomputes it."""
 
@@ -74,36 +67,17 @@ def _codes(
     offset: Tensor | None = None,
     grad_scale: float = 1.0,
 ) -> PackedTensor:
-    """The packed result of ``learned_step_quantize``, given first."""
-    with torch.no_grad():
-        return PackedTensor(
-            output.detach(),
-            step.detach(),
-            qmin,
-            qmax,
-            None if offset is None else offset.detach(),
-        )
-
-
-def _normalised_codes(
-    output: Tensor,
-    z: Tensor,
-    norm: BatchNorm,
-    relu: bool,
-    step: Tensor,
-    qmin: int,
-    qmax: int,
-    grad_scale: float,
-) -> PackedTensor:
-    """The packed result of ``normalise_quantize``, given first."""
-    return _codes(output, z, step, qmin, qmax)
+    return PackedTensor(output, step, qmin, qmax, offset)
 
 
 CODES: dict[Callable, Callable[..., PackedTensor]] = {
     learned_step_quantize: _codes,
-    normalise_quantize: _normalised_codes,
+    normalise_quantize: lambda output, z, norm, relu, *how: _codes(
+        output, z, *how[:3]
+    ),
 }
-"""Functions whose result is quantized -> how it is packed."""
+"""Functions whose result is quantized -> how to pack it, given the result and
+the arguments of the function."""
 
 
 SUMS: dict[Callable, Callable[..., Call]] = dict.fromkeys(

@@ -5,7 +5,7 @@ import importlib.util
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ FORMS = ('auto', 'reference', 'kernel')
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 _form = os.environ.get('MMAUXQ_OPS', 'auto')
+_kept: list[Tensor] | None = None
 
 
 @contextmanager
@@ -30,7 +31,7 @@ def use_form(form: str) -> Iterator[None]:
         form: ``'auto'``, ``'reference'`` or ``'kernel'``.
 
     Raises:
-        ValueError: If it is none of these.
+        ValueError: If it is another.
     """
     global _form
     if form not in FORMS:
@@ -40,9 +41,6 @@ def use_form(form: str) -> Iterator[None]:
         yield
     finally:
         _form = before
-
-
-_kept: list[Tensor] | None = None
 
 
 @contextmanager
@@ -107,23 +105,5 @@ def is_dense(x: Tensor) -> bool:
         x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
     ):
         return True
-    expected = 1
-    for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
-        if size != 1:
-            if stride != expected:
-                return False
-            expected *= size
-    return True
-
-
-@functools.cache
-def multiprocessors(device: torch.device) -> int:
-    """How many blocks run at a time, for the size of a grid."""
-    if device.type != 'cuda':
-        return 1
-    return torch.cuda.get_device_properties(device).multi_processor_count
-
-
-def on_device(x: Tensor) -> AbstractContextManager:
-    """Launch on the device of ``x``, whichever is the current one."""
-    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+    axes = sorted(range(x.dim()), key=lambda i: x.stride(i), reverse=True)
+    return x.permute(axes).is_contiguous()

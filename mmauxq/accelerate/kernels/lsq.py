@@ -7,6 +7,8 @@ summed in two stages, in an order that never changes. The operator
 what :mod:`mmauxq.quantizers.functional` defines.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -20,11 +22,10 @@ from .dispatch import (
     KERNEL_DTYPES,
     fall_back,
     is_dense,
-    on_device,
     runs_triton,
     wants_kernel,
 )
-from .tiles import is_wide, power_of_two, split_k
+from .tiles import is_wide, laid_out_like, launch, split_tiles, tiles
 
 # Sizes of tiles, the best of a sweep on one NVIDIA H200. Where one step serves
 # all, a program has one tile, of so many elements:
@@ -35,20 +36,6 @@ BACKWARD_VALUES, BACKWARD_WARPS = 8192, 8
 FORWARD_TILE = (8192, 128)
 BACKWARD_TILE = (2048, 256)
 PROGRAMS_PER_MULTIPROCESSOR = 4
-
-
-def channel_axis(step: Tensor, x: Tensor) -> int | None:
-    """The axis of ``x`` along which ``step`` varies; ``None`` if it does not.
-
-    Raises:
-        NotImplementedError: If it varies along several.
-    """
-    axes = [i for i, size in enumerate(step.shape) if size != 1]
-    if not axes:
-        return None
-    if len(axes) > 1:
-        raise NotImplementedError('a step along several axes')
-    return axes[0] + x.dim() - step.dim()
 
 
 def can_run(x: Tensor, step: Tensor, offset: Tensor | None) -> bool:
@@ -78,30 +65,6 @@ def _obstacle(x: Tensor, step: Tensor, offset: Tensor | None) -> str:
     return '' if is_dense(x) else 'a layout with gaps'
 
 
-def _channel_tiles(
-    x: Tensor, step: Tensor, tile: tuple[int, int]
-) -> tuple[int, int, dict]:
-    """Rows of tiles, columns of tiles, and the arguments that describe them.
-
-    Args:
-        x: What is quantized.
-        step: Its steps.
-        tile: Elements of a tile, and channels in it at the most.
-    """
-    axis = channel_axis(step, x)
-    assert axis is not None
-    values, width = tile
-    channels, inner = x.shape[axis], x.stride(axis)
-    width = min(power_of_two(channels), width) if inner == 1 else 1
-    rows = x.numel() // channels
-    height = min(power_of_two(rows), values // width)
-    arguments = dict(
-        rows=rows, channels=channels, inner=inner,
-        WIDE=is_wide(x), ROWS=height, CHANNELS=width,
-    )  # fmt: skip
-    return -(-rows // height), -(-channels // width), arguments
-
-
 def learned_step_backend(
     x: Tensor,
     step: Tensor,
@@ -125,6 +88,21 @@ def learned_step_backend(
     )
 
 
+def _axis(x: Tensor, step: Tensor) -> int:
+    """The axis of ``x`` along which ``step`` varies."""
+    (axis,) = (i for i, size in enumerate(step.shape) if size != 1)
+    return axis + x.dim() - step.dim()
+
+
+def _scales(
+    step: Tensor, offset: Tensor | None, qmin: int, qmax: int
+) -> tuple[tuple[Tensor, Tensor], dict[str, Any]]:
+    """What every kernel takes of the quantizer."""
+    step = step.contiguous()
+    pair = step, step if offset is None else offset.contiguous()
+    return pair, dict(QMIN=qmin, QMAX=qmax, OFFSET=offset is not None)
+
+
 def run_forward(
     x: Tensor, step: Tensor, offset: Tensor | None, qmin: int, qmax: int
 ) -> Tensor:
@@ -133,27 +111,18 @@ def run_forward(
     from .lsq_triton import forward_channels, forward_flat
 
     y = torch.empty_like(x)
+    how: dict[str, Any]
     if step.numel() == 1:
         kernel, warps = forward_flat, FORWARD_WARPS
         programs = -(-x.numel() // FORWARD_VALUES)
-        tiles = dict(rows=x.numel(), WIDE=is_wide(x), ROWS=FORWARD_VALUES)
+        how = dict(rows=x.numel(), WIDE=is_wide(x), ROWS=FORWARD_VALUES)
     else:
-        kernel, warps = forward_channels, 8
-        blocks, columns, tiles = _channel_tiles(x, step, FORWARD_TILE)
+        kernel, warps, axis = forward_channels, 8, _axis(x, step)
+        blocks, columns, how = tiles(x, axis, FORWARD_TILE)
         programs = blocks * columns
-    with on_device(x):
-        kernel[(programs,)](
-            x,
-            step.contiguous(),
-            step if offset is None else offset.contiguous(),
-            y,
-            QMIN=qmin,
-            QMAX=qmax,
-            OFFSET=offset is not None,
-            num_warps=warps,
-            enable_fp_fusion=False,
-            **tiles,
-        )
+        how.update(inner=x.stride(axis))
+    scales, codes = _scales(step, offset, qmin, qmax)
+    launch(kernel, x, programs, x, *scales, y, **codes, **how, num_warps=warps)
     return y
 
 
@@ -170,43 +139,30 @@ def run_backward(
     the same arguments, in one launch and a small sum."""
     from .lsq_triton import backward_channels, backward_flat
 
-    if grad.stride() != x.stride() or grad.dtype != x.dtype:
-        grad = torch.empty_like(x).copy_(grad)
-    grad_x = torch.empty_like(x)
+    how: dict[str, Any]
     if step.numel() == 1:
         kernel, warps = backward_flat, BACKWARD_WARPS
-        programs = splits = -(-x.numel() // BACKWARD_VALUES)
-        tiles = dict(rows=x.numel(), WIDE=is_wide(x), ROWS=BACKWARD_VALUES)
+        programs = -(-x.numel() // BACKWARD_VALUES)
+        how = dict(rows=x.numel(), WIDE=is_wide(x), ROWS=BACKWARD_VALUES)
+        how.update(splits=programs)
     else:
-        kernel, warps = backward_channels, 8
-        blocks, columns, tiles = _channel_tiles(x, step, BACKWARD_TILE)
-        splits, repeats = split_k(
-            blocks, columns, x, PROGRAMS_PER_MULTIPROCESSOR
+        kernel, warps, axis = backward_channels, 8, _axis(x, step)
+        programs, how = split_tiles(
+            x, axis, BACKWARD_TILE, PROGRAMS_PER_MULTIPROCESSOR
         )
-        programs = splits * columns
-        tiles.update(repeats=repeats)
+        how.update(inner=x.stride(axis))
+    grad_x = torch.empty_like(x)
     partial = torch.empty(
-        (1 if offset is None else 2, splits, step.numel()),
+        (1 if offset is None else 2, how['splits'], step.numel()),
         dtype=torch.float32,
         device=x.device,
     )
-    with on_device(x):
-        kernel[(programs,)](
-            grad,
-            x,
-            step.contiguous(),
-            step if offset is None else offset.contiguous(),
-            grad_x,
-            partial,
-            splits=splits,
-            scale=grad_scale,
-            QMIN=qmin,
-            QMAX=qmax,
-            OFFSET=offset is not None,
-            num_warps=warps,
-            enable_fp_fusion=False,
-            **tiles,
-        )
+    grad = laid_out_like(grad, x, x.dtype)
+    scales, codes = _scales(step, offset, qmin, qmax)
+    launch(
+        kernel, x, programs, grad, x, *scales, grad_x, partial,
+        scale=grad_scale, **codes, **how, num_warps=warps,
+    )  # fmt: skip
     grads = [
         part.sum(0).reshape(step.shape).to(step.dtype) for part in partial
     ]
@@ -222,10 +178,10 @@ def quantize(
     qmax: int,
     grad_scale: float,
 ) -> Tensor:
-    """The op of torch, see :func:`learned_step_backend`."""
+    """The operator of torch, see :func:`learned_step_backend`."""
     if runs_triton(x) and can_run(x, step, offset):
         return run_forward(x, step, offset, qmin, qmax)
-    return _like(lsq_forward(x, step, offset, qmin, qmax), x)
+    return laid_out_like(lsq_forward(x, step, offset, qmin, qmax), x, x.dtype)
 
 
 @quantize.register_fake
@@ -245,25 +201,21 @@ def quantize_backward(
     qmax: int,
     grad_scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of ``x``, ``step`` and ``offset`` (of 0 elements if ``None``).
-
-    Args:
-        grad: Gradient of the result, in the shape of ``x``.
-        x: What was quantized.
-        step: Its steps, of a shape that broadcasts to ``x``.
-        offset: Of the shape of ``step``, or ``None``.
-        qmin: Lowest code.
-        qmax: Highest code.
-        grad_scale: Factor on the gradients of ``step`` and ``offset``.
-    """
+    """The gradients of :func:`quantize`, with its arguments: those of ``x``,
+    ``step`` and ``offset`` (of 0 elements if that is ``None``)."""
     run = lsq_backward
     if runs_triton(x) and can_run(x, step, offset):
         run = run_backward
-    found = run(grad, x, step, offset, qmin, qmax, grad_scale)
-    grad_x, grad_step = _like(found[0], x), found[1].to(step.dtype)
-    if found[2] is None:
-        return grad_x, grad_step, step.new_empty(0)
-    return grad_x, grad_step, found[2].to(step.dtype)
+    grad_x, grad_step, grad_offset = run(
+        grad, x, step, offset, qmin, qmax, grad_scale
+    )
+    if grad_offset is None:
+        grad_offset = step.new_empty(0)
+    return (
+        laid_out_like(grad_x, x, x.dtype),
+        grad_step.to(step.dtype),
+        grad_offset.to(step.dtype),
+    )
 
 
 @quantize_backward.register_fake
@@ -275,24 +227,14 @@ def _(grad, x, step, offset, qmin, qmax, grad_scale):
     )
 
 
-def _like(value: Tensor, x: Tensor) -> Tensor:
-    """``value`` in the layout and dtype of ``x``, in memory of its own."""
-    return torch.empty_like(x).copy_(value)
-
-
 def _save(ctx, inputs, output) -> None:
     x, step, offset, *ctx.range = inputs
     ctx.save_for_backward(x, step, offset)
+    ctx.run_backward = quantize_backward
 
 
 def _backward(ctx, grad):
-    x, step, offset = ctx.saved_tensors
-    grads = quantize_backward(grad, x, step, offset, *ctx.range)
-    needed = [
-        g if needs else None
-        for g, needs in zip(grads, ctx.needs_input_grad, strict=False)
-    ]
-    return *needed, None, None, None
+    return LearnedStepFunction.backward(ctx, grad)[:6]
 
 
 quantize.register_autograd(_backward, setup_context=_save)

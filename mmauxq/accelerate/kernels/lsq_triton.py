@@ -62,11 +62,7 @@ def lsq_grad(x, grad, step, inverse, offset, QMIN, QMAX, OFFSET: tl.constexpr):
     rounded = (clipped + ROUND) - ROUND
     wide = grad.to(tl.float32)
     in_step = wide * tl.where(inside, rounded - v, clipped)
-    return (
-        tl.where(inside, grad, 0.0),
-        in_step,
-        tl.where(inside, 0.0, wide),
-    )
+    return tl.where(inside, grad, 0.0), in_step, tl.where(inside, 0.0, wide)
 
 
 @triton.jit
@@ -161,21 +157,32 @@ def backward_flat(
 
 
 @triton.jit
-def tile(block, column, rows, channels, inner, ROWS, CHANNELS):
+def place(channels, CHANNELS, repeats, WIDE: tl.constexpr):
+    """Where this program works: its number in a column of programs, its first
+    row of tiles (int64 if WIDE), and the channels of its column."""
+    columns = tl.cdiv(channels, CHANNELS)
+    column = tl.program_id(0) % columns
+    split = tl.program_id(0) // columns
+    first = split * repeats
+    if WIDE:
+        first = first.to(tl.int64)
+    return split, first, column * CHANNELS + tl.arange(0, CHANNELS)
+
+
+@triton.jit
+def tile(block, c, rows, channels, inner, ROWS):
     """Where the elements of a tile lie, and which of them exist."""
     m = block * ROWS + tl.arange(0, ROWS)
-    c = column * CHANNELS + tl.arange(0, CHANNELS)
     starts = (m // inner) * (channels * inner) + m % inner
     places = starts[:, None] + (c * inner)[None, :]
     return places, (m < rows)[:, None] & (c < channels)[None, :]
 
 
 @triton.jit
-def load_per_channel(ptr, column, channels, CHANNELS, other):
-    """A scale of each channel of a tile, (1, CHANNELS)."""
-    c = column * CHANNELS + tl.arange(0, CHANNELS)
-    scale = tl.load(ptr + c, mask=c < channels, other=other)
-    return scale.to(tl.float32)[None, :]
+def load_per_channel(ptr, c, channels, other=0.0):
+    """A value of each channel of a tile, (1, CHANNELS), float32."""
+    value = tl.load(ptr + c, mask=c < channels, other=other)
+    return value.to(tl.float32)[None, :]
 
 
 @triton.jit
@@ -195,15 +202,11 @@ def forward_channels(
     CHANNELS: tl.constexpr,
 ):
     """A step for each channel; a tile of ROWS x CHANNELS for each program."""
-    columns = tl.cdiv(channels, CHANNELS)
-    column = tl.program_id(0) % columns
-    block = tl.program_id(0) // columns
-    if WIDE:
-        block = block.to(tl.int64)
-    step = load_per_channel(step_ptr, column, channels, CHANNELS, 1.0)
-    offset = load_per_channel(offset_ptr, column, channels, CHANNELS, 0.0)
+    _, block, c = place(channels, CHANNELS, 1, WIDE)
+    step = load_per_channel(step_ptr, c, channels, 1.0)
+    offset = load_per_channel(offset_ptr, c, channels)
     inverse = tl.div_rn(1.0, step)
-    places, mask = tile(block, column, rows, channels, inner, ROWS, CHANNELS)
+    places, mask = tile(block, c, rows, channels, inner, ROWS)
     x = tl.load(x_ptr + places, mask=mask, other=0.0)
     y = quantized(x, step, inverse, offset, QMIN, QMAX, OFFSET)
     tl.store(y_ptr + places, y.to(y_ptr.dtype.element_ty), mask=mask)
@@ -235,22 +238,15 @@ def backward_channels(
 
     ``partial`` is (1 or 2, splits, channels).
     """
-    columns = tl.cdiv(channels, CHANNELS)
-    column = tl.program_id(0) % columns
-    split = tl.program_id(0) // columns
-    first = split * repeats
-    if WIDE:
-        first = first.to(tl.int64)
-    step = load_per_channel(step_ptr, column, channels, CHANNELS, 1.0)
-    offset = load_per_channel(offset_ptr, column, channels, CHANNELS, 0.0)
+    split, first, c = place(channels, CHANNELS, repeats, WIDE)
+    step = load_per_channel(step_ptr, c, channels, 1.0)
+    offset = load_per_channel(offset_ptr, c, channels)
     inverse = tl.div_rn(1.0, step)
     step_sum = tl.zeros([ROWS, CHANNELS], dtype=tl.float32)
     offset_sum = tl.zeros([ROWS, CHANNELS], dtype=tl.float32)
     i = 0
     while i < repeats:
-        places, mask = tile(
-            first + i, column, rows, channels, inner, ROWS, CHANNELS
-        )
+        places, mask = tile(first + i, c, rows, channels, inner, ROWS)
         grad = tl.load(grad_ptr + places, mask=mask, other=0.0)
         x = tl.load(x_ptr + places, mask=mask, other=0.0)
         grad_x, in_step, in_offset = lsq_grad(
@@ -262,7 +258,6 @@ def backward_channels(
         if OFFSET:
             offset_sum += in_offset
         i += 1
-    c = column * CHANNELS + tl.arange(0, CHANNELS)
     out = partial_ptr + split * channels + c
     tl.store(out, tl.sum(step_sum, 0) * scale, mask=c < channels)
     if OFFSET:

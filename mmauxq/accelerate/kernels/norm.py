@@ -20,15 +20,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function_unary
+from torch.overrides import wrap_torch_function
 
-from .dispatch import (
-    KERNEL_DTYPES,
-    on_device,
-    runs_triton,
-    wants_kernel,
-)
-from .tiles import is_wide, power_of_two, split_k
+from .dispatch import KERNEL_DTYPES, runs_triton, wants_kernel
+from .tiles import laid_out_like, launch, power_of_two, split_tiles, tiles
 
 # (elements of a tile, channels in it at the most) and warps, the best of a
 # sweep over the shapes of ResNet-50 on one NVIDIA H200; where programs sum
@@ -77,30 +72,6 @@ def can_normalise(
     )
 
 
-def _tiles(z: Tensor, tile: tuple[int, int]) -> tuple[int, int, dict]:
-    """Rows and columns of tiles, and the arguments that describe them."""
-    values, width = tile
-    channels = z.shape[1]
-    rows = z.numel() // channels
-    width = min(power_of_two(channels), width)
-    height = min(power_of_two(rows), values // width)
-    arguments = dict(
-        rows=rows, channels=channels, ROWS=height, CHANNELS=width,
-        WIDE=is_wide(z),
-    )  # fmt: skip
-    return -(-rows // height), -(-channels // width), arguments
-
-
-def _split_tiles(
-    z: Tensor, tile: tuple[int, int], programs_each: int
-) -> tuple[int, dict]:
-    """Programs that sum over several tiles each, and their arguments."""
-    blocks, columns, arguments = _tiles(z, tile)
-    splits, repeats = split_k(blocks, columns, z, programs_each)
-    arguments.update(repeats=repeats, splits=splits)
-    return splits * columns, arguments
-
-
 @torch.no_grad()
 def batch_statistics(
     z: Tensor,
@@ -124,37 +95,34 @@ def batch_statistics(
     """
     from .norm_triton import finish_kernel, statistics_kernel
 
-    programs, tiles = _split_tiles(z, STATISTICS_TILE, STATISTICS_PROGRAMS)
-    channels, splits = z.shape[1], tiles['splits']
+    programs, how = split_tiles(z, 1, STATISTICS_TILE, STATISTICS_PROGRAMS)
+    channels, splits = z.shape[1], how['splits']
     partial = torch.empty(
         2, splits, channels, dtype=torch.float32, device=z.device
     )
     mean, rstd = torch.empty_like(partial[:, 0])
+    launch(
+        statistics_kernel, z, programs, z, partial, **how,
+        num_warps=STATISTICS_WARPS, enable_fp_fusion=True,
+    )  # fmt: skip
     width = min(power_of_two(channels), 16)
-    with on_device(z):
-        statistics_kernel[(programs,)](
-            z, partial, **tiles, num_warps=STATISTICS_WARPS
-        )
-        finish_kernel[(-(-channels // width),)](
-            z,
-            partial,
-            mean,
-            rstd,
-            mean if running_mean is None else running_mean,
-            rstd if running_var is None else running_var,
-            tiles['rows'],
-            channels,
-            splits,
-            eps,
-            momentum,
-            RUNNING=running_mean is not None,
-            SPLITS=min(power_of_two(splits), 128),
-            CHANNELS=width,
-            num_warps=4,
-        )
+    launch(
+        finish_kernel, z, -(-channels // width), z, partial, mean, rstd,
+        mean if running_mean is None else running_mean,
+        rstd if running_var is None else running_var,
+        how['rows'], channels, splits, eps, momentum,
+        RUNNING=running_mean is not None, CHANNELS=width,
+        SPLITS=min(power_of_two(splits), 128), num_warps=4,
+        enable_fp_fusion=True,
+    )  # fmt: skip
     return BatchNorm(mean, rstd, weight, bias)
 
 
+_overridable = wrap_torch_function(lambda z, *_, **__: (z,))
+"""Modes and subclasses of tensors see the whole operation."""
+
+
+@_overridable
 def normalise(
     z: Tensor, norm: BatchNorm, identity: Tensor | None, relu: bool
 ) -> Tensor:
@@ -167,13 +135,12 @@ def normalise(
         identity: In the shape, dtype and layout of ``z``, or ``None``.
         relu: Whether ``act`` is ReLU.
     """
-    if has_torch_function_unary(z):
-        return handle_torch_function(normalise, (z,), z, norm, identity, relu)
     return _Normalise.apply(
         z, norm.weight, norm.bias, identity, None, norm, relu, None
     )
 
 
+@_overridable
 def normalise_quantize(
     z: Tensor,
     norm: BatchNorm,
@@ -186,25 +153,19 @@ def normalise_quantize(
     """``learned_step_quantize(act(batch_norm(z)), step, ...)``.
 
     Args:
-        z: (N, C, H, W), channels last.
-        norm: Result of :func:`batch_statistics` for ``z``.
-        relu: Whether ``act`` is ReLU.
+        z: As for :func:`normalise`, like ``norm`` and ``relu``.
         step: A single positive one.
         qmin: Lowest code.
         qmax: Highest code.
         grad_scale: Factor on the gradient of ``step``.
     """
-    if has_torch_function_unary(z):
-        return handle_torch_function(
-            normalise_quantize, (z,), z, norm, relu, step, qmin, qmax,
-            grad_scale,
-        )  # fmt: skip
+    codes = qmin, qmax, grad_scale
     return _Normalise.apply(
-        z, norm.weight, norm.bias, None, step, norm, relu,
-        (qmin, qmax, grad_scale),
-    )  # fmt: skip
+        z, norm.weight, norm.bias, None, step, norm, relu, codes
+    )
 
 
+@_overridable
 def norm_add_relu_quantize(
     z: Tensor,
     norm: BatchNorm,
@@ -219,43 +180,13 @@ def norm_add_relu_quantize(
 
     For a residual sum, which the next block, its quantizer and perhaps a tap
     read. The two ``x`` share their memory; with one for each reader, their
-    gradients are added in the same pass.
-
-    Args:
-        z: (N, C, H, W), channels last.
-        norm: Result of :func:`batch_statistics` for ``z``.
-        identity: In the shape, dtype and layout of ``z``.
-        relu: Whether ``act`` is ReLU.
-        step: A single positive one.
-        qmin: Lowest code.
-        qmax: Highest code.
-        grad_scale: Factor on the gradient of ``step``.
+    gradients are added in the same pass. The arguments are those of
+    :func:`normalise` and :func:`normalise_quantize`.
     """
-    if has_torch_function_unary(z):
-        return handle_torch_function(
-            norm_add_relu_quantize, (z,), z, norm, identity, relu, step, qmin,
-            qmax, grad_scale,
-        )  # fmt: skip
+    codes = qmin, qmax, grad_scale
     return _Normalise.apply(
-        z, norm.weight, norm.bias, identity, step, norm, relu,
-        (qmin, qmax, grad_scale),
-    )  # fmt: skip
-
-
-def _launch(
-    kernel: Any, z: Tensor, programs: int, warps: int, *args: Any, **how: Any
-) -> None:
-    with on_device(z):
-        kernel[(programs,)](
-            *args, **how, num_warps=warps, enable_fp_fusion=False
-        )
-
-
-def _like(grad: Tensor | None, z: Tensor) -> Tensor | None:
-    """A gradient in the layout and dtype of ``z``."""
-    if grad is None or (grad.stride() == z.stride() and grad.dtype == z.dtype):
-        return grad
-    return torch.empty_like(z).copy_(grad)
+        z, norm.weight, norm.bias, identity, step, norm, relu, codes
+    )
 
 
 class _Normalise(torch.autograd.Function):
@@ -280,14 +211,14 @@ class _Normalise(torch.autograd.Function):
         both = identity is not None and codes is not None
         out = torch.empty_like(z)
         x = torch.empty_like(z) if both else out
-        blocks, columns, tiles = _tiles(z, FORWARD_TILE)
+        blocks, columns, how = tiles(z, 1, FORWARD_TILE)
         qmin, qmax, _ = codes or (0, 1, 1.0)
-        _launch(
-            forward_kernel, z, blocks * columns, WARPS,
+        launch(
+            forward_kernel, z, blocks * columns,
             z, z if identity is None else identity, norm.mean, norm.rstd,
             weight, bias, norm.mean if step is None else step, x, out,
             QMIN=qmin, QMAX=qmax, IDENTITY=identity is not None, RELU=relu,
-            QUANTIZE=codes is not None, BOTH=both, **tiles,
+            QUANTIZE=codes is not None, BOTH=both, **how, num_warps=WARPS,
         )  # fmt: skip
         # the mask of a ReLU is read off its result, unless that is quantized
         read = x if both or (relu and codes is None) else None
@@ -303,12 +234,14 @@ class _Normalise(torch.autograd.Function):
         from .norm_triton import backward_kernel, reduce_kernel
 
         z, x, mean, rstd, weight, bias, step = ctx.saved_tensors
-        grad, *others = (_like(grad, z) for grad in grads[::-1])
-        others = [other for other in others if other is not None]
-        if grad is None and not others:
+        if all(grad is None for grad in grads):
             return (None,) * 8
-        if grad is None:
-            grad = torch.zeros_like(z)
+        grad = torch.zeros_like(z) if grads[-1] is None else grads[-1]
+        grad, *others = (
+            laid_out_like(g, z, z.dtype)
+            for g in (grad, *grads[-2::-1])
+            if g is not None
+        )
         qmin, qmax, grad_scale = ctx.codes or (0, 1, 1.0)
         given = (
             grad, *[*others, z, z][:2], z, z if x is None else x, mean,
@@ -318,17 +251,17 @@ class _Normalise(torch.autograd.Function):
             QMIN=qmin, QMAX=qmax, RELU=ctx.relu, QUANTIZE=step is not None,
             OTHERS=len(others), READ=x is not None,
         )  # fmt: skip
-        programs, tiles = _split_tiles(z, REDUCE_TILE, REDUCE_PROGRAMS)
+        programs, how = split_tiles(z, 1, REDUCE_TILE, REDUCE_PROGRAMS)
         partial = torch.empty(
-            (2 if step is None else 3, tiles['splits'], z.shape[1]),
+            (2 if step is None else 3, how['splits'], z.shape[1]),
             dtype=torch.float32,
             device=z.device,
         )
         grad_identity = torch.empty_like(z) if ctx.has_identity else None
-        _launch(
-            reduce_kernel, z, programs, REDUCE_WARPS, *given, partial,
+        launch(
+            reduce_kernel, z, programs, *given, partial,
             grad if grad_identity is None else grad_identity,
-            IDENTITY=ctx.has_identity, **flags, **tiles,
+            IDENTITY=ctx.has_identity, **flags, **how, num_warps=REDUCE_WARPS,
         )  # fmt: skip
         sums = partial.sum(1)
         if grad_identity is not None:
@@ -337,22 +270,20 @@ class _Normalise(torch.autograd.Function):
             given = (grad_identity, *given[1:])
             flags.update(RELU=False, QUANTIZE=False, OTHERS=0, READ=False)
         grad_z = torch.empty_like(z)
-        blocks, columns, tiles = _tiles(z, BACKWARD_TILE)
-        _launch(
-            backward_kernel, z, blocks * columns, WARPS, *given, sums,
-            grad_z, **flags, **tiles,
+        blocks, columns, how = tiles(z, 1, BACKWARD_TILE)
+        launch(
+            backward_kernel, z, blocks * columns, *given, sums, grad_z,
+            **flags, **how, num_warps=WARPS,
         )  # fmt: skip
         grad_step = None
         if step is not None:
             grad_step = (sums[2].sum() * grad_scale).reshape(step.shape)
             grad_step = grad_step.to(step.dtype)
-        return (
-            grad_z,
+        grad_weight, grad_bias = (
             sums[1].to(weight.dtype),
             sums[0].to(bias.dtype),
-            grad_identity,
-            grad_step,
-            None,
-            None,
-            None,
         )
+        return (
+            grad_z, grad_weight, grad_bias, grad_identity, grad_step, None,
+            None, None,
+        )  # fmt: skip

@@ -7,24 +7,7 @@ channels-last feature map.
 import triton
 import triton.language as tl
 
-from .lsq_triton import lsq_grad, quantized
-
-
-@triton.jit
-def tile_offsets(block, column, rows, channels, ROWS, CHANNELS):
-    """Offsets of the elements of a tile, a mask of those that exist, and its
-    channels."""
-    m = block * ROWS + tl.arange(0, ROWS)
-    c = column * CHANNELS + tl.arange(0, CHANNELS)
-    offsets = m[:, None] * channels + c[None, :]
-    return offsets, (m < rows)[:, None] & (c < channels)[None, :], c
-
-
-@triton.jit
-def load_per_channel(ptr, c, channels):
-    """A value of each channel of a tile, (1, CHANNELS), float32."""
-    value = tl.load(ptr + c, mask=c < channels, other=0.0)
-    return value.to(tl.float32)[None, :]
+from .lsq_triton import load_per_channel, lsq_grad, place, quantized, tile
 
 
 @triton.jit
@@ -44,21 +27,13 @@ def statistics_kernel(
     The subtracted value lies among those summed, so that the variance is not
     lost in the square of the mean.
     """
-    columns = tl.cdiv(channels, CHANNELS)
-    column = tl.program_id(0) % columns
-    split = tl.program_id(0) // columns
-    first = split * repeats
-    if WIDE:
-        first = first.to(tl.int64)
+    split, first, c = place(channels, CHANNELS, repeats, WIDE)
     total = tl.zeros([ROWS, CHANNELS], dtype=tl.float32)
     squares = tl.zeros([ROWS, CHANNELS], dtype=tl.float32)
-    c = column * CHANNELS + tl.arange(0, CHANNELS)
     start = load_per_channel(z_ptr, c, channels)
     i = 0
     while i < repeats:  # the interpreter cannot count to a tensor
-        offsets, mask, _ = tile_offsets(
-            first + i, column, rows, channels, ROWS, CHANNELS
-        )
+        offsets, mask = tile(first + i, c, rows, channels, 1, ROWS)
         z = tl.load(z_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
         d = tl.where(mask, z - start, 0.0)
         total += d
@@ -93,10 +68,7 @@ def finish_kernel(
     squares = tl.zeros([SPLITS, CHANNELS], dtype=tl.float32)
     first = 0
     while first < splits:
-        offsets, mask, _ = tile_offsets(
-            first // SPLITS, tl.program_id(0), splits, channels, SPLITS,
-            CHANNELS,
-        )  # fmt: skip
+        offsets, mask = tile(first // SPLITS, c, splits, channels, 1, SPLITS)
         total += tl.load(partial_ptr + offsets, mask=mask, other=0.0)
         offsets += splits * channels
         squares += tl.load(partial_ptr + offsets, mask=mask, other=0.0)
@@ -162,18 +134,11 @@ def forward_kernel(
 
     ``out`` is the last of these; with BOTH, ``x`` is what is quantized.
     """
-    columns = tl.cdiv(channels, CHANNELS)
-    column = tl.program_id(0) % columns
-    block = tl.program_id(0) // columns
-    if WIDE:
-        block = block.to(tl.int64)
-    offsets, mask, c = tile_offsets(
-        block, column, rows, channels, ROWS, CHANNELS
-    )
+    _, block, c = place(channels, CHANNELS, 1, WIDE)
+    offsets, mask = tile(block, c, rows, channels, 1, ROWS)
     mean = load_per_channel(mean_ptr, c, channels)
-    factor = load_per_channel(rstd_ptr, c, channels) * load_per_channel(
-        weight_ptr, c, channels
-    )
+    rstd = load_per_channel(rstd_ptr, c, channels)
+    factor = rstd * load_per_channel(weight_ptr, c, channels)
     bias = load_per_channel(bias_ptr, c, channels)
     z = tl.load(z_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
     identity = z
@@ -263,17 +228,9 @@ def reduce_kernel(
     """Partial sums of the gradients of bias, weight and step,
     (3, splits, channels); without a quantizer (2, splits, channels). With
     IDENTITY also its gradient, that of the batch norm's result."""
-    columns = tl.cdiv(channels, CHANNELS)
-    column = tl.program_id(0) % columns
-    split = tl.program_id(0) // columns
-    first = split * repeats
-    if WIDE:
-        first = first.to(tl.int64)
-    c = column * CHANNELS + tl.arange(0, CHANNELS)
-    mean, rstd = (
-        load_per_channel(mean_ptr, c, channels),
-        load_per_channel(rstd_ptr, c, channels),
-    )
+    split, first, c = place(channels, CHANNELS, repeats, WIDE)
+    mean = load_per_channel(mean_ptr, c, channels)
+    rstd = load_per_channel(rstd_ptr, c, channels)
     factor = rstd * load_per_channel(weight_ptr, c, channels)
     bias = load_per_channel(bias_ptr, c, channels)
     step = 1.0
@@ -286,9 +243,7 @@ def reduce_kernel(
     step_sum = tl.zeros([ROWS, CHANNELS], dtype=tl.float32)
     i = 0
     while i < repeats:
-        offsets, mask, _ = tile_offsets(
-            first + i, column, rows, channels, ROWS, CHANNELS
-        )
+        offsets, mask = tile(first + i, c, rows, channels, 1, ROWS)
         g, in_step, z = incoming(
             grad_ptr, other_ptr, more_ptr, z_ptr, x_ptr, offsets, mask, mean,
             factor, bias, step, inverse, QMIN, QMAX, RELU, QUANTIZE, OTHERS,
@@ -341,18 +296,10 @@ def backward_kernel(
 ):
     """Gradient of ``z``; ``sums`` are those of bias and weight,
     (2 or 3, channels)."""
-    columns = tl.cdiv(channels, CHANNELS)
-    column = tl.program_id(0) % columns
-    block = tl.program_id(0) // columns
-    if WIDE:
-        block = block.to(tl.int64)
-    offsets, mask, c = tile_offsets(
-        block, column, rows, channels, ROWS, CHANNELS
-    )
-    mean, rstd = (
-        load_per_channel(mean_ptr, c, channels),
-        load_per_channel(rstd_ptr, c, channels),
-    )
+    _, block, c = place(channels, CHANNELS, 1, WIDE)
+    offsets, mask = tile(block, c, rows, channels, 1, ROWS)
+    mean = load_per_channel(mean_ptr, c, channels)
+    rstd = load_per_channel(rstd_ptr, c, channels)
     factor = rstd * load_per_channel(weight_ptr, c, channels)
     bias = load_per_channel(bias_ptr, c, channels)
     step = 1.0
@@ -366,10 +313,8 @@ def backward_kernel(
     )  # fmt: skip
     n = rows * 1.0
     shift = factor * load_per_channel(sums_ptr, c, channels) / n
-    slope = (
-        factor * rstd * load_per_channel(sums_ptr + channels, c, channels) / n
-    )
+    weight_sum = load_per_channel(sums_ptr + channels, c, channels)
+    slope = factor * rstd * weight_sum / n
     grad_z = tl.fma(factor, g, -tl.fma(z - mean, slope, shift))
-    tl.store(
-        grad_z_ptr + offsets, grad_z.to(grad_z_ptr.dtype.element_ty), mask=mask
-    )
+    grad_z = grad_z.to(grad_z_ptr.dtype.element_ty)
+    tl.store(grad_z_ptr + offsets, grad_z, mask=mask)

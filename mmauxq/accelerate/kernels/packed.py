@@ -1,16 +1,13 @@
 """Quantized tensors, stored as their integer codes."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .dispatch import (
-    KERNEL_DTYPES,
-    is_dense,
-    on_device,
-    runs_triton,
-    wants_kernel,
-)
+from .dispatch import KERNEL_DTYPES, is_dense, runs_triton, wants_kernel
+from .tiles import launch
 
 NIBBLE = 4
 BLOCK = 2048
@@ -49,11 +46,13 @@ class PackedTensor:
             raise ValueError(
                 f'expected x dense in memory, got strides {x.stride()}'
             )
-        self.step, self.offset = step, offset
+        self.step = step.detach()
+        self.offset = None if offset is None else offset.detach()
         self.qmin, self.qmax = qmin, qmax
         self.dtype, self.shape, self.strides = x.dtype, x.shape, x.stride()
         self.each = 2 if qmax - qmin < 2**NIBBLE else 1
-        self.data = self._run_pack(x) if self._has_kernel(x) else self._pack(x)
+        pack = self._run_pack if self._has_kernel(x) else self._pack
+        self.data = pack(x.detach())
 
     def _has_kernel(self, x: Tensor) -> bool:
         return (
@@ -96,17 +95,7 @@ class PackedTensor:
 
         size = -(-x.numel() // self.each)
         data = torch.empty(size, dtype=torch.uint8, device=x.device)
-        with on_device(x):
-            pack_kernel[(-(-size // BLOCK),)](
-                x,
-                self.step,
-                self.step if self.offset is None else self.offset,
-                data,
-                x.numel(),
-                QMIN=self.qmin,
-                QMAX=self.qmax,
-                **self._arguments(x.numel()),
-            )
+        self._launch(pack_kernel, x, data, x.numel(), QMAX=self.qmax)
         return data
 
     def _run_unpack(self) -> Tensor:
@@ -118,24 +107,21 @@ class PackedTensor:
             dtype=self.dtype,
             device=self.data.device,
         )
-        with on_device(y):
-            unpack_kernel[(-(-len(self.data) // BLOCK),)](
-                self.data,
-                self.step,
-                self.step if self.offset is None else self.offset,
-                y,
-                y.numel(),
-                QMIN=self.qmin,
-                **self._arguments(y.numel()),
-            )
+        self._launch(unpack_kernel, self.data, y, y.numel())
         return y
 
-    def _arguments(self, size: int) -> dict:
-        return dict(
-            OFFSET=self.offset is not None,
-            WIDE=size + 2 * BLOCK >= 2**31,
-            EACH=self.each,
-            BLOCK=BLOCK,
-            num_warps=8,
-            enable_fp_fusion=False,
-        )
+    def _launch(
+        self,
+        kernel: Any,
+        source: Tensor,
+        target: Tensor,
+        size: int,
+        **how: int,
+    ) -> None:
+        bytes_ = -(-size // self.each)
+        launch(
+            kernel, source, -(-bytes_ // BLOCK), source, self.step,
+            self.step if self.offset is None else self.offset, target, size,
+            QMIN=self.qmin, OFFSET=self.offset is not None, EACH=self.each,
+            WIDE=size + 2 * BLOCK >= 2**31, BLOCK=BLOCK, num_warps=8, **how,
+        )  # fmt: skip

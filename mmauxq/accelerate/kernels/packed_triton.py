@@ -1,4 +1,4 @@
-"""Triton kernels between tensors and their codes; :mod:`.codes` defines them.
+"""Triton kernels between tensors and their codes; see :mod:`.packed`.
 
 Memory is flat: there is one step for all. Byte ``k`` holds element ``k``, or
 elements ``2k`` (low half) and ``2k + 1``.
@@ -36,7 +36,7 @@ def pack_kernel(
     EACH: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """PackedTensor above QMIN of ``size`` elements, EACH of them in a byte."""
+    """Codes above QMIN of ``size`` elements, EACH of them in a byte."""
     k, places, mask = _bytes_and_places(size, WIDE, EACH, BLOCK)
     step = tl.load(step_ptr).to(tl.float32)
     x = tl.load(x_ptr + places, mask=mask, other=0.0).to(tl.float32)

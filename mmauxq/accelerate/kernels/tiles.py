@@ -1,8 +1,32 @@
-"""How kernels divide a tensor among programs."""
+"""How kernels divide a tensor among programs, and their launch."""
 
+import functools
+from typing import Any
+
+import torch
 from torch import Tensor
 
-from .dispatch import multiprocessors
+
+def launch(
+    kernel: Any, x: Tensor, programs: int, *args: Any, **how: Any
+) -> None:
+    """Run a kernel on the device of ``x``, whichever is the current one.
+
+    Products and sums are rounded one by one, as torch rounds them.
+    """
+    how = {'enable_fp_fusion': False, **how}
+    if x.is_cuda:
+        with torch.cuda.device(x.device):
+            kernel[(programs,)](*args, **how)
+    else:
+        kernel[(programs,)](*args, **how)
+
+
+def laid_out_like(value: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """``value`` in the strides of ``x``: itself if it has them already."""
+    if value.stride() == x.stride() and value.dtype == dtype:
+        return value
+    return torch.empty_like(x, dtype=dtype).copy_(value)
 
 
 def power_of_two(n: int) -> int:
@@ -18,20 +42,52 @@ def is_wide(x: Tensor) -> bool:
     return x.numel() + 2**20 >= 2**31
 
 
-def split_k(
-    blocks: int, columns: int, x: Tensor, programs_each: int
-) -> tuple[int, int]:
-    """How to split a reduction over tiles among programs.
+def tiles(
+    x: Tensor, axis: int, size: tuple[int, int]
+) -> tuple[int, int, dict[str, int]]:
+    """Divide a dense tensor, seen as (rows, channels).
 
     Args:
-        blocks: Tiles in a column.
-        columns: Columns of tiles.
-        x: The tensor, on a device with so many multiprocessors.
-        programs_each: Programs for each multiprocessor.
+        x: The tensor.
+        axis: Its axis of channels.
+        size: Elements of a tile, and channels in it at the most.
 
     Returns:
-        Programs of a column, and tiles of each program.
+        Rows of tiles, columns of tiles, and the arguments of a kernel that
+        describe them.
     """
+    values, width = size
+    channels = x.shape[axis]
+    rows = x.numel() // channels
+    width = min(power_of_two(channels), width) if x.stride(axis) == 1 else 1
+    height = min(power_of_two(rows), values // width)
+    arguments = dict(
+        rows=rows, channels=channels, ROWS=height, CHANNELS=width,
+        WIDE=is_wide(x),
+    )  # fmt: skip
+    return -(-rows // height), -(-channels // width), arguments
+
+
+def split_tiles(
+    x: Tensor, axis: int, size: tuple[int, int], programs_each: int
+) -> tuple[int, dict[str, int]]:
+    """Like :func:`tiles`, for programs that sum over several tiles each.
+
+    Returns:
+        Number of programs, about ``programs_each`` for each multiprocessor,
+        and the arguments, with ``splits``, the programs of a column, and
+        ``repeats``, the tiles of a program.
+    """
+    blocks, columns, arguments = tiles(x, axis, size)
     at_once = programs_each * multiprocessors(x.device)
     repeats = -(-blocks // max(1, min(blocks, at_once // columns)))
-    return -(-blocks // repeats), repeats
+    splits = -(-blocks // repeats)
+    return splits * columns, dict(arguments, repeats=repeats, splits=splits)
+
+
+@functools.cache
+def multiprocessors(device: torch.device) -> int:
+    """How many blocks run at a time, for the size of a grid."""
+    if device.type != 'cuda':
+        return 1
+    return torch.cuda.get_device_properties(device).multi_processor_count

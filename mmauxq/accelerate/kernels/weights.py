@@ -1,5 +1,6 @@
 """The weights of a whole network, quantized in one launch."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,7 +9,8 @@ from torch import Tensor
 
 from mmauxq.quantizers.functional import MIN_SCALE
 
-from .dispatch import is_dense, keep, on_device, runs_triton
+from .dispatch import is_dense, keep, runs_triton
+from .tiles import laid_out_like, launch
 
 # the best of a sweep on one NVIDIA H200 (0.113 ms; 0.168 ms at 1024, 4)
 BLOCK, WARPS = 256, 2
@@ -102,39 +104,35 @@ class GroupedQuantizer:
         if key == self._key:
             return
         device = weights[0].device
-        columns: dict[str, list[Tensor]] = {}
-        firsts, counts, self.places = [], [], []
-        start = row = 0
+        columns: dict[str, list[Tensor]] = defaultdict(list)
+        counts, self.places, start = [], [], 0
         for i, (w, s, r) in enumerate(
             zip(weights, steps, self.ranges, strict=True)
         ):
-            rows = torch.arange(w.shape[0])
-            length = w[0].numel()
+            rows, length = torch.arange(w.shape[0]), w[0].numel()
+            inside = rows * length
             entries = dict(
-                weight=w.data_ptr() + rows * length * w.element_size(),
+                weight=w.data_ptr() + inside * w.element_size(),
                 step=s.data_ptr()
-                + (rows * s.element_size() if s.numel() > 1 else rows * 0),
-                out=start + rows * length,
-                length=rows * 0 + length,
-                tensor=rows * 0 + i,
-                inside=rows * length,
-                qmin=rows * 0.0 + r.qmin,
-                qmax=rows * 0.0 + r.qmax,
-                scale=rows * 0.0 + r.grad_scale,
+                + rows * (s.element_size() if s.numel() > 1 else 0),
+                out=start + inside,
+                length=torch.full_like(rows, length),
+                tensor=torch.full_like(rows, i),
+                inside=inside,
+                qmin=torch.full(rows.shape, float(r.qmin)),
+                qmax=torch.full(rows.shape, float(r.qmax)),
+                scale=torch.full(rows.shape, float(r.grad_scale)),
             )
             for name, column in entries.items():
-                columns.setdefault(name, []).append(column)
-            each = len(rows) // s.numel()
-            firsts.append(row + torch.arange(s.numel()) * each)
-            counts.append(torch.full((s.numel(),), each))
+                columns[name + '_ptr'].append(column)
+            counts += [len(rows) // s.numel()] * s.numel()
             self.places.append(start)
             start += -(-w.numel() // ALIGNMENT) * ALIGNMENT
-            row += len(rows)
-        self.size, self.rows = start, row
+        self.size, self.rows = start, sum(counts)
         self.table = {n: torch.cat(c).to(device) for n, c in columns.items()}
-        self.firsts = torch.cat(firsts).to(device)
-        self.counts = torch.cat(counts).to(device)
-        self.one_row_each = len(self.counts) == row
+        of_step = torch.tensor(counts)
+        self.counts = of_step.to(device)
+        self.firsts = (of_step.cumsum(0) - of_step).to(device)
         self._key = key
 
     def views(self, flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
@@ -151,27 +149,23 @@ class GroupedQuantizer:
         from .weights_triton import forward_kernel
 
         flat = torch.empty(self.size, dtype=dtype, device=weights[0].device)
-        table = self.table
-        with on_device(flat):
-            forward_kernel[(self.rows,)](
-                table['weight'],
-                table['step'],
-                table['out'],
-                table['length'],
-                table['qmin'],
-                table['qmax'],
-                flat,
-                MIN_SCALE,
-                BLOCK=BLOCK,
-                num_warps=WARPS,
-                enable_fp_fusion=False,
-            )
+        table = {
+            name: column
+            for name, column in self.table.items()
+            if name in forward_kernel.arg_names
+        }
+        launch(
+            forward_kernel, flat, self.rows, **table, y_ptr=flat,
+            least=MIN_SCALE, BLOCK=BLOCK, num_warps=WARPS,
+        )  # fmt: skip
         return flat
 
     def run_backward(
         self, grads: Sequence[Tensor], weights: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor]:
         """Gradients of the weights, (size,), and of all steps, flat."""
+        import triton.language as tl
+
         from .weights_triton import backward_kernel, sum_kernel
 
         device = weights[0].device
@@ -181,40 +175,22 @@ class GroupedQuantizer:
         # a CUDA graph reads them again at each replay
         keep(addresses, *self.table.values(), self.firsts, self.counts)
         addresses = addresses.to(device, non_blocking=True)
-        grad_weights = torch.empty(
-            self.size, dtype=torch.float32, device=device
-        )
-        partial = torch.empty(self.rows, dtype=torch.float32, device=device)
-        table = self.table
-        with on_device(partial):
-            backward_kernel[(self.rows,)](
-                addresses,
-                table['tensor'],
-                table['inside'],
-                table['weight'],
-                table['step'],
-                table['out'],
-                table['length'],
-                table['qmin'],
-                table['qmax'],
-                table['scale'],
-                grad_weights,
-                partial,
-                MIN_SCALE,
-                TYPE=_triton_type(grads[0].dtype),
-                BLOCK=BLOCK,
-                num_warps=WARPS,
-                enable_fp_fusion=False,
-            )
-            if self.one_row_each:
-                return grad_weights, partial
-            grad_steps = torch.empty(
-                len(self.counts), dtype=torch.float32, device=device
-            )
-            sum_kernel[(len(self.counts),)](
-                partial, self.firsts, self.counts, grad_steps, BLOCK=BLOCK
-            )
-        return grad_weights, grad_steps
+        flat = torch.empty(self.size, dtype=torch.float32, device=device)
+        partial = flat.new_empty(self.rows)
+        launch(
+            backward_kernel, flat, self.rows, addresses, **self.table,
+            grad_weight_ptr=flat, partial_ptr=partial, least=MIN_SCALE,
+            TYPE=getattr(tl, str(grads[0].dtype).removeprefix('torch.')),
+            BLOCK=BLOCK, num_warps=WARPS,
+        )  # fmt: skip
+        if len(self.counts) == self.rows:  # a step for each row
+            return flat, partial
+        grad_steps = flat.new_empty(len(self.counts))
+        launch(
+            sum_kernel, flat, len(self.counts), partial, self.firsts,
+            self.counts, grad_steps, BLOCK=BLOCK, enable_fp_fusion=True,
+        )  # fmt: skip
+        return flat, grad_steps
 
 
 class _QuantizeGroup(torch.autograd.Function):
@@ -236,42 +212,21 @@ class _QuantizeGroup(torch.autograd.Function):
         weights, steps = tensors[:half], tensors[half:]
         # the addresses in the tables are those of the forward pass
         group._prepare(weights, steps)
-        whole = [
-            _like(grad, weight, ctx.dtype)
-            for grad, weight in zip(grads, weights, strict=True)
-        ]
-        flat, grad_steps = group.run_backward(whole, weights)
+        flat, grad_steps = group.run_backward(
+            [
+                torch.zeros_like(weight, dtype=ctx.dtype)
+                if grad is None
+                else laid_out_like(grad, weight, ctx.dtype)
+                for grad, weight in zip(grads, weights, strict=True)
+            ],
+            weights,
+        )
         parts = grad_steps.split([s.numel() for s in steps])
         found = [
             *group.views(flat, weights),
-            *(
-                part.view(s.shape)
-                for part, s in zip(parts, steps, strict=True)
-            ),
+            *(p.view(s.shape) for p, s in zip(parts, steps, strict=True)),
         ]
         # no gradient, rather than zeros, for a layer that did not run
         used = [grad is not None for grad in grads] * 2
-        return (
-            None,
-            None,
-            *(g if u else None for g, u in zip(found, used, strict=True)),
-        )
-
-
-def _like(grad: Tensor | None, weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """A gradient in the layout of ``weight``; zeros if there is none."""
-    if grad is None:
-        return torch.zeros_like(weight, dtype=dtype)
-    if grad.stride() == weight.stride() and grad.dtype == dtype:
-        return grad
-    return torch.empty_like(weight, dtype=dtype).copy_(grad)
-
-
-def _triton_type(dtype: torch.dtype):
-    import triton.language as tl
-
-    return {
-        torch.float32: tl.float32,
-        torch.bfloat16: tl.bfloat16,
-        torch.float16: tl.float16,
-    }[dtype]
+        given = (g if u else None for g, u in zip(found, used, strict=True))
+        return None, None, *given

@@ -1,4 +1,4 @@
-"""Arms by seeds, trained on equal terms, and what they say.
+"""Arms by seeds: their training, their records and their table.
 
 A comparison lives in one folder::
 
@@ -8,8 +8,8 @@ A comparison lives in one folder::
     table.md            means, spread, paired differences
     *.png               figures
 
-A run is finished when its ``result.json`` exists, so a killed comparison goes
-on where it was.
+A run is finished when its ``result.json`` exists; a killed comparison goes on
+from there.
 """
 
 import json
@@ -27,7 +27,7 @@ import numpy as np
 from mmengine.config import Config
 
 from mmauxq import text
-from mmauxq.errors import UsageError
+from mmauxq.errors import UsageError, unknown_name
 from mmauxq.files import write_atomically
 
 from .statistics import paired_difference, spread
@@ -43,7 +43,6 @@ class Run:
 
     @property
     def result(self) -> Path:
-        """Exists when the run is finished."""
         return self.folder / 'result.json'
 
     @property
@@ -51,9 +50,9 @@ class Run:
         """Steps done, and their number (0 before the first step)."""
         try:
             done, total = (self.folder / 'progress').read_text().split()
-            return int(done), int(total)
         except (OSError, ValueError):
             return 0, 0
+        return int(done), int(total)
 
 
 def plan(
@@ -62,7 +61,7 @@ def plan(
     """Write the folder of a comparison; keep what is finished there.
 
     Raises:
-        UsageError: If the folder holds a comparison of other arms.
+        UsageError: If the folder holds an arm of that name that differs.
     """
     arms = {name: config.pretty_text for name, config in configs.items()}
     before = _arms_of(out)
@@ -88,7 +87,7 @@ def plan(
 
 
 def _arms_of(out: Path) -> dict[str, str]:
-    """Name -> config of the arms that a folder was written for."""
+    """Name -> config of the arms of a folder; empty if it has none."""
     description = out / 'comparison.json'
     if not description.is_file():
         return {}
@@ -98,7 +97,7 @@ def _arms_of(out: Path) -> dict[str, str]:
 def train(
     runs: Sequence[Run], jobs: int, start: str | None = None
 ) -> Iterator[list[Run]]:
-    """Train what is not finished, ``jobs`` at a time.
+    """Train the runs that are not finished, each in its own process.
 
     Args:
         runs: All runs.
@@ -107,11 +106,10 @@ def train(
             hold ``{seed}``.
 
     Yields:
-        The runs under way, twice a second, to show their progress.
+        The runs under way, twice a second; at last none.
 
     Raises:
-        UsageError: If a run fails; the others are stopped, finished ones are
-            kept.
+        UsageError: If a run fails; the others are stopped.
         KeyboardInterrupt: On SIGINT and SIGTERM, after the runs are stopped.
     """
     waiting = [run for run in runs if not run.result.is_file()]
@@ -125,11 +123,11 @@ def train(
                 time.sleep(0.5)
                 if signals:
                     raise KeyboardInterrupt
-                yield list(active)
                 for run, process in list(active.items()):
                     if process.poll() is not None:
                         del active[run]
                         _check_finished(run)
+                yield list(active)
     finally:
         for process in active.values():
             process.terminate()
@@ -141,8 +139,7 @@ def train(
 def _signals() -> Iterator[list[int]]:
     """A list to which SIGINT and SIGTERM are added when they come.
 
-    Not raised where they come: a library, or a destructor, would swallow
-    them, and SIGTERM would leave the runs without a parent that waits.
+    A library or a destructor could swallow an exception that is raised there.
     """
     signals: list[int] = []
     kinds = (signal.SIGINT, signal.SIGTERM)
@@ -191,36 +188,21 @@ def run_one(folder: Path, seed: int, start: str | None = None) -> None:
             progress.write_text(f'{done} {total}')
 
     trial = run_trial(config, folder, seed, report, resume=True)
-    record = dict(
-        arm=folder.parent.name,
-        seed=seed,
-        commit=_commit(),
-        start=start,
-        final=trial.accuracy[-1],
-        best=trial.best,
-        accuracy=trial.accuracy,
-        seconds=trial.seconds,
-        step_seconds=trial.step_seconds,
-        peak_memory=trial.peak_memory,
-        cost=trial.cost,
-        gradients=trial.gradients,
-        config=trial.config.pretty_text,
-    )
+    record = dict(arm=folder.parent.name, seed=seed, commit=_commit())
+    record |= dict(start=start, final=trial.accuracy[-1])
+    record |= dict(best=max(trial.accuracy))
+    record |= vars(trial) | dict(config=trial.config.pretty_text)
     # a name that does not depend on the number of epochs
     last = folder / 'last.pth'
-    if last.is_symlink():
-        last.unlink()
+    last.unlink(missing_ok=True)
     last.symlink_to(trial.last_checkpoint.name)
     write_atomically(folder / 'result.json', json.dumps(record).encode())
 
 
 def _commit() -> str | None:
     """The commit of this package, if it is in a clone."""
-    git = subprocess.run(
-        ['git', '-C', str(Path(__file__).parent), 'rev-parse', 'HEAD'],
-        capture_output=True,
-        text=True,
-    )
+    words = ['git', '-C', str(Path(__file__).parent), 'rev-parse', 'HEAD']
+    git = subprocess.run(words, capture_output=True, text=True)
     return git.stdout.strip() or None
 
 
@@ -271,27 +253,24 @@ def table(records: Sequence[dict], reference: str) -> str:
     """
     arms = by_arm(records)
     if reference not in arms:
-        raise UsageError(
-            f'--reference: expected one of {", ".join(arms)}, got {reference}'
-        )
+        raise unknown_name('--reference', reference, arms)
     base = arms[reference]
     # (C, H, W) of the images for which multiply-adds are counted
-    shapes = sorted(
-        {tuple(r['cost']['shape']) for r in records if 'shape' in _cost(r)}
-    )
+    shapes = sorted({tuple(r['cost']['shape']) for r in records if r['cost']})
+    work = 'multiply-adds' + ''.join(f' at {shape}' for shape in shapes)
     head = [
         *('arm', 'seeds', 'final top-1', 'best top-1'),
         *(f'final - {reference}, 95% interval, wins', 'step'),
-        'guidance: parameters, multiply-adds'
-        + ''.join(f' at {shape}' for shape in shapes),
-        'peak memory',
+        *(f'guidance: parameters, {work}', 'peak memory'),
     ]
     rows = []
     for name, runs in arms.items():
         shared = [seed for seed in runs if seed in base]
         difference = ''
         if name != reference and shared:
-            difference = str(paired_difference(*finals(shared, runs, base)))
+            difference = str(
+                paired_difference(*by_seed('final', shared, runs, base))
+            )
         every = list(runs.values())
         step = 1e3 * np.median([run['step_seconds'] for run in every])
         memory = max(run.get('peak_memory', 0) for run in every) / 2**20
@@ -303,28 +282,23 @@ def table(records: Sequence[dict], reference: str) -> str:
                 spread([run['best'] for run in every]),
                 difference,
                 f'{step:.1f} ms',
-                _guidance(_cost(every[0])),
+                _guidance(every[0]['cost']),
                 f'{memory:.0f} MiB' if memory else '',
             ]
         )
     return text.table(head, rows)
 
 
-def finals(seeds: Sequence[int], *arms: dict[int, dict]) -> list[list[float]]:
-    """Final top-1 of each arm, seed by seed."""
-    return [[runs[seed]['final'] for seed in seeds] for runs in arms]
-
-
-def _cost(record: dict) -> dict:
-    """Empty for a float network."""
-    return record.get('cost') or {}
+def by_seed(
+    key: str, seeds: Sequence[int], *arms: dict[int, dict]
+) -> list[tuple[float, ...]]:
+    """One number of the records of each arm, in the order of the seeds."""
+    return [tuple(runs[seed][key] for seed in seeds) for runs in arms]
 
 
 def _guidance(cost: dict) -> str:
     """Parameters and multiply-adds of the guidance, relative to F."""
-    if not cost:
-        return ''
-    parts = ('parameters', 'multiply_adds')
+    parts = ('parameters', 'multiply_adds') if cost else ()
     return ', '.join(f'+{cost[f"guidance_{p}"] / cost[p]:.1%}' for p in parts)
 
 

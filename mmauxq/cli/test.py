@@ -12,7 +12,6 @@ from mmauxq.ranks import rank
 
 from .load_config import load_config
 from .parser import add_config_arguments, add_runner_arguments
-from .run_command import flush_output
 
 QUIET_SETUP = True
 
@@ -53,7 +52,6 @@ def run(args: argparse.Namespace, mark_running: Callable) -> None:
         line = json.dumps(metrics, default=lambda value: value.tolist())
         if out is not None:
             out.write_text(line + '\n')
-        flush_output()
         print(line, flush=True)
 
 
@@ -62,8 +60,7 @@ def _writable(path: str) -> Path:
     file = Path(path)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open('a'):
-            pass
+        file.open('a').close()
     except OSError as error:
         raise UsageError(
             f'--out {path} cannot be written: {error.strerror}'

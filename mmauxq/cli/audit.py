@@ -13,7 +13,6 @@ from .parser import add_network_arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Of ``mmauxq audit``."""
     add_network_arguments(parser, 256, 'validation images')
     parser.add_argument('--onnx', metavar='FILE', help='audit this file, too')
 

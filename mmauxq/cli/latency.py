@@ -22,7 +22,6 @@ HEAD = ['runtime', 'batch', 'threads', 'form', 'integer', 'ms', 'speed-up']
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Of ``mmauxq latency``."""
     add_config_arguments(parser)
     parser.add_argument('--checkpoint', metavar='FILE', help='trained network')
     parser.add_argument(
@@ -73,11 +72,9 @@ def run(args: argparse.Namespace, mark_running: Callable) -> None:
         seconds = latency.latencies(runners, (batch, *shape), args.rounds)
         for name, value in seconds.items():
             number = kernels[name] if kind == 'onnxruntime' else ''
-            cells = (
-                kind, batch, threads, name, number, f'{1e3 * value:.2f}',
-                f'{seconds["float"] / value:.2f}',
-            )  # fmt: skip
-            print(table_row(cells), flush=True)
+            cells = [kind, batch, threads, name, number, f'{1e3 * value:.2f}']
+            speed_up = f'{seconds["float"] / value:.2f}'
+            print(table_row([*cells, speed_up]), flush=True)
 
 
 def _network(args: argparse.Namespace) -> Any:

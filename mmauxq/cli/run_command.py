@@ -71,13 +71,11 @@ def run_command(
         running = True
         held.release()
 
-    args = None
-    status = 0
+    args, status = None, 0
     try:
         args = parser.parse_args(argv)
-        os.environ.setdefault(
-            'LOCAL_RANK', str(getattr(args, 'local_rank', 0))
-        )
+        local = getattr(args, 'local_rank', 0)
+        os.environ.setdefault('LOCAL_RANK', str(local))
         if getattr(command, 'QUIET_SETUP', False) and not debug:
             sys.stdout = held  # type: ignore[assignment]
         status = command.run(args, mark_running) or 0
@@ -142,20 +140,20 @@ def _named(error: Exception) -> Exception:
     # the next process to die would raise while this one is reported
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     return TrainingError(
-        'a process of the data loader died '
-        f'({" ".join(str(error).split())}); it may have run out of '
+        f'a process of the data loader died ({error}); it may have run out of '
         'memory, of which fewer num_workers need less'
     )
 
 
 def _with_place(error: Exception, cfg: 'Config | None') -> str:
     """The message, with the part of the config if another package wrote it."""
-    place = ''
-    if cfg is not None and not isinstance(error, (UsageError, TrainingError)):
-        from mmauxq.engine.error_context import locate
+    message = one_line(error)
+    if cfg is None or isinstance(error, (UsageError, TrainingError)):
+        return message
+    from mmauxq.engine.error_context import locate
 
-        place = locate(error, cfg._cfg_dict)
-    return f'{place}: {one_line(error)}' if place else one_line(error)
+    place = locate(error, cfg._cfg_dict)
+    return f'{place}: {message}' if place else message
 
 
 def exit_process(status: int) -> NoReturn:

@@ -17,7 +17,6 @@ QUIET_SETUP = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Of ``mmauxq test``."""
     add_config_arguments(parser)
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument(

@@ -20,7 +20,6 @@ QUIET_SETUP = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Of ``mmauxq train``."""
     add_config_arguments(parser)
     add_runner_arguments(parser)
     parser.add_argument(
@@ -69,11 +68,11 @@ def run(args: argparse.Namespace, mark_running: Callable) -> None:
     if args.amp:
         _set_amp(cfg)
     joint = cfg.model.get('type') == 'mmauxq.JointQAT'
+    option = '--compile' if args.compile else '--cuda-graph'
     if (args.compile or args.cuda_graph) and not joint:
         raise UsageError(
-            f'{"--compile" if args.compile else "--cuda-graph"}: expected a '
-            f'recipe of mmauxq.JointQAT, got {args.config}, which trains '
-            f'{cfg.model.get("type")}'
+            f'{option}: expected a recipe of mmauxq.JointQAT, got '
+            f'{args.config}, which trains {cfg.model.get("type")}'
         )
     if args.compile:
         _set_speed(cfg, compile=dict(mode=args.compile))

@@ -13,7 +13,6 @@ from there.
 """
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -28,7 +27,6 @@ from mmengine.config import Config
 
 from mmauxq import text
 from mmauxq.errors import UsageError, unknown_name
-from mmauxq.files import write_atomically
 
 from .statistics import paired_difference, spread
 
@@ -71,10 +69,6 @@ def plan(
                 f'{out} holds an arm {name!r} with another config; choose '
                 'another folder, or another name'
             )
-    out.mkdir(parents=True, exist_ok=True)
-    (out / 'comparison.json').write_text(
-        json.dumps(dict(arms={**before, **arms}), indent=1)
-    )
     runs = [
         Run(name, seed, out / 'runs' / name / str(seed))
         for seed in seeds
@@ -83,6 +77,8 @@ def plan(
     for run in runs:
         run.folder.mkdir(parents=True, exist_ok=True)
         configs[run.arm].dump(run.folder / 'recipe.py')
+    description = json.dumps(dict(arms=before | arms), indent=1)
+    (out / 'comparison.json').write_text(description)
     return runs
 
 
@@ -161,49 +157,12 @@ def _check_finished(run: Run) -> None:
 
 
 def _begin(run: Run, start: str | None) -> subprocess.Popen:
-    words = [sys.executable, '-m', 'mmauxq.compare.comparison']
+    words = [sys.executable, '-m', 'mmauxq.compare.training_run']
     words += [str(run.folder), str(run.seed)]
     if start is not None:
         words.append(start.format(seed=run.seed))
     with open(run.folder / 'log.txt', 'a') as log:
         return subprocess.Popen(words, stdout=log, stderr=log)
-
-
-def run_one(folder: Path, seed: int, start: str | None = None) -> None:
-    """Train one run in this process and write its ``result.json``."""
-    from mmauxq import compat
-
-    compat.enable()
-    from .training_run import run_trial
-
-    config = Config.fromfile(folder / 'recipe.py')
-    if start is not None and config.model.type == 'mmauxq.JointQAT':
-        config.model.float_checkpoint = start
-    progress, parent = folder / 'progress', os.getppid()
-
-    def report(done: int, total: int) -> None:
-        if os.getppid() != parent:  # killed; the next one trains this run
-            raise SystemExit('the comparison that began this run is gone')
-        if done % 10 == 0 or done == total:
-            progress.write_text(f'{done} {total}')
-
-    trial = run_trial(config, folder, seed, report, resume=True)
-    record = dict(arm=folder.parent.name, seed=seed, commit=_commit())
-    record |= dict(start=start, final=trial.accuracy[-1])
-    record |= dict(best=max(trial.accuracy))
-    record |= vars(trial) | dict(config=trial.config.pretty_text)
-    # a name that does not depend on the number of epochs
-    last = folder / 'last.pth'
-    last.unlink(missing_ok=True)
-    last.symlink_to(trial.last_checkpoint.name)
-    write_atomically(folder / 'result.json', json.dumps(record).encode())
-
-
-def _commit() -> str | None:
-    """The commit of this package, if it is in a clone."""
-    words = ['git', '-C', str(Path(__file__).parent), 'rev-parse', 'HEAD']
-    git = subprocess.run(words, capture_output=True, text=True)
-    return git.stdout.strip() or None
 
 
 def collect(out: Path) -> list[dict]:
@@ -215,13 +174,9 @@ def collect(out: Path) -> list[dict]:
     Raises:
         UsageError: If there is none.
     """
-    order = list(_arms_of(out))
-
-    def place(file: Path) -> tuple[int, int]:
-        arm, seed = file.parts[-3:-1]
-        return order.index(arm) if arm in order else -1, int(seed)
-
-    files = sorted(out.glob('runs/*/*/result.json'), key=place)
+    order = {arm: place for place, arm in enumerate(_arms_of(out))}
+    files = list(out.glob('runs/*/*/result.json'))
+    files.sort(key=lambda f: (order.get(f.parts[-3], -1), int(f.parts[-2])))
     lines = [file.read_text() for file in files]
     results = out / 'results.jsonl'
     if lines:
@@ -300,7 +255,3 @@ def _guidance(cost: dict) -> str:
     """Parameters and multiply-adds of the guidance, relative to F."""
     parts = ('parameters', 'multiply_adds') if cost else ()
     return ', '.join(f'+{cost[f"guidance_{p}"] / cost[p]:.1%}' for p in parts)
-
-
-if __name__ == '__main__':
-    run_one(Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:4])

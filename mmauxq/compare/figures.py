@@ -34,7 +34,7 @@ def plot_accuracy(
     Args:
         axes: To draw on.
         curves: Label -> (seeds, epochs), percent.
-        colours: Of the labels, in turn.
+        colours: One for each label; they begin again at the end.
     """
     for colour, (label, runs) in _coloured(curves, colours):
         epochs = np.arange(1, runs.shape[1] + 1)
@@ -49,12 +49,7 @@ def plot_accuracy(
 def plot_gradients(
     axes: Axes, norms: Mapping[str, Mapping[str, float]]
 ) -> None:
-    """Gradient norm at the output of each block.
-
-    Args:
-        axes: To draw on.
-        norms: Label -> name of a block -> norm.
-    """
+    """Gradient norms at the output of each block: label -> block -> norm."""
     for colour, (label, blocks) in _coloured(norms):
         axes.plot(list(blocks.values()), 'o-', color=colour, label=label)
     blocks = next(iter(norms.values()))
@@ -67,12 +62,7 @@ def plot_gradients(
 
 
 def plot_seeds(axes: Axes, finals: Mapping[str, Sequence[float]]) -> None:
-    """Final accuracy of each run, those of one seed joined by a line.
-
-    Args:
-        axes: To draw on.
-        finals: Label -> final top-1 of each seed, percent.
-    """
+    """Final top-1 of each seed, percent; those of one seed are joined."""
     places = np.arange(len(finals))
     joined = np.array(list(finals.values()))
     axes.plot(places, joined, color='#bbbbbb', linewidth=1, zorder=0)
@@ -123,9 +113,9 @@ def plot_quickstart(
 
     Args:
         path: File to write.
-        title: Title of the sheet.
-        accuracy: Label -> (seeds, epochs), percent; the float network is the
-            first, and drawn in the first panel as the level it ends at.
+        title: Of the sheet.
+        accuracy: Label -> (seeds, epochs), percent; of the float network, the
+            first one, the first panel has the last level alone.
         where: The layer and the run that the tensors come from.
         tensors: Name -> (input of its quantizer, output), two of them.
     """
@@ -239,7 +229,7 @@ def plot_effects(path: Path, effects: Sequence[Effect]) -> None:
 
 
 def _coloured(items: Mapping, colours: Sequence[str] = COLOURS) -> Iterator:
-    """(colour, (name, value)) of each item; colours begin again at the end."""
+    """(colour, (name, value)) of each item."""
     return zip(itertools.cycle(colours), items.items(), strict=False)
 
 

@@ -1,7 +1,14 @@
-"""One training run of a comparison, and what is measured of it."""
+"""One training run of a comparison, and what is measured of it.
+
+Started as ``python -m mmauxq.compare.training_run FOLDER SEED [CHECKPOINT]``.
+"""
 
 import copy
+import json
+import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -12,12 +19,14 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from mmauxq import compat
 from mmauxq.algorithms import JointQAT
 from mmauxq.analysis import block_gradient_norms
 from mmauxq.engine.defaults import add_watch_hooks, use_resumable_loop
 from mmauxq.engine.hooks import EpochLengthHook, TeacherCheckHook
 from mmauxq.engine.image_shape import set_image_shape
 from mmauxq.engine.resume import set_start
+from mmauxq.files import write_atomically
 
 SECONDS = 'mmauxq/seconds'
 
@@ -141,3 +150,40 @@ def run_trial(
         gradients=gradients,
         config=config,
     )
+
+
+def run_one(folder: Path, seed: int, start: str | None = None) -> None:
+    """Train one run in this process and write its ``result.json``."""
+    compat.enable()
+    config = Config.fromfile(folder / 'recipe.py')
+    if start is not None and config.model.type == 'mmauxq.JointQAT':
+        config.model.float_checkpoint = start
+    progress, parent = folder / 'progress', os.getppid()
+
+    def report(done: int, total: int) -> None:
+        if os.getppid() != parent:  # killed; the next one trains this run
+            raise SystemExit('the comparison that began this run is gone')
+        if done % 10 == 0 or done == total:
+            progress.write_text(f'{done} {total}')
+
+    trial = run_trial(config, folder, seed, report, resume=True)
+    record = dict(arm=folder.parent.name, seed=seed, commit=_commit())
+    record |= dict(start=start, final=trial.accuracy[-1])
+    record |= dict(best=max(trial.accuracy), **vars(trial))
+    record['config'] = trial.config.pretty_text
+    # a name that does not depend on the number of epochs
+    last = folder / 'last.pth'
+    last.unlink(missing_ok=True)
+    last.symlink_to(trial.last_checkpoint.name)
+    write_atomically(folder / 'result.json', json.dumps(record).encode())
+
+
+def _commit() -> str | None:
+    """The commit of this package, if it is in a clone."""
+    words = ['git', '-C', str(Path(__file__).parent), 'rev-parse', 'HEAD']
+    git = subprocess.run(words, capture_output=True, text=True)
+    return git.stdout.strip() or None
+
+
+if __name__ == '__main__':
+    run_one(Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:4])

@@ -214,6 +214,6 @@ def test_a_run_ends_with_the_comparison_that_began_it(tmp_path, monkeypatch):
     monkeypatch.setattr(trial, 'run_trial', run_trial)
     monkeypatch.setattr(os, 'getppid', lambda: 77)
     with pytest.raises(SystemExit, match='comparison that began this run is'):
-        comparison.run_one(tmp_path, 0)
+        trial.run_one(tmp_path, 0)
     assert seen == [0, 1]
     assert not (tmp_path / 'result.json').exists()

@@ -23,15 +23,10 @@ class TrainingError(RuntimeError):
 
 
 def check_integer(place: str, value: Any, least: int) -> None:
-    """Check a setting that counts something.
-
-    Args:
-        place: The dotted path of a config, or an argument of a class.
-        value: Of any type; ``True`` and ``False`` are no integers.
-        least: The smallest integer that is allowed.
+    """Check that the setting at a dotted path is an integer, and no bool.
 
     Raises:
-        UsageError: If the value is not such an integer.
+        UsageError: If it is not, or below ``least``.
     """
     if type(value) is not int or value < least:
         raise UsageError(

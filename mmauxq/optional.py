@@ -22,10 +22,7 @@ No index has MMAuxQ, but pip adds an extra to what is installed already.
 
 
 def need(*packages: str) -> None:
-    """Check that packages are there, before work is done that would be lost.
-
-    Args:
-        packages: Import names, keys of :data:`INSTALL`.
+    """Check keys of :data:`INSTALL`, before work is done that would be lost.
 
     Raises:
         UsageError: If one is missing, with what installs it.

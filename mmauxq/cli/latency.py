@@ -18,8 +18,6 @@ from .export import load
 from .load_config import load_config
 from .parser import add_config_arguments, integer
 
-HEAD = ['runtime', 'batch', 'threads', 'form', 'integer', 'ms', 'speed-up']
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
@@ -63,7 +61,8 @@ def run(args: argparse.Namespace, mark_running: Callable) -> None:
         f'load {os.getloadavg()[0]:.1f}; images of (C, H, W) = {shape}'
     )
     kernels = {n: len(runtime.operators(m)[1]) for n, m in models.items()}
-    print(table(HEAD, align='lrrlrrr'), end='')
+    head = ['runtime', 'batch', 'threads', 'form', 'integer', 'ms', 'speed-up']
+    print(table(head, align='lrrlrrr'), end='')
     kinds = {'onnxruntime': latency.onnxruntime_runner}
     if args.openvino:
         kinds['openvino'] = latency.openvino_runner

@@ -29,8 +29,8 @@ class Progress:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._repeat, daemon=True)
         self._start = self._began = self._written = time.monotonic()
-        # Seconds of counted work, taken and expected. The expectation counts
-        # as much as ten seconds that were as expected.
+        # Seconds of counted work, taken and expected; it begins as if ten had
+        # been as expected.
         self._pace = 10.0, 10.0
         self._done, self._expected = 0.0, 0.0
         self._part: float | None = 0.0

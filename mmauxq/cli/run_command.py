@@ -46,11 +46,11 @@ def run_command(
     """Run a command under the error policy of this file.
 
     Args:
-        command: A module such as those of :mod:`mmauxq.cli`. Its ``run`` may
+        command: A module as :mod:`mmauxq.cli` describes it. Its ``run`` may
             return an exit status; ``None`` is 0. With ``QUIET_SETUP``, the
             output of the set-up is shown when the set-up is over.
         argv: Arguments; by default those of the process.
-        prog: The name of the command in its help.
+        prog: The name in its help; by default the file that was started.
 
     Returns:
         The exit status.
@@ -81,9 +81,8 @@ def run_command(
         status = command.run(args, mark_running) or 0
     except Exception as raised:
         error = _named(raised)
-        mendable = isinstance(error, UsageError) or (
-            not running and _is_expected(error)
-        )
+        mendable = isinstance(error, UsageError)
+        mendable |= not running and _is_expected(error)
         known = mendable or isinstance(error, TrainingError)
         held.release(show=not known)  # MMEngine's output would hide the line
         if debug or not known:
@@ -96,16 +95,15 @@ def run_command(
             held.release()
             sys.stdout = held.stream
         if _is_distributed():
-            sys.modules['torch'].distributed.destroy_process_group()
+            sys.modules['torch.distributed'].destroy_process_group()
     return status
 
 
 class HeldOutput:
     """A text stream that keeps what is written until it is released.
 
-    MMEngine prints some 170 lines before the first iteration, among which an
-    error would be lost; the log file has them, too. The handlers of loggers
-    keep the stream that they were made with, so it passes everything on later.
+    An error would be lost among the 170 lines of MMEngine before the first
+    iteration. Loggers keep this stream, which passes everything on later.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -194,9 +192,5 @@ def _print_error(message: str) -> None:
 
 
 def _is_distributed() -> bool:
-    torch = sys.modules.get('torch')
-    return (
-        torch is not None
-        and torch.distributed.is_available()
-        and torch.distributed.is_initialized()
-    )
+    module = sys.modules.get('torch.distributed')
+    return hasattr(module, 'is_initialized') and module.is_initialized()

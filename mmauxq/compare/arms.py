@@ -59,9 +59,8 @@ def read_arms(
             raise UsageError(f'arm {name!r}: config {path} does not exist')
         config = Config.fromfile(path)
         merge_options(config, options or {}, f'arm {name!r}: --cfg-options')
-        merge_options(
-            config, dict(_override(name, o) for o in own), f'arm {name!r}:'
-        )
+        pairs = dict(_override(name, word) for word in own)
+        merge_options(config, pairs, f'arm {name!r}:')
         try:
             settle_own_sections(config)
         except UsageError as error:

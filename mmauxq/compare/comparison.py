@@ -3,7 +3,7 @@
 A comparison lives in one folder::
 
     comparison.json     the config of each arm
-    runs/ARM/SEED/      config.py, checkpoints, log.txt, result.json
+    runs/ARM/SEED/      recipe.py, checkpoints, log.txt, result.json
     results.jsonl       one line for each finished run
     table.md            means, spread, paired differences
     *.png               figures
@@ -96,7 +96,7 @@ def train(
     """Train the runs that are not finished, each in its own process.
 
     Args:
-        runs: All runs.
+        runs: Result of :func:`plan`.
         jobs: Processes at a time.
         start: A float checkpoint that all quantized arms start from; may
             hold ``{seed}``.
@@ -151,9 +151,8 @@ def _check_finished(run: Run) -> None:
     if not run.result.is_file():
         log = run.folder / 'log.txt'
         last = (log.read_text().strip() or '?').splitlines()[-1]
-        raise UsageError(
-            f'arm {run.arm!r}, seed {run.seed} failed: {last} (see {log})'
-        )
+        failed = f'arm {run.arm!r}, seed {run.seed} failed'
+        raise UsageError(f'{failed}: {last} (see {log})')
 
 
 def _begin(run: Run, start: str | None) -> subprocess.Popen:
@@ -197,11 +196,7 @@ def by_arm(records: Sequence[dict]) -> dict[str, dict[int, dict]]:
 
 
 def table(records: Sequence[dict], reference: str) -> str:
-    """Means, spread and paired differences, as Markdown.
-
-    Args:
-        records: Result of :func:`collect`.
-        reference: The arm that the others are compared with.
+    """Means, spread and differences to the arm ``reference``, as Markdown.
 
     Raises:
         UsageError: If there is no such arm.
@@ -221,26 +216,24 @@ def table(records: Sequence[dict], reference: str) -> str:
     rows = []
     for name, runs in arms.items():
         shared = [seed for seed in runs if seed in base]
-        difference = ''
+        difference: object = ''
         if name != reference and shared:
-            difference = str(
-                paired_difference(*by_seed('final', shared, runs, base))
-            )
+            pairs = by_seed('final', shared, runs, base)
+            difference = paired_difference(*pairs)
         every = list(runs.values())
         step = 1e3 * np.median([run['step_seconds'] for run in every])
         memory = max(run.get('peak_memory', 0) for run in every) / 2**20
-        rows.append(
-            [
-                name,
-                len(runs),
-                spread([run['final'] for run in every]),
-                spread([run['best'] for run in every]),
-                difference,
-                f'{step:.1f} ms',
-                _guidance(every[0]['cost']),
-                f'{memory:.0f} MiB' if memory else '',
-            ]
-        )
+        cells = [
+            name,
+            len(runs),
+            spread([run['final'] for run in every]),
+            spread([run['best'] for run in every]),
+            difference,
+            f'{step:.1f} ms',
+            _guidance(every[0]['cost']),
+            f'{memory:.0f} MiB' if memory else '',
+        ]
+        rows.append(cells)
     return text.table(head, rows)
 
 

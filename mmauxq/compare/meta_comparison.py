@@ -40,11 +40,7 @@ class Effect:
 def effects(
     folders: Sequence[Path], reference: str | None = None
 ) -> list[Effect]:
-    """Every arm of every comparison against the reference of its folder.
-
-    Args:
-        folders: Each holds at least ``results.jsonl``.
-        reference: Name of an arm; by default the first of each folder.
+    """Every arm of every folder against one arm, by default the first there.
 
     Raises:
         UsageError: If a folder holds no finished run, lacks the reference, or

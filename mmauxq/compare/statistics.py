@@ -14,11 +14,11 @@ class PairedDifference:
     """``a - b`` over runs that share their seed and their start.
 
     Args:
-        mean: Of the pairs.
+        mean: Mean difference.
         half_width: Half of the 95% confidence interval of the mean (Student's
             t); infinite for a single pair.
         wins: Pairs in which ``a`` is above ``b``.
-        pairs: All pairs.
+        pairs: Number of pairs.
     """
 
     mean: float

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmauxq.compare.figures import COLOURS, plt
-
-from .markdown_table import table
+from mmauxq.text import table
 
 
 def markdown(rows: Sequence[dict]) -> str:
@@ -37,7 +36,7 @@ def markdown(rows: Sequence[dict]) -> str:
         if of_kind:
             if prefix == 'loader':  # beside what the GPUs take
                 of_kind += [r for r in good if r['arm'].startswith('scaling')]
-            parts.append(f'## {title}\n\n{table_of(of_kind)}')
+            parts.append(f'## {title}\n\n{table_of(of_kind).rstrip()}')
     done = {row['arm'] for row in good}
     errors = sorted(
         {

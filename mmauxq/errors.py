@@ -16,22 +16,17 @@ class UsageError(ValueError):
 class TrainingError(RuntimeError):
     """A run cannot go on, for a reason outside of its arguments.
 
-    Numbers that are not finite, a full disk, a data loader that died: the
-    message is one line and says what and where. The commands print it without
-    a traceback and exit with status 1.
+    Such as numbers that are not finite, or a full disk. The message is one
+    line and says what and where. The commands print it without a traceback
+    and exit with status 1.
     """
 
 
 def check_integer(place: str, value: Any, least: int) -> None:
-    """Check a setting that counts something.
-
-    Args:
-        place: The dotted path of a config, or an argument of a class.
-        value: Of any type; ``True`` and ``False`` are no numbers.
-        least: The smallest one that makes sense.
+    """Check that the setting at a dotted path is an integer, and no bool.
 
     Raises:
-        UsageError: If it is not an integer from ``least`` on.
+        UsageError: If it is not, or below ``least``.
     """
     if type(value) is not int or value < least:
         raise UsageError(
@@ -41,38 +36,36 @@ def check_integer(place: str, value: Any, least: int) -> None:
 
 def shorten(value: Any, width: int = 120) -> str:
     """``repr(value)`` in one line of ``width`` characters at most."""
-    text = ' '.join(repr(value).split())
-    return text if len(text) <= width else f'{text[: width - 3]}...'
+    return _cut(repr(value), width)
 
 
 def one_line(error: BaseException, width: int = 600) -> str:
-    """The message of an error in one line.
-
-    Its type stands in front where another package wrote the message.
-    """
-    text = str(error.args[0]) if isinstance(error, KeyError) else str(error)
-    text = ' '.join(text.split())
-    if isinstance(error, KeyError) and ' ' not in text:
-        text = f'missing key {text!r}'
-    elif not isinstance(error, (UsageError, TrainingError, KeyError)):
+    """The message of an error in one line, with its type if it is foreign."""
+    text = str(error)
+    if isinstance(error, KeyError):
+        text = str(error.args[0])
+        if len(text.split()) < 2:
+            text = f'missing key {text!r}'
+    elif not isinstance(error, (UsageError, TrainingError)):
         text = f'{type(error).__name__}: {text}'
-    return text if len(text) <= width else text[: width - 3] + '...'
+    return _cut(text, width)
+
+
+def _cut(text: str, width: int) -> str:
+    text = ' '.join(text.split())
+    return text if len(text) <= width else f'{text[: width - 3]}...'
 
 
 def unknown_name(
     place: str, got: object, expected: Iterable[str], alike: float = 0.6
 ) -> UsageError:
-    """The error for a name that does not exist.
+    """``PLACE: expected one of a, b, got 'c'; did you mean b?``.
 
     Args:
         place: The dotted path in a config, or an option.
         got: The unknown name.
         expected: All known names, in the order of the message.
         alike: Similarity, 0 to 1, from which the nearest one is suggested.
-
-    Returns:
-        An error to raise: ``PLACE: expected one of a, b, got 'c'; did you
-        mean b?``.
     """
     names = list(expected)
     near = get_close_matches(str(got), names, 1, alike)

@@ -15,8 +15,7 @@ def write_atomically(path: str | os.PathLike, data: bytes) -> None:
 
     It is written beside its place, flushed to the disk, and renamed. A
     process that dies leaves ``NAME.*.part`` behind, and what was there before.
-    Two processes that write the same file, as all ranks do with some logs of
-    MMEngine, do not see each other's part.
+    Several processes may write the same file.
 
     Raises:
         TrainingError: If the disk is full or fails; what was there before is

@@ -22,24 +22,14 @@ No index has MMAuxQ, but pip adds an extra to what is installed already.
 
 
 def need(*packages: str) -> None:
-    """See that packages are there, before work is done that would be lost.
-
-    Args:
-        packages: Import names, keys of :data:`INSTALL`.
+    """Check keys of :data:`INSTALL`, before work is done that would be lost.
 
     Raises:
         UsageError: If one is missing, with what installs it.
     """
     for name in packages:
-        if _find(name) is None:
+        if importlib.util.find_spec(name) is None:
             raise UsageError(
                 f'this needs the package {name}, which is not installed: '
                 f'pip install {INSTALL[name]}'
             )
-
-
-def _find(name: str):
-    try:
-        return importlib.util.find_spec(name)
-    except (ImportError, ValueError):  # hidden, or half imported
-        return None

@@ -25,7 +25,6 @@ def table(
         rows: The cells of each row.
         align: ``l`` or ``r`` for each column; ``l`` where it is left out.
     """
-    rule = [
-        '---:' if side == 'r' else '---' for side in align.ljust(len(head))
-    ]
+    sides = align.ljust(len(head))
+    rule = ['---:' if side == 'r' else '---' for side in sides]
     return ''.join(f'{table_row(row)}\n' for row in (head, rule, *rows))

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
-from ..markdown_table import table
+from mmauxq.text import table
 
 
 @dataclass
@@ -54,7 +54,7 @@ HEAD = (
     'taps', 'H, M parameters', 'H, multiply-adds', 'signed inputs', 's',
     'verdict',
 )  # fmt: skip
-RULE = '|---|---|--:|--:|---|--:|--:|--:|--:|---|'
+ALIGN = 'llrrlrrrrl'
 USUAL = ('first layer', 'classifier')
 """Why a layer stays float in nearly every network; not worth a note."""
 
@@ -63,8 +63,7 @@ def as_markdown(rows: Sequence[Row]) -> str:
     """The table, with the reasons below it."""
     passed = sum(row.verdict == 'pass' for row in rows)
     lines = [
-        table(HEAD, [_cells(row) for row in rows], RULE),
-        '',
+        table(HEAD, map(_cells, rows), ALIGN),
         f'{passed} of {len(rows)} pass.',
         '',
         *(note for row in rows for note in _notes(row)),

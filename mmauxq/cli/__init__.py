@@ -3,8 +3,8 @@
 A command is a module of this package with two functions:
 ``add_arguments(parser)``, and ``run(args, mark_running)``, which does the work
 and calls ``mark_running()`` where the set-up ends (see :mod:`.run_command`).
-What is slow to import (torch, MMEngine, MMPretrain) is imported inside of
-``run``, so that ``--help`` answers at once.
+It imports torch and the OpenMMLab packages inside of ``run``, so that
+``--help`` answers at once.
 """
 
 import importlib
@@ -44,24 +44,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name == '--version':
         print(f'mmauxq {__version__}')
         return 0
-    print(
-        f'error: expected one of {", ".join(COMMANDS)}, got {name!r} '
-        '(see mmauxq --help)',
-        file=sys.stderr,
-    )
+    expected = f'expected one of {", ".join(COMMANDS)}, got {name!r}'
+    print(f'error: {expected} (see mmauxq --help)', file=sys.stderr)
     return 2
 
 
 def run(
     name: str, argv: Sequence[str] | None = None, prog: str | None = None
 ) -> int:
-    """One command, such as ``'train'``; returns the exit status.
-
-    Args:
-        name: A key of :data:`COMMANDS`.
-        argv: Its arguments; by default those of the process.
-        prog: What its help calls it; by default the file that was started.
-    """
+    """Run a key of :data:`COMMANDS` as :func:`.run_command.run_command`."""
     from .run_command import run_command
 
     command = importlib.import_module(f'{__name__}.{name}')

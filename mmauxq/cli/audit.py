@@ -13,7 +13,6 @@ from .parser import add_network_arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Of ``mmauxq audit``."""
     add_network_arguments(parser, 256, 'validation images')
     parser.add_argument('--onnx', metavar='FILE', help='audit this file, too')
 
@@ -42,10 +41,10 @@ def run(args: argparse.Namespace, mark_running: Callable) -> int:
                 f'{"ok  " if count.holds else "WIDE"} {count.levels:4d} '
                 f'of {2**count.bits:4d} levels  {count.name}'
             )
-        wide = [count for count in counts if not count.holds]
-        failed |= bool(wide)
+        good = sum(count.holds for count in counts)
+        failed |= good < len(counts)
         print(
-            f'{source}: {len(counts) - len(wide)} of {len(counts)} '
+            f'{source}: {good} of {len(counts)} '
             f'quantized tensors hold their bits on {len(images)} images of '
             f'(C, H, W) = {tuple(images.shape[1:])}'
         )

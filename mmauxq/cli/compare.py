@@ -30,7 +30,6 @@ FLOAT = 'float'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Of ``mmauxq compare``."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument('--arms', nargs='+', default=[], metavar='NAME=CONFIG')
     parser.add_argument('--out', type=Path, help='folder of the comparison')
@@ -86,7 +85,7 @@ def run(args: argparse.Namespace, mark_running: Callable) -> int:
 
 
 def _watch(runs: list, jobs: int, start: str | None, what: str) -> None:
-    """Train with a bar for everything and one for each run under way."""
+    """Train, with a bar for all runs and one for each that is under way."""
     from rich.console import Console
     from rich.progress import Progress
 
@@ -96,17 +95,15 @@ def _watch(runs: list, jobs: int, start: str | None, what: str) -> None:
         total = bars.add_task(what, total=len(runs))
         tasks: dict = {}
         for active in comparison.train(runs, jobs, start):
-            done = [run for run in runs if run.result.is_file()]
-            bars.update(total, completed=len(done))
+            done = sum(run.result.is_file() for run in runs)
+            bars.update(total, completed=done)
             for run in active:
                 if run not in tasks:
                     tasks[run] = bars.add_task(f'  {run.arm} {run.seed}')
                 step, of = run.progress
                 bars.update(tasks[run], completed=step, total=of or None)
-            for run in set(tasks) - set(active):
+            for run in tasks.keys() - active:
                 bars.remove_task(tasks.pop(run))
-        for task in tasks.values():
-            bars.remove_task(task)
         bars.update(total, completed=len(runs))
 
 

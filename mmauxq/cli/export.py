@@ -25,7 +25,6 @@ def load(args: argparse.Namespace):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Of ``mmauxq export``."""
     add_network_arguments(parser, 1000, 'validation images to compare on')
     parser.add_argument('--out', required=True, metavar='DIR', help='folder')
     parser.add_argument(

@@ -18,11 +18,8 @@ from .export import load
 from .load_config import load_config
 from .parser import add_config_arguments, integer
 
-HEAD = ['runtime', 'batch', 'threads', 'form', 'integer', 'ms', 'speed-up']
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Of ``mmauxq latency``."""
     add_config_arguments(parser)
     parser.add_argument('--checkpoint', metavar='FILE', help='trained network')
     parser.add_argument(
@@ -64,7 +61,8 @@ def run(args: argparse.Namespace, mark_running: Callable) -> None:
         f'load {os.getloadavg()[0]:.1f}; images of (C, H, W) = {shape}'
     )
     kernels = {n: len(runtime.operators(m)[1]) for n, m in models.items()}
-    print(table(HEAD, align='lrrlrrr'), end='')
+    head = ['runtime', 'batch', 'threads', 'form', 'integer', 'ms', 'speed-up']
+    print(table(head, align='lrrlrrr'), end='')
     kinds = {'onnxruntime': latency.onnxruntime_runner}
     if args.openvino:
         kinds['openvino'] = latency.openvino_runner
@@ -73,11 +71,9 @@ def run(args: argparse.Namespace, mark_running: Callable) -> None:
         seconds = latency.latencies(runners, (batch, *shape), args.rounds)
         for name, value in seconds.items():
             number = kernels[name] if kind == 'onnxruntime' else ''
-            cells = (
-                kind, batch, threads, name, number, f'{1e3 * value:.2f}',
-                f'{seconds["float"] / value:.2f}',
-            )  # fmt: skip
-            print(table_row(cells), flush=True)
+            cells = [kind, batch, threads, name, number, f'{1e3 * value:.2f}']
+            speed_up = f'{seconds["float"] / value:.2f}'
+            print(table_row([*cells, speed_up]), flush=True)
 
 
 def _network(args: argparse.Namespace) -> Any:

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 
 def load_config(args: argparse.Namespace) -> 'Config':
-    """Read ``args.config`` and lay ``args.cfg_options`` over it.
+    """Read ``args.config`` and merge ``args.cfg_options`` into it.
 
-    The result is kept as ``args.loaded``, for the message of a later error.
+    It is also kept as ``args.loaded``, for the message of a later error.
 
     Raises:
         UsageError: If the file cannot be read, has no classifier, or an

@@ -1,7 +1,7 @@
 """The arguments that commands share."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from mmauxq.errors import UsageError
@@ -17,22 +17,15 @@ class Parser(argparse.ArgumentParser):
 class _KeyValues(argparse.Action):
     """MMEngine's ``DictAction``, imported when it is needed."""
 
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: str | Sequence[Any] | None,
-        option_string: str | None = None,
-    ) -> None:
+    def __call__(self, *args: Any) -> None:
         from mmengine.config import DictAction
 
-        action = DictAction(self.option_strings, self.dest)
         try:
-            action(parser, namespace, values, option_string)
+            DictAction(self.option_strings, self.dest)(*args)
         except Exception as error:  # it raises what its own parts raise
             raise UsageError(
                 '--cfg-options: expected KEY=VALUE pairs such as '
-                f'train_cfg.max_epochs=10, got {values!r} ({error})'
+                f'train_cfg.max_epochs=10, got {args[2]!r} ({error})'
             ) from error
 
 
@@ -45,12 +38,12 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 def add_network_arguments(
     parser: argparse.ArgumentParser, images: int, what: str
 ) -> None:
-    """A trained network, and the images to look at it with.
+    """``CONFIG``, ``CHECKPOINT`` and ``--images``.
 
     Args:
         parser: Of the command.
         images: Default of ``--images``.
-        what: What they are, for the help.
+        what: What they are for, in the help.
     """
     add_config_arguments(parser)
     parser.add_argument('checkpoint', help='training checkpoint or slim one')
@@ -79,7 +72,7 @@ def add_cfg_options(
 
 
 def add_runner_arguments(parser: argparse.ArgumentParser) -> None:
-    """What commands that start MMEngine's runner take."""
+    """The arguments of the commands that start MMEngine's runner."""
     parser.add_argument(
         '--work-dir',
         help='where logs and checkpoints go (default: '
@@ -91,17 +84,12 @@ def add_runner_arguments(parser: argparse.ArgumentParser) -> None:
         choices=['none', 'pytorch', 'slurm', 'mpi'],
         help='job launcher',
     )
-    # torch.distributed.launch writes one or the other.
-    parser.add_argument(
-        '--local_rank',
-        '--local-rank',
-        type=int,
-        default=0,
-        help=argparse.SUPPRESS,
-    )
+    # torch.distributed.launch writes one or the other
+    names = '--local_rank', '--local-rank'
+    parser.add_argument(*names, type=int, default=0, help=argparse.SUPPRESS)
 
 
-def integer(least: int = 0):
+def integer(least: int = 0) -> Callable[[str], int]:
     """For argparse's ``type``: an integer from ``least`` on."""
 
     def parse(text: str) -> int:

@@ -3,7 +3,6 @@
 import sys
 import threading
 import time
-from types import TracebackType
 from typing import TextIO
 
 SILENCE = 5.0
@@ -13,8 +12,8 @@ SILENCE = 5.0
 class Progress:
     """Prints what runs, how far the job is and how long it still takes.
 
-    A thread prints, so that a line also comes while something slow is
-    imported. On a terminal the line is written over, elsewhere each is kept.
+    A thread prints, also during a slow import. On a terminal the line is
+    written over, elsewhere each is kept.
 
     Args:
         seconds: Expected for the whole job. As the job gets on, the pace of
@@ -30,8 +29,8 @@ class Progress:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._repeat, daemon=True)
         self._start = self._began = self._written = time.monotonic()
-        # Seconds of counted work, taken and expected. The expectation counts
-        # as much as ten seconds that were as expected.
+        # Seconds of counted work, taken and expected; it begins as if ten had
+        # been as expected.
         self._pace = 10.0, 10.0
         self._done, self._expected = 0.0, 0.0
         self._part: float | None = 0.0
@@ -41,12 +40,7 @@ class Progress:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._stop.set()
         self._thread.join()
         if self._over:
@@ -58,8 +52,7 @@ class Progress:
         Args:
             what: Shown in each line.
             seconds: Expected for it.
-            counted: Whether :meth:`step` will say how far it is; if not, it
-                is taken to go on as expected.
+            counted: Whether :meth:`step` will say how far it is.
         """
         now = time.monotonic()
         if self._part is not None:
@@ -78,7 +71,7 @@ class Progress:
         self._write(text, stays=True)
 
     def line(self) -> str:
-        """What is shown: elapsed, part of the job, time left, what runs."""
+        """What is shown now."""
         now = time.monotonic()
         running, part = now - self._began, self._part
         taken, expected = self._pace

@@ -1,15 +1,15 @@
 """How a command runs, and how it ends.
 
-A command has two phases. Everything up to the first iteration - reading the
-config, checking the inputs, building the runner, loading a checkpoint - is
-the set-up: the user can mend what goes wrong there, so it ends as one line on
-stderr and exit status 2 (``--debug`` shows the traceback). From the first
-iteration on, errors keep their traceback and exit with 1, except
-:class:`~mmauxq.errors.UsageError`. A :class:`~mmauxq.errors.TrainingError` is
-one line and exit status 1, whenever it happens.
+Everything up to the first iteration is the set-up. The user can mend what
+goes wrong there, so it ends as one line on stderr and exit status 2
+(``--debug`` shows the traceback). From the first iteration on, errors keep
+their traceback and exit with 1, except :class:`~mmauxq.errors.UsageError`.
+A :class:`~mmauxq.errors.TrainingError` is one line and exit status 1, whenever
+it happens.
 """
 
 import atexit
+import io
 import os
 import signal
 import sys
@@ -18,7 +18,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from mmauxq import compat
 from mmauxq.errors import TrainingError, UsageError, one_line
@@ -46,11 +46,11 @@ def run_command(
     """Run a command under the error policy of this file.
 
     Args:
-        command: A module of :mod:`mmauxq.cli`. Its ``run`` may return an
-            exit status; ``None`` is 0. With ``QUIET_SETUP``, the output of
-            the set-up is shown when the set-up is over.
+        command: A module as :mod:`mmauxq.cli` describes it. Its ``run`` may
+            return an exit status; ``None`` is 0. With ``QUIET_SETUP``, the
+            output of the set-up is shown when the set-up is over.
         argv: Arguments; by default those of the process.
-        prog: The name of the command in its help.
+        prog: The name in its help; by default the file that was started.
 
     Returns:
         The exit status.
@@ -71,87 +71,66 @@ def run_command(
         running = True
         held.release()
 
-    args = None
-    status = 0
+    args, status = None, 0
     try:
         args = parser.parse_args(argv)
-        os.environ.setdefault(
-            'LOCAL_RANK', str(getattr(args, 'local_rank', 0))
-        )
+        local = getattr(args, 'local_rank', 0)
+        os.environ.setdefault('LOCAL_RANK', str(local))
         if getattr(command, 'QUIET_SETUP', False) and not debug:
             sys.stdout = held  # type: ignore[assignment]
         status = command.run(args, mark_running) or 0
     except Exception as raised:
         error = _named(raised)
-        mendable = isinstance(error, UsageError) or (
-            not running and _is_expected(error)
-        )
+        mendable = isinstance(error, UsageError)
+        mendable |= not running and _is_expected(error)
         known = mendable or isinstance(error, TrainingError)
-        if known:
-            held.drop()  # MMEngine's output would hide the line
-        else:
-            held.release()
+        held.release(show=not known)  # MMEngine's output would hide the line
         if debug or not known:
             traceback.print_exc()
         if known:
             _print_error(_with_place(error, getattr(args, 'loaded', None)))
         status = 2 if mendable else 1
     finally:
-        held.release()
         if sys.stdout is held:
+            held.release()
             sys.stdout = held.stream
-        _leave_process_group()
+        if _is_distributed():
+            sys.modules['torch.distributed'].destroy_process_group()
     return status
 
 
 class HeldOutput:
     """A text stream that keeps what is written until it is released.
 
-    MMEngine prints some 170 lines before the first iteration. An error of the
-    set-up is then one line on an empty screen; the log file in the work
-    directory has the rest. It is a stream, and not a context manager, because
-    the handlers of loggers keep the stream that they were made with.
+    An error would be lost among the 170 lines of MMEngine before the first
+    iteration. Loggers keep this stream, which passes everything on later.
     """
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
-        self._kept: list[str] | None = []
+        self._target: Any = io.StringIO()
 
     def write(self, text: str) -> int:
-        if self._kept is None:
-            return self.stream.write(text)
-        self._kept.append(text)
-        return len(text)
+        return self._target.write(text)
 
     def flush(self) -> None:
-        if self._kept is None:
-            self.stream.flush()
+        self._target.flush()
 
-    def release(self) -> None:
-        """Write what was kept; from now on, pass everything on."""
-        kept, self._kept = self._kept, None
-        if kept:
-            self.stream.write(''.join(kept))
+    def release(self, show: bool = True) -> None:
+        """Write what was kept, or forget it; from now on, keep nothing."""
+        kept, self._target = self._target, self.stream
+        if show and kept is not self.stream:
+            self.stream.write(kept.getvalue())
             self.stream.flush()
-
-    def drop(self) -> None:
-        """Forget what was kept; from now on, pass everything on."""
-        self._kept = None
 
     def __getattr__(self, name: str):
         return getattr(self.stream, name)
 
 
-def announce(text: str) -> None:
-    """Print a line at once, also while other output is held."""
-    print(text, file=getattr(sys.stdout, 'stream', sys.stdout), flush=True)
-
-
 def _named(error: Exception) -> Exception:
     """The error, or a TrainingError if a process of the data loader died.
 
-    torch raises that one from a signal handler, wherever the main process is:
-    as a rule it waits for the next batch, but it may be in a step. Errors of
+    torch raises that one from a signal handler, so also in a step. Errors of
     the data set in a loader process have other messages.
     """
     if 'DataLoader worker (pid' not in str(error):
@@ -159,29 +138,28 @@ def _named(error: Exception) -> Exception:
     # the next process to die would raise while this one is reported
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     return TrainingError(
-        'a process of the data loader died '
-        f'({" ".join(str(error).split())}); it may have run out of '
+        f'a process of the data loader died ({error}); it may have run out of '
         'memory, of which fewer num_workers need less'
     )
 
 
 def _with_place(error: Exception, cfg: 'Config | None') -> str:
     """The message, with the part of the config if another package wrote it."""
-    place = ''
-    if cfg is not None and not isinstance(error, (UsageError, TrainingError)):
-        from mmauxq.engine.error_context import locate
+    message = one_line(error)
+    if cfg is None or isinstance(error, (UsageError, TrainingError)):
+        return message
+    from mmauxq.engine.error_context import locate
 
-        place = locate(error, cfg._cfg_dict)
-    return f'{place}: {one_line(error)}' if place else one_line(error)
+    place = locate(error, cfg._cfg_dict)
+    return f'{place}: {message}' if place else message
 
 
 def exit_process(status: int) -> NoReturn:
     """End the process with ``status``, as the last act of a command.
 
-    A rank of a distributed job ends at once. It has left the process group,
-    but threads of Gloo may live on, and one that takes Python's lock while
-    the interpreter shuts down aborts the process ("terminate called without
-    an active exception").
+    A rank of a distributed job skips the end of the interpreter: a thread of
+    Gloo that takes Python's lock meanwhile would abort the process ("terminate
+    called without an active exception").
     """
     if 'RANK' not in os.environ:
         sys.exit(status)
@@ -189,7 +167,8 @@ def exit_process(status: int) -> NoReturn:
         if thread is not threading.current_thread() and not thread.daemon:
             thread.join()
     atexit._run_exitfuncs()  # loggers and visualizers write what they hold
-    flush_output()
+    sys.stdout.flush()
+    sys.stderr.flush()
     os._exit(status)
 
 
@@ -200,12 +179,11 @@ def _is_expected(error: Exception) -> bool:
 
 
 def _print_error(message: str) -> None:
-    """Print one line; in a distributed job, only from one rank.
+    """Print one line; in a distributed job, as a rule from rank 0 alone.
 
-    Other ranks wait: as a rule rank 0 has the same error, prints it first,
-    and the launcher stops the rest.
+    Other ranks wait: if rank 0 has the same error, the launcher stops them.
     """
-    flush_output()
+    sys.stdout.flush()
     own = rank()
     if own:
         time.sleep(RANK_PATIENCE)
@@ -213,21 +191,6 @@ def _print_error(message: str) -> None:
     print(f'error: {message}', file=sys.stderr, flush=True)
 
 
-def flush_output() -> None:
-    """Show what was printed and logged."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-
-
 def _is_distributed() -> bool:
-    torch = sys.modules.get('torch')
-    return (
-        torch is not None
-        and torch.distributed.is_available()
-        and torch.distributed.is_initialized()
-    )
-
-
-def _leave_process_group() -> None:
-    if _is_distributed():
-        sys.modules['torch'].distributed.destroy_process_group()
+    module = sys.modules.get('torch.distributed')
+    return hasattr(module, 'is_initialized') and module.is_initialized()

@@ -12,13 +12,11 @@ from mmauxq.ranks import rank
 
 from .load_config import load_config
 from .parser import add_config_arguments, add_runner_arguments
-from .run_command import flush_output
 
 QUIET_SETUP = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Of ``mmauxq test``."""
     add_config_arguments(parser)
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument(
@@ -35,7 +33,8 @@ def run(args: argparse.Namespace, mark_running: Callable) -> None:
     for key in ('test_dataloader', 'test_evaluator', 'test_cfg'):
         if cfg.get(key) is None:
             raise UsageError(f'{args.config} has no `{key}`')
-    out = _writable(args.out) if args.out else None
+    if args.out:
+        _check_writable(Path(args.out))
     compat.load_checkpoint(args.checkpoint)  # before anything is built
     set_work_dir(cfg, args.config, args.work_dir)
     if cfg.model.get('type') == 'mmauxq.JointQAT':
@@ -51,21 +50,16 @@ def run(args: argparse.Namespace, mark_running: Callable) -> None:
     metrics = runner.test()
     if rank() == 0:
         line = json.dumps(metrics, default=lambda value: value.tolist())
-        if out is not None:
-            out.write_text(line + '\n')
-        flush_output()
+        if args.out:
+            Path(args.out).write_text(line + '\n')
         print(line, flush=True)
 
 
-def _writable(path: str) -> Path:
-    """The file ``--out``, before work is done that would be lost."""
-    file = Path(path)
+def _check_writable(file: Path) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open('a'):
-            pass
+        file.open('a').close()
     except OSError as error:
         raise UsageError(
-            f'--out {path} cannot be written: {error.strerror}'
+            f'--out {file} cannot be written: {error.strerror}'
         ) from error
-    return file

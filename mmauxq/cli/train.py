@@ -12,17 +12,14 @@ from mmauxq.ranks import rank
 
 from .load_config import load_config
 from .parser import add_config_arguments, add_runner_arguments
-from .run_command import announce
 
 if TYPE_CHECKING:
     from mmengine.config import Config
 
 QUIET_SETUP = True
-COMPILE_MODES = ('default', 'reduce-overhead', 'max-autotune')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Of ``mmauxq train``."""
     add_config_arguments(parser)
     add_runner_arguments(parser)
     parser.add_argument(
@@ -47,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--compile',
         nargs='?',
         const='default',
-        choices=COMPILE_MODES,
+        choices=('default', 'reduce-overhead', 'max-autotune'),
         metavar='MODE',
         help='torch.compile the training step: default, reduce-overhead '
         '(CUDA graphs) or max-autotune',
@@ -72,7 +69,9 @@ def run(args: argparse.Namespace, mark_running: Callable) -> None:
     check_settings(cfg, args.config)
     set_work_dir(cfg, args.config, args.work_dir)
     if rank() == 0:
-        announce(f'Setting up; logs go to {cfg.work_dir}')
+        # at once, while other output is held
+        shown = getattr(sys.stdout, 'stream', sys.stdout)
+        print(f'Setting up; logs go to {cfg.work_dir}', file=shown, flush=True)
     if args.amp:
         _set_amp(cfg)
     joint = cfg.model.get('type') == 'mmauxq.JointQAT'

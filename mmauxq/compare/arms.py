@@ -1,17 +1,23 @@
 """The arms of a comparison, as the command line gives them."""
 
+import copy
 import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from torch import nn
 
+from mmauxq import compat
 from mmauxq.engine.config_validation import (
     merge_options,
     settle_own_sections,
 )
-from mmauxq.errors import UsageError
+from mmauxq.engine.image_shape import set_image_shape
+from mmauxq.errors import UsageError, one_line
+from mmauxq.registry import MODELS
 
 EQUAL = (
     'train_cfg',
@@ -30,8 +36,8 @@ def read_arms(
     """Read the config of each arm.
 
     Args:
-        arms: ``NAME=CONFIG``, each followed by any number of
-            ``,key=value`` that differ for this arm; values are JSON, or text.
+        arms: ``NAME=CONFIG``, each followed by any number of ``,KEY=VALUE``
+            for this arm alone; values are JSON, or text.
         options: Overrides for all arms.
 
     Raises:
@@ -53,9 +59,8 @@ def read_arms(
             raise UsageError(f'arm {name!r}: config {path} does not exist')
         config = Config.fromfile(path)
         merge_options(config, options or {}, f'arm {name!r}: --cfg-options')
-        merge_options(
-            config, dict(_override(name, o) for o in own), f'arm {name!r}:'
-        )
+        pairs = dict(_override(name, word) for word in own)
+        merge_options(config, pairs, f'arm {name!r}:')
         try:
             settle_own_sections(config)
         except UsageError as error:
@@ -83,21 +88,24 @@ def _override(arm: str, text: str) -> tuple[str, object]:
 
 
 def check_arms(configs: dict[str, Config]) -> None:
-    """Build the model of every arm, and discard it.
-
-    A wrong tap or teacher then ends the comparison before its first run, not
-    after hours.
+    """Build the model of every arm, before any of them trains for hours.
 
     Raises:
         UsageError: If one cannot be built.
     """
-    from mmauxq import compat
-
-    compat.enable()
-    from .training_run import build_model
-
     for arm, config in configs.items():
         try:
             build_model(config)
-        except UsageError as error:
-            raise UsageError(f'arm {arm!r}: {error}') from error
+        except (KeyError, TypeError, ValueError, AssertionError) as error:
+            raise UsageError(f'arm {arm!r}: {one_line(error)}') from error
+
+
+def build_model(config: Config) -> nn.Module:
+    """The model of a complete recipe, as the runner builds it."""
+    compat.enable()
+    init_default_scope(config.get('default_scope', 'mmpretrain'))
+    config = copy.deepcopy(config)
+    set_image_shape(config)
+    if config.get('data_preprocessor') is not None:
+        config.model.setdefault('data_preprocessor', config.data_preprocessor)
+    return MODELS.build(config.model)

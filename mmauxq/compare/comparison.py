@@ -1,19 +1,18 @@
-"""Arms by seeds, trained on equal terms, and what they say.
+"""Arms by seeds: their training, their records and their table.
 
 A comparison lives in one folder::
 
     comparison.json     the config of each arm
-    runs/ARM/SEED/      config.py, checkpoints, log.txt, result.json
+    runs/ARM/SEED/      recipe.py, checkpoints, log.txt, result.json
     results.jsonl       one line for each finished run
     table.md            means, spread, paired differences
     *.png               figures
 
-A run is finished when its ``result.json`` exists, so a killed comparison goes
-on where it was.
+A run is finished when its ``result.json`` exists; a killed comparison goes on
+from there.
 """
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -27,8 +26,7 @@ import numpy as np
 from mmengine.config import Config
 
 from mmauxq import text
-from mmauxq.errors import UsageError
-from mmauxq.files import write_atomically
+from mmauxq.errors import UsageError, unknown_name
 
 from .statistics import paired_difference, spread
 
@@ -43,7 +41,6 @@ class Run:
 
     @property
     def result(self) -> Path:
-        """Exists when the run is finished."""
         return self.folder / 'result.json'
 
     @property
@@ -51,9 +48,9 @@ class Run:
         """Steps done, and their number (0 before the first step)."""
         try:
             done, total = (self.folder / 'progress').read_text().split()
-            return int(done), int(total)
         except (OSError, ValueError):
             return 0, 0
+        return int(done), int(total)
 
 
 def plan(
@@ -62,7 +59,7 @@ def plan(
     """Write the folder of a comparison; keep what is finished there.
 
     Raises:
-        UsageError: If the folder holds a comparison of other arms.
+        UsageError: If the folder holds an arm of that name that differs.
     """
     arms = {name: config.pretty_text for name, config in configs.items()}
     before = _arms_of(out)
@@ -72,10 +69,6 @@ def plan(
                 f'{out} holds an arm {name!r} with another config; choose '
                 'another folder, or another name'
             )
-    out.mkdir(parents=True, exist_ok=True)
-    (out / 'comparison.json').write_text(
-        json.dumps(dict(arms={**before, **arms}), indent=1)
-    )
     runs = [
         Run(name, seed, out / 'runs' / name / str(seed))
         for seed in seeds
@@ -84,11 +77,13 @@ def plan(
     for run in runs:
         run.folder.mkdir(parents=True, exist_ok=True)
         configs[run.arm].dump(run.folder / 'recipe.py')
+    description = json.dumps(dict(arms=before | arms), indent=1)
+    (out / 'comparison.json').write_text(description)
     return runs
 
 
 def _arms_of(out: Path) -> dict[str, str]:
-    """Name -> config of the arms that a folder was written for."""
+    """Name -> config of the arms of a folder; empty if it has none."""
     description = out / 'comparison.json'
     if not description.is_file():
         return {}
@@ -98,20 +93,19 @@ def _arms_of(out: Path) -> dict[str, str]:
 def train(
     runs: Sequence[Run], jobs: int, start: str | None = None
 ) -> Iterator[list[Run]]:
-    """Train what is not finished, ``jobs`` at a time.
+    """Train the runs that are not finished, each in its own process.
 
     Args:
-        runs: All runs.
+        runs: Result of :func:`plan`.
         jobs: Processes at a time.
         start: A float checkpoint that all quantized arms start from; may
             hold ``{seed}``.
 
     Yields:
-        The runs under way, twice a second, to show their progress.
+        The runs under way, twice a second; at last none.
 
     Raises:
-        UsageError: If a run fails; the others are stopped, finished ones are
-            kept.
+        UsageError: If a run fails; the others are stopped.
         KeyboardInterrupt: On SIGINT and SIGTERM, after the runs are stopped.
     """
     waiting = [run for run in runs if not run.result.is_file()]
@@ -125,11 +119,11 @@ def train(
                 time.sleep(0.5)
                 if signals:
                     raise KeyboardInterrupt
-                yield list(active)
                 for run, process in list(active.items()):
                     if process.poll() is not None:
                         del active[run]
                         _check_finished(run)
+                yield list(active)
     finally:
         for process in active.values():
             process.terminate()
@@ -141,8 +135,7 @@ def train(
 def _signals() -> Iterator[list[int]]:
     """A list to which SIGINT and SIGTERM are added when they come.
 
-    Not raised where they come: a library, or a destructor, would swallow
-    them, and SIGTERM would leave the runs without a parent that waits.
+    A library or a destructor could swallow an exception that is raised there.
     """
     signals: list[int] = []
     kinds = (signal.SIGINT, signal.SIGTERM)
@@ -158,70 +151,17 @@ def _check_finished(run: Run) -> None:
     if not run.result.is_file():
         log = run.folder / 'log.txt'
         last = (log.read_text().strip() or '?').splitlines()[-1]
-        raise UsageError(
-            f'arm {run.arm!r}, seed {run.seed} failed: {last} (see {log})'
-        )
+        failed = f'arm {run.arm!r}, seed {run.seed} failed'
+        raise UsageError(f'{failed}: {last} (see {log})')
 
 
 def _begin(run: Run, start: str | None) -> subprocess.Popen:
-    words = [sys.executable, '-m', 'mmauxq.compare.comparison']
+    words = [sys.executable, '-m', 'mmauxq.compare.training_run']
     words += [str(run.folder), str(run.seed)]
     if start is not None:
         words.append(start.format(seed=run.seed))
     with open(run.folder / 'log.txt', 'a') as log:
         return subprocess.Popen(words, stdout=log, stderr=log)
-
-
-def run_one(folder: Path, seed: int, start: str | None = None) -> None:
-    """Train one run in this process and write its ``result.json``."""
-    from mmauxq import compat
-
-    compat.enable()
-    from .training_run import run_trial
-
-    config = Config.fromfile(folder / 'recipe.py')
-    if start is not None and config.model.type == 'mmauxq.JointQAT':
-        config.model.float_checkpoint = start
-    progress, parent = folder / 'progress', os.getppid()
-
-    def report(done: int, total: int) -> None:
-        if os.getppid() != parent:  # killed; the next one trains this run
-            raise SystemExit('the comparison that began this run is gone')
-        if done % 10 == 0 or done == total:
-            progress.write_text(f'{done} {total}')
-
-    trial = run_trial(config, folder, seed, report, resume=True)
-    record = dict(
-        arm=folder.parent.name,
-        seed=seed,
-        commit=_commit(),
-        start=start,
-        final=trial.accuracy[-1],
-        best=trial.best,
-        accuracy=trial.accuracy,
-        seconds=trial.seconds,
-        step_seconds=trial.step_seconds,
-        peak_memory=trial.peak_memory,
-        cost=trial.cost,
-        gradients=trial.gradients,
-        config=trial.config.pretty_text,
-    )
-    # a name that does not depend on the number of epochs
-    last = folder / 'last.pth'
-    if last.is_symlink():
-        last.unlink()
-    last.symlink_to(trial.last_checkpoint.name)
-    write_atomically(folder / 'result.json', json.dumps(record).encode())
-
-
-def _commit() -> str | None:
-    """The commit of this package, if it is in a clone."""
-    git = subprocess.run(
-        ['git', '-C', str(Path(__file__).parent), 'rev-parse', 'HEAD'],
-        capture_output=True,
-        text=True,
-    )
-    return git.stdout.strip() or None
 
 
 def collect(out: Path) -> list[dict]:
@@ -233,13 +173,9 @@ def collect(out: Path) -> list[dict]:
     Raises:
         UsageError: If there is none.
     """
-    order = list(_arms_of(out))
-
-    def place(file: Path) -> tuple[int, int]:
-        arm, seed = file.parts[-3:-1]
-        return order.index(arm) if arm in order else -1, int(seed)
-
-    files = sorted(out.glob('runs/*/*/result.json'), key=place)
+    order = {arm: place for place, arm in enumerate(_arms_of(out))}
+    files = list(out.glob('runs/*/*/result.json'))
+    files.sort(key=lambda f: (order.get(f.parts[-3], -1), int(f.parts[-2])))
     lines = [file.read_text() for file in files]
     results = out / 'results.jsonl'
     if lines:
@@ -260,73 +196,55 @@ def by_arm(records: Sequence[dict]) -> dict[str, dict[int, dict]]:
 
 
 def table(records: Sequence[dict], reference: str) -> str:
-    """Means, spread and paired differences, as Markdown.
-
-    Args:
-        records: Result of :func:`collect`.
-        reference: The arm that the others are compared with.
+    """Means, spread and differences to the arm ``reference``, as Markdown.
 
     Raises:
         UsageError: If there is no such arm.
     """
     arms = by_arm(records)
     if reference not in arms:
-        raise UsageError(
-            f'--reference: expected one of {", ".join(arms)}, got {reference}'
-        )
+        raise unknown_name('--reference', reference, arms)
     base = arms[reference]
     # (C, H, W) of the images for which multiply-adds are counted
-    shapes = sorted(
-        {tuple(r['cost']['shape']) for r in records if 'shape' in _cost(r)}
-    )
+    shapes = sorted({tuple(r['cost']['shape']) for r in records if r['cost']})
+    work = 'multiply-adds' + ''.join(f' at {shape}' for shape in shapes)
     head = [
         *('arm', 'seeds', 'final top-1', 'best top-1'),
         *(f'final - {reference}, 95% interval, wins', 'step'),
-        'guidance: parameters, multiply-adds'
-        + ''.join(f' at {shape}' for shape in shapes),
-        'peak memory',
+        *(f'guidance: parameters, {work}', 'peak memory'),
     ]
     rows = []
     for name, runs in arms.items():
         shared = [seed for seed in runs if seed in base]
-        difference = ''
+        difference: object = ''
         if name != reference and shared:
-            difference = str(paired_difference(*finals(shared, runs, base)))
+            pairs = by_seed('final', shared, runs, base)
+            difference = paired_difference(*pairs)
         every = list(runs.values())
         step = 1e3 * np.median([run['step_seconds'] for run in every])
         memory = max(run.get('peak_memory', 0) for run in every) / 2**20
-        rows.append(
-            [
-                name,
-                len(runs),
-                spread([run['final'] for run in every]),
-                spread([run['best'] for run in every]),
-                difference,
-                f'{step:.1f} ms',
-                _guidance(_cost(every[0])),
-                f'{memory:.0f} MiB' if memory else '',
-            ]
-        )
+        cells = [
+            name,
+            len(runs),
+            spread([run['final'] for run in every]),
+            spread([run['best'] for run in every]),
+            difference,
+            f'{step:.1f} ms',
+            _guidance(every[0]['cost']),
+            f'{memory:.0f} MiB' if memory else '',
+        ]
+        rows.append(cells)
     return text.table(head, rows)
 
 
-def finals(seeds: Sequence[int], *arms: dict[int, dict]) -> list[list[float]]:
-    """Final top-1 of each arm, seed by seed."""
-    return [[runs[seed]['final'] for seed in seeds] for runs in arms]
-
-
-def _cost(record: dict) -> dict:
-    """Empty for a float network."""
-    return record.get('cost') or {}
+def by_seed(
+    key: str, seeds: Sequence[int], *arms: dict[int, dict]
+) -> list[tuple[float, ...]]:
+    """One number of the records of each arm, in the order of the seeds."""
+    return [tuple(runs[seed][key] for seed in seeds) for runs in arms]
 
 
 def _guidance(cost: dict) -> str:
     """Parameters and multiply-adds of the guidance, relative to F."""
-    if not cost:
-        return ''
-    parts = ('parameters', 'multiply_adds')
+    parts = ('parameters', 'multiply_adds') if cost else ()
     return ', '.join(f'+{cost[f"guidance_{p}"] / cost[p]:.1%}' for p in parts)
-
-
-if __name__ == '__main__':
-    run_one(Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:4])

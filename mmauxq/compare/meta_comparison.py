@@ -1,4 +1,4 @@
-"""Several comparisons side by side: in which setting an arm helps."""
+"""Several comparisons side by side: in which settings an arm helps."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,20 +9,20 @@ import numpy as np
 from mmauxq import text
 from mmauxq.errors import UsageError
 
-from .comparison import by_arm, collect, finals
+from .comparison import by_arm, by_seed, collect
 from .statistics import PairedDifference, paired_difference, spread
 
 
 @dataclass(frozen=True)
 class Effect:
-    """What an arm does in one setting.
+    """An arm beside the reference of its comparison.
 
     Args:
         setting: Name of the comparison's folder.
         arm: Name of the arm.
         result: Its final top-1, percent, one for each shared seed.
-        reference: That of the arm that it is compared with.
-        step: Its median step time over that of the other.
+        reference: That of the reference.
+        step: Its median step time over that of the reference.
     """
 
     setting: str
@@ -40,11 +40,7 @@ class Effect:
 def effects(
     folders: Sequence[Path], reference: str | None = None
 ) -> list[Effect]:
-    """Every arm of every comparison against the reference of its folder.
-
-    Args:
-        folders: Folders of comparisons; ``results.jsonl`` alone will do.
-        reference: Name of an arm; by default the first of each folder.
+    """Every arm of every folder against one arm, by default the first there.
 
     Raises:
         UsageError: If a folder holds no finished run, lacks the reference, or
@@ -62,20 +58,11 @@ def effects(
             shared = sorted(set(runs) & set(arms[base]))
             if name == base or not shared:
                 continue
-            top1, base_top1 = finals(shared, runs, arms[base])
-            step, base_step = (
-                np.median([arm[seed]['step_seconds'] for seed in shared])
-                for arm in (runs, arms[base])
-            )
-            result.append(
-                Effect(
-                    folder.resolve().name,
-                    name,
-                    tuple(top1),
-                    tuple(base_top1),
-                    float(step / base_step),
-                )
-            )
+            top1 = by_seed('final', shared, runs, arms[base])
+            seconds = by_seed('step_seconds', shared, runs, arms[base])
+            step, base_step = np.median(seconds, axis=1)
+            setting = folder.resolve().name
+            result.append(Effect(setting, name, *top1, step / base_step))
     if not result:
         raise UsageError(
             'no folder holds two arms that share a seed; nothing to compare'
@@ -86,8 +73,7 @@ def effects(
 def together(effects: Sequence[Effect]) -> list[Effect]:
     """Arms that are in several settings, all their pairs as one sample.
 
-    The interval is that of the mean over these pairs, whatever their setting:
-    settings with more seeds count more.
+    Settings with more seeds count more.
     """
     arms: dict[str, list[Effect]] = {}
     for effect in effects:
@@ -109,14 +95,11 @@ def table(effects: Sequence[Effect]) -> str:
     """A row of Markdown for each effect."""
     head = ['setting', 'reference, top-1', 'arm',
             'difference, 95% interval, wins', 'step']  # fmt: skip
-    rows = []
-    before = ''
-    for effect in effects:
-        setting = ['', '']
-        if effect.setting != before:
-            before = effect.setting
-            setting = [before, spread(effect.reference)]
-        rows.append(
-            [*setting, effect.arm, effect.difference, f'{effect.step:.2f}']
-        )
+    rows: list[list] = []
+    for i, effect in enumerate(effects):
+        setting = [effect.setting, spread(effect.reference)]
+        if i and effects[i - 1].setting == effect.setting:
+            setting = ['', '']
+        step = f'{effect.step:.2f}'
+        rows.append([*setting, effect.arm, effect.difference, step])
     return text.table(head, rows)

@@ -39,14 +39,9 @@ def spread(values: Sequence[float]) -> str:
 
 
 def paired_difference(
-    a: Sequence[float], b: Sequence[float], confidence: float = 0.95
+    a: Sequence[float], b: Sequence[float]
 ) -> PairedDifference:
-    """Compare two arms, run by run.
-
-    Args:
-        a: Results of one arm, one for each seed.
-        b: Results of the other, in the same order.
-        confidence: Confidence level of the interval, 0 to 1.
+    """Compare two arms by their results, one for each seed in equal order.
 
     Raises:
         UsageError: If the arms have different numbers of runs, or none.
@@ -61,7 +56,7 @@ def paired_difference(
     half_width = float('inf')
     if pairs > 1:
         # unlike stats.ttest_rel also where all differences are equal
-        quantile = stats.t.ppf((1 + confidence) / 2, pairs - 1)
+        quantile = stats.t.ppf(0.975, pairs - 1)
         half_width = float(quantile * stats.sem(differences))
     wins = int((differences > 0).sum())
     return PairedDifference(float(differences.mean()), half_width, wins, pairs)

@@ -1,7 +1,14 @@
-"""One training run of a comparison, and what is measured of it."""
+"""One training run of a comparison, and what is measured of it.
+
+Started as ``python -m mmauxq.compare.training_run FOLDER SEED [CHECKPOINT]``.
+"""
 
 import copy
+import json
+import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -10,20 +17,17 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
-from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
-from torch import nn
 
+from mmauxq import compat
 from mmauxq.algorithms import JointQAT
 from mmauxq.analysis import block_gradient_norms
 from mmauxq.engine.defaults import add_watch_hooks, use_resumable_loop
 from mmauxq.engine.hooks import EpochLengthHook, TeacherCheckHook
 from mmauxq.engine.image_shape import set_image_shape
 from mmauxq.engine.resume import set_start
-from mmauxq.errors import UsageError, one_line
-from mmauxq.registry import MODELS
+from mmauxq.files import write_atomically
 
-METRIC = 'val/accuracy/top1'
 SECONDS = 'mmauxq/seconds'
 
 
@@ -33,17 +37,16 @@ class Trial:
 
     Args:
         accuracy: Top-1 of F on the validation set after each epoch, percent.
-        seconds: Wall time of training and validation. A resumed run counts
-            the time before its checkpoint, too.
-        step_seconds: Median wall time of a training step, of this process.
-        peak_memory: Most bytes allocated on the GPU in a training step, of
+        seconds: Wall time of training and validation, with the time that a
+            resumed run took before its checkpoint.
+        step_seconds: Median wall time of a training step in this process.
+        peak_memory: Most bytes allocated on the GPU in a training step in
             this process; 0 without a GPU.
         cost: Fields of a :class:`mmauxq.algorithms.build.Cost`; empty for
             a float network.
         gradients: Result of :func:`block_gradient_norms` on the first
             training batch after the last step; empty for a float network.
-        work_dir: Where checkpoints and logs are.
-        config: The config that ran.
+        config: The config that ran; checkpoints are in its ``work_dir``.
     """
 
     accuracy: list[float]
@@ -52,18 +55,13 @@ class Trial:
     peak_memory: int
     cost: dict
     gradients: dict[str, dict[str, float]]
-    work_dir: Path
     config: Config
-
-    @property
-    def best(self) -> float:
-        """The best accuracy of all epochs."""
-        return max(self.accuracy)
 
     @property
     def last_checkpoint(self) -> Path:
         """The checkpoint of the last epoch."""
-        return Path((self.work_dir / 'last_checkpoint').read_text().strip())
+        pointer = Path(self.config.work_dir) / 'last_checkpoint'
+        return Path(pointer.read_text().strip())
 
 
 class _Progress(Hook):
@@ -90,16 +88,14 @@ class _Progress(Hook):
         self, runner, batch_idx, data_batch=None, outputs=None
     ) -> None:
         self.steps.append(time.perf_counter() - self.begin)
-        if torch.cuda.is_available():
-            self.peak_memory = max(
-                self.peak_memory, torch.cuda.max_memory_allocated()
-            )
+        memory = torch.cuda.max_memory_allocated()
+        self.peak_memory = max(self.peak_memory, memory)
         runner.message_hub.update_info(SECONDS, self.seconds)
         self.report(runner.iter + 1, runner.max_iters)
 
     @property
     def seconds(self) -> float:
-        """Wall time of training, without the time between two sessions."""
+        """Wall time of training, without that between a stop and a resume."""
         return time.perf_counter() - self.start
 
 
@@ -110,12 +106,12 @@ def run_trial(
     report: Callable[[int, int], None] = lambda done, total: None,
     resume: bool = False,
 ) -> Trial:
-    """Train ``config`` in this process.
+    """Train a complete recipe in this process.
 
     Args:
-        config: A complete recipe; not changed.
+        config: Not changed.
         work_dir: For checkpoints and logs.
-        seed: Seed of everything random.
+        seed: Of everything random.
         report: Called after each step with the steps done and their number.
         resume: Go on from the last checkpoint in ``work_dir``, if there is
             one.
@@ -123,59 +119,71 @@ def run_trial(
     config = copy.deepcopy(config)
     config.work_dir = str(work_dir)
     config.randomness = dict(seed=seed)
-    config.experiment_name = f'{Path(work_dir).name}_{time.time_ns()}'
+    config.experiment_name = f'{work_dir.name}_{time.time_ns()}'
     set_image_shape(config)
     use_resumable_loop(config)
     add_watch_hooks(config)
-    if resume and (Path(work_dir) / 'last_checkpoint').is_file():
+    if resume and (work_dir / 'last_checkpoint').is_file():
         set_start(config, 'auto')
     progress = _Progress(report)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     runner = Runner.from_cfg(config)
-    runner.register_hook(progress)
-    runner.register_hook(TeacherCheckHook())
-    runner.register_hook(EpochLengthHook())
+    for hook in (progress, TeacherCheckHook(), EpochLengthHook()):
+        runner.register_hook(hook)
     runner.train()
     seconds = progress.seconds
-    quantized = isinstance(runner.model, JointQAT)
-    history, _ = runner.message_hub.get_scalar(METRIC).data
+    accuracy, _ = runner.message_hub.get_scalar('val/accuracy/top1').data
+    cost, gradients = {}, {}
+    if isinstance(runner.model, JointQAT):
+        model = runner.model.train()
+        cost = asdict(model.cost)
+        batch = next(iter(runner.train_dataloader))
+        inputs = model.data_preprocessor(batch, True)
+        gradients = block_gradient_norms(model, **inputs)
     return Trial(
-        accuracy=[float(value) for value in history],
+        accuracy=[float(value) for value in accuracy],
         seconds=seconds,
         step_seconds=statistics.median(progress.steps or [0.0]),
         peak_memory=progress.peak_memory,
-        cost=asdict(runner.model.cost) if quantized else {},
-        gradients=_gradients(runner) if quantized else {},
-        work_dir=Path(work_dir),
+        cost=cost,
+        gradients=gradients,
         config=config,
     )
 
 
-def _gradients(runner: Runner) -> dict[str, dict[str, float]]:
-    model = runner.model.train()
-    batch = next(iter(runner.train_dataloader))
-    return block_gradient_norms(model, **model.data_preprocessor(batch, True))
+def run_one(folder: Path, seed: int, start: str | None = None) -> None:
+    """Train one run in this process and write its ``result.json``."""
+    compat.enable()
+    config = Config.fromfile(folder / 'recipe.py')
+    if start is not None and config.model.type == 'mmauxq.JointQAT':
+        config.model.float_checkpoint = start
+    progress, parent = folder / 'progress', os.getppid()
+
+    def report(done: int, total: int) -> None:
+        if os.getppid() != parent:  # killed; the next one trains this run
+            raise SystemExit('the comparison that began this run is gone')
+        if done % 10 == 0 or done == total:
+            progress.write_text(f'{done} {total}')
+
+    trial = run_trial(config, folder, seed, report, resume=True)
+    record = dict(arm=folder.parent.name, seed=seed, commit=_commit())
+    record |= dict(start=start, final=trial.accuracy[-1])
+    record |= dict(best=max(trial.accuracy), **vars(trial))
+    record['config'] = trial.config.pretty_text
+    # a name that does not depend on the number of epochs
+    last = folder / 'last.pth'
+    last.unlink(missing_ok=True)
+    last.symlink_to(trial.last_checkpoint.name)
+    write_atomically(folder / 'result.json', json.dumps(record).encode())
 
 
-def build_model(config: Config) -> nn.Module:
-    """The model of a recipe, as the runner builds it.
+def _commit() -> str | None:
+    """The commit of this package, if it is in a clone."""
+    words = ['git', '-C', str(Path(__file__).parent), 'rev-parse', 'HEAD']
+    git = subprocess.run(words, capture_output=True, text=True)
+    return git.stdout.strip() or None
 
-    Args:
-        config: A complete recipe; not changed.
 
-    Raises:
-        UsageError: If it cannot be built.
-    """
-    init_default_scope(config.get('default_scope', 'mmpretrain'))
-    config = copy.deepcopy(config)
-    set_image_shape(config)
-    model = config.model
-    if config.get('data_preprocessor') is not None:
-        model.setdefault('data_preprocessor', config.data_preprocessor)
-    try:
-        return MODELS.build(model)
-    except UsageError:
-        raise
-    except (KeyError, TypeError, ValueError, AssertionError) as error:
-        raise UsageError(one_line(error, 300)) from error
+if __name__ == '__main__':
+    run_one(Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:4])

@@ -1,5 +1,7 @@
 """What the options of the commands make of a config."""
 
+import argparse
+
 import pytest
 import torch
 from mmengine.config import Config
@@ -48,9 +50,51 @@ def test_a_recorded_step_has_a_fused_optimizer(
 ):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: gpu)
     cfg = Config(dict(model={}, optim_wrapper=dict(optimizer=optimizer)))
-    command._set_cuda_graph(cfg)
-    assert cfg.model.speed.cuda_graph is True
+    command._fuse_optimizer(cfg)
     assert cfg.optim_wrapper.optimizer.get('fused') is fused
+
+
+@pytest.mark.parametrize(
+    'options, speed, expected, fused',
+    [
+        ([], None, None, True),
+        ([], 'auto', 'auto', True),
+        ([], 'eager', 'eager', False),
+        ([], dict(memory='codes'), dict(memory='codes'), False),
+        (['--eager'], dict(memory='codes'), 'eager', False),
+        (
+            ['--cuda-graph'],
+            dict(memory='codes'),
+            dict(memory='codes', cuda_graph=True),
+            True,
+        ),
+        (['--cuda-graph'], 'eager', dict(cuda_graph=True), True),
+        (['--compile'], None, dict(compile=dict(mode='default')), False),
+    ],
+)
+def test_the_form_of_the_step(monkeypatch, options, speed, expected, fused):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    cfg = Config(
+        dict(
+            model=dict(speed=speed),
+            optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
+        )
+    )
+    args = parser.parse_args(['config.py', *options])
+    command._set_speed(cfg, args, joint=True)
+    assert cfg.model.speed == expected
+    assert cfg.optim_wrapper.optimizer.get('fused', False) is fused
+
+
+def test_one_form_of_the_step_at_a_time(capsys):
+    with pytest.raises(SystemExit) as error:
+        train(['config.py', '--eager', '--cuda-graph'])
+    assert error.value.code == 2
+    assert capsys.readouterr().err.endswith(
+        'argument --cuda-graph: not allowed with argument --eager\n'
+    )
 
 
 def test_the_optimizer_to_be_fused_must_exist(monkeypatch):
@@ -59,10 +103,10 @@ def test_the_optimizer_to_be_fused_must_exist(monkeypatch):
         dict(model={}, optim_wrapper=dict(optimizer=dict(type='SDG')))
     )
     with pytest.raises(UsageError, match="optimizer 'SDG' is not registered"):
-        command._set_cuda_graph(cfg)
+        command._fuse_optimizer(cfg)
 
 
-@pytest.mark.parametrize('option', ['--compile', '--cuda-graph'])
+@pytest.mark.parametrize('option', ['--compile', '--cuda-graph', '--eager'])
 def test_forms_of_the_step_are_for_quantized_recipes(option, capsys, tmp_path):
     words = ['configs/float_r20_digits.py', '--work-dir', str(tmp_path)]
     assert train([*words, option]) == 2

@@ -33,6 +33,7 @@ def records():
             step_seconds=0.01 * (1 + (arm == 'aux')),
             peak_memory=2**20 * (1 + seed),
             cost=dict(
+                shape=(1, 8, 8),
                 parameters=1000,
                 multiply_adds=2000,
                 guidance_parameters=80 * (arm == 'aux'),
@@ -122,7 +123,9 @@ def test_only_shared_seeds_are_compared():
 def test_nothing_to_show(tmp_path):
     with pytest.raises(UsageError, match='no finished run'):
         comparison.collect(tmp_path)
-    with pytest.raises(UsageError, match='expected one of plain, aux, got kd'):
+    with pytest.raises(
+        UsageError, match="expected one of plain, aux, got 'kd'"
+    ):
         comparison.table(records(), 'kd')
 
 
@@ -162,7 +165,7 @@ def test_the_gradients_that_are_drawn():
     norms = _mean_norms(runs['plain'])
     assert norms == pytest.approx({'a': 6 ** (1 / 3), 'b': 2.0})
     assert _mean_norms(runs['aux']) == pytest.approx({'a': 4.0, 'b': 9.0})
-    assert _mean_norms([dict(final=1.0)]) == {}
+    assert _mean_norms([dict(gradients={})]) == {}
 
 
 def test_a_run_that_fails_stops_the_comparison(tmp_path, monkeypatch):
@@ -211,6 +214,6 @@ def test_a_run_ends_with_the_comparison_that_began_it(tmp_path, monkeypatch):
     monkeypatch.setattr(trial, 'run_trial', run_trial)
     monkeypatch.setattr(os, 'getppid', lambda: 77)
     with pytest.raises(SystemExit, match='comparison that began this run is'):
-        comparison.run_one(tmp_path, 0)
+        trial.run_one(tmp_path, 0)
     assert seen == [0, 1]
     assert not (tmp_path / 'result.json').exists()

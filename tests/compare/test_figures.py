@@ -44,7 +44,6 @@ def test_values_before_and_after_a_quantizer():
         axes,
         torch.tensor([0.1, 0.3, 0.4, 0.45]),
         torch.tensor([-0.0, 0.5, 0.5, 0.5]),
-        'k',
     )
     before, after = axes.containers
     assert sum(bar.get_height() for bar in before) == pytest.approx(100)

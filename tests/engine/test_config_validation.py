@@ -8,7 +8,7 @@ from mmengine.config import Config
 import mmauxq  # noqa: F401
 from mmauxq.algorithms import JointQAT
 from mmauxq.backbones import CIFARResNet
-from mmauxq.compare.training_run import build_model
+from mmauxq.compare.arms import build_model
 from mmauxq.datasets import Digits
 from mmauxq.engine.config_validation import (
     RUN_SETTINGS,

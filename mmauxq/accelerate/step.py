@@ -209,16 +209,16 @@ class AcceleratedStep:
         return f'{head} in a {type(architecture).__name__}'
 
     def _plan_fusions(self, inputs: Tensor) -> bool:
-        """Whether batch norms can be fused, which is found out once, in passes
-        of two images that leave no trace."""
+        """Whether there are batch norms to fuse. This is found out once, in
+        passes of two images that leave no trace."""
         if self.fused_norms is None:
             return False
         if self.fused_norms.fusions is not None:
-            return True
+            return bool(self.fused_norms.fusions)
         restore = snapshot(self.model)
         try:
             self._find_fusions(inputs[:2])
-            if self.speed.auto:
+            if self.speed.auto and self.fused_norms.fusions:
                 with self._entered(), self.fused_norms:
                     self.model.compute(inputs[:2])
         except Exception as error:
@@ -231,6 +231,8 @@ class AcceleratedStep:
                 logger='current',
             )
         restore()
+        if self.fused_norms is not None and self.fused_norms.fusions is None:
+            self.fused_norms = None  # there is no batch norm
         return self.fused_norms is not None
 
     def _find_fusions(self, few: Tensor) -> None:

@@ -243,3 +243,46 @@ def test_batch_norms_that_cannot_be_fused_run_by_themselves(monkeypatch):
     assert [m for m in messages if 'by themselves' in m] == [
         f'{said}ValueError: no such graph'
     ]
+
+
+@pytest.mark.gpu
+@no_gpu
+def test_a_network_without_batch_norms_is_recorded():
+    """What has no batch norm to fuse is found out once, not while a step is
+    recorded."""
+    model = joint_qat(
+        architecture=dict(
+            type='ImageClassifier',
+            backbone=dict(
+                type='VisionTransformer', img_size=32, patch_size=8,
+                arch=dict(embed_dims=16, num_layers=2, num_heads=2,
+                          feedforward_channels=32),
+            ),
+            head=dict(
+                type='VisionTransformerClsHead', num_classes=10, in_channels=16
+            ),
+        ),
+        guidance=None, input_shape=(3, 32, 32), speed='auto',
+    ).cuda()  # fmt: skip
+    images = torch.randn(4, 3, 32, 32, device='cuda')
+    samples = [sample.to('cuda') for sample in batch(4)[1]]
+    with captured() as messages:
+        for _ in range(4):
+            sum(model.loss(images, samples).values()).backward()
+    assert not any(SLOWER in m for m in messages)
+    assert model.step.recorded.recording.replays == 3
+
+
+def test_batch_norms_are_looked_for_once(monkeypatch):
+    monkeypatch.setattr(
+        'mmauxq.accelerate.step.has_kernels', lambda inputs: True
+    )
+    model = joint_qat(speed={})
+    model.step = auto(model)
+    passes = []
+    monkeypatch.setattr(
+        model.step, '_find_fusions', lambda few: passes.append(len(few))
+    )
+    for i in range(3):
+        model.loss(*batch(seed=i))
+    assert passes == [2]

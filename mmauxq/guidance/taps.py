@@ -149,7 +149,8 @@ class TapRecorder:
         self, module: nn.Module, args: tuple, kwargs: dict
     ) -> None:
         if not self._ran:
-            self._keep(STEM, args or tuple(kwargs.values()))
+            inputs = args or tuple(kwargs.values())
+            self._keep(STEM, inputs[0] if len(inputs) == 1 else inputs)
 
     def _keep(self, name: str, value: object) -> None:
         if self._needs_grad and not torch.is_grad_enabled():

@@ -84,7 +84,9 @@ def while_another_is_reported() -> None:
 
 @pytest.mark.parametrize('when', [in_a_step, while_another_is_reported])
 def test_a_loader_process_that_nobody_waits_for_dies(tmp_path, when):
-    more = 'train_dataloader.update(batch_size=8, num_workers=2)\n'
+    # else the processes end with the iteration that fails
+    workers = 'num_workers=2, persistent_workers=True'
+    more = f'train_dataloader.update(batch_size=8, {workers})\n'
     config, log = write_config(tmp_path, 'qat', more), tmp_path / 'log'
     words = [config, '--work-dir', tmp_path / 'run']
     assert killing.run_train(words, log, when) == 1

@@ -234,7 +234,10 @@ def _save(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, grad):
-    return LearnedStepFunction.backward(ctx, grad)[:6]
+    grads = LearnedStepFunction.backward(ctx, grad)[:6]
+    # the compiler refuses a gradient of what needs none
+    pairs = zip(grads, ctx.needs_input_grad, strict=True)
+    return tuple(each if needed else None for each, needed in pairs)
 
 
 quantize.register_autograd(_backward, setup_context=_save)

@@ -16,6 +16,7 @@ from mmauxq.restoring import host_state, snapshot
 from .recording import Recording
 from .watched import Watched
 
+NEVER = sys.maxsize
 WORTH_RECORDING = 100
 """Replays after which a recording has saved more time than it took."""
 
@@ -48,6 +49,8 @@ class GraphedStep:
     Args:
         step: From images, (N, C, H, W), to any nesting of tensors.
         model: Whose parameters are trained by it.
+        plain: The form of the step that runs where nothing is recorded for
+            good, and where hooks are called; by default ``step``.
         optional: Whether a step that cannot be recorded stays eager, with one
             line in the log, instead of ending the run.
 
@@ -61,9 +64,11 @@ class GraphedStep:
         self,
         step: Callable[[Tensor], Any],
         model: nn.Module,
+        plain: Callable[[Tensor], Any] | None = None,
         optional: bool = False,
     ) -> None:
-        self.step, self.model, self.optional = step, model, optional
+        self.step, self.plain = step, plain or step
+        self.model, self.optional = model, optional
         self.recording: Recording | None = None
         self._watched: Watched | None = None
         self._last: tuple | None = None
@@ -73,18 +78,20 @@ class GraphedStep:
     def __call__(self, inputs: Tensor) -> Any:
         """``step(inputs)``. The result is valid until the next call."""
         if not (inputs.is_cuda and torch.is_grad_enabled()):
-            return self.step(inputs)
+            return self.plain(inputs)
         if self._watched is None or self._watched.is_outdated():
             self._watched = Watched(self.model)
         hooked = self._watched.hooked()
         if hooked is not None:
             self._log(f'{hooked} has a hook, which a recording would not call')
-            return self.beside(partial(self.step, inputs))
+            return self.beside(partial(self.plain, inputs))
         kind = _kind(inputs, self._watched)
         self._repeats = self._repeats + 1 if kind == self._last else 0
         self._last = kind
         if self.recording is not None and kind == self.recording.kind:
             return self.recording.replay(inputs)
+        if self._patience == NEVER:
+            return self.plain(inputs)
         if self._repeats < self._patience:
             return self.beside(partial(self.step, inputs))
         self._forget()
@@ -94,10 +101,10 @@ class GraphedStep:
             if not self.optional:
                 raise
             self._log(str(error))
-            self._patience = sys.maxsize
+            self._patience = NEVER
         if self.recording is None:  # the error is gone, and what it held
             torch.cuda.empty_cache()
-            return self.step(inputs)
+            return self.plain(inputs)
         return self.recording.replay(inputs)
 
     def beside(self, run: Callable[[], Any]) -> Any:

@@ -1,19 +1,21 @@
 """A training step in the form that ``model.speed`` asks for."""
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from mmengine.dist import get_world_size
 from mmengine.logging import print_log
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
 from mmauxq.errors import UsageError, one_line
 from mmauxq.restoring import snapshot
 
+from .compiled import CompiledStep
 from .cuda_graph import GraphedStep, log_eager
 from .fused_norm import FusedBatchNorms, materialize
 from .grouped_weights import GroupedWeights
@@ -65,11 +67,14 @@ class AcceleratedStep:
         self.fused_norms: FusedBatchNorms | None = FusedBatchNorms()
         self.recorded: GraphedStep | None = None
         self.compiled: Callable | None = None
+        self.tried: CompiledStep | None = None
         self._is_first = True
         if self.speed.compile:
-            self._compile()
+            self._compile(self.speed.compile)
         if self.speed.cuda_graph:
             self._record()
+        if self.recorded is not None and self.speed.auto:
+            self._prefer_compiler()
 
     def __getstate__(self) -> dict:
         # recordings and compiled code belong to this process and this model
@@ -99,22 +104,23 @@ class AcceleratedStep:
         if compute != self.model.compute:
             with self._entered():
                 return compute(inputs)
+        if self.tried is not None:
+            return self.tried(inputs)
         is_first, self._is_first = self._is_first, False
         if self.compiled is not None and not is_first:
-            with self._entered(compiled=True):
-                return self.compiled(inputs)
-        return (self.recorded or self._launched)(inputs)
+            return self._run_compiled(inputs)
+        return (self.recorded or self._plain)(inputs)
 
     @contextmanager
     def eager(self) -> Iterator[None]:
         """While active, no step is compiled or recorded, so that hooks on the
         modules of F are called."""
-        forms = self.compiled, self.recorded
-        self.compiled = self.recorded = None
+        forms = self.compiled, self.recorded, self.tried
+        self.compiled = self.recorded = self.tried = None
         try:
             yield
         finally:
-            self.compiled, self.recorded = forms
+            self.compiled, self.recorded, self.tried = forms
 
     @contextmanager
     def contiguous(self) -> Iterator[None]:
@@ -137,18 +143,24 @@ class AcceleratedStep:
         a recording that leaves it too little memory is dropped."""
         return run() if self.recorded is None else self.recorded.beside(run)
 
-    def _launched(self, inputs: Tensor) -> tuple[Any, list]:
-        """Kernel by kernel, with fused batch norms where they pay."""
-        wanted = self.recorded is not None or is_forced()
-        fused = (
-            wanted
-            and has_kernels(inputs)
+    def _plain(self, inputs: Tensor) -> tuple[Any, list]:
+        """Kernel by kernel."""
+        if is_forced():
+            return self._fused(inputs)
+        with self._entered():
+            return self.model.compute(inputs)
+
+    def _fused(self, inputs: Tensor) -> tuple[Any, list]:
+        """Kernel by kernel, with fused batch norms: more work for the host,
+        less for the GPU."""
+        norms: Any = nullcontext()
+        if (
+            has_kernels(inputs)
             and torch.is_grad_enabled()
             and self._plan_fusions(inputs)
-        )
-        with self._entered(), ExitStack() as stack:
-            if fused and self.fused_norms is not None:
-                stack.enter_context(self.fused_norms)
+        ):
+            norms = self.fused_norms
+        with self._entered(), norms:
             return self.model.compute(inputs)
 
     @contextmanager
@@ -166,9 +178,8 @@ class AcceleratedStep:
                 stack.enter_context(Recompute(self.speed.memory))
             yield
 
-    def _compile(self) -> None:
+    def _compile(self, options: Mapping | bool) -> None:
         self._check_plain('compile', None)
-        options = self.speed.compile
         options = {} if options is True else dict(options)  # type: ignore[arg-type]
         options.pop('_scope_', None)
         try:
@@ -178,6 +189,19 @@ class AcceleratedStep:
                 f'model.speed.compile: expected arguments of torch.compile, '
                 f'got {options}: {error}'
             ) from error
+
+    def _prefer_compiler(self) -> None:
+        """Compile what has no batch norms: the compiler fuses layer norms and
+        activations with quantizers, which recorded steps do not."""
+        if not any(isinstance(m, _BatchNorm) for m in self.model.modules()):
+            self._compile(dict(dynamic=False))
+            self.tried = CompiledStep(
+                self._run_compiled, self.recorded, self.model
+            )
+
+    def _run_compiled(self, inputs: Tensor) -> Any:
+        with self._entered(compiled=True):
+            return self.compiled(inputs)  # type: ignore[misc]
 
     def _record(self) -> None:
         if self.speed.auto and self.model.has_own_loss:
@@ -192,7 +216,7 @@ class AcceleratedStep:
                 level=logging.WARNING,
             )
         self.recorded = GraphedStep(
-            self._launched, self.model, optional=self.speed.auto
+            self._fused, self.model, self._plain, self.speed.auto
         )
 
     def _check_plain(self, option: str, without: object) -> None:

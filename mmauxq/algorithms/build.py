@@ -1,6 +1,7 @@
 """From the config of JointQAT to bits, layers, guidance and log lines."""
 
 import logging
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -142,11 +143,14 @@ def accelerated_step(model: 'JointQAT', speed: Any) -> Any:
         raise UsageError(
             f"model.speed: expected 'auto', 'eager' or a dict, got {speed!r}"
         )
-    if speed == 'eager' or (speed in SPEEDS and not torch.cuda.is_available()):
+    plain = speed == 'eager' or (
+        speed in SPEEDS and not torch.cuda.is_available()
+    )
+    if plain and 'MMAUXQ_OPS' not in os.environ:
         return None
     from mmauxq.accelerate import accelerate
 
-    return accelerate(model, speed)
+    return None if speed == 'eager' else accelerate(model, speed)
 
 
 # --- guidance ----------------------------------------------------------------

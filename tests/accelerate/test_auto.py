@@ -67,7 +67,7 @@ def recording(monkeypatch):
 
 
 def graphed(step=lambda x: x * 2, model=None, optional=True):
-    return GraphedStep(step, model or nn.Linear(4, 4), optional)
+    return GraphedStep(step, model or nn.Linear(4, 4), optional=optional)
 
 
 def test_a_size_that_stays_is_recorded(recording):
@@ -229,6 +229,7 @@ def test_batch_norms_that_cannot_be_fused_run_by_themselves(monkeypatch):
         lambda *args: (_ for _ in ()).throw(ValueError('no such graph')),
     )
     model.step = auto(model)
+    model.step.recorded.plain = model.step._fused  # there is no GPU
     with captured() as messages:
         for i in range(2):
             found = model.loss(*batch(seed=i))
@@ -279,6 +280,7 @@ def test_batch_norms_are_looked_for_once(monkeypatch):
     )
     model = joint_qat(speed={})
     model.step = auto(model)
+    model.step.recorded.plain = model.step._fused  # there is no GPU
     passes = []
     monkeypatch.setattr(
         model.step, '_find_fusions', lambda few: passes.append(len(few))
@@ -286,3 +288,22 @@ def test_batch_norms_are_looked_for_once(monkeypatch):
     for i in range(3):
         model.loss(*batch(seed=i))
     assert passes == [2]
+
+
+def test_a_failed_attempt_is_the_plain_step_from_then_on(
+    recording, monkeypatch
+):
+    """Not the fused one, which makes the host slower."""
+    monkeypatch.setattr(cuda_graph, 'Recording', failing(TypeError('no')))
+    model, calls = nn.BatchNorm1d(4), []
+
+    def fused(x):
+        calls.append('fused')
+
+    def plain(x):
+        calls.append('plain')
+
+    step = GraphedStep(fused, model, plain, optional=True)
+    for size in (2, 2, 2, 3, 3):
+        step(on_gpu(size, 4))
+    assert calls == ['fused', 'plain', 'plain', 'plain', 'plain']

@@ -35,7 +35,7 @@ def train(cuda_graph, sizes=(8,) * 6, dtype=None, every=1, **settings):
     """Losses of some steps, and what they make of the model."""
     model = joint_qat(cuda_graph=cuda_graph, **settings).to(DEVICE)
     if not cuda_graph:  # the same kernels, launched one by one
-        model.step.recorded = model.step._launched
+        model.step.recorded = model.step._fused
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
     history = []
     for i, size in enumerate(sizes):
@@ -290,7 +290,7 @@ def test_numbers_that_a_hook_schedules_count(deterministic):
         model = joint_qat(guidance=dict(KD, **FEATURES), cuda_graph=recorded)
         model.to(DEVICE)
         if not recorded:
-            model.step.recorded = model.step._launched
+            model.step.recorded = model.step._fused
         history = []
         for i in range(9):
             if i == 4:

@@ -201,3 +201,15 @@ def test_a_whole_model_is_copied_or_stored(speed, make):
     assert getattr(other.step, 'compiled', None) is None or (
         other.step.compiled is not model.step.compiled
     )
+
+
+@pytest.mark.parametrize('speed', [None, 'eager', {}])
+def test_the_form_of_the_kernels_must_exist(run_python, speed):
+    """Also where no kernel would run."""
+    code = f'from tests.networks import *; joint_qat(speed={speed!r})'
+    done = run_python('-c', code, env=dict(MMAUXQ_OPS='garbage'))
+    assert done.returncode != 0
+    assert done.stderr.rstrip().endswith(
+        'UsageError: MMAUXQ_OPS: expected one of auto, reference, kernel, got '
+        "'garbage'"
+    )

@@ -177,9 +177,9 @@ def recorded(config: str) -> tuple[dict, dict, JointQAT]:
         model = model.cuda().to(memory_format=torch.channels_last)
         model.step.channels_last = True
         model.step.recorded = (
-            GraphedStep(model.step._launched, model)
+            GraphedStep(model.step._fused, model)
             if wanted
-            else model.step._launched
+            else model.step._fused
         )
         with torch.backends.cudnn.flags(benchmark=False, deterministic=True):
             results.append(train(model, shape, 5))

@@ -1,0 +1,60 @@
+"""A training step that is compiled where that works."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from mmengine.logging import print_log
+from torch import Tensor, nn
+
+from mmauxq.errors import one_line
+from mmauxq.restoring import snapshot
+
+
+class CompiledStep:
+    """Calls a compiled step for sizes of images that come again.
+
+    Other sizes, such as that of the last batch of an epoch, are not worth a
+    compilation. If the compiler fails, the other form runs from then on, with
+    one line in the log.
+
+    Args:
+        compiled: From images, (N, C, H, W), to any nesting of tensors.
+        other: The same in another form.
+        model: Whose buffers a failed attempt may have changed.
+    """
+
+    def __init__(
+        self,
+        compiled: Callable[[Tensor], Any],
+        other: Callable[[Tensor], Any],
+        model: nn.Module,
+    ) -> None:
+        self.compiled, self.other, self.model = compiled, other, model
+        self.sizes: set[torch.Size] = set()
+        self.failed = False
+        self._last: torch.Size | None = None
+
+    def __call__(self, inputs: Tensor) -> Any:
+        """The step of ``inputs``."""
+        size, before = inputs.shape, self._last
+        self._last = size
+        if size in self.sizes:
+            return self.compiled(inputs)
+        if self.failed or size != before or not torch.is_grad_enabled():
+            return self.other(inputs)
+        restore = snapshot(self.model)
+        try:
+            result = self.compiled(inputs)
+        except Exception as error:
+            self.failed = True
+            print_log(
+                'JointQAT: the step is not compiled, which may be slower: '
+                f'{one_line(error)}',
+                logger='current',
+            )
+        else:
+            self.sizes.add(size)
+            return result
+        restore()
+        return self.other(inputs)

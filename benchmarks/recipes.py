@@ -30,18 +30,20 @@ RECIPES = {'float': ('qat', {}), **GUIDANCE}
 PEER = 'mmpretrain'
 """WHAT of ``runner``: MMPretrain's own config, run by MMEngine alone."""
 
+LAUNCHED = dict(cuda_graph=False)
 FORMS: dict[str, dict] = {
-    'eager': {},
-    'reference': {},
-    'graph': {},
-    'codes': dict(memory='codes'),
-    'recompute': dict(memory='recompute'),
+    'auto': {},
+    'eager': LAUNCHED,
+    'reference': LAUNCHED,
+    'graph': LAUNCHED,
+    'codes': dict(LAUNCHED, memory='codes'),
+    'recompute': dict(LAUNCHED, memory='recompute'),
     'graphed': dict(cuda_graph=True),
     'graphed-codes': dict(cuda_graph=True, memory='codes'),
     'graphed-recompute': dict(cuda_graph=True, memory='recompute'),
-    'chained': {},
-    'chained-codes': dict(memory='codes'),
-    'chained-recompute': dict(memory='recompute'),
+    'chained': LAUNCHED,
+    'chained-codes': dict(LAUNCHED, memory='codes'),
+    'chained-recompute': dict(LAUNCHED, memory='recompute'),
     'compiled': dict(compile=True),
     'compiled-reference': dict(compile=True),
     'compiled-kernel': dict(compile=True),

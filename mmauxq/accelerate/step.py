@@ -73,8 +73,8 @@ class AcceleratedStep:
             self._compile(self.speed.compile)
         if self.speed.cuda_graph:
             self._record()
-        if self.recorded is not None and self.speed.auto:
-            self._prefer_compiler()
+        if self.speed.auto and torch.cuda.is_available():
+            self._choose()
 
     def __getstate__(self) -> dict:
         # recordings and compiled code belong to this process and this model
@@ -190,9 +190,13 @@ class AcceleratedStep:
                 f'got {options}: {error}'
             ) from error
 
-    def _prefer_compiler(self) -> None:
-        """Compile what has no batch norms: the compiler fuses layer norms and
-        activations with quantizers, which recorded steps do not."""
+    def _choose(self) -> None:
+        """Record the step. Compile what has no batch norms: the compiler fuses
+        layer norms and activations with quantizers, which kernels do not."""
+        if self.model.has_own_loss:
+            log_eager(f'the loss of a {self._names()} needs more than logits')
+            return
+        self._record()
         if not any(isinstance(m, _BatchNorm) for m in self.model.modules()):
             self._compile(dict(dynamic=False))
             self.tried = CompiledStep(
@@ -204,9 +208,6 @@ class AcceleratedStep:
             return self.compiled(inputs)  # type: ignore[misc]
 
     def _record(self) -> None:
-        if self.speed.auto and self.model.has_own_loss:
-            log_eager(f'the loss of a {self._names()} needs more than logits')
-            return
         self._check_plain('cuda_graph', False)
         if not torch.cuda.is_available():
             print_log(

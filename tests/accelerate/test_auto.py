@@ -197,14 +197,19 @@ def test_what_needs_the_memory_of_a_recording_gets_it(recording):
         step.beside(lambda: (_ for _ in ()).throw(torch.OutOfMemoryError()))
 
 
-def auto(model):
-    """The step that a GPU gives ``model`` if nothing is said."""
-    speed = Speed(cuda_graph=True, channels_last=False)
-    speed.auto = True
-    return AcceleratedStep(model, speed)
+@pytest.fixture
+def auto(monkeypatch):
+    """Gives a model the step that it has on a GPU if nothing is said."""
+
+    def give(model):
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.cuda, 'is_available', lambda: True)
+            return AcceleratedStep(model, Speed(channels_last=False))
+
+    return give
 
 
-def test_a_loss_of_its_own_is_eager(monkeypatch):
+def test_a_loss_of_its_own_is_eager(auto):
     head = dict(type='ArcFaceClsHead', num_classes=10, in_channels=16)
     model = joint_qat(
         speed={}, architecture=dict(classifier(), head=head), guidance=None
@@ -218,7 +223,7 @@ def test_a_loss_of_its_own_is_eager(monkeypatch):
     ]
 
 
-def test_batch_norms_that_cannot_be_fused_run_by_themselves(monkeypatch):
+def test_batch_norms_that_cannot_be_fused_run_by_themselves(auto, monkeypatch):
     model, plain = joint_qat(speed={}), joint_qat(speed={})
     monkeypatch.setattr(
         'mmauxq.accelerate.step.has_kernels', lambda inputs: True
@@ -274,7 +279,7 @@ def test_a_network_without_batch_norms_is_recorded():
     assert model.step.recorded.recording.replays == 3
 
 
-def test_batch_norms_are_looked_for_once(monkeypatch):
+def test_batch_norms_are_looked_for_once(auto, monkeypatch):
     monkeypatch.setattr(
         'mmauxq.accelerate.step.has_kernels', lambda inputs: True
     )

@@ -61,6 +61,7 @@ def test_a_compiler_that_fails_is_asked_once():
     ]
 
 
+LAUNCHED = dict(cuda_graph=False, channels_last=False)
 VIT = dict(
     type='ImageClassifier',
     backbone=dict(
@@ -79,12 +80,12 @@ def test_a_transformer_is_compiled_and_a_network_with_batch_norms_recorded(
     monkeypatch.setattr(
         torch, 'compile', lambda f, **options: asked.append(options) or f
     )
-    speed = Speed(cuda_graph=True, channels_last=False)
-    speed.auto = True
-    step = AcceleratedStep(joint_qat(speed={}), speed)
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    speed = Speed(channels_last=False)
+    step = AcceleratedStep(joint_qat(speed=LAUNCHED), speed)
     assert (step.tried, asked) == (None, [])
-    model = joint_qat(speed={}, architecture=VIT, guidance=None)
-    plain = joint_qat(speed={}, architecture=VIT, guidance=None)
+    model = joint_qat(speed=LAUNCHED, architecture=VIT, guidance=None)
+    plain = joint_qat(speed=LAUNCHED, architecture=VIT, guidance=None)
     model.step = AcceleratedStep(model, speed)
     assert asked == [dict(dynamic=False)]
     for i in range(3):

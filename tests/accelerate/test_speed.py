@@ -20,21 +20,36 @@ def refused(speed, **settings):
     return str(error.value)
 
 
-def test_the_defaults():
-    speed = Speed.from_config({})
+@pytest.mark.parametrize('config', [None, 'auto', {}])
+def test_the_defaults(config):
+    speed = Speed.from_config(config)
     assert speed == Speed(
-        compile=None, cuda_graph=False, memory=None, channels_last=None
+        compile=None, cuda_graph=None, memory=None, channels_last=None
     )
-    assert not speed.auto
+    assert speed.auto
+
+
+@pytest.mark.parametrize(
+    'options, auto',
+    [
+        (dict(memory='codes'), True),
+        (dict(compile=False), True),
+        (dict(compile=True), False),
+        (dict(cuda_graph=False), False),
+        (dict(cuda_graph=True), False),
+    ],
+)
+def test_whether_the_form_was_chosen(options, auto):
+    assert Speed(**options).auto is auto
 
 
 @pytest.mark.parametrize('gpu', [False, True])
-@pytest.mark.parametrize('config', [None, 'auto'])
-def test_a_gpu_records_without_being_asked(config, gpu, monkeypatch):
+def test_a_gpu_records_without_being_asked(gpu, monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: gpu)
-    speed = Speed.from_config(config)
-    assert speed.auto and speed.cuda_graph is gpu
-    assert (speed.compile, speed.memory) == (None, None)
+    step = joint_qat(speed=dict(memory='codes', channels_last=False)).step
+    assert (step.recorded is not None) is gpu
+    step = joint_qat(speed=dict(cuda_graph=False, channels_last=False)).step
+    assert step.recorded is None
 
 
 def test_a_dict_sets_options():
@@ -71,15 +86,12 @@ def test_the_scope_of_a_config_is_no_option():
         ),
         (
             dict(cuda_graph='yes'),
-            "model.speed.cuda_graph: expected True or False, got 'yes'",
-        ),
-        (
-            dict(cuda_graph=None),
-            'model.speed.cuda_graph: expected True or False, got None',
+            "model.speed.cuda_graph: expected True, False or None, got 'yes'",
         ),
         (
             dict(channels_last='yes'),
-            "model.speed.channels_last: expected True or False, got 'yes'",
+            'model.speed.channels_last: expected True, False or None, got '
+            "'yes'",
         ),
         (
             dict(memory='less'),

@@ -60,7 +60,9 @@ def test_a_recorded_step_has_a_fused_optimizer(
         ([], None, None, True),
         ([], 'auto', 'auto', True),
         ([], 'eager', 'eager', False),
-        ([], dict(memory='codes'), dict(memory='codes'), False),
+        ([], dict(memory='codes'), dict(memory='codes'), True),
+        ([], dict(cuda_graph=False), dict(cuda_graph=False), False),
+        ([], dict(compile=True), dict(compile=True), False),
         (['--eager'], dict(memory='codes'), 'eager', False),
         (
             ['--cuda-graph'],

@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from mmengine.logging import print_log
@@ -30,9 +30,6 @@ from mmauxq.quantizers.base import ROLES, check_bits
 from mmauxq.registry import MODELS
 
 from .arguments import check_taps
-
-if TYPE_CHECKING:
-    from .joint_qat import JointQAT
 
 LOW_BITS = 4
 SPEEDS = (None, 'auto', 'eager')
@@ -123,7 +120,7 @@ def _log(text: str, level: int = logging.INFO) -> None:
     print_log(f'JointQAT: {text}', logger='current', level=level)
 
 
-def accelerated_step(model: 'JointQAT', speed: Any) -> Any:
+def accelerated_step(model: Any, speed: Any) -> Any:
     """A faster form of the training step of ``model``.
 
     Args:
@@ -157,7 +154,7 @@ def accelerated_step(model: 'JointQAT', speed: Any) -> Any:
 
 
 def build_guidance(
-    model: 'JointQAT', config: dict | Sequence[dict], found: NetworkProfile
+    model: Any, config: dict | Sequence[dict], found: NetworkProfile
 ) -> nn.Module:
     """The guidance of ``model``, one module or a list of them.
 
@@ -194,7 +191,7 @@ def build_guidance(
 
 
 def _build_guidance(
-    model: 'JointQAT', cfg: dict, found: NetworkProfile, run: TrainingPass
+    model: Any, cfg: dict, found: NetworkProfile, run: TrainingPass
 ) -> Guidance:
     cfg, network = dict(cfg), model.architecture
     kind = cfg.get('type')

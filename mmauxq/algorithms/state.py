@@ -2,19 +2,16 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from mmauxq.guidance.teacher import Teacher
 from mmauxq.network.checkpoint import check_architecture
 
-if TYPE_CHECKING:
-    from .joint_qat import JointQAT
-
 
 def keep_all(
-    model: 'JointQAT', state: dict[str, Tensor], prefix: str, metadata: Any
+    model: Any, state: dict[str, Tensor], prefix: str, metadata: Any
 ) -> None:
     """State-dict hook: put back what a module of the architecture left out.
 
@@ -30,7 +27,7 @@ def keep_all(
 
 
 @contextmanager
-def initialising(model: 'JointQAT') -> Iterator[None]:
+def initialising(model: Any) -> Iterator[None]:
     """While active, the weights of ``model`` may be initialised, except those
     of frozen teachers, which are hidden."""
     before = [(g._modules, dict(g._modules)) for g in model.guidances]
@@ -47,9 +44,7 @@ def initialising(model: 'JointQAT') -> Iterator[None]:
             modules.update(all_modules)
 
 
-def adapt_state(
-    model: 'JointQAT', state: dict[str, Tensor], prefix: str
-) -> None:
+def adapt_state(model: Any, state: dict[str, Tensor], prefix: str) -> None:
     """Make a training, slim or float checkpoint one of ``model``.
 
     Args:

@@ -130,10 +130,11 @@ class Placement:
             return False
         if not self.gpus:
             return True
-        reports = [mate.memory for mate in mates]
+        memory = {one: one.memory for one in self.runs}
+        reports = [memory[mate] for mate in mates]
         if None in reports:  # what it will take is not known yet
             return False
         free = min(report[0] for report in reports if report)
-        taken = [(one.arm, one.memory[1]) for one in self.runs if one.memory]
-        same = [held for arm, held in taken if arm == run.arm]
-        return free >= CONTEXT + max(same or [held for _, held in taken])
+        held = {one: found[1] for one, found in memory.items() if found}
+        same = [held[one] for one in held if one.arm == run.arm]
+        return free >= CONTEXT + max(same or held.values())

@@ -9,7 +9,11 @@ import time
 
 import pytest
 import torch
+from rich.progress import Progress
 
+from mmauxq.cli import compare
+from mmauxq.compare import comparison
+from mmauxq.compare.placement import Run
 from tests.commands import compare_command
 from tests.conftest import ROOT, process_environment
 
@@ -78,6 +82,22 @@ def test_killed_and_continued(tmp_path, monkeypatch, capsys):
     assert both.count('| aux |') == 2
     assert '| aux, 2 settings |' in both
     assert (out / 'map.png').is_file()
+
+
+def test_the_bars_say_where_each_run_is(tmp_path, monkeypatch):
+    runs = [Run('aux', seed, tmp_path / str(seed)) for seed in (3, 4)]
+    steps = [{runs[0]: 'gpu 1', runs[1]: ''}, {}]
+    monkeypatch.setattr(comparison, 'train', lambda *args: iter(steps))
+    names = []
+    add = Progress.add_task
+
+    def add_task(self, name, **kwargs):
+        names.append(name)
+        return add(self, name, **kwargs)
+
+    monkeypatch.setattr(Progress, 'add_task', add_task)
+    compare._watch(runs, 1, None, ['0', '1'], 'arms x seeds')
+    assert names == ['arms x seeds', '  aux 3  gpu 1', '  aux 4']
 
 
 @pytest.mark.parametrize(

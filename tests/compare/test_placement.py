@@ -1,6 +1,5 @@
 """Runs spread over GPUs; the GPUs are feigned, the processes are real."""
 
-import itertools
 import json
 import sys
 import time
@@ -36,8 +35,13 @@ def children(tmp_path, monkeypatch):
     program.write_text(CHILD)
     program.chmod(0o755)
     monkeypatch.setattr(sys, 'executable', str(program))
-    sleep = time.sleep
-    monkeypatch.setattr(comparison.time, 'sleep', lambda _: sleep(0.02))
+    sleep, ticks = time.sleep, iter(range(2000))
+
+    def tick(seconds):
+        assert next(ticks, None) is not None, 'the comparison hangs'
+        sleep(0.02)
+
+    monkeypatch.setattr(comparison.time, 'sleep', tick)
 
 
 def make_runs(folder, *names):
@@ -59,10 +63,10 @@ def seen(run):
 
 def until(active, condition):
     """Go on until the runs under way are as asked for."""
-    for now in itertools.islice(active, 10_000):
+    for now in active:
         if condition(now):
             return now
-    raise AssertionError('the comparison ended before, or hangs')
+    raise AssertionError('the comparison ended before')
 
 
 @pytest.mark.parametrize(
@@ -168,6 +172,17 @@ def test_runs_go_where_the_fewest_are(tmp_path):
     places.remove(runs[4])
     (runs[2].folder / 'memory').write_text(f'{GIB} {GIB}')
     assert add(runs[5]) == '7'
+
+
+def test_a_run_needs_what_its_arm_did(tmp_path):
+    """Of an arm that has not run yet, the most of any other counts."""
+    runs = make_runs(tmp_path, 'a0', 'b0', 'a1', 'c0')
+    places = Placement(runs, ['0'], 3)
+    assert places.add(runs[0]) == '0'
+    (runs[0].folder / 'memory').write_text(f'{CONTEXT + GIB} {GIB}')
+    (runs[1].folder / 'memory').write_text(f'0 {2 * GIB}')
+    assert places.add(runs[3]) is None
+    assert places.add(runs[2]) == '0'
 
 
 def test_what_another_process_left_does_not_count(tmp_path):

@@ -10,7 +10,9 @@ model.guidance.width_ratio=0.25
 Trains the float network once for each seed, starts every arm from it, and
 writes results.jsonl, table.md and figures into DIR. A teacher without a
 checkpoint of its own is the float network that the arm starts from. Run it
-again to go on after a kill, or with more seeds or arms. --table DIR only
+again to go on after a kill, or with more seeds or arms. Runs are spread over
+all GPUs. Steps are timed where runs have a GPU, or the CPU, to themselves, and
+where all GPUs are of one kind; else their column is empty. --table DIR only
 writes table and figures anew. --map DIR DIR ... --out OUT puts what the arms
 do in several such folders into one table and one figure, OUT/map.md and
 OUT/map.png; with --together also each arm over all of them.
@@ -35,7 +37,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--out', type=Path, help='folder of the comparison')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
     parser.add_argument(
-        '--jobs', type=integer(1), default=1, help='runs at a time'
+        '--jobs',
+        type=integer(1),
+        default=1,
+        metavar='N',
+        help='runs at a time: on each GPU, where memory allows, or on the CPU '
+        '(default: 1)',
+    )
+    parser.add_argument(
+        '--gpus',
+        type=integer(0),
+        metavar='N',
+        help='GPUs to spread the runs over (default: all that are visible); '
+        '0 for the CPU',
     )
     parser.add_argument(
         '--float',
@@ -84,7 +98,9 @@ def run(args: argparse.Namespace, mark_running: Callable) -> int:
     return 0
 
 
-def _watch(runs: list, jobs: int, start: str | None, what: str) -> None:
+def _watch(
+    runs: list, jobs: int, start: str | None, gpus: list[str], what: str
+) -> None:
     """Train, with a bar for all runs and one for each that is under way."""
     from rich.console import Console
     from rich.progress import Progress
@@ -94,15 +110,16 @@ def _watch(runs: list, jobs: int, start: str | None, what: str) -> None:
     with Progress(console=Console(stderr=True)) as bars:
         total = bars.add_task(what, total=len(runs))
         tasks: dict = {}
-        for active in comparison.train(runs, jobs, start):
+        for active in comparison.train(runs, jobs, start, gpus):
             done = sum(run.result.is_file() for run in runs)
             bars.update(total, completed=done)
-            for run in active:
+            for run, where in active.items():
                 if run not in tasks:
-                    tasks[run] = bars.add_task(f'  {run.arm} {run.seed}')
+                    name = f'  {run.arm} {run.seed}  {where}'.rstrip()
+                    tasks[run] = bars.add_task(name)
                 step, of = run.progress
                 bars.update(tasks[run], completed=step, total=of or None)
-            for run in tasks.keys() - active:
+            for run in tasks.keys() - active.keys():
                 bars.remove_task(tasks.pop(run))
         bars.update(total, completed=len(runs))
 
@@ -110,7 +127,9 @@ def _watch(runs: list, jobs: int, start: str | None, what: str) -> None:
 def _train(args: argparse.Namespace) -> None:
     """The float networks, then the arms."""
     from mmauxq.compare import arms, comparison
+    from mmauxq.compare.placement import find_gpus
 
+    gpus = find_gpus(args.gpus)
     configs = arms.read_arms(args.arms, args.cfg_options)
     start = args.start
     trained = start is not None and start.partition(',')[0].endswith('.py')
@@ -121,9 +140,9 @@ def _train(args: argparse.Namespace) -> None:
     runs = comparison.plan(args.out, configs, args.seeds)
     if trained:
         floats = comparison.plan(args.out / FLOAT, float_config, args.seeds)
-        _watch(floats, args.jobs, None, 'float networks')
+        _watch(floats, args.jobs, None, gpus, 'float networks')
         start = str(args.out / FLOAT / 'runs' / FLOAT / '{seed}/last.pth')
-    _watch(runs, args.jobs, start, 'arms x seeds')
+    _watch(runs, args.jobs, start, gpus, 'arms x seeds')
 
 
 def _draw_map(args: argparse.Namespace) -> None:

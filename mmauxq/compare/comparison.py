@@ -13,13 +13,13 @@ from there.
 """
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,29 +28,8 @@ from mmengine.config import Config
 from mmauxq import text
 from mmauxq.errors import UsageError, unknown_name
 
+from .placement import Placement, Run
 from .statistics import paired_difference, spread
-
-
-@dataclass(frozen=True)
-class Run:
-    """One arm with one seed."""
-
-    arm: str
-    seed: int
-    folder: Path
-
-    @property
-    def result(self) -> Path:
-        return self.folder / 'result.json'
-
-    @property
-    def progress(self) -> tuple[int, int]:
-        """Steps done, and their number (0 before the first step)."""
-        try:
-            done, total = (self.folder / 'progress').read_text().split()
-        except (OSError, ValueError):
-            return 0, 0
-        return int(done), int(total)
 
 
 def plan(
@@ -91,18 +70,28 @@ def _arms_of(out: Path) -> dict[str, str]:
 
 
 def train(
-    runs: Sequence[Run], jobs: int, start: str | None = None
-) -> Iterator[list[Run]]:
+    runs: Sequence[Run],
+    jobs: int,
+    start: str | None = None,
+    gpus: Sequence[str] = (),
+) -> Iterator[dict[Run, str]]:
     """Train the runs that are not finished, each in its own process.
+
+    A run joins others on a GPU only where its memory is free: what the same
+    arm held with another seed, else what any run did. One that runs out of
+    memory beside others is tried again alone, once.
 
     Args:
         runs: Result of :func:`plan`.
-        jobs: Processes at a time.
+        jobs: Processes at a time, on each GPU.
         start: A float checkpoint that all quantized arms start from; may
             hold ``{seed}``.
+        gpus: Result of :func:`mmauxq.compare.placement.find_gpus`; none for
+            the CPU.
 
     Yields:
-        The runs under way, twice a second; at last none.
+        The runs under way and where they are, such as ``gpu 0`` (empty on the
+        CPU), twice a second; at last none.
 
     Raises:
         UsageError: If a run fails; the others are stopped.
@@ -110,20 +99,26 @@ def train(
     """
     waiting = [run for run in runs if not run.result.is_file()]
     active: dict[Run, subprocess.Popen] = {}
+    places = Placement(runs, gpus, jobs)
     try:
         with _signals() as signals:
             while waiting or active:
-                while waiting and len(active) < jobs:
+                while waiting and (gpu := places.add(waiting[0])) is not None:
                     run = waiting.pop(0)
-                    active[run] = _begin(run, start)
+                    active[run] = _begin(run, start, gpu)
                 time.sleep(0.5)
                 if signals:
                     raise KeyboardInterrupt
                 for run, process in list(active.items()):
                     if process.poll() is not None:
                         del active[run]
-                        _check_finished(run)
-                yield list(active)
+                        places.remove(run)
+                        if _needs_a_gpu_alone(run):
+                            places.alone.add(run)
+                            waiting.append(run)
+                        else:
+                            _check_finished(run)
+                yield {run: places.where(run) for run in active}
     finally:
         for process in active.values():
             process.terminate()
@@ -147,21 +142,34 @@ def _signals() -> Iterator[list[int]]:
             signal.signal(kind, handler)
 
 
+def _needs_a_gpu_alone(run: Run) -> bool:
+    """Whether a run failed for lack of memory, beside others."""
+    if run.result.is_file() or not run.shared.exists():
+        return False
+    end = '\n'.join(_log(run)[-20:])
+    return 'out of memory' in end or 'STATUS_ALLOC_FAILED' in end
+
+
 def _check_finished(run: Run) -> None:
     if not run.result.is_file():
-        log = run.folder / 'log.txt'
-        last = (log.read_text().strip() or '?').splitlines()[-1]
         failed = f'arm {run.arm!r}, seed {run.seed} failed'
-        raise UsageError(f'{failed}: {last} (see {log})')
+        see = f'(see {run.folder / "log.txt"})'
+        raise UsageError(f'{failed}: {_log(run)[-1]} {see}')
 
 
-def _begin(run: Run, start: str | None) -> subprocess.Popen:
+def _log(run: Run) -> list[str]:
+    log = (run.folder / 'log.txt').read_text()
+    return (log.strip() or '?').splitlines()
+
+
+def _begin(run: Run, start: str | None, gpu: str) -> subprocess.Popen:
     words = [sys.executable, '-m', 'mmauxq.compare.training_run']
     words += [str(run.folder), str(run.seed)]
     if start is not None:
         words.append(start.format(seed=run.seed))
+    env = dict(os.environ, CUDA_VISIBLE_DEVICES=gpu)
     with open(run.folder / 'log.txt', 'a') as log:
-        return subprocess.Popen(words, stdout=log, stderr=log)
+        return subprocess.Popen(words, stdout=log, stderr=log, env=env)
 
 
 def collect(out: Path) -> list[dict]:
@@ -195,8 +203,20 @@ def by_arm(records: Sequence[dict]) -> dict[str, dict[int, dict]]:
     return arms
 
 
+def steps_count(records: Sequence[dict]) -> bool:
+    """Whether the times of steps can be compared.
+
+    They can if no two runs were on one device at the same time, and all were
+    on GPUs of one name, or all on the CPU.
+    """
+    shared = any(record.get('shared') for record in records)
+    return not shared and len({r.get('gpu') for r in records}) == 1
+
+
 def table(records: Sequence[dict], reference: str) -> str:
     """Means, spread and differences to the arm ``reference``, as Markdown.
+
+    The column of step times is empty unless :func:`steps_count`.
 
     Raises:
         UsageError: If there is no such arm.
@@ -214,6 +234,7 @@ def table(records: Sequence[dict], reference: str) -> str:
         *(f'guidance: parameters, {work}', 'peak memory'),
     ]
     rows = []
+    timed = steps_count(records)
     for name, runs in arms.items():
         shared = [seed for seed in runs if seed in base]
         difference: object = ''
@@ -229,7 +250,7 @@ def table(records: Sequence[dict], reference: str) -> str:
             spread([run['final'] for run in every]),
             spread([run['best'] for run in every]),
             difference,
-            f'{step:.1f} ms',
+            f'{step:.1f} ms' if timed else '',
             _guidance(every[0]['cost']),
             f'{memory:.0f} MiB' if memory else '',
         ]

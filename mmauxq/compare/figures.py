@@ -17,7 +17,7 @@ from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.patheffects import withStroke  # noqa: E402
 
-from .comparison import by_arm  # noqa: E402
+from .comparison import by_arm, steps_count  # noqa: E402
 from .meta_comparison import Effect  # noqa: E402
 
 # Okabe and Ito's colours, told apart by all common forms of sight
@@ -152,8 +152,9 @@ def plot_comparison(folder: Path, records: Sequence[Mapping]) -> None:
     the norm of the gradient of all losses at each block.
 
     Args:
-        folder: ``accuracy.png``, ``cost.png`` and, if no arm is a float
-            network, ``gradients.png`` are written there.
+        folder: ``accuracy.png`` is written there, ``cost.png`` if the times
+            of steps can be compared, and ``gradients.png`` if no arm is a
+            float network.
         records: Result of :func:`mmauxq.compare.comparison.collect`.
     """
     arms = {
@@ -165,8 +166,20 @@ def plot_comparison(folder: Path, records: Sequence[Mapping]) -> None:
     }
     with _sheet(folder / 'accuracy.png') as axes:
         plot_accuracy(axes, curves)
+    cost = folder / 'cost.png'
+    cost.unlink(missing_ok=True)
+    if steps_count(records):
+        _plot_cost(cost, arms)
+    norms = {name: _mean_norms(runs) for name, runs in arms.items()}
+    if all(norms.values()):
+        with _sheet(folder / 'gradients.png') as axes:
+            plot_gradients(axes, norms)
+
+
+def _plot_cost(path: Path, arms: Mapping[str, Sequence[Mapping]]) -> None:
+    """Final accuracy against the time of a step: arm -> records."""
     outline = [withStroke(linewidth=3, foreground='white')]
-    with _sheet(folder / 'cost.png') as axes:
+    with _sheet(path) as axes:
         for colour, (name, runs) in _coloured(arms):
             finals = [run['final'] for run in runs]
             step = 1e3 * np.median([run['step_seconds'] for run in runs])
@@ -180,10 +193,6 @@ def plot_comparison(folder: Path, records: Sequence[Mapping]) -> None:
             xlabel='training step (ms)',
             ylabel='final top-1 (%), mean and standard deviation',
         )
-    norms = {name: _mean_norms(runs) for name, runs in arms.items()}
-    if all(norms.values()):
-        with _sheet(folder / 'gradients.png') as axes:
-            plot_gradients(axes, norms)
 
 
 def plot_effects(path: Path, effects: Sequence[Effect]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from mmauxq import text
 from mmauxq.errors import UsageError
 
-from .comparison import by_arm, by_seed, collect
+from .comparison import by_arm, by_seed, collect, steps_count
 from .statistics import PairedDifference, paired_difference, spread
 
 
@@ -22,14 +22,15 @@ class Effect:
         arm: Name of the arm.
         result: Its final top-1, percent, one for each shared seed.
         reference: That of the reference.
-        step: Its median step time over that of the reference.
+        step: Its median step time over that of the reference; None where the
+            times of the comparison cannot be compared.
     """
 
     setting: str
     arm: str
     result: tuple[float, ...]
     reference: tuple[float, ...]
-    step: float
+    step: float | None
 
     @property
     def difference(self) -> PairedDifference:
@@ -48,7 +49,8 @@ def effects(
     """
     result = []
     for folder in folders:
-        arms = by_arm(collect(folder))
+        records = collect(folder)
+        arms = by_arm(records)
         base = reference or next(iter(arms))
         if base not in arms:
             raise UsageError(
@@ -60,9 +62,10 @@ def effects(
                 continue
             top1 = by_seed('final', shared, runs, arms[base])
             seconds = by_seed('step_seconds', shared, runs, arms[base])
-            step, base_step = np.median(seconds, axis=1)
+            of, base_of = np.median(seconds, axis=1)
+            step = of / base_of if steps_count(records) else None
             setting = folder.resolve().name
-            result.append(Effect(setting, name, *top1, step / base_step))
+            result.append(Effect(setting, name, *top1, step))
     if not result:
         raise UsageError(
             'no folder holds two arms that share a seed; nothing to compare'
@@ -84,11 +87,16 @@ def together(effects: Sequence[Effect]) -> list[Effect]:
             f'{name}, {len(settings)} settings',
             sum((effect.result for effect in settings), ()),
             sum((effect.reference for effect in settings), ()),
-            float(np.median([effect.step for effect in settings])),
+            _median([effect.step for effect in settings]),
         )
         for name, settings in arms.items()
         if len(settings) > 1
     ]
+
+
+def _median(steps: Sequence[float | None]) -> float | None:
+    known = [step for step in steps if step is not None]
+    return float(np.median(known)) if known else None
 
 
 def table(effects: Sequence[Effect]) -> str:
@@ -100,6 +108,6 @@ def table(effects: Sequence[Effect]) -> str:
         setting = [effect.setting, spread(effect.reference)]
         if i and effects[i - 1].setting == effect.setting:
             setting = ['', '']
-        step = f'{effect.step:.2f}'
+        step = '' if effect.step is None else f'{effect.step:.2f}'
         rows.append([*setting, effect.arm, effect.difference, step])
     return text.table(head, rows)

@@ -158,18 +158,25 @@ def run_one(folder: Path, seed: int, start: str | None = None) -> None:
     config = Config.fromfile(folder / 'recipe.py')
     if start is not None and config.model.type == 'mmauxq.JointQAT':
         config.model.float_checkpoint = start
-    progress, parent = folder / 'progress', os.getppid()
+    parent = os.getppid()
+    on_gpu = torch.cuda.is_available()
 
     def report(done: int, total: int) -> None:
         if os.getppid() != parent:  # killed; the next one trains this run
             raise SystemExit('the comparison that began this run is gone')
         if done % 10 == 0 or done == total:
-            progress.write_text(f'{done} {total}')
+            (folder / 'progress').write_text(f'{done} {total}')
+            if on_gpu:
+                free, _ = torch.cuda.mem_get_info()
+                held = torch.cuda.memory_reserved()
+                (folder / 'memory').write_text(f'{free} {held}')
 
     trial = run_trial(config, folder, seed, report, resume=True)
     record = dict(arm=folder.parent.name, seed=seed, commit=_commit())
     record |= dict(start=start, final=trial.accuracy[-1])
     record |= dict(best=max(trial.accuracy), **vars(trial))
+    record['gpu'] = torch.cuda.get_device_name() if on_gpu else None
+    record['shared'] = (folder / 'shared').exists()
     record['config'] = trial.config.pretty_text
     # a name that does not depend on the number of epochs
     last = folder / 'last.pth'

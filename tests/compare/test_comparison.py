@@ -93,6 +93,28 @@ def test_the_table(tmp_path):
     assert '| plain | 3 | 91.00 ± 1.00 | 92.00 ± 1.00 |  | 10.0 ms |' in text
 
 
+@pytest.mark.parametrize(
+    'change', [dict(shared=True), dict(gpu='NVIDIA L4')], ids=str
+)
+def test_steps_beside_others_or_on_other_cards_are_not_shown(tmp_path, change):
+    """Not even those of the other arm, whose runs waited for that one."""
+    alike = [dict(r, gpu='NVIDIA H100', shared=False) for r in records()]
+    assert '| 10.0 ms |' in comparison.table(alike, 'plain')
+    plot_comparison(tmp_path, alike)
+    assert (tmp_path / 'cost.png').is_file()
+    alike[-1] |= change
+    rows = comparison.table(alike, 'plain').splitlines()
+    head, plain, aux = (
+        [cell.strip() for cell in rows[i].split('|')] for i in (0, 2, 3)
+    )
+    place = head.index('step')
+    assert (plain[place], aux[place]) == ('', '')
+    assert (plain[1], aux[-2]) == ('plain', '3 MiB')
+    plot_comparison(tmp_path, alike)
+    assert not (tmp_path / 'cost.png').exists()
+    assert (tmp_path / 'accuracy.png').is_file()
+
+
 def test_the_table_from_the_lines_alone(tmp_path):
     """As it is done for what the docs show."""
     write(tmp_path / 'a', records())
@@ -181,9 +203,11 @@ def test_a_signal_stops_the_runs_wherever_it_comes(
 ):
     """Here while another error is handled, which would swallow it."""
     runs = [comparison.Run('a', i, tmp_path / str(i)) for i in range(3)]
+    for run in runs:
+        run.folder.mkdir()
     begun = []
 
-    def begin(run, start):
+    def begin(run, start, gpu):
         begun.append(subprocess.Popen(['sleep', '600']))
         return begun[-1]
 
@@ -191,7 +215,7 @@ def test_a_signal_stops_the_runs_wherever_it_comes(
     before = [signal.getsignal(k) for k in (signal.SIGINT, signal.SIGTERM)]
     with pytest.raises(KeyboardInterrupt):
         for active in comparison.train(runs, 2):
-            assert active == runs[:2]
+            assert list(active) == runs[:2]
             with contextlib.suppress(BaseException):
                 os.kill(os.getpid(), kind)
     assert [process.poll() for process in begun] == [-signal.SIGTERM] * 2

@@ -68,6 +68,19 @@ def test_arms_of_several_settings_together(folders):
     assert together(found[:1]) == []
 
 
+def test_steps_that_cannot_be_compared(folders, tmp_path):
+    """One run there shared its GPU: the ratio is left out."""
+    file = folders[1] / 'results.jsonl'
+    file.write_text(file.read_text().replace('}', ', "shared": true}'))
+    found = effects(folders)
+    assert [e.step for e in found] == [pytest.approx(1.5), None]
+    assert table(found).splitlines()[3].endswith('1 of 1 above |  |')
+    (aux,) = together(found)
+    assert aux.step == pytest.approx(1.5)
+    (aux,) = together([found[1]] * 2)
+    assert aux.step is None
+
+
 def test_another_reference(folders):
     found = effects(folders, 'aux')
     assert [e.difference.mean for e in found] == [-0.75, -1.5]

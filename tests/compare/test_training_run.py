@@ -1,8 +1,11 @@
 """What is measured of a run on the way."""
 
+import json
 import time
 
+import pytest
 import torch
+from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import log_processor
 
@@ -79,3 +82,35 @@ def test_a_resumed_run_counts_the_seconds_before_its_checkpoint(
     assert second.steps == [10.0] * 4
     assert runner.message_hub.get_info(trial.SECONDS) == 80.0
     assert second.seconds == 80.0
+
+
+@pytest.mark.parametrize('shared', [False, True])
+def test_where_a_run_was_is_recorded(tmp_path, monkeypatch, shared):
+    """The GPU is feigned; its memory is reported while the run goes on."""
+    config = Config(dict(model=dict(type='x')))
+    config.dump(tmp_path / 'recipe.py')
+    reports = []
+
+    def run_trial(config, folder, seed, report, resume):
+        for step in (9, 10):
+            report(step, 20)
+            file = folder / 'memory'
+            reports.append(file.read_text() if file.exists() else None)
+        if shared:  # as the comparison does when another run comes
+            (folder / 'shared').touch()
+        (folder / 'last_checkpoint').write_text('epoch_1.pth')
+        config.work_dir = str(folder)
+        return trial.Trial([50.0], 1.0, 0.1, 700, {}, {}, config)
+
+    monkeypatch.setattr(trial, 'run_trial', run_trial)
+    for name, value in dict(
+        is_available=True,
+        mem_get_info=(700, 1000),
+        memory_reserved=200,
+        get_device_name='NVIDIA H100',
+    ).items():
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    trial.run_one(tmp_path, 0)
+    assert reports == [None, '700 200']
+    record = json.loads((tmp_path / 'result.json').read_text())
+    assert (record['gpu'], record['shared']) == ('NVIDIA H100', shared)

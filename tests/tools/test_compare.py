@@ -8,7 +8,12 @@ import sys
 import time
 
 import pytest
+import torch
+from rich.progress import Progress
 
+from mmauxq.cli import compare
+from mmauxq.compare import comparison
+from mmauxq.compare.placement import Run
 from tests.commands import compare_command
 from tests.conftest import ROOT, process_environment
 
@@ -45,6 +50,8 @@ def test_killed_and_continued(tmp_path, monkeypatch, capsys):
     # in this process, but for the runs, which have their own
     for name, value in process_environment().items():
         monkeypatch.setenv(name, value)
+    # two that are feigned: each arm has one of its own
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
     assert compare_command(words[2:]) == 0
     done = capsys.readouterr().out
     assert first.read_text() == before  # not trained again
@@ -57,6 +64,7 @@ def test_killed_and_continued(tmp_path, monkeypatch, capsys):
         ('aux', 0),
     }
     assert all(r['start'].endswith('0/last.pth') for r in records)
+    assert [(r['gpu'], r['shared']) for r in records] == [(None, False)] * 2
     plain, aux = records
     assert plain['cost']['guidance_multiply_adds'] == 0
     assert aux['cost']['guidance_multiply_adds'] > 0
@@ -76,6 +84,22 @@ def test_killed_and_continued(tmp_path, monkeypatch, capsys):
     assert (out / 'map.png').is_file()
 
 
+def test_the_bars_say_where_each_run_is(tmp_path, monkeypatch):
+    runs = [Run('aux', seed, tmp_path / str(seed)) for seed in (3, 4)]
+    steps = [{runs[0]: 'gpu 1', runs[1]: ''}, {}]
+    monkeypatch.setattr(comparison, 'train', lambda *args: iter(steps))
+    names = []
+    add = Progress.add_task
+
+    def add_task(self, name, **kwargs):
+        names.append(name)
+        return add(self, name, **kwargs)
+
+    monkeypatch.setattr(Progress, 'add_task', add_task)
+    compare._watch(runs, 1, None, ['0', '1'], 'arms x seeds')
+    assert names == ['arms x seeds', '  aux 3  gpu 1', '  aux 4']
+
+
 @pytest.mark.parametrize(
     'words, message',
     [
@@ -89,10 +113,19 @@ def test_killed_and_continued(tmp_path, monkeypatch, capsys):
             ['--arms', 'a=b.py', '--out', 'x', '--jobs', '0'],
             "--jobs: expected an integer from 1, got '0'",
         ),
+        (
+            ['--arms', 'a=b.py', '--out', 'x', '--gpus', '-1'],
+            "--gpus: expected an integer from 0, got '-1'",
+        ),
+        (
+            ['--arms', 'a=b.py', '--out', 'x', '--gpus', '3'],
+            '--gpus: expected at most 2, as many as are visible, got 3',
+        ),
     ],
 )
 def test_wrong_use_is_one_line(tmp_path, monkeypatch, capsys, words, message):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
     assert compare_command(words) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and message in lines[0], lines

@@ -1,5 +1,6 @@
 """Training stops, or skips a step, where numbers are not finite."""
 
+import math
 from collections.abc import Set
 from typing import Any
 
@@ -204,7 +205,12 @@ def is_finite(value: Any) -> bool:
     """Whether no tensor in ``value`` holds NaN or infinity."""
     answers: dict[torch.device, list[Tensor]] = {}
     for x in tensors_in(value):
-        if x.is_floating_point():
+        if not x.is_floating_point():
+            continue
+        if x.numel() == 1 and not x.is_cuda:
+            if not math.isfinite(x.item()):  # launches nothing
+                return False
+        else:
             answers.setdefault(x.device, []).append(x.isfinite().all())
     # one transfer for each device, because the host waits for it
     return all(bool(torch.stack(each).all()) for each in answers.values())

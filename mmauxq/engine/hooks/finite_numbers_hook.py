@@ -9,6 +9,7 @@ from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from torch import Tensor, nn
+from torch._utils import _flatten_dense_tensors
 from torch.optim import Optimizer
 
 from mmauxq.errors import TrainingError, check_integer, unknown_name
@@ -81,17 +82,18 @@ class FiniteNumbersHook(Hook):
         }
         if not grads:
             return
-        started = all(parameter in optimizer.state for parameter in grads)
         scaler_found = getattr(optimizer, 'found_inf', None)
         if scaler_found is not None:
             # torch's SGD would keep a momentum that nothing was written to
-            if not started and scaler_found.item():
+            if not _has_started(optimizer, grads) and scaler_found.item():
                 _pass_over(grads)
+            return
+        if _has_finite_sum(list(grads.values())):
             return
         # the largest magnitude cannot overflow, as the sum of squares can
         largest = nn.utils.get_total_norm(list(grads.values()), torch.inf)
         bad = (~largest.isfinite()).float()
-        if started and _is_fused(optimizer):
+        if _is_fused(optimizer) and _has_started(optimizer, grads):
             # its kernels skip the step, and the host need not wait for the GPU
             optimizer.grad_scale, optimizer.found_inf = None, bad
             self._unread.append((bad, grads))
@@ -166,6 +168,18 @@ class FiniteNumbersHook(Hook):
             "mmauxq.FiniteNumbersHook with on_bad='skip' passes over such "
             'steps)'
         )
+
+
+def _has_started(optimizer: Optimizer, grads: Gradients) -> bool:
+    return all(parameter in optimizer.state for parameter in grads)
+
+
+def _has_finite_sum(values: list[Tensor]) -> bool:
+    """Whether the sum of all numbers, on the CPU, is finite: then each of
+    them is. Small tensors cost less in this way than one by one."""
+    if any(x.device.type != 'cpu' or x.is_sparse for x in values):
+        return False
+    return math.isfinite(_flatten_dense_tensors(values).sum().item())
 
 
 def _is_fused(optimizer: Optimizer) -> bool:

@@ -17,7 +17,9 @@ def test_both_train_and_are_timed(tmp_path, monkeypatch):
         accuracies.append(plain(self, clock))
 
     monkeypatch.setattr(epoch.PlainLoop, 'epoch', noted)
-    row = epoch.measure('r8', 2, tmp_path, Turn(tmp_path / 'lock'))
+    turn = Turn(tmp_path / 'lock')
+    with turn.file:
+        row = epoch.measure('r8', 2, tmp_path, turn)
     assert len(epoch.BesidePlainLoop.records) == len(accuracies) == 4
     assert accuracies[-1] > 0.3  # it learns; guessing gives 0.1
     assert row['repeats'] == 2

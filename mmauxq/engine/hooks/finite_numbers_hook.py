@@ -88,12 +88,13 @@ class FiniteNumbersHook(Hook):
             if not _has_started(optimizer, grads) and scaler_found.item():
                 _pass_over(grads)
             return
-        if _has_finite_sum(list(grads.values())):
+        fused = _is_fused(optimizer) and _has_started(optimizer, grads)
+        if not fused and _has_finite_sum(list(grads.values())):
             return
         # the largest magnitude cannot overflow, as the sum of squares can
         largest = nn.utils.get_total_norm(list(grads.values()), torch.inf)
         bad = (~largest.isfinite()).float()
-        if _is_fused(optimizer) and _has_started(optimizer, grads):
+        if fused:
             # its kernels skip the step, and the host need not wait for the GPU
             optimizer.grad_scale, optimizer.found_inf = None, bad
             self._unread.append((bad, grads))

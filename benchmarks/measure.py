@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from . import loader, ops, results, runner, steps
+from . import epoch, loader, ops, results, runner, steps
 from .processes import Turn
 
 
@@ -40,6 +40,10 @@ def measure(
         count = cores if workers == 'all' else int(workers)
         turn.take()
         return [loader.measure(network, count, out / 'images', repeats)]
+    if kind == 'epoch':
+        folder = out / name.replace('/', '-')
+        row = epoch.measure(parts[0], repeats, folder, turn)
+        return [dict(network=parts[0], **row)]
     network, what, form, standard = parts
     batch = batch or int(standard)
     if kind == 'step':

@@ -7,6 +7,7 @@
 ``runner/NETWORK/WHAT/FORM/BATCH``        an iteration of ``tools/train.py``
 ``scaling/NETWORK/WHAT/FORM/BATCH/GPUS``  the same of ``tools/dist_train.sh``
 ``loader/NETWORK/WORKERS``                the data loader alone
+``epoch/NETWORK``                         an epoch on digits, on the CPU
 ========================================  =====================================
 """
 
@@ -15,7 +16,7 @@ from collections.abc import Iterator, Sequence
 
 from mmauxq.errors import UsageError, unknown_name
 
-from .recipes import FORMS, GUIDANCE, OPTIONS, PEER, RECIPES
+from .recipes import DIGITS, FORMS, GUIDANCE, OPTIONS, PEER, RECIPES
 
 BATCH, SMALL_BATCH = 256, 32
 STEPS = {
@@ -66,6 +67,7 @@ def _arms() -> Iterator[str]:
     ):  # fmt: skip
         yield f'scaling/{arm}/{BATCH}'
     yield from (f'loader/r18/{workers}' for workers in (1, 2, 'all'))
+    yield 'epoch/r20'
 
 
 ARMS = list(_arms())
@@ -95,6 +97,8 @@ def _check(name: str) -> None:
     kind, *parts = name.split('/')
     match parts:
         case ['weights', _] if kind == 'ops':
+            return
+        case [network] if kind == 'epoch' and network in DIGITS:
             return
         case [_, workers] if kind == 'loader':
             if workers == 'all' or _is_count(workers):

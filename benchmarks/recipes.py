@@ -13,6 +13,9 @@ NETWORKS = {
 }
 """Short name of a network -> its config in mmpretrain."""
 
+DIGITS = ('r8', 'r20')
+"""NETWORK of ``epoch``: those with a recipe for the digits."""
+
 GUIDANCE: dict[str, tuple[str, dict]] = {
     'w4a4': ('qat', {}),
     'aux': ('aux', {}),

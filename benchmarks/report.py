@@ -30,6 +30,7 @@ def markdown(rows: Sequence[dict]) -> str:
         'An iteration of tools/train.py': ('runner', _runner),
         'Several GPUs: tools/dist_train.sh': ('scaling', _scaling),
         'Data loader alone': ('loader', _loader),
+        'Processor time of an epoch on digits': ('epoch', _epoch),
     }
     for title, (prefix, table_of) in kinds.items():
         of_kind = [r for r in good if r['arm'].startswith(prefix)]
@@ -209,6 +210,26 @@ def _loader(rows: Sequence[dict]) -> str:
     return table(
         ['network', 'processes of cores', 'images/s', 'of each', 'KB a file',
          'images/s that the GPUs take (GPUs)'], lines,
+    )  # fmt: skip
+
+
+def _epoch(rows: Sequence[dict]) -> str:
+    lines = [
+        [
+            row['network'],
+            f'{row["runner_s"]:.2f}',
+            f'{row["plain_s"]:.2f} ({row["loader_s"]:.2f})',
+            f'{row["ratio"]:.2f} '
+            f'({row["ratio_low"]:.2f}-{row["ratio_high"]:.2f})',
+            f'{row["added_us"]:.0f} '
+            f'({row["added_us_low"]:.0f}-{row["added_us_high"]:.0f})',
+            str(row['repeats']),
+        ]
+        for row in rows
+    ]
+    return table(
+        ['network', 'tools/train.py s', 'plain loop s (its loader)', 'ratio',
+         'added to train_step, us a step', 'epochs'], lines,
     )  # fmt: skip
 
 

@@ -52,6 +52,7 @@ def build_runner(cfg: Config, mark_running: Callable) -> Runner:
     """
     if cfg.launcher != 'none':
         _set_distributed(cfg)
+    cfg = _RememberedText.of(cfg)
     if 'runner_type' in cfg:
         runner = RUNNERS.build(cfg)
     else:
@@ -95,6 +96,32 @@ def _set_distributed(cfg: Config) -> None:
         find_unused_parameters=cfg.get('find_unused_parameters', False),
     )
     cfg.model_wrapper_cfg = dict(wrapper, device_ids=None)
+
+
+class _RememberedText(Config):
+    """A config that is formatted anew only if it changed.
+
+    MMEngine stores the text in each checkpoint, and to format it takes longer
+    than all else in saving a small network.
+    """
+
+    @classmethod
+    def of(cls, cfg: Config) -> '_RememberedText':
+        """Holds what ``cfg`` holds."""
+        other = cls.__new__(cls)
+        vars(other).update(vars(cfg))
+        return other
+
+    @property
+    def pretty_text(self) -> str:
+        content = repr(self.to_dict())
+        if content not in _TEXTS:
+            _TEXTS.clear()
+            _TEXTS[content] = super().pretty_text
+        return _TEXTS[content]
+
+
+_TEXTS: dict[str, str] = {}
 
 
 class _StartHook(Hook):

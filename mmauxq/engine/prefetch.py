@@ -64,12 +64,13 @@ class Batches:
 
     @contextmanager
     def preprocessing(self) -> Iterator[None]:
-        """Let the preprocessor use the labels that are prepared.
+        """Let the preprocessor use the labels that are prepared, and work on
+        images of one size together.
 
-        MMPretrain's preprocessor handles the labels one by one, which takes
-        longer than all else that the host does between two steps. The images
-        are preprocessed in their step: normalised they would take four times
-        the memory, and mixing draws random numbers.
+        MMPretrain's preprocessor handles them one by one, which takes longer
+        than all else that the host does between two steps. The images are
+        preprocessed in their step: normalised they would take four times the
+        memory, and mixing draws random numbers.
         """
         module, forward = self.preprocessor, self._preprocess
         if module is None:
@@ -77,11 +78,16 @@ class Batches:
             return
 
         def ahead(data: Any, training: bool = False) -> Any:
+            if not isinstance(data, dict) or 'inputs' not in data:
+                return forward(data, training)
+            images = dict(inputs=stacked(data['inputs']))
             batch, samples = self._ready
-            if data is not batch or module.batch_augments is not None:
-                return forward(data, training)  # mixing needs both
-            images = forward(dict(inputs=data['inputs']), training)
-            return dict(images, data_samples=samples)
+            if data is not batch:
+                samples = data.get('data_samples')
+                batch = data if has_final_labels(module, samples) else None
+            if batch is None or module.batch_augments is not None:
+                return forward({**data, **images}, training)
+            return dict(forward(images, training), data_samples=samples)
 
         module.forward = ahead  # type: ignore[method-assign]
         try:
@@ -108,6 +114,33 @@ class Batches:
         if isinstance(value, (list, tuple)):
             return type(value)(map(self._to_device, value))
         return value
+
+
+def stacked(images: Any) -> Any:
+    """A batch (N, C, H, W) of a list of images that are alike; all else is
+    returned as it is."""
+    if not isinstance(images, (list, tuple)) or not all(
+        isinstance(image, Tensor) and image.dim() == 3 for image in images
+    ):
+        return images
+    kinds = {(x.shape, x.dtype, x.device) for x in images}
+    return torch.stack(tuple(images)) if len(kinds) == 1 else images
+
+
+def has_final_labels(preprocessor: nn.Module, samples: Any) -> bool:
+    """Whether an MMPretrain preprocessor would give each of the ``samples``
+    the label that it has."""
+    from mmpretrain.structures import DataSample
+
+    if preprocessor.to_onehot or not isinstance(samples, list):
+        return False
+    if not all(type(sample) is DataSample for sample in samples):
+        return False
+    labels = [sample.get('gt_label') for sample in samples]
+    return 'gt_score' not in samples[0] and {
+        isinstance(label, Tensor) and (label.dtype, label.device)
+        for label in labels
+    } == {(getattr(labels[0], 'dtype', None), preprocessor.device)}
 
 
 def label_preprocessor(model: nn.Module) -> nn.Module | None:

@@ -94,7 +94,7 @@ class ResumableLoop(EpochBasedTrainLoop):
         batches = Batches(
             starting_at(self.dataloader, start),
             device,
-            device and label_preprocessor(bare_model(self.runner)),
+            label_preprocessor(bare_model(self.runner)),
         )
 
         def fetch(name: str, module: nn.Module, x: Any, output: Any) -> None:

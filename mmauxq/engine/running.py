@@ -27,7 +27,10 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
             yield from tensors_in(inner)
     elif isinstance(value, (tuple, list)):
         for inner in value:
-            yield from tensors_in(inner)
+            if isinstance(inner, Tensor):  # one generator for many images
+                yield inner
+            else:
+                yield from tensors_in(inner)
 
 
 def seed_step(seed: int, step: int, what: str = 'train') -> None:

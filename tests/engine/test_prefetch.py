@@ -7,7 +7,13 @@ from mmpretrain.models import ClsDataPreprocessor
 from mmpretrain.structures import DataSample
 
 from mmauxq.engine import resumable_loops as loops
-from mmauxq.engine.prefetch import END, Batches, label_preprocessor
+from mmauxq.engine.prefetch import (
+    END,
+    Batches,
+    has_final_labels,
+    label_preprocessor,
+    stacked,
+)
 from tests.running import make_runner
 
 
@@ -76,6 +82,55 @@ def test_labels_are_prepared_ahead_and_images_in_their_time():
         assert other['data_samples'][1].gt_label.item() == 8
     assert module.seen == [0, 2, 0, 2, 0, 2, 2]
     assert 'forward' not in vars(module)
+
+
+@pytest.mark.parametrize('settings', [{}, dict(to_rgb=True)])
+def test_images_and_labels_one_by_one_are_handled_together(settings):
+    """The result is that of MMPretrain's preprocessor, to the bit."""
+
+    def make():
+        images = torch.arange(6 * 48).reshape(6, 3, 4, 4) % 256
+        samples = labelled(1, 6)[0]['data_samples']
+        return dict(inputs=list(images.byte()), data_samples=samples)
+
+    module = ClsDataPreprocessor([1.0, 2, 3], [7.0, 3, 9], **settings)
+    wanted, seen = module(make(), True), []
+    forward = ClsDataPreprocessor.forward
+    batches = Batches(iter([make()]), None, module)
+    batches._preprocess = lambda data, training: (
+        seen.append(data), forward(module, data, training)
+    )[1]  # fmt: skip
+    with batches.preprocessing():
+        found = module(batches.take(), True)
+    assert [list(data) for data in seen] == [['inputs']]
+    assert torch.equal(found['inputs'], wanted['inputs'])
+    for one, other in zip(
+        found['data_samples'], wanted['data_samples'], strict=True
+    ):
+        assert torch.equal(one.gt_label, other.gt_label)
+
+
+def test_images_that_differ_are_left_one_by_one():
+    alike = [torch.zeros(1, 2, 2), torch.ones(1, 2, 2)]
+    assert stacked(alike).shape == (2, 1, 2, 2)
+    for other in (torch.zeros(1, 2, 3), torch.zeros(1, 2, 2).byte(), 'x'):
+        images = [*alike, other]
+        assert stacked(images) is images
+    batch = torch.zeros(2, 1, 2, 2)
+    assert stacked(batch) is batch
+
+
+def test_which_labels_stay_as_they_are():
+    plain = ClsDataPreprocessor()
+    samples = labelled(1)[0]['data_samples']
+    assert has_final_labels(plain, samples)
+    one_hot = ClsDataPreprocessor(to_onehot=True, num_classes=10)
+    assert not has_final_labels(one_hot, samples)
+    assert not has_final_labels(plain, [*samples, DataSample()])
+    assert not has_final_labels(plain, [DataSample()])
+    assert not has_final_labels(plain, None)
+    scored = DataSample().set_gt_label(1).set_gt_score(torch.ones(10))
+    assert not has_final_labels(plain, [scored])
 
 
 def mixing():

@@ -174,3 +174,29 @@ def test_layer_decay_constructor_spares_flat_parameters():
     assert decays['conv.weight_quantizer.scale'] == 0
     # A scale of no dimension does decay there, so the recipe names it.
     assert decays['conv.input_quantizer.scale'] == 0.05
+
+
+def test_sgd_on_a_cpu_is_grouped_and_gives_the_same_numbers():
+    nesterov = dict(SGD, nesterov=True)
+    models = [Network(), Network()]
+    models[1].load_state_dict(models[0].state_dict())
+    optimizers = [
+        build(models[0], nesterov),
+        build(models[1], dict(nesterov, foreach=False)),
+    ]
+    grouped = [o.param_groups[0]['foreach'] for o in optimizers]
+    assert grouped == [True, False]
+    for _ in range(3):
+        for one, other in zip(
+            models[0].parameters(), models[1].parameters(), strict=True
+        ):
+            one.grad = torch.randn_like(one)
+            other.grad = one.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for one, other in zip(
+        models[0].parameters(), models[1].parameters(), strict=True
+    ):
+        assert torch.equal(one, other)
+    adam = build(Network(), dict(type='Adam', lr=0.1))
+    assert adam.param_groups[0]['foreach'] is None

@@ -305,3 +305,17 @@ def test_modes_of_torch_may_take_the_call():
     with Mode():
         learned_step_quantize(x, step, -2, 1)
     assert calls[0] is learned_step_quantize
+
+
+@pytest.mark.parametrize('to', [(), (1,), (4, 6), (4, 6, 5, 5), (0, 2)])
+@pytest.mark.parametrize(
+    'shape', [(), (1,), (6,), (4, 1), (2, 6), (1, 6, 1, 1), (0, 1), (1, 4, 6)]
+)
+def test_which_shapes_broadcast(shape, to):
+    try:
+        expected = torch.broadcast_shapes(shape, to) == torch.Size(to)
+    except RuntimeError:
+        expected = False
+    assert functional._broadcasts(torch.Size(shape), torch.Size(to)) == (
+        expected
+    )

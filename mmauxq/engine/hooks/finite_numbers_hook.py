@@ -1,5 +1,6 @@
 """Training stops, or skips a step, where numbers are not finite."""
 
+import math
 from collections.abc import Set
 from typing import Any
 
@@ -80,17 +81,19 @@ class FiniteNumbersHook(Hook):
         }
         if not grads:
             return
-        started = all(parameter in optimizer.state for parameter in grads)
         scaler_found = getattr(optimizer, 'found_inf', None)
         if scaler_found is not None:
             # torch's SGD would keep a momentum that nothing was written to
-            if not started and scaler_found.item():
+            if not _has_started(optimizer, grads) and scaler_found.item():
                 _pass_over(grads)
+            return
+        fused = _is_fused(optimizer) and _has_started(optimizer, grads)
+        if not fused and _has_finite_sum(list(grads.values())):
             return
         # the largest magnitude cannot overflow, as the sum of squares can
         largest = nn.utils.get_total_norm(list(grads.values()), torch.inf)
         bad = (~largest.isfinite()).float()
-        if started and _is_fused(optimizer):
+        if fused:
             # its kernels skip the step, and the host need not wait for the GPU
             optimizer.grad_scale, optimizer.found_inf = None, bad
             self._unread.append((bad, grads))
@@ -167,6 +170,18 @@ class FiniteNumbersHook(Hook):
         )
 
 
+def _has_started(optimizer: Optimizer, grads: Gradients) -> bool:
+    return all(parameter in optimizer.state for parameter in grads)
+
+
+def _has_finite_sum(values: list[Tensor]) -> bool:
+    """Whether the sum of all numbers, on the CPU, is finite: then each of
+    them is. Small tensors cost less in this way than one by one."""
+    if any(x.device.type != 'cpu' or x.is_sparse for x in values):
+        return False
+    return math.isfinite(torch.cat([x.flatten() for x in values]).sum())
+
+
 def _is_fused(optimizer: Optimizer) -> bool:
     """Whether its kernels leave out a step where ``found_inf`` is set."""
     return getattr(optimizer, '_step_supports_amp_scaling', False) and all(
@@ -204,7 +219,12 @@ def is_finite(value: Any) -> bool:
     """Whether no tensor in ``value`` holds NaN or infinity."""
     answers: dict[torch.device, list[Tensor]] = {}
     for x in tensors_in(value):
-        if x.is_floating_point():
+        if not x.is_floating_point():
+            continue
+        if x.numel() == 1 and not x.is_cuda:
+            if not math.isfinite(x.item()):  # launches nothing
+                return False
+        else:
             answers.setdefault(x.device, []).append(x.isfinite().all())
     # one transfer for each device, because the host waits for it
     return all(bool(torch.stack(each).all()) for each in answers.values())

@@ -1,6 +1,7 @@
 import inspect
 from types import SimpleNamespace
 
+import torch
 import torch.nn as nn
 from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
 from mmengine.registry import OPTIMIZERS
@@ -45,6 +46,8 @@ class QuantizerAwareOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         if hasattr(model, 'module'):
             model = model.module
         scales = _scales(model)
+        if scales:
+            self._group_on_cpu(model)
         if not scales or self.paramwise_cfg or not self._knows_decay():
             return super().__call__(model)
         left_out = scales | _frozen_teachers(model)
@@ -72,6 +75,17 @@ class QuantizerAwareOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                     group['weight_decay'] = 0.0
         if scales:
             params[:] = _merged(params)
+
+    def _group_on_cpu(self, model: nn.Module) -> None:
+        """SGD on a CPU handles all parameters in one call, as by default on a
+        GPU: the numbers are the same, in less than half the time."""
+        cfg = self.optimizer_cfg
+        if (
+            cfg['type'] in ('SGD', torch.optim.SGD)
+            and not {'fused', 'foreach', 'differentiable'} & set(cfg)
+            and all(p.device.type == 'cpu' for p in model.parameters())
+        ):
+            self.optimizer_cfg = {**cfg, 'foreach': True}
 
     def _knows_decay(self) -> bool:
         return optimizer_takes(self.optimizer_cfg, 'weight_decay')

@@ -1,5 +1,6 @@
 """Ways from JPEG files to batches of images, by what decodes."""
 
+import copy
 import importlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -108,7 +109,7 @@ def build(decoder: str, loader: ConfigDict, images: int) -> Any:
         return Dali(
             root, loader.batch_size, loader.num_workers, images, device
         )
-    loader = loader.copy()
+    loader = copy.deepcopy(loader)
     files = range(len(list(root.rglob('*.jpeg'))))
     loader.sampler = RandomSampler(files, replacement=True, num_samples=images)
     loader.persistent_workers = True  # an iteration is one of many
@@ -151,7 +152,7 @@ class ByTorchvision:
 class Dali:
     """Batches decoded, cropped and flipped by NVIDIA DALI.
 
-    The decoder computes no pixels outside of the crop.
+    Threads of this process do it, and no loader process.
 
     Args:
         root: Folder with a folder of files for each class.

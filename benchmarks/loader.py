@@ -144,7 +144,7 @@ class Arm:
         self.loader, self.images = loader, images
         self.wall: list[float] = []
         self.processor: list[float] = []
-        self.processes: set[int | None] | None = None
+        self.processes: set | None = None
 
     def take_turn(self) -> None:
         """Read all images once; the loader's processes idle afterwards."""

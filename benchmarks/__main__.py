@@ -56,6 +56,8 @@ def run(args: argparse.Namespace, started: Callable) -> int:
     arms = [name for name in chosen if name.startswith('scaling/')]
     wanted = [name for name in chosen if name not in arms]
     wanted += scaling.names(arms, args.gpus or scaling.gpus_here())
+    if not args.list:
+        names.check_decoders(wanted)
     started()
     if args.list:
         print('\n'.join(wanted))

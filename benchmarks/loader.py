@@ -2,22 +2,28 @@
 
 import os
 import time
-from multiprocessing import Pool
+from collections.abc import Iterable
+from multiprocessing import Pool, active_children
 from pathlib import Path
 
+import cv2
 import numpy as np
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
-from mmengine.runner import Runner
 from PIL import Image
 
 from mmauxq import compat
 
-from .recipes import recipe
+from . import decoders
+from .recipes import DECODERS, recipe
 
 IMAGES, CLASSES = 2000, 1000
 SIZE = (500, 375)
 """Width and height, the most frequent of ImageNet."""
+
+PLAIN = DECODERS[0]
+BATCHES_A_TURN = 4
+"""Of each process, before another decoder takes its turn."""
 
 
 def make_image(number: int) -> Image.Image:
@@ -66,13 +72,19 @@ def make_images(folder: Path, count: int = IMAGES) -> Path:
 
 
 def measure(
-    network: str, workers: int, folder: Path, batches: int, count: int = IMAGES
+    network: str,
+    workers: int,
+    folder: Path,
+    batches: int,
+    count: int = IMAGES,
+    decoder: str = PLAIN,
 ) -> dict:
     """Images per second of a recipe's training data loader alone.
 
-    The loader is that of the recipe, with another number of processes and an
-    endless sampler. The files were written or read just before, so that they
-    come from memory, not from a disk.
+    The loader is that of the recipe, with another number of processes. The
+    files were written or read just before, so that they come from memory, not
+    from a disk. Another decoder takes turns with OpenCV, so that their ratio
+    holds on a machine that others use.
 
     Args:
         network: Short name of a network in the recipes, such as ``'r18'``.
@@ -80,32 +92,83 @@ def measure(
         folder: Where the files are, or are written.
         batches: Timed batches of each process.
         count: Number of files.
+        decoder: One of ``recipes.DECODERS``.
     """
     compat.enable()
     init_default_scope('mmpretrain')
+    cv2.setNumThreads(0)  # as MMEngine's runner does
     make_images(folder, count)
     cfg = Config.fromstring(recipe('aux', network), '.py').train_dataloader
     cfg.dataset.data_root = str(folder)
-    cfg.sampler = dict(type='InfiniteSampler', shuffle=True)
     cfg.num_workers = workers
-    loader = Runner.build_dataloader(cfg, seed=0)
-    stream = iter(loader)
-    for _ in range(2 * workers):  # some were fetched ahead
-        batch = next(stream)
-    start = time.perf_counter()
-    for _ in range(batches * workers):
-        batch = next(stream)
-    seconds = time.perf_counter() - start
-    rate = batches * workers * len(batch['inputs']) / seconds
+    each = min(batches, BATCHES_A_TURN)
+    images = each * workers * cfg.batch_size
+    arms = {
+        name: Arm(decoders.build(name, cfg, images), images)
+        for name in dict.fromkeys((PLAIN, decoder))
+    }
+    turns = -(-batches // each)
+    for turn in range(turns + 1):
+        for arm in list(arms.values())[:: -1 if turn % 2 else 1]:
+            arm.take_turn()
+    arm = arms[decoder]
+    seconds, processor = (np.array(v[1:]) for v in (arm.wall, arm.processor))
+    of_opencv = processor / np.array(arms[PLAIN].processor[1:])
+    rate = images / float(np.median(seconds))
     bytes_ = [path.stat().st_size for path in folder.rglob('*.jpeg')]
     return dict(
         network=network,
+        decoder=decoder,
         workers=workers,
-        batch=len(batch['inputs']),
+        batch=cfg.batch_size,
         images_per_s=round(rate, 1),
         per_worker=round(rate / workers, 1),
+        processor_ms=_spread(processor * 1e3 / images),
+        of_opencv=_spread(of_opencv),
         kilobytes=round(sum(bytes_) / len(bytes_) / 1e3, 1),
-        shape=list(batch['inputs'][0].shape),
+        shape=arm.shape,
         cores=len(os.sched_getaffinity(0)),
-        repeats=batches,
+        repeats=turns,
     )
+
+
+class Arm:
+    """A loader, the processes that it starts, and the seconds of its turns.
+
+    Args:
+        loader: Of :func:`.decoders.build`.
+        images: How many an iteration of it gives.
+    """
+
+    def __init__(self, loader: Iterable[dict], images: int) -> None:
+        self.loader, self.images = loader, images
+        self.wall: list[float] = []
+        self.processor: list[float] = []
+        self.processes: set | None = None
+
+    def take_turn(self) -> None:
+        """Read all images once; the loader's processes idle afterwards."""
+        others = {process.pid for process in active_children()}
+        start, before = time.perf_counter(), self._processor_time()
+        given = 0
+        for batch in self.loader:
+            given += len(batch['inputs'])
+        self.wall.append(time.perf_counter() - start)
+        if given != self.images:
+            raise RuntimeError(f'expected {self.images} images, got {given}')
+        self.shape = list(batch['inputs'][0].shape)
+        if self.processes is None:  # the first turn starts them
+            now = {process.pid for process in active_children()}
+            self.processes = now - others
+        self.processor.append(self._processor_time() - before)
+
+    def _processor_time(self) -> float:
+        # clock_getcpuclockid(3), which Python has for threads only
+        clocks = [~pid << 3 | 2 for pid in self.processes or ()]
+        return time.process_time() + sum(map(time.clock_gettime, clocks))
+
+
+def _spread(values: np.ndarray) -> list[float]:
+    """Median, smallest and largest."""
+    three = np.median(values), values.min(), values.max()
+    return [round(float(value), 3) for value in three]

@@ -35,11 +35,14 @@ def measure(
         turn.take()
         return list(ops.weights(layers, torch.bfloat16, device, repeats))
     if kind == 'loader':
-        network, workers = parts
+        network, workers, decoder = [*parts, loader.PLAIN][:3]
         cores = len(os.sched_getaffinity(0))
         count = cores if workers == 'all' else int(workers)
         turn.take()
-        return [loader.measure(network, count, out / 'images', repeats)]
+        folder = out / 'images'
+        return [
+            loader.measure(network, count, folder, repeats, decoder=decoder)
+        ]
     if kind == 'epoch':
         folder = out / name.replace('/', '-')
         row = epoch.measure(parts[0], repeats, folder, turn)

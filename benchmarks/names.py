@@ -6,7 +6,7 @@
 ``step/NETWORK/WHAT/FORM/BATCH``          a training step
 ``runner/NETWORK/WHAT/FORM/BATCH``        an iteration of ``tools/train.py``
 ``scaling/NETWORK/WHAT/FORM/BATCH/GPUS``  the same of ``tools/dist_train.sh``
-``loader/NETWORK/WORKERS``                the data loader alone
+``loader/NETWORK/WORKERS[/DECODER]``      the data loader alone
 ``epoch/NETWORK``                         an epoch on digits, on the CPU
 ========================================  =====================================
 """
@@ -16,7 +16,15 @@ from collections.abc import Iterator, Sequence
 
 from mmauxq.errors import UsageError, unknown_name
 
-from .recipes import DIGITS, FORMS, GUIDANCE, OPTIONS, PEER, RECIPES
+from .recipes import (
+    DECODERS,
+    DIGITS,
+    FORMS,
+    GUIDANCE,
+    OPTIONS,
+    PEER,
+    RECIPES,
+)
 
 BATCH, SMALL_BATCH = 256, 32
 STEPS = {
@@ -68,6 +76,8 @@ def _arms() -> Iterator[str]:
         yield f'scaling/{arm}/{BATCH}'
     yield from (f'loader/r18/{workers}' for workers in (1, 2, 'all'))
     yield 'epoch/r20'
+    for decoder in DECODERS[1:6]:  # the others need more than is required
+        yield f'loader/r18/1/{decoder}'
 
 
 ARMS = list(_arms())
@@ -93,6 +103,16 @@ def chosen(patterns: Sequence[str]) -> list[str]:
     return names
 
 
+def check_decoders(names: Sequence[str]) -> None:
+    """Raise UsageError if a decoder of ``loader/*`` cannot run here."""
+    for name in names:
+        kind, *decoder = name.split('/')[::3]
+        if kind == 'loader' and decoder:
+            from .decoders import check  # imports what only loaders need
+
+            check(decoder[0])
+
+
 def _check(name: str) -> None:
     kind, *parts = name.split('/')
     match parts:
@@ -100,9 +120,12 @@ def _check(name: str) -> None:
             return
         case [network] if kind == 'epoch' and network in DIGITS:
             return
-        case [_, workers] if kind == 'loader':
-            if workers == 'all' or _is_count(workers):
-                return
+        case [_, workers, *decoder] if kind == 'loader' and (
+            len(decoder) < 2 and (workers == 'all' or _is_count(workers))
+        ):
+            if decoder and decoder[0] not in DECODERS:
+                raise unknown_name(f'--only {name}', decoder[0], DECODERS)
+            return
         case [_, what, form, batch] if kind in STEPS and _is_count(batch):
             for word, known in zip((what, form), STEPS[kind], strict=True):
                 if word not in known:

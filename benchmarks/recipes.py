@@ -78,6 +78,12 @@ OPTIONS: dict[str, list[str]] = {
 }
 """FORM of a run -> arguments of ``tools/train.py``."""
 
+DECODERS = [
+    'opencv', 'opencv-stacked', 'opencv-half', 'opencv-quarter', 'pillow',
+    'torchvision', 'turbojpeg', 'dali-cpu', 'torchvision-gpu', 'dali',
+]  # fmt: skip
+"""What may decode in ``loader``; the first is the recipes' own."""
+
 GENERATED = """\
 _base_ = './recipe.py'
 train_dataloader = dict(

@@ -196,19 +196,29 @@ def _loader(rows: Sequence[dict]) -> str:
     for row in latest.values():
         if 'workers' not in row:
             continue
+
+        def spread(key: str, row: dict = row) -> str:
+            if key not in row:  # written before there were decoders
+                return ''
+            return '{:.3g} ({:.3g}-{:.3g})'.format(*row[key])
+
         most = fastest.get(row['network'])
         lines.append(
             [
                 row['network'],
+                row.get('decoder', ''),
                 f'{row["workers"]} of {row["cores"]}',
                 f'{row["images_per_s"]:.0f}',
                 f'{row["per_worker"]:.0f}',
+                spread('processor_ms'),
+                spread('of_opencv'),
                 f'{row["kilobytes"]:.0f}',
                 f'{most["images_per_s"]:.0f} ({most["gpus"]})' if most else '',
             ]
         )
     return table(
-        ['network', 'processes of cores', 'images/s', 'of each', 'KB a file',
+        ['network', 'decoder', 'processes of cores', 'images/s', 'of each',
+         'processor ms of an image', 'of OpenCV', 'KB a file',
          'images/s that the GPUs take (GPUs)'], lines,
     )  # fmt: skip
 

@@ -35,13 +35,15 @@ def test_the_list(capsys):
     assert main(['--list', '--only', 'scaling/r18/*', 'loader/*']) == 0
     names = capsys.readouterr().out.split()
     assert names[:3] == ['loader/r18/1', 'loader/r18/2', 'loader/r18/all']
-    assert names[3] == 'scaling/r18/aux/plain/256/1'
+    assert names[3] == 'loader/r18/1/opencv-stacked'
+    assert names[8] == 'scaling/r18/aux/plain/256/1'
 
 
 @pytest.mark.parametrize(
     'arguments, line',
     [
         (['--only', 'nix'], "got 'nix'"),
+        (['--only', 'loader/r18/1/dali'], 'the decoder dali needs '),
         (['--jobs', '0'], 'argument --jobs: expected an integer from 1'),
         (['--repeats', 'x'], 'argument --repeats: expected an integer from 1'),
         (['--nix'], 'unrecognized arguments: --nix (see python -m benchmarks'),

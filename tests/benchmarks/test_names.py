@@ -19,13 +19,14 @@ def test_other_batch_sizes_are_measured_as_well():
     assert len(others) > 70
     assert chosen(others) == others
     more = ['ops/weights/r34', 'loader/r50/all', 'epoch/r8']
+    more += ['loader/r18/1/dali']
     assert chosen(more) == more
 
 
 @pytest.mark.parametrize(
     'name', ['stop/*', 'nix', 'ops/nix', 'step/r18/w4a4/eager',
              'step/r18/w4a4/eager/0', 'scaling/r18/w4a4/plain/2/4',
-             'loader/r18/0', 'epoch/r50'],
+             'loader/r18/0', 'epoch/r50', 'loader/r18/1/opencv/2'],
 )  # fmt: skip
 def test_what_is_no_name(name):
     with pytest.raises(
@@ -42,6 +43,7 @@ def test_what_is_no_name(name):
         ('step/r18/w3a3/eager/2', 'w3a3'),
         ('runner/r18/w4a4/chained/2', 'chained'),
         ('scaling/r18/float/plain/2', 'float'),
+        ('loader/r18/1/gif', 'gif'),
     ],
 )
 def test_words_that_mean_nothing(name, word):

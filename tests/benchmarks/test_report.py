@@ -59,6 +59,10 @@ def test_efficiency_is_that_against_one_process():
         arm='loader/r18/2', network='r18', workers=2, cores=16, device='a GPU',
         images_per_s=700.0, per_worker=350.0, kilobytes=93.0, torch='2',
     )  # fmt: skip
+    pillow = dict(
+        files, arm='loader/r18/2/pillow', decoder='pillow',
+        processor_ms=[2.5, 2.25, 3.0], of_opencv=[1.2, 1.1, 1.3],
+    )  # fmt: skip
     rows = [
         dict(arm=f'{RUN}/8', error='rank 3 was killed by signal 9'),
         run_row(1, 1000.0),
@@ -66,6 +70,7 @@ def test_efficiency_is_that_against_one_process():
         run_row(8, 7600.0, split=split),
         dict(arm=f'{RUN}/4', error='took more than 300 s'),
         files,
+        pillow,
     ]
     text = report.markdown(rows)
     line = '| r18, batch 2 | w4a4 | plain | 8 | 2.11 | 7600 | 0.950 | '
@@ -74,6 +79,8 @@ def test_efficiency_is_that_against_one_process():
     )
     assert line in text
     assert '7000' not in text  # measured again
-    assert '| r18 | 2 of 16 | 700 | 350 | 93 | 7600 (8) |' in text
+    assert '| r18 |  | 2 of 16 | 700 | 350 |  |  | 93 | 7600 (8) |' in text
+    line = '| r18 | pillow | 2 of 16 | 700 | 350 | 2.5 (2.25-3) | '
+    assert line + '1.2 (1.1-1.3) | 93 | 7600 (8) |' in text
     assert 'took more than 300 s' in text
     assert 'signal 9' not in text  # it succeeded since

@@ -7,9 +7,8 @@ from torch import Tensor, nn
 
 from mmauxq.registry import MODELS
 
-from .base import Grid, Quantizer
+from .base import Grid, Quantizer, over_ranks
 from .functional import MIN_SCALE, clamp_min_ste, pact
-from .over_ranks import over_ranks
 
 
 @MODELS.register_module()
@@ -23,13 +22,9 @@ class PACTActivation(Quantizer):
 
     Source: Choi et al., PACT, arXiv:1805.06085.
 
-    Args:
-        bits, num_channels, channel_axis: Same as in
-            :class:`mmauxq.quantizers.Quantizer`; the paper has one ``alpha``.
-        role: ``'activation'``, the only one.
-
     Attributes:
-        alpha: Upper end of the range, shape (1,) or (num_channels,).
+        alpha: Upper end of the range, shape (1,) or (num_channels,); the paper
+            has one.
     """
 
     roles = ('activation',)

@@ -14,8 +14,6 @@ class LevelCount:
     """The audit of one quantizer.
 
     Args:
-        name: Name of the quantizer.
-        bits: Its width in bits.
         levels: Most distinct values seen for one scale.
     """
 

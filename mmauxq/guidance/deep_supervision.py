@@ -27,10 +27,6 @@ class IntermediateClassifiers(Guidance):
             :class:`.base.Guidance`.
         alphas: Weight of each classifier, in the order of the taps, not
             negative; one number for all.
-
-    Raises:
-        UsageError: If there are more or fewer weights than taps, or one is
-            negative.
     """
 
     def __init__(

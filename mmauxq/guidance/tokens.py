@@ -9,10 +9,8 @@ from torch import Tensor
 
 
 def extra_tokens(count: int) -> int:
-    """How many class and distillation tokens stand before a square image.
-
-    0 if the others are no square.
-    """
+    """How many class and distillation tokens stand before a square image; 0 if
+    the others are no square."""
     extra = count - math.isqrt(count) ** 2
     return extra if extra <= 2 else 0
 

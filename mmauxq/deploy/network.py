@@ -28,7 +28,7 @@ class Network:
     Args:
         algorithm: In evaluation mode, without guidance, on the CPU.
         cfg: With the guidance that training had.
-        meta: That of the checkpoint.
+        meta: Of the checkpoint.
     """
 
     algorithm: Any
@@ -41,12 +41,8 @@ class Network:
         return self.algorithm.architecture
 
     def batches(self, split: str = 'val') -> Iterator[tuple[Tensor, Tensor]]:
-        """Preprocessed images (N, C, H, W) and labels (N,), -1 if unknown.
-
-        Raises:
-            UsageError: If the config has no data of this split, ``'train'``
-                or ``'val'``.
-        """
+        """Preprocessed images (N, C, H, W) and labels (N,), -1 if unknown, of
+        the split ``'train'`` or ``'val'``."""
         from mmengine.runner import Runner
 
         loader = self.cfg.get(f'{split}_dataloader')
@@ -141,9 +137,9 @@ def build(cfg: Config, guidance: Any, **settings: Any) -> Any:
 def guidance_cost(
     cfg: Config, shape: Sequence[int] | None = None
 ) -> dict[str, Any]:
-    """What the guidance of a config costs in training, for one image.
+    """What the guidance of a config costs in training, for one image of shape
+    (C, H, W), by default as ``cfg`` says.
 
-    The image has (C, H, W) = ``shape``, by default what ``cfg`` says.
     Parameters and multiply-adds are ``None`` if the guidance cannot be built,
     as with a teacher whose file is gone.
     """

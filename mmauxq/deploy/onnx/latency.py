@@ -55,11 +55,7 @@ def onnxruntime_runner(model: Any, threads: int) -> Runner:
 
 
 def openvino_runner(model: Any, threads: int) -> Runner:
-    """A function that runs a model in OpenVINO, on the CPU.
-
-    Raises:
-        UsageError: If OpenVINO refuses the model.
-    """
+    """A function that runs a model in OpenVINO, on the CPU."""
     need('openvino')
     import openvino
 

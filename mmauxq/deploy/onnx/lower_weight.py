@@ -42,10 +42,8 @@ class _Weight:
 def lower_weight(
     node: ir.Node, quantizer: Quantizer, operand: Tensor, result: Lowered
 ) -> None:
-    """Replace a placeholder by codes and ``DequantizeLinear``.
-
-    ``operand`` is the weight that is quantized; ``result`` says which form it
-    gets, and takes notes of what was decided.
+    """Replace a placeholder by codes of the weight ``operand`` and
+    ``DequantizeLinear``, in the form that ``result`` says; notes go there.
 
     Raises:
         UsageError: If the weight enters anything but one product, or no type

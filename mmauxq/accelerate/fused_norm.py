@@ -56,9 +56,8 @@ class Fusion:
 class DeferredTensor:
     """The result of a batch norm, not computed until it is known what follows.
 
-    Functions that can be fused continue it; any other gets the tensor. It is
-    an object of its own only until :meth:`tensor` is called: in-place
-    operations change this object, like the tensor that it stands for.
+    Functions that can be fused continue it; any other gets the tensor.
+    In-place operations change this object, like the tensor that it stands for.
     """
 
     z: Tensor
@@ -324,11 +323,8 @@ class FusedBatchNorms(TorchFunctionMode):
 
 
 def materialize(value: 'Tensor | DeferredTensor') -> Tensor:
-    """The tensor for a tap.
-
-    It is an alias of the result, so that its gradient is added in the fused
-    backward pass.
-    """
+    """The tensor for a tap: an alias of the result, so that its gradient is
+    added in the fused backward pass."""
     tap = value.tap if isinstance(value, DeferredTensor) else None
     return _plain(value) if tap is None else tap
 

@@ -35,10 +35,7 @@ def power_of_two(n: int) -> int:
 
 
 def is_wide(x: Tensor) -> bool:
-    """Whether element offsets need 64 bits.
-
-    The offset one tile beyond the last element must still be representable.
-    """
+    """Whether offsets need 64 bits, up to one tile beyond the last element."""
     return x.numel() + 2**20 >= 2**31
 
 
@@ -48,13 +45,11 @@ def tiles(
     """Divide a dense tensor, seen as (rows, channels).
 
     Args:
-        x: The tensor.
-        axis: Its axis of channels.
+        x: The tensor, with its channels along ``axis``.
         size: Elements of a tile, and channels in it at the most.
 
     Returns:
-        Rows of tiles, columns of tiles, and the arguments of a kernel that
-        describe them.
+        Rows of tiles, columns of tiles, and what a kernel is told of them.
     """
     values, width = size
     channels = x.shape[axis]

@@ -85,9 +85,8 @@ class GroupedWeights:
         dtype = operand_dtype(weights[0])
         for part, group in self.groups:
             results = group(weights[part], steps[part], dtype)
-            for entry, weight, result in zip(
-                self.entries[part], weights[part], results, strict=True
-            ):
+            each = zip(self.entries[part], weights[part], results, strict=True)
+            for entry, weight, result in each:
                 entry.weight, entry.result, entry.dtype = weight, result, dtype
 
 

@@ -23,8 +23,6 @@ from .kernels.norm import (
 )
 from .kernels.packed import PackedTensor
 
-# --- which operations are recomputed, and how -------------------------------
-
 Call = tuple[Callable, tuple, dict]
 
 
@@ -67,27 +65,9 @@ CHEAP: dict[Callable, Callable[..., Call]] = {
 """Recomputed at any level: function -> the call that recomputes it."""
 
 
-def _codes(
-    output: Tensor,
-    x: Tensor,
-    step: Tensor,
-    qmin: int,
-    qmax: int,
-    offset: Tensor | None = None,
-    grad_scale: float = 1.0,
-) -> PackedTensor:
-    return PackedTensor(output, step, qmin, qmax, offset)
-
-
-CODES: dict[Callable, Callable[..., PackedTensor]] = {
-    learned_step_quantize: _codes,
-    normalise_quantize: lambda output, z, norm, relu, *how: _codes(
-        output, z, *how[:3]
-    ),
-}
-"""Functions whose result is quantized -> how to pack it, given the result and
-the arguments of the function."""
-
+CODES: dict[Callable, int] = {learned_step_quantize: 1, normalise_quantize: 3}
+"""Functions whose result is quantized -> where step, qmin and qmax stand among
+their arguments."""
 
 SUMS: dict[Callable, Callable[..., Call]] = dict.fromkeys(
     (torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__iadd__),
@@ -105,8 +85,6 @@ SEVERAL: dict[Callable, str] = {
     F.max_pool2d: '_max_pool',
 }
 """Functions that save several results -> the method that handles them."""
-
-# --- tensors that are recomputed ---------------------------------------------
 
 MOST_PRODUCTS = 1
 """How many products may be recomputed for one tensor at most."""
@@ -239,10 +217,8 @@ class Recompute(TorchFunctionMode):
     and recorded steps only; for compiled ones there is :func:`compiling_for`.
 
     Raises:
-        UsageError: If it is neither, and in the backward pass if a tensor was
-            overwritten in place that is needed to recompute another.
-        RuntimeError: In the backward pass, if a saved tensor was overwritten
-            in place, as without this mode.
+        UsageError: If the level is another, and in the backward pass if a
+            tensor was overwritten in place that is needed to recompute one.
     """
 
     def __init__(self, level: str) -> None:
@@ -338,10 +314,8 @@ class Recompute(TorchFunctionMode):
     def _max_pool(
         self, x: Tensor, kernel_size: Any, return_indices: bool, **how: Any
     ) -> Tensor:
-        """Indices of maxima take four times the memory of the maxima.
-
-        ``return_indices=True`` dispatches to a different function of torch.
-        """
+        """Keep no indices, which take four times the memory of the maxima;
+        ``return_indices=True`` calls a different function of torch."""
         again = self._recipe(max_indices, (x, kernel_size), how)
         values, places = F.max_pool2d(
             x, kernel_size, **how, return_indices=True
@@ -370,7 +344,9 @@ class Recompute(TorchFunctionMode):
         """Note how to recompute the ``output`` of ``func``."""
         if func in CODES and recipe.products and is_dense(output):
             # the chain ends here: the next product begins with codes
-            codes = CODES[func](output, *args, **kwargs or {})
+            how = args[CODES[func] :][:3]
+            offset = (kwargs or {}).get('offset')
+            codes = PackedTensor(output, *how, offset)
             recipe = _Recomputed(codes.value, [], {})
         recipe.products += func in PRODUCTS
         recipe.describe(output)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mmauxq import compat
 from mmauxq.errors import UsageError
+from mmauxq.network import sample_images
 from mmauxq.network.checkpoint import (
     check_architecture,
     check_scales,
@@ -23,13 +24,8 @@ from .slim import class_names
 
 @dataclass
 class Network:
-    """F, ready to export.
-
-    Args:
-        algorithm: In evaluation mode, without guidance, on the CPU.
-        cfg: With the guidance that training had.
-        meta: Of the checkpoint.
-    """
+    """F, ready to export: the algorithm in evaluation mode, without guidance,
+    on the CPU; the config of its training; the meta of its checkpoint."""
 
     algorithm: Any
     cfg: Config
@@ -57,14 +53,11 @@ class Network:
             yield images, torch.tensor(labels)
 
     def images(self, count: int) -> list[tuple[Tensor, Tensor]]:
-        """The first validation images and labels, in batches of at most 250.
-
-        If ``count`` is 0, these are 16 generated images.
-        """
+        """The first validation images and labels, in batches of at most 250;
+        16 generated images if ``count`` is 0."""
         if not count:
-            generator = torch.Generator().manual_seed(0)
-            shape = (16, *self.algorithm.cost.shape)
-            images = torch.randn(shape, generator=generator)
+            shape = self.algorithm.cost.shape
+            images = sample_images(self.architecture, shape, 16)
             return [(images, torch.full((16,), -1))]
         result: list[tuple[Tensor, Tensor]] = []
         for batch in self.batches():
@@ -85,9 +78,8 @@ class Network:
                 return None
             return [float(f'{x:.7g}') for x in value.flatten().tolist()]
 
-        swaps = getattr(pre, 'to_rgb', False) or getattr(
-            pre, 'channel_conversion', False
-        )
+        keys = 'to_rgb', 'channel_conversion'
+        swaps = any(getattr(pre, key, False) for key in keys)
         return dict(
             mean=numbers('mean'),
             std=numbers('std'),

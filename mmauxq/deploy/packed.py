@@ -33,11 +33,8 @@ FORMAT = 'mmauxq-packed-2'
 
 
 def pack(codes: np.ndarray, bits: int) -> np.ndarray:
-    """Codes 0 to ``2**bits - 1``, in C order, side by side, lowest bit first.
-
-    Returns:
-        uint8, shape (ceil(number of codes * bits / 8),), padded with zeros.
-    """
+    """Codes 0 to ``2**bits - 1`` in C order, side by side, lowest bit first:
+    uint8, shape (ceil(number of codes * bits / 8),), padded with zeros."""
     if codes.size and not 0 <= codes.min() <= codes.max() < 2**bits:
         raise UsageError(
             f'pack: {bits} bits: expected codes from 0 to {2**bits - 1}, got '

@@ -194,11 +194,10 @@ class Adaptor(BaseModule):
 
     def _adapt(self, outputs: Sequence[Tensor]) -> Tensor:
         phi = [self.phi] if len(self.layouts) == 1 else self.phi
+        parts = zip(phi, self.layouts, outputs, strict=True)
         adapted = [
             module(x.permute(0, 3, 1, 2) if layout == CHANNELS_LAST else x)
-            for module, layout, x in zip(
-                phi, self.layouts, outputs, strict=True
-            )
+            for module, layout, x in parts
         ]
         if len(adapted) == 1:
             return adapted[0]

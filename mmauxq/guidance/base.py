@@ -108,10 +108,8 @@ class Guidance(BaseModule):
             super().init_weights()
 
     def attach(self, network: nn.Module, recorder: TapRecorder) -> TapRecorder:
-        """Called once, with F in floating point and a recorder of its taps.
-
-        Returns the recorder that gives :meth:`forward` its tensors.
-        """
+        """Called once, with F in floating point and a recorder of its taps;
+        returns the one that gives :meth:`forward` its tensors."""
         return recorder
 
     def prepare(self, network: nn.Module) -> None:

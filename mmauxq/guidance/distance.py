@@ -51,10 +51,8 @@ def build_distance(
 def comparable(
     distance: nn.Module, ours: Sequence[int], theirs: Sequence[int]
 ) -> bool:
-    """Whether a distance takes tensors of these shapes, without broadcasting.
-
-    Shapes of three and more axes must agree in all but the channels.
-    """
+    """Whether a distance takes tensors of these shapes, without broadcasting;
+    from three axes on, they must agree in all but the channels."""
     if len(ours) != len(theirs) or tuple(ours[2:]) != tuple(theirs[2:]):
         return False
     try:

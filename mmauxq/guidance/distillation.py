@@ -62,8 +62,8 @@ class KnowledgeDistillation(Guidance):
         taps: What is read from F: the images, then the features to compare.
         head, num_classes, network, data_preprocessor: See
             :class:`.base.Guidance`. The network is copied if it teaches.
-        teacher: Config of an image classifier: ``'mmpretrain::...'``, a file,
-            or a dict; by default F's architecture.
+        teacher: See :func:`.teacher.build_network`; by default F's
+            architecture.
         checkpoint: File or URL; needed by a frozen ``teacher``.
         train_teacher: Whether the teacher learns too, from its own task loss.
         logits: Config of the distance d; ``None`` for no such term. A
@@ -76,9 +76,8 @@ class KnowledgeDistillation(Guidance):
         connector: Config of c_p, e.g.
             ``dict(type='mmrazor.ConvModuleConnector', act_cfg=None)``.
         guides_aux: Config of the distance d'; ``None`` for no such term.
-        least_accuracy: Top-1 in percent on the validation data below which
-            training is refused; by default a tenth of the way from guessing
-            to 100.
+        least_accuracy: Validation top-1 in percent below which training is
+            refused; by default a tenth of the way from guessing to 100.
         loss_weight: Factor on all losses except the teacher's own.
         dtype: Of the connectors, see :class:`.base.Guidance`.
         init_cfg: Initialisation of the connectors.
@@ -250,9 +249,8 @@ class KnowledgeDistillation(Guidance):
         features."""
         logits, theirs = self.teacher(outputs[IMAGE])
         results = dict(teacher=logits.float())
-        for name, beta, connector, feature in zip(
-            self.names, self.betas, self.connectors, theirs, strict=True
-        ):
+        places = self.names, self.betas, self.connectors, theirs
+        for name, beta, connector, feature in zip(*places, strict=True):
             with self.precision():
                 ours = connector(self.cast(outputs[name]))
                 # some losses of mmrazor call view() on their arguments

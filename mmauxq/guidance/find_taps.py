@@ -12,14 +12,7 @@ from mmauxq.layers import is_quantizable
 from mmauxq.layers.policy import match
 from mmauxq.network import TrainingPass
 
-from .taps import (
-    STEM,
-    Tap,
-    TapRecorder,
-    check_tap,
-    layout_of,
-    parts_by_name,
-)
+from .taps import STEM, Tap, TapRecorder, check_tap, layout_of, parts_by_name
 
 AUTO = 'auto'
 STAGE_ENDS = 'stage_ends'
@@ -32,13 +25,11 @@ class Taps:
 
     Args:
         taps: In the order of running, the stem first if it is read.
-        names: Of the modules that are tapped.
         overwritten: Names of taps that a later operation overwrites.
-        parts: Name of a module -> which of its tensors are read.
+        parts: Name of a module, or the stem -> which of its tensors are read.
     """
 
     taps: list[Tap] = field(default_factory=list)
-    names: list[str] = field(default_factory=list)
     overwritten: list[str] = field(default_factory=list)
     parts: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
@@ -46,10 +37,10 @@ class Taps:
         self, model: nn.Module, with_grad: bool = True
     ) -> TapRecorder:
         """A recorder of these taps in ``model``."""
+        names, stem = [n for n in self.parts if n != STEM], STEM in self.parts
         return TapRecorder(
-            model, self.names, STEM in self.parts, self.overwritten,
-            self.parts, with_grad,
-        )  # fmt: skip
+            model, names, stem, self.overwritten, self.parts, with_grad
+        )
 
 
 def find_taps(
@@ -85,8 +76,7 @@ def find_taps(
     names = [name for name in run.calls if name in set(chosen)]
     if taps == STAGE_ENDS:
         names = _stage_ends(names, run)
-    found = Taps(names=names)
-    reads = []
+    found, reads = Taps(), []
     if stem:
         arguments, versions = run.first_inputs[names[0]]
         features = _stem_features(arguments, run)

@@ -211,11 +211,8 @@ class TapRecorder:
         ]
 
     def outputs(self) -> dict[str, Tensor]:
-        """Name -> tensor, in the order in which the modules ran.
-
-        Raises:
-            UsageError: If one was overwritten, or a module did not run.
-        """
+        """Name -> tensor, in the order in which the modules ran; a UsageError
+        if one was overwritten, or a module did not run."""
         # a compiled step was checked when it ran eagerly
         changed = [] if torch.compiler.is_compiling() else self.changed()
         if changed:

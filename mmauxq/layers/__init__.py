@@ -9,7 +9,11 @@ from .convert import (
 )
 from .policy import LayerBits, Policy
 from .quant_layers import (
+    QuantConv1d,
+    QuantConv2d,
+    QuantConv3d,
     QuantLayer,
+    QuantLinear,
     QuantMultiheadAttention,
     WeightReader,
     quant_class,
@@ -19,7 +23,11 @@ __all__ = [
     'LayerBits',
     'LayerUse',
     'Policy',
+    'QuantConv1d',
+    'QuantConv2d',
+    'QuantConv3d',
     'QuantLayer',
+    'QuantLinear',
     'QuantMultiheadAttention',
     'WeightReader',
     'build_quantizer',

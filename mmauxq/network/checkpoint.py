@@ -53,8 +53,6 @@ def check_architecture(
     Quantizer state may be missing, as it is in a float checkpoint.
 
     Args:
-        architecture: The classifier.
-        state: Its keys have no prefix.
         source: Name of the checkpoint, for messages.
         other_head: Whether to leave out a head of another shape, as for
             another number of classes.
@@ -101,8 +99,7 @@ def _as_loaded(
     """``state`` with the keys and shapes that loading would end up with.
 
     Modules rename and resize entries as they load, such as position
-    embeddings of another resolution. They do so here on a copy of the
-    architecture without data.
+    embeddings; here on a copy of the architecture without data.
     """
     memo: dict[int, Any] = {}
     for module in architecture.modules():

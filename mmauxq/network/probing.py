@@ -56,10 +56,8 @@ def probing(*modules: nn.Module, training: bool = False) -> Iterator[None]:
 
 
 def seed_generators(*modules: nn.Module, seed: int = 0) -> None:
-    """Seed torch's generators of the CPU and of the GPUs of ``modules``.
-
-    ``torch.manual_seed`` would seed all GPUs, also one that is used later.
-    """
+    """Seed torch's generators of the CPU and of the GPUs of ``modules``, not,
+    like ``torch.manual_seed``, of all GPUs."""
     torch.default_generator.manual_seed(seed)
     for generator in gpu_generators(modules):
         generator.manual_seed(seed)

@@ -148,11 +148,8 @@ class Quantizer(nn.Module):
         raise NotImplementedError
 
     def grid(self) -> Grid:
-        """The integer form, for a calibrated quantizer of less than 32 bits.
-
-        Raises:
-            UsageError: If there is none.
-        """
+        """The integer form, for a calibrated quantizer of less than 32 bits,
+        or a UsageError if there is none."""
         raise UsageError(
             f'{type(self).__name__}: has no integer form at {self.bits} bits'
         )
@@ -180,11 +177,8 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, x: Tensor) -> None:
-        """Set the learned state from a tensor, equally on all ranks.
-
-        Raises:
-            TrainingError: If no scale follows from NaN or infinity in ``x``.
-        """
+        """Set the learned state from a tensor, equally on all ranks; a
+        TrainingError if it has NaN or infinity."""
         self.set_scales(x.detach().float())
         if not all(bool(p.isfinite().all()) for p in self.parameters()):
             raise TrainingError(

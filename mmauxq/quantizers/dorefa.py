@@ -28,7 +28,6 @@ class DoReFaWeight(Quantizer):
         super().__init__(bits, role)
 
     def quantize(self, x: Tensor) -> Tensor:
-        """Weights of any shape to levels of [-1, 1]."""
         return dorefa_weight(x, self.bits)
 
     def grid(self) -> Grid:
@@ -73,7 +72,6 @@ class DoReFaActivation(Quantizer):
             )
 
     def quantize(self, x: Tensor) -> Tensor:
-        """Activations of any shape to levels of [0, 1]."""
         return dorefa_activation(x, self.bits)
 
     def grid(self) -> Grid:

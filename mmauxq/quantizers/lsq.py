@@ -29,7 +29,6 @@ class LearnedStepQuantizer(Quantizer):
     offset: nn.Parameter | None
 
     def create_state(self) -> None:
-        """Create the range of the codes."""
         self.offset = None
         self._set_range(self.role == 'weight')
 
@@ -63,7 +62,6 @@ class LearnedStepQuantizer(Quantizer):
         return (self.values_per_scale(x) * self.qmax) ** -0.5
 
     def quantize(self, x: Tensor) -> Tensor:
-        """A tensor to its levels."""
         offset = self.offset
         return learned_step_quantize(
             x,
@@ -89,7 +87,6 @@ class LSQ(LearnedStepQuantizer):
     signed: Tensor
 
     def create_state(self) -> None:
-        """Create the sign and the range of the codes."""
         super().create_state()
         self.register_buffer('signed', flag(self.role == 'weight'))
 
@@ -98,7 +95,6 @@ class LSQ(LearnedStepQuantizer):
         self._set_range(bool(self.signed))
 
     def set_scales(self, x: Tensor) -> None:
-        """Set sign and step from activations, or the step from a weight."""
         if self.role == 'activation':
             self.signed.copy_(over_ranks(x.min(), 'min') < 0)
             self._read_buffers()
@@ -125,13 +121,11 @@ class LSQPlus(LearnedStepQuantizer):
     """
 
     def create_state(self) -> None:
-        """Create the offset and the range of the codes."""
         super().create_state()
         if self.role == 'activation':
             self.offset = self.new_parameter(0.0)
 
     def set_scales(self, x: Tensor) -> None:
-        """Set step and offset from activations, or the step from a weight."""
         rows = self.rows(x)
         if self.offset is None:
             mean, std = rows.mean(1), rows.std(1, unbiased=False)

@@ -37,7 +37,6 @@ class PACTActivation(Quantizer):
         return Grid(clamp_min_ste(self.alpha.detach()) / n, None, 0, n)
 
     def set_scales(self, x: Tensor) -> None:
-        """Set ``alpha`` from a batch of activations."""
         rows = self.rows(x)
         mean = over_ranks(rows.abs().mean(1), 'mean')
         high = over_ranks(rows.amax(1), 'max')
@@ -54,6 +53,5 @@ class PACTActivation(Quantizer):
             )
 
     def quantize(self, x: Tensor) -> Tensor:
-        """Activations to levels of [0, alpha]."""
         alpha = self.broadcast(clamp_min_ste(self.alpha), x)
         return pact(x, alpha, self.bits)

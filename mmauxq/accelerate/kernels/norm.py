@@ -8,11 +8,9 @@
 
 with batch statistics. ``act`` is ReLU or the identity; ``quantize`` is
 :func:`~mmauxq.quantizers.functional.learned_step_quantize` with a single step.
-Separate operations read and write the feature map once each. Here only ``z``
-(and ``x``) are kept for the backward pass, which recomputes the rest.
-
-Values are rounded where separate operations would round them. Sums are taken
-in float32, always in the same order.
+Only ``z`` (and ``x``) are kept for the backward pass, which recomputes the
+rest. Values are rounded where separate operations would round them. Sums are
+taken in float32, always in the same order.
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,7 @@
 """How kernels divide a tensor among programs, and their launch."""
 
 import functools
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -10,15 +11,10 @@ from torch import Tensor
 def launch(
     kernel: Any, x: Tensor, programs: int, *args: Any, **how: Any
 ) -> None:
-    """Run a kernel on the device of ``x``, whichever is the current one.
-
-    Products and sums are rounded one by one, as torch rounds them.
-    """
+    """Run a kernel on the device of ``x``; products and sums are rounded one
+    by one, as torch rounds them."""
     how = {'enable_fp_fusion': False, **how}
-    if x.is_cuda:
-        with torch.cuda.device(x.device):
-            kernel[(programs,)](*args, **how)
-    else:
+    with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
         kernel[(programs,)](*args, **how)
 
 

@@ -89,9 +89,8 @@ class GroupedQuantizer:
         device = weights[0].device
         columns: dict[str, list[Tensor]] = defaultdict(list)
         counts, self.places, start = [], [], 0
-        for i, (w, s, r) in enumerate(
-            zip(weights, steps, self.ranges, strict=True)
-        ):
+        each = zip(weights, steps, self.ranges, strict=True)
+        for i, (w, s, r) in enumerate(each):
             rows, length = torch.arange(w.shape[0]), w[0].numel()
             inside = rows * length
             entries = dict(

@@ -101,11 +101,9 @@ def _narrowest(weight: _Weight, result: Lowered) -> str:
 
 
 def _fold_batch_norm(weight: _Weight, result: Lowered) -> None:
-    """Take a batch norm into codes, scale and bias of its convolution.
-
-    This is exact. A negative slope turns the sign of the codes; where the
-    lowest code would then need a wider type, the batch norm stays.
-    """
+    """Take a batch norm into codes, scale and bias of its convolution, which
+    is exact. A negative slope turns the sign of the codes; the batch norm
+    stays where the lowest code would then need a wider type."""
     output = weight.product.outputs[0]
     norm = only_consumer(output)
     if norm is None or norm.op_type != 'BatchNormalization':

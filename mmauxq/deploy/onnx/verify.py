@@ -125,11 +125,9 @@ def _follow(
     reach: Mapping[str, float],
     result: Agreement,
 ) -> tuple[Tensor, Tensor]:
-    """Run PyTorch with quantizers that give the codes of the artefact.
-
-    Their own codes are compared with these, and counted in ``result``. Returns
-    the logits (N, K) and in which images (N,) a code differs.
-    """
+    """Run PyTorch with quantizers that give the codes of the artefact, count
+    differences from their own in ``result``, and return the logits (N, K) and
+    in which images (N,) a code differs."""
     touched = torch.zeros(len(images), dtype=torch.bool)
 
     def follow(name: str, quantizer: Quantizer, x: Tensor, y: Tensor):
@@ -158,11 +156,9 @@ def _follow(
 def differing_weights(
     architecture: nn.Module, lowered: Lowered, image: Tensor
 ) -> list[str]:
-    """Weight quantizers whose codes in the file are not those of PyTorch.
-
-    The codes of a channel may be multiplied by one integer, with the sign of
-    the slope of a folded batch norm.
-    """
+    """Weight quantizers whose codes in the file are not those of PyTorch, up
+    to one factor for each channel: an integer with the sign of the slope of a
+    folded batch norm."""
     from onnx import numpy_helper
 
     tensors = {t.name: t for t in lowered.model.graph.initializer}

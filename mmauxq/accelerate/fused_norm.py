@@ -56,9 +56,8 @@ class Fusion:
 class DeferredTensor:
     """The result of a batch norm, not computed until it is known what follows.
 
-    Functions that can be fused continue it; any other gets the tensor. It is
-    an object of its own only until :meth:`tensor` is called: in-place
-    operations change this object, like the tensor that it stands for.
+    Functions that can be fused continue it; any other gets the tensor.
+    In-place operations change this object, like the tensor that it stands for.
     """
 
     z: Tensor
@@ -203,11 +202,9 @@ def _plain(value: Any) -> Any:
 class FusedBatchNorms(TorchFunctionMode):
     """While entered, batch norms run in one pass with what follows them.
 
-    A batch norm, a ReLU and a quantizer of activations are one pass over
-    memory each way, and so are a batch norm, a residual sum, a ReLU and the
-    quantizer of the next block; see :mod:`.kernels.norm`. The first step that
-    is run inside is only observed: :meth:`plan` reads from its autograd graph
-    which results of batch norms have a single reader. From then on those are
+    See :mod:`.kernels.norm` for what is fused. The first step that is run
+    inside is only observed: :meth:`plan` reads from its autograd graph which
+    results of batch norms have a single reader. From then on those are
     computed where they are used.
 
     Batch norms cannot be replaced by fused modules instead: the sum and the
@@ -281,13 +278,8 @@ class FusedBatchNorms(TorchFunctionMode):
     def plan(
         self, outputs: Iterable[Any], tapped: Iterable[Tensor] = ()
     ) -> None:
-        """Find what to fuse in the graph that led to ``outputs``, once.
-
-        Args:
-            outputs: Everything that the step computed and that losses may
-                depend on; what is no tensor is ignored.
-            tapped: Tensors that were read through :func:`materialize`.
-        """
+        """Find what to fuse in the graph that led to ``outputs``, all that
+        losses may depend on, once; ``tapped`` was materialized."""
         if self.fusions is not None or not self._norms:
             return
         readers = _readers(o.grad_fn for o in outputs if isinstance(o, Tensor))
@@ -324,11 +316,8 @@ class FusedBatchNorms(TorchFunctionMode):
 
 
 def materialize(value: 'Tensor | DeferredTensor') -> Tensor:
-    """The tensor for a tap.
-
-    It is an alias of the result, so that its gradient is added in the fused
-    backward pass.
-    """
+    """The tensor for a tap: an alias of the result, so that its gradient is
+    added in the fused backward pass."""
     tap = value.tap if isinstance(value, DeferredTensor) else None
     return _plain(value) if tap is None else tap
 

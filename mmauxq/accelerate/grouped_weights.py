@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mmauxq.layers import QuantLayer
-from mmauxq.quantizers import FLOAT_BITS, QParams, Quantizer
+from mmauxq.quantizers import FLOAT_BITS, LearnedStepQuantizer
 
 from .kernels.dispatch import wants_kernel
 from .kernels.weights import GroupedQuantizer, WeightRange, can_group
@@ -16,11 +16,9 @@ from .kernels.weights import GroupedQuantizer, WeightRange, can_group
 class GroupedWeights:
     """Gives every layer its quantized weight, from one launch for all.
 
-    While :meth:`active`, layers use what was computed for them; values and
-    gradients are those that they would compute themselves. So do layers that
-    are run once more in the backward pass, by activation checkpointing. Only
-    layers that multiply by the weight itself take part, with a learned step,
-    float32 weights, and on a GPU; the others quantize on their own.
+    Values and gradients are those that the layers would compute themselves.
+    Only layers that multiply by the weight itself take part, with a learned
+    step, float32 weights, and on a GPU; the others quantize on their own.
 
     A layer that did not run gets no gradient. DDP with
     ``find_unused_parameters`` counts it as used all the same.
@@ -51,29 +49,15 @@ class GroupedWeights:
         finally:
             self.in_step = False
 
-    def is_valid(self) -> bool:
-        """Whether layers may use what was precomputed.
-
-        After the step, its backward pass alone may: the weights change
-        between steps.
-        """
-        return self.in_step or (
-            not torch.compiler.is_compiling()
-            and torch._C._current_graph_task_id() != -1
-        )
-
     def _prepare(self, model: nn.Module, groups: int) -> None:
         """Choose the layers, unless nothing changed since the last step."""
         candidates = [
-            (layer, params)
+            (layer, codes)
             for layer in model.modules()
             if isinstance(layer, QuantLayer)
-            and (params := _params(layer)) is not None
+            and (codes := _range(layer)) is not None
         ]
-        key: list = [
-            (id(layer), params.qmin, params.qmax, params.grad_scale)
-            for layer, params in candidates
-        ]
+        key: list = [(id(layer), codes) for layer, codes in candidates]
         if candidates:
             weight = candidates[0][0].product_weight
             key.append((weight.device, wants_kernel(weight), groups))
@@ -83,14 +67,12 @@ class GroupedWeights:
         for entry in self.entries:
             entry.layer.precomputed = None
         self.entries, ranges = [], []
-        for layer, params in candidates:
-            weight = layer.product_weight
-            if can_group(weight, params.step) and wants_kernel(weight):
+        for layer, codes in candidates:
+            weight, step = layer.product_weight, layer.weight_quantizer.step
+            if can_group(weight, step) and wants_kernel(weight):
                 entry = layer.precomputed = _Precomputed(self, layer)
                 self.entries.append(entry)
-                ranges.append(
-                    WeightRange(params.qmin, params.qmax, params.grad_scale)
-                )
+                ranges.append(codes)
         size = max(1, -(-len(ranges) // groups))
         starts = range(0, len(ranges), size)
         parts = [slice(start, start + size) for start in starts]
@@ -99,16 +81,12 @@ class GroupedWeights:
     def _quantize(self) -> None:
         # read anew: the parameters may have been replaced
         weights = [entry.layer.product_weight for entry in self.entries]
-        steps = [
-            entry.layer.weight_quantizer.qparams(weight).step
-            for entry, weight in zip(self.entries, weights, strict=True)
-        ]
+        steps = [entry.layer.weight_quantizer.step for entry in self.entries]
         dtype = operand_dtype(weights[0])
         for part, group in self.groups:
             results = group(weights[part], steps[part], dtype)
-            for entry, weight, result in zip(
-                self.entries[part], weights[part], results, strict=True
-            ):
+            each = zip(self.entries[part], weights[part], results, strict=True)
+            for entry, weight, result in each:
                 entry.weight, entry.result, entry.dtype = weight, result, dtype
 
 
@@ -123,15 +101,18 @@ class _Precomputed:
         self.in_graph = True
 
     def __call__(self, weight: Tensor) -> Tensor | None:
+        in_step, compiling = self.owner.in_step, torch.compiler.is_compiling()
+        in_backward = not compiling and torch._C._current_graph_task_id() != -1
         if (
             weight is not self.weight
-            or not self.owner.is_valid()
+            # the weights change between steps
+            or not (in_step or in_backward)
             # a region without autocast wants another dtype
             or operand_dtype(weight) != self.dtype
         ):
             return None
-        if self.owner.in_step:
-            if not torch.compiler.is_compiling():
+        if in_step:
+            if not compiling:
                 self.in_graph = torch.is_grad_enabled()
         elif not self.in_graph:
             # reentrant checkpointing: the layer ran without gradients, and
@@ -140,19 +121,20 @@ class _Precomputed:
         return self.result
 
 
-def _params(layer: QuantLayer) -> QParams | None:
+def _range(layer: QuantLayer) -> WeightRange | None:
     """How the weight is quantized, if by a learned step along axis 0."""
-    quantizer = layer.weight_quantizer
+    quantizer, weight = layer.weight_quantizer, layer.product_weight
     if (
-        not layer.multiplies_by_weight
-        or not isinstance(quantizer, Quantizer)
-        or quantizer.bits == FLOAT_BITS
-        or not isinstance(layer.product_weight, nn.Parameter)
-        or quantizer.channel_axis != 0
+        layer.multiplies_by_weight
+        and isinstance(quantizer, LearnedStepQuantizer)
+        and quantizer.bits != FLOAT_BITS
+        and quantizer.offset is None
+        and isinstance(weight, nn.Parameter)
+        and quantizer.channel_axis == 0
     ):
-        return None
-    params = quantizer.qparams(layer.product_weight)
-    return None if params is None or params.offset is not None else params
+        scale = quantizer.grad_scale(weight)
+        return WeightRange(quantizer.qmin, quantizer.qmax, scale)
+    return None
 
 
 def operand_dtype(operand: Tensor) -> torch.dtype:

@@ -15,15 +15,76 @@ from mmauxq.layers.weight_uses import PRODUCTS
 from mmauxq.quantizers.functional import learned_step_quantize
 
 from .kernels.dispatch import is_dense
-from .kernels.norm import BatchNorm, norm_add_relu_quantize, normalise
-from .recompute_ops import (
-    CHEAP,
-    CODES,
-    SEVERAL,
-    SUMS,
-    max_indices,
-    same_call,
+from .kernels.norm import (
+    BatchNorm,
+    norm_add_relu_quantize,
+    normalise,
+    normalise_quantize,
 )
+from .kernels.packed import PackedTensor
+
+Call = tuple[Callable, tuple, dict]
+
+
+def same_call(func: Callable) -> Callable[..., Call]:
+    return lambda *args, **kwargs: (func, args, kwargs)
+
+
+def _out_of_place(func: Callable) -> Callable[..., Call]:
+    """``func`` out of place, also where it was called with ``inplace``."""
+
+    def call(*args: Any, **kwargs: Any) -> Call:
+        kwargs.pop('inplace', None)
+        return func, tuple(a for a in args if not isinstance(a, bool)), kwargs
+
+    return call
+
+
+def _batch_norm(*args: Any, **kwargs: Any) -> Call:
+    """Without running statistics, which must not be updated twice."""
+    names = ('running_mean', 'running_var', 'weight', 'bias', 'training')
+    names = ('input', *names, 'momentum', 'eps')
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    if given.get('training'):
+        given.update(running_mean=None, running_var=None)
+    return F.batch_norm, (), given
+
+
+_RELUS = (torch.relu, torch.relu_, Tensor.relu, Tensor.relu_)
+_WITH_INPLACE = (F.relu, F.relu6, F.hardtanh, F.silu, F.hardswish)
+_OTHERS = (
+    *(F.layer_norm, F.gelu, Tensor.float),
+    *(learned_step_quantize, normalise, normalise_quantize),
+)
+CHEAP: dict[Callable, Callable[..., Call]] = {
+    F.batch_norm: _batch_norm,
+    **dict.fromkeys(_RELUS, same_call(torch.relu)),
+    **{func: _out_of_place(func) for func in _WITH_INPLACE},
+    **{func: same_call(func) for func in _OTHERS},
+}
+"""Recomputed at any level: function -> the call that recomputes it."""
+
+
+CODES: dict[Callable, int] = {learned_step_quantize: 1, normalise_quantize: 3}
+"""Functions whose result is quantized -> where step, qmin and qmax stand among
+their arguments."""
+
+SUMS: dict[Callable, Callable[..., Call]] = dict.fromkeys(
+    (torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__iadd__),
+    same_call(torch.add),
+)
+
+
+def max_indices(x: Tensor, kernel_size: Any, **how: Any) -> Tensor:
+    """Indices of the maxima of a pooling, int64."""
+    return F.max_pool2d(x, kernel_size, **how, return_indices=True)[1]
+
+
+SEVERAL: dict[Callable, str] = {
+    norm_add_relu_quantize: '_norm_add_relu_quantize',
+    F.max_pool2d: '_max_pool',
+}
+"""Functions that save several results -> the method that handles them."""
 
 MOST_PRODUCTS = 1
 """How many products may be recomputed for one tensor at most."""
@@ -37,12 +98,8 @@ LEVELS = tuple(COMPILER_SETTINGS)
 
 
 def compiling_for(level: str | None) -> AbstractContextManager:
-    """While entered, what is compiled keeps less for its backward pass.
-
-    Args:
-        level: ``'codes'`` or ``'recompute'``, see :class:`Recompute`; ``None``
-            leaves it to the compiler.
-    """
+    """While entered, what is compiled keeps less for its backward pass; see
+    :class:`Recompute`. ``None`` leaves it to the compiler."""
     if level is None:
         return nullcontext()
     from torch._functorch import config
@@ -145,10 +202,9 @@ class _Placeholder:
 class Recompute(TorchFunctionMode):
     """While entered, operations save how to recompute tensors, not tensors.
 
-    Gradients are those of the plain network to the bit, those of the steps
-    included: every tensor that the backward pass needs is computed once more,
-    by the same operation from the same numbers, and is freed after its last
-    use.
+    Gradients are those of the plain network to the bit: every tensor that the
+    backward pass needs is computed once more, by the same operation from the
+    same numbers, and is freed after its last use. The level is
 
     * ``'codes'``: quantized tensors, normalisations, activations and sums are
       recomputed; results of products are kept. Nothing is done twice that
@@ -160,14 +216,9 @@ class Recompute(TorchFunctionMode):
     Tensors of unknown operations are saved as autograd would save them. Eager
     and recorded steps only; for compiled ones there is :func:`compiling_for`.
 
-    Args:
-        level: ``'codes'`` or ``'recompute'``.
-
     Raises:
-        UsageError: If it is neither, and in the backward pass if a tensor was
-            overwritten in place that is needed to recompute another.
-        RuntimeError: In the backward pass, if a saved tensor was overwritten
-            in place, as without this mode.
+        UsageError: If the level is another, and in the backward pass if a
+            tensor was overwritten in place that is needed to recompute one.
     """
 
     def __init__(self, level: str) -> None:
@@ -263,10 +314,8 @@ class Recompute(TorchFunctionMode):
     def _max_pool(
         self, x: Tensor, kernel_size: Any, return_indices: bool, **how: Any
     ) -> Tensor:
-        """Indices of maxima take four times the memory of the maxima.
-
-        ``return_indices=True`` dispatches to a different function of torch.
-        """
+        """Keep no indices, which take four times the memory of the maxima;
+        ``return_indices=True`` calls a different function of torch."""
         again = self._recipe(max_indices, (x, kernel_size), how)
         values, places = F.max_pool2d(
             x, kernel_size, **how, return_indices=True
@@ -295,7 +344,9 @@ class Recompute(TorchFunctionMode):
         """Note how to recompute the ``output`` of ``func``."""
         if func in CODES and recipe.products and is_dense(output):
             # the chain ends here: the next product begins with codes
-            codes = CODES[func](output, *args, **kwargs or {})
+            how = args[CODES[func] :][:3]
+            offset = (kwargs or {}).get('offset')
+            codes = PackedTensor(output, *how, offset)
             recipe = _Recomputed(codes.value, [], {})
         recipe.products += func in PRODUCTS
         recipe.describe(output)

@@ -42,10 +42,8 @@ def _bits(layer: nn.Module, role: str) -> int:
 
 @torch.no_grad()
 def layer_costs(model: nn.Module, image: Tensor) -> list[LayerCost]:
-    """The layers that run, in their order, on an image (1, C, H, W).
-
-    The model is an algorithm or architecture, in evaluation mode.
-    """
+    """The layers that run, in their order, on an image (1, C, H, W), of an
+    algorithm or architecture in evaluation mode."""
     layers = {
         name: layer
         for name, layer in model.named_modules()
@@ -84,11 +82,8 @@ def quantized_weights(model: nn.Module) -> dict[str, tuple[Tensor, Quantizer]]:
 
 
 def deployed_bytes(model: nn.Module) -> int:
-    """Size of F if every weight takes the bits that it was trained with.
-
-    Each quantized weight is rounded up to whole bytes; all other parameters
-    and buffers count as they are stored.
-    """
+    """Size of F if every weight takes the bits that it was trained with,
+    rounded up to whole bytes; the rest counts as it is stored."""
     bits = {id(w): q.bits for w, q in quantized_weights(model).values()}
     return sum(
         math.ceil(x.numel() * bits.get(id(x), 8 * x.element_size()) / 8)

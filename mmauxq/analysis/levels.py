@@ -11,13 +11,7 @@ from mmauxq.quantizers import Quantizer, named_quantizers
 
 @dataclass(frozen=True)
 class LevelCount:
-    """The audit of one quantizer.
-
-    Args:
-        name: Name of the quantizer.
-        bits: Its width in bits.
-        levels: Most distinct values seen for one scale.
-    """
+    """The most distinct values seen for one scale of a quantizer."""
 
     name: str
     bits: int
@@ -31,10 +25,8 @@ class LevelCount:
 
 @torch.no_grad()
 def count_levels(model: nn.Module, inputs: Tensor) -> list[LevelCount]:
-    """Audit all quantizers that run on preprocessed inputs, (N, C, H, W).
-
-    The model is an algorithm or architecture, in evaluation mode.
-    """
+    """Audit all quantizers that run on preprocessed inputs, (N, C, H, W), of
+    an algorithm or architecture in evaluation mode."""
     quantizers = dict(named_quantizers(model))
     levels: dict[str, int] = {}
 

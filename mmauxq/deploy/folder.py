@@ -14,11 +14,8 @@ FILES = ('slim.pth', 'packed.safetensors', 'model.onnx', 'report.json',
 
 
 def check_folder(out: str | os.PathLike) -> Path:
-    """Check that an export may be written to ``out``.
-
-    Raises:
-        UsageError: If it is a file, or holds anything but an export.
-    """
+    """``out``, or a UsageError if it is a file or holds anything but an
+    export."""
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise UsageError(f'--out: expected a folder, got the file {out}')

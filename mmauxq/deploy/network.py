@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mmauxq import compat
 from mmauxq.errors import UsageError
+from mmauxq.network import sample_images
 from mmauxq.network.checkpoint import (
     check_architecture,
     check_scales,
@@ -23,13 +24,8 @@ from .slim import class_names
 
 @dataclass
 class Network:
-    """F, ready to export.
-
-    Args:
-        algorithm: In evaluation mode, without guidance, on the CPU.
-        cfg: With the guidance that training had.
-        meta: That of the checkpoint.
-    """
+    """F, ready to export: the algorithm in evaluation mode, without guidance,
+    on the CPU; the config of its training; the meta of its checkpoint."""
 
     algorithm: Any
     cfg: Config
@@ -41,12 +37,8 @@ class Network:
         return self.algorithm.architecture
 
     def batches(self, split: str = 'val') -> Iterator[tuple[Tensor, Tensor]]:
-        """Preprocessed images (N, C, H, W) and labels (N,), -1 if unknown.
-
-        Raises:
-            UsageError: If the config has no data of this split, ``'train'``
-                or ``'val'``.
-        """
+        """Preprocessed images (N, C, H, W) and labels (N,), -1 if unknown, of
+        the split ``'train'`` or ``'val'``."""
         from mmengine.runner import Runner
 
         loader = self.cfg.get(f'{split}_dataloader')
@@ -61,14 +53,11 @@ class Network:
             yield images, torch.tensor(labels)
 
     def images(self, count: int) -> list[tuple[Tensor, Tensor]]:
-        """The first validation images and labels, in batches of at most 250.
-
-        If ``count`` is 0, these are 16 generated images.
-        """
+        """The first validation images and labels, in batches of at most 250;
+        16 generated images if ``count`` is 0."""
         if not count:
-            generator = torch.Generator().manual_seed(0)
-            shape = (16, *self.algorithm.cost.shape)
-            images = torch.randn(shape, generator=generator)
+            shape = self.algorithm.cost.shape
+            images = sample_images(self.architecture, shape, 16)
             return [(images, torch.full((16,), -1))]
         result: list[tuple[Tensor, Tensor]] = []
         for batch in self.batches():
@@ -89,9 +78,8 @@ class Network:
                 return None
             return [float(f'{x:.7g}') for x in value.flatten().tolist()]
 
-        swaps = getattr(pre, 'to_rgb', False) or getattr(
-            pre, 'channel_conversion', False
-        )
+        keys = 'to_rgb', 'channel_conversion'
+        swaps = any(getattr(pre, key, False) for key in keys)
         return dict(
             mean=numbers('mean'),
             std=numbers('std'),
@@ -141,9 +129,9 @@ def build(cfg: Config, guidance: Any, **settings: Any) -> Any:
 def guidance_cost(
     cfg: Config, shape: Sequence[int] | None = None
 ) -> dict[str, Any]:
-    """What the guidance of a config costs in training, for one image.
+    """What the guidance of a config costs in training, for one image of shape
+    (C, H, W), by default as ``cfg`` says.
 
-    The image has (C, H, W) = ``shape``, by default what ``cfg`` says.
     Parameters and multiply-adds are ``None`` if the guidance cannot be built,
     as with a teacher whose file is gone.
     """

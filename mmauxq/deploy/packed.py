@@ -33,18 +33,8 @@ FORMAT = 'mmauxq-packed-2'
 
 
 def pack(codes: np.ndarray, bits: int) -> np.ndarray:
-    """Codes 0 to ``2**bits - 1``, in C order, side by side, lowest bit first.
-
-    Args:
-        codes: Integers of any shape.
-        bits: 1 to 8.
-
-    Returns:
-        uint8, shape (ceil(number of codes * bits / 8),), padded with zeros.
-
-    Raises:
-        UsageError: If a code does not fit.
-    """
+    """Codes 0 to ``2**bits - 1`` in C order, side by side, lowest bit first:
+    uint8, shape (ceil(number of codes * bits / 8),), padded with zeros."""
     if codes.size and not 0 <= codes.min() <= codes.max() < 2**bits:
         raise UsageError(
             f'pack: {bits} bits: expected codes from 0 to {2**bits - 1}, got '
@@ -56,11 +46,7 @@ def pack(codes: np.ndarray, bits: int) -> np.ndarray:
 
 
 def unpack(packed: np.ndarray, bits: int, count: int) -> np.ndarray:
-    """The ``count`` codes (uint8) that :func:`pack` was given.
-
-    Raises:
-        UsageError: If ``packed`` has another length than that many codes.
-    """
+    """The ``count`` codes (uint8) that :func:`pack` was given."""
     size = math.ceil(count * bits / 8)
     if len(packed) != size:
         raise UsageError(
@@ -92,16 +78,13 @@ def save_packed(
     image: Tensor,
     meta: dict[str, Any] | None = None,
 ) -> int:
-    """Write F with its weights as packed integer codes.
+    """Write F with its weights as packed integer codes; the size in bytes.
 
     Args:
         architecture: Quantized, calibrated, in evaluation mode.
         out: File to write.
         image: (1, C, H, W), to see what is quantized.
         meta: Anything that JSON holds.
-
-    Returns:
-        Size of the file in bytes.
 
     Raises:
         UsageError: If a quantizer has no integer form, or quantizes what is
@@ -178,13 +161,10 @@ def _leaves(tree: dict[str, Any], prefix: str = '') -> Iterator:
 def load_packed(
     file: str | os.PathLike, architecture: nn.Module
 ) -> dict[str, Any]:
-    """Fill ``architecture`` from a packed file.
+    """Fill ``architecture`` from a packed file; its ``meta``.
 
-    Its parameters become the quantized values, or what is quantized to them:
-    in evaluation the network is the one that was saved, to the bit.
-
-    Returns:
-        The ``meta`` of :func:`save_packed`.
+    Parameters become the quantized values, or what is quantized to them: in
+    evaluation the network is the one that was saved, to the bit.
 
     Raises:
         UsageError: If the file is not a packed one, or one of another network.
@@ -220,11 +200,8 @@ def load_packed(
 def read_packed(
     file: str | os.PathLike,
 ) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, int]], dict[str, Any]]:
-    """What a packed file holds.
-
-    Returns:
-        The state dict without the quantized weights; (integer codes, bits) of
-        these by name; ``meta``.
+    """The state dict of a packed file without the quantized weights; (integer
+    codes, bits) of these by name; ``meta``.
 
     Raises:
         UsageError: If the file is not a packed network.

@@ -19,7 +19,8 @@ def save_slim(
     out: str | os.PathLike,
     architecture: nn.Module | None = None,
 ) -> int:
-    """Write F of a training checkpoint, without guidance or optimizer.
+    """Write F of a training checkpoint, without guidance or optimizer; the
+    size of the file in bytes.
 
     Any ``torch.load(..., weights_only=True)`` reads the result; its keys are
     those of the quantized classifier (``backbone...``, ``head...``).
@@ -28,9 +29,6 @@ def save_slim(
         checkpoint: A training checkpoint of :class:`JointQAT`, or a slim one.
         out: File to write; complete or absent, never half-written.
         architecture: F, if its tensors are newer than those of the checkpoint.
-
-    Returns:
-        Size of the file in bytes.
 
     Raises:
         UsageError: If the checkpoint is not one of a quantized network.

@@ -37,8 +37,7 @@ class AuxAdaptorAggregator(Guidance):
     where the shape stays and a strided 1x1 convolution and a batch norm where
     it changes; all in full precision. For tokens (N, L, C) both are a linear
     layer and a layer norm, and g is pooled where their number changes; class
-    tokens are carried along. The gradient of the loss reaches every tapped
-    block without passing a quantizer.
+    tokens are carried along.
 
     Its classifier may also teach F: ``guides_student`` adds
     ``loss_to_student = loss_weight * d(logits of F, logits of H)``.
@@ -50,9 +49,8 @@ class AuxAdaptorAggregator(Guidance):
     Args:
         taps, head, num_classes, dtype: See :class:`.base.Guidance`.
         loss_weight: Weight of the auxiliary loss.
-        width_ratio: Channels of g_p over those of O_p, in (0, 1]. 1 is the
-            paper's. Narrower ones make each adaptor a bottleneck and cost
-            about that much less.
+        width_ratio: Channels of g_p over those of O_p, in (0, 1]; 1 is the
+            paper's, and the cost of H is about proportional.
         groups: Groups of the convolutions phi; they must divide the channels
             of every tapped block and of every g_p.
         guides_student: Config of the distance d, a loss of mmrazor such as
@@ -61,8 +59,8 @@ class AuxAdaptorAggregator(Guidance):
             ``teacher_detach=False``; ``None`` for no such term.
         separate_bn: Whether H reads a second pass through F, with batch norms
             of its own (:class:`.auxiliary_bn.AuxiliaryBN`), as in the first
-            version of the paper. By default both share one pass, as in the
-            second version.
+            version of the paper; by default both share one pass, as in the
+            second.
         init_cfg: Initialisation; by default that of mmpretrain's ResNet.
 
     Raises:
@@ -103,9 +101,8 @@ class AuxAdaptorAggregator(Guidance):
         self.adaptors = nn.ModuleList()
         g: Tap | None = None
         for _, block in groupby(taps, key=lambda t: t.name.partition(':')[0]):
-            adaptor = Adaptor(list(block), g, width_ratio, groups)
-            self.adaptors.append(adaptor)
-            g = adaptor.result
+            self.adaptors.append(Adaptor(list(block), g, width_ratio, groups))
+            g = self.adaptors[-1].result
         self.head = linear_classifier(head, g.channels, num_classes)
         self.guides_student = build_distance(
             guides_student, 'guidance.guides_student', num_classes
@@ -125,11 +122,8 @@ class AuxAdaptorAggregator(Guidance):
             self.second_pass.prepare()
 
     def forward(self, outputs: dict[str, Tensor]) -> Tensor:
-        """Logits of the auxiliary classifier, (N, K).
-
-        Args:
-            outputs: Name of a tap -> O_p; with ``separate_bn`` the images.
-        """
+        """Logits of the auxiliary classifier, (N, K), from the O_p or, with
+        ``separate_bn``, from the images."""
         if self.second_pass is not None:
             outputs = self.second_pass(outputs[IMAGE])
         with self.precision():
@@ -157,10 +151,9 @@ class AuxAdaptorAggregator(Guidance):
 class Adaptor(BaseModule):
     """One step of the aggregator: ``g_p = ReLU(phi(O_p) + project(g))``.
 
-    The first one, on the stem's output, is ``g_0 = phi(O_0)``. A block that
-    gives several tensors has a ``phi`` for each; their outputs are summed at
-    the smallest of the sizes. ``previous`` is the layout and shape of
-    g_{p-1}, and ``result`` that of g_p, a map or tokens.
+    A block that gives several tensors has a ``phi`` for each; their outputs
+    are summed at the smallest of the sizes. ``previous`` is the layout and
+    shape of g_{p-1}, and ``result`` that of g_p, a map or tokens.
     """
 
     def __init__(
@@ -201,11 +194,10 @@ class Adaptor(BaseModule):
 
     def _adapt(self, outputs: Sequence[Tensor]) -> Tensor:
         phi = [self.phi] if len(self.layouts) == 1 else self.phi
+        parts = zip(phi, self.layouts, outputs, strict=True)
         adapted = [
             module(x.permute(0, 3, 1, 2) if layout == CHANNELS_LAST else x)
-            for module, layout, x in zip(
-                phi, self.layouts, outputs, strict=True
-            )
+            for module, layout, x in parts
         ]
         if len(adapted) == 1:
             return adapted[0]
@@ -241,20 +233,16 @@ def conv_bn(
     in_channels: int, out_channels: int, stride: int = 1, groups: int = 1
 ) -> nn.Sequential:
     """1x1 convolution + batch norm, full precision."""
-    return nn.Sequential(
-        nn.Conv2d(
-            in_channels, out_channels, 1, stride, groups=groups, bias=False
-        ),
-        nn.BatchNorm2d(out_channels),
+    convolution = nn.Conv2d(
+        in_channels, out_channels, 1, stride, groups=groups, bias=False
     )
+    return nn.Sequential(convolution, nn.BatchNorm2d(out_channels))
 
 
 def linear_norm(in_channels: int, out_channels: int) -> nn.Sequential:
     """Linear layer + layer norm, full precision: the same for tokens."""
-    return nn.Sequential(
-        nn.Linear(in_channels, out_channels, bias=False),
-        nn.LayerNorm(out_channels),
-    )
+    linear = nn.Linear(in_channels, out_channels, bias=False)
+    return nn.Sequential(linear, nn.LayerNorm(out_channels))
 
 
 def _build_phi(tap: Tap, width: int, groups: int) -> nn.Sequential:

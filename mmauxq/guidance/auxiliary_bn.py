@@ -23,12 +23,9 @@ class AuxiliaryBN(nn.Module):
     arXiv:1911.09665.
 
     Args:
-        network: F; not registered as a child.
-        recorder: Of what is read. It is entered together with that of F.
-
-    Raises:
-        UsageError: If the backbone has no batch norm, or something outside
-            of the backbone is read.
+        network: F; not registered as a child. Its backbone has batch norms.
+        recorder: Of what is read, inside of the backbone. It is entered
+            together with that of F.
     """
 
     def __init__(self, network: nn.Module, recorder: TapRecorder) -> None:

@@ -45,10 +45,8 @@ from .taps import CHANNELS_LAST, MAP, Tap, TapRecorder
 class Guidance(BaseModule):
     """Losses computed from the tapped outputs of F, in training only.
 
-    Built by the algorithm after the shapes are known, so that DDP and the
-    optimizer see every parameter. A step has two parts: :meth:`forward`,
-    from tensors to tensors, which may be compiled or recorded, and
-    :meth:`losses`, which knows the targets.
+    A step has two parts: :meth:`forward`, from tensors to tensors, which may
+    be compiled or recorded, and :meth:`losses`, which knows the targets.
 
     The algorithm also gives a subclass ``taps``, what is read from F, in the
     order of running, the images first if ``uses_image``, the stem first if
@@ -110,23 +108,18 @@ class Guidance(BaseModule):
             super().init_weights()
 
     def attach(self, network: nn.Module, recorder: TapRecorder) -> TapRecorder:
-        """Called once, with F in floating point and a recorder of its taps.
-
-        Returns the recorder that gives :meth:`forward` its tensors.
-        """
+        """Called once, with F in floating point and a recorder of its taps;
+        returns the one that gives :meth:`forward` its tensors."""
         return recorder
 
     def prepare(self, network: nn.Module) -> None:
         """Called before the first step, with F quantized and loaded."""
 
     def forward(self, outputs: dict[str, Tensor]) -> Any:
-        """The part of the guidance that is computed from tensors alone.
+        """What :meth:`losses` takes; logits (N, K) if ``gives_aux_logits``.
 
         Args:
             outputs: Name of a tap -> its tensor, (N, *shape of the tap).
-
-        Returns:
-            What :meth:`losses` takes; logits (N, K) if ``gives_aux_logits``.
         """
         raise NotImplementedError
 
@@ -137,17 +130,14 @@ class Guidance(BaseModule):
         aux_logits: Tensor | None,
         data_samples: list,
     ) -> dict[str, Tensor]:
-        """Losses, already weighted.
+        """Name -> weighted loss of shape (); logged only without ``loss`` in
+        the name.
 
         Args:
             output: Result of :meth:`forward`.
             logits: Logits of F, (N, K); ``None`` if its head hides them.
             aux_logits: Logits of the auxiliary module, (N, K), if any.
             data_samples: N of them, with the targets.
-
-        Returns:
-            Name with ``loss`` in it -> tensor of shape (); other names are
-            only logged.
         """
         raise NotImplementedError
 
@@ -163,11 +153,7 @@ class Guidance(BaseModule):
 
 
 def student_logits(logits: Tensor | None) -> Tensor:
-    """Logits of F, (N, K), in float32.
-
-    Raises:
-        UsageError: If its head does not show them.
-    """
+    """Logits of F, (N, K), in float32; a UsageError if its head hides them."""
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         raise UsageError(
             'guidance: expected a head of F that gives logits (N, K) in '
@@ -188,12 +174,8 @@ def is_weight(value: object) -> bool:
 def check_weights(
     weights: float | Sequence[float], taps: Sequence[Tap], where: str
 ) -> list[float]:
-    """One weight for each tap, from one for all or a list.
-
-    Raises:
-        UsageError: If there are more or fewer weights than taps, or one is
-            negative; ``where`` is the config key.
-    """
+    """One weight for each tap, from one for all or a list, else a UsageError
+    about the config key ``where``."""
     if isinstance(weights, (int, float)):
         weights = [weights] * len(taps)
     several = isinstance(weights, (list, tuple))
@@ -223,11 +205,8 @@ def pool(features: Tensor, layout: str) -> Tensor:
 def linear_classifier(
     head: nn.Module, in_channels: int, num_classes: int
 ) -> nn.Module:
-    """A linear head of mmpretrain with a copy of the loss of ``head``.
-
-    Raises:
-        UsageError: If ``head`` has no loss module.
-    """
+    """A linear head of mmpretrain with a copy of the loss of ``head``, or a
+    UsageError if that has none."""
     if not isinstance(getattr(head, 'loss_module', None), nn.Module):
         raise UsageError(
             'architecture.head: expected a head with a loss_module, which '

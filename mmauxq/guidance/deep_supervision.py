@@ -27,10 +27,6 @@ class IntermediateClassifiers(Guidance):
             :class:`.base.Guidance`.
         alphas: Weight of each classifier, in the order of the taps, not
             negative; one number for all.
-
-    Raises:
-        UsageError: If there are more or fewer weights than taps, or one is
-            negative.
     """
 
     def __init__(
@@ -52,11 +48,9 @@ class IntermediateClassifiers(Guidance):
 
     def forward(self, outputs: dict[str, Tensor]) -> Tensor:
         """Logits of all classifiers, (P, N, K)."""
-        logits = []
+        logits, pairs = [], zip(self.taps, self.classifiers, strict=True)
         with self.precision():
-            for tap, classifier in zip(
-                self.taps, self.classifiers, strict=True
-            ):
+            for tap, classifier in pairs:
                 features = pool(self.cast(outputs[tap.name]), tap.layout)
                 logits.append(classifier((features,)))
             return torch.stack(logits)
@@ -70,9 +64,8 @@ class IntermediateClassifiers(Guidance):
     ) -> dict[str, Tensor]:
         """``loss_TAP`` for each tap, from the logits (P, N, K)."""
         losses = {}
-        for tap, alpha, classifier, tap_logits in zip(
-            self.taps, self.alphas, self.classifiers, output, strict=True
-        ):
+        places = self.taps, self.alphas, self.classifiers, output
+        for tap, alpha, classifier, tap_logits in zip(*places, strict=True):
             name = tap.name.removeprefix('backbone.')
             loss = classifier._get_loss(tap_logits, data_samples)['loss']
             losses[f'loss_{name}'] = loss * alpha * self.loss_weight

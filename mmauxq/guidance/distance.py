@@ -19,14 +19,13 @@ def build_distance(
     ``L2Loss``, ``CWD``, ``PKDLoss`` and others for features.
 
     Args:
-        config: With ``type``, e.g. ``'mmrazor.KLDivergence'``; without a
-            config there is no distance.
+        config: With ``type``; without a config there is no distance.
         where: The config key, for messages.
         num_classes: K, if it is to compare logits (N, K).
 
     Raises:
-        UsageError: If there is no such loss, it does not take the arguments,
-            or it compares anything else than two tensors, or no logits.
+        UsageError: If there is no such loss, or it does not take the
+            arguments or these tensors.
     """
     if not config:
         return None
@@ -52,10 +51,8 @@ def build_distance(
 def comparable(
     distance: nn.Module, ours: Sequence[int], theirs: Sequence[int]
 ) -> bool:
-    """Whether a distance takes tensors of these shapes, without broadcasting.
-
-    Shapes of three and more axes must agree in all but the channels.
-    """
+    """Whether a distance takes tensors of these shapes, without broadcasting;
+    from three axes on, they must agree in all but the channels."""
     if len(ours) != len(theirs) or tuple(ours[2:]) != tuple(theirs[2:]):
         return False
     try:
@@ -69,21 +66,11 @@ def comparable(
 def build_connector(
     config: dict, in_channels: int, out_channels: int, where: str
 ) -> nn.Module:
-    """A connector of mmrazor, from a student's width to a teacher's.
-
-    Args:
-        config: With ``type``, e.g. ``'mmrazor.ConvModuleConnector'``; the
-            widths are filled in where the class has them.
-        in_channels: Of the student's features.
-        out_channels: Of the teacher's features.
-        where: The config key, for messages.
-
-    Raises:
-        UsageError: If there is no such connector, or it does not take the
-            arguments.
-    """
-    widths = dict(in_channel=in_channels, out_channel=out_channels)
-    return _build(config, where, **widths)
+    """A connector of mmrazor, from a student's width to a teacher's, which
+    are filled in where the class has them; see :func:`build_distance`."""
+    return _build(
+        config, where, in_channel=in_channels, out_channel=out_channels
+    )
 
 
 def _build(config: dict, where: str, **defaults: int) -> nn.Module:
@@ -94,7 +81,8 @@ def _build(config: dict, where: str, **defaults: int) -> nn.Module:
         raise UsageError(
             f'{where}: expected a dict with `type`, got {config!r}'
         )
-    config = {k: v for k, v in config.items() if k != '_scope_'}
+    config = dict(config)
+    config.pop('_scope_', None)
     kind = config.pop('type')
     cls = MODELS.get(kind) if isinstance(kind, str) else kind
     if cls is None:

@@ -41,18 +41,16 @@ class KnowledgeDistillation(Guidance):
         loss_to_aux  = loss_weight * d'(logits of H, logits of the teacher)
         loss_teacher = L(logits of the teacher, targets)       if it is trained
 
-    O_p and T_p are the outputs of F and of the teacher at tap p, c_p a
-    connector that exists in training only. All distances are losses of
-    mmrazor, computed in float32.
+    O_p and T_p are the outputs of F and of the teacher at tap p, c_p is a
+    connector. All distances are losses of mmrazor, computed in float32.
 
     Without ``teacher``, F's own architecture in floating point teaches, and
     without ``checkpoint`` it has the weights that F starts from: the teacher
     of the LSQ paper (arXiv:1902.08153, section 3.7), with its temperature 1
     and equal weights.
 
-    A frozen teacher runs in evaluation mode without gradient. Training
-    checkpoints hold it, so that a resumed run has the same teacher even if
-    its file is gone; slim checkpoints do not.
+    Training checkpoints hold the teacher, so that a resumed run has the same
+    one even if its file is gone; slim checkpoints do not.
 
     Sources: Hinton et al., Distilling the Knowledge in a Neural Network,
     arXiv:1503.02531 (logits); Romero et al., FitNets, arXiv:1412.6550
@@ -64,30 +62,28 @@ class KnowledgeDistillation(Guidance):
         taps: What is read from F: the images, then the features to compare.
         head, num_classes, network, data_preprocessor: See
             :class:`.base.Guidance`. The network is copied if it teaches.
-        teacher: Config of an image classifier: ``'mmpretrain::...'``, a file,
-            or a dict; by default F's architecture.
+        teacher: See :func:`.teacher.build_network`; by default F's
+            architecture.
         checkpoint: File or URL; needed by a frozen ``teacher``.
         train_teacher: Whether the teacher learns too, from its own task loss.
         logits: Config of the distance d; ``None`` for no such term. A
             temperature far above 1 is known to hurt low-bit students.
         features: Config of the distances d_p, e.g.
             ``dict(type='mmrazor.ATLoss', loss_weight=1000.0)``.
-        betas: Weight of each tap, or one for all, not negative.
+        betas: Weight of each tap, or one for all.
         teacher_taps: Places in the teacher, in the order of the taps; by
             default those of the same names, or else the ends of its stages.
         connector: Config of c_p, e.g.
             ``dict(type='mmrazor.ConvModuleConnector', act_cfg=None)``.
         guides_aux: Config of the distance d'; ``None`` for no such term.
-        least_accuracy: Top-1 in percent on the validation data below which
-            training is refused; by default a tenth of the way from guessing
-            to 100.
+        least_accuracy: Validation top-1 in percent below which training is
+            refused; by default a tenth of the way from guessing to 100.
         loss_weight: Factor on all losses except the teacher's own.
         dtype: Of the connectors, see :class:`.base.Guidance`.
         init_cfg: Initialisation of the connectors.
 
     Raises:
-        UsageError: If the teacher has other classes, another input size or
-            another number of taps, or the number of weights is another.
+        UsageError: If the teacher does not fit, or the number of weights.
     """
 
     uses_image = True
@@ -194,11 +190,8 @@ class KnowledgeDistillation(Guidance):
         return model
 
     def check_size(self, width: int) -> None:
-        """Refuse images of a width, in pixels, that the teacher cannot take.
-
-        Raises:
-            UsageError: If the teacher was made for another size.
-        """
+        """A UsageError if the teacher is for images of another width, in
+        pixels."""
         if self.size is not None and self.size != width:
             raise UsageError(
                 'guidance.teacher: expected a teacher for images of '
@@ -229,12 +222,12 @@ class KnowledgeDistillation(Guidance):
     ) -> nn.Module:
         """From the features of F at ``tap`` to the teacher's at ``place``."""
         connector: nn.Module = nn.Identity()
-        if config and tap.layout != MAP:
-            raise UsageError(
-                'guidance.connector: expected taps with feature maps '
-                f'(C, H, W), got {tap.shape} from {tap.name}'
-            )
         if config:
+            if tap.layout != MAP:
+                raise UsageError(
+                    'guidance.connector: expected taps with feature maps '
+                    f'(C, H, W), got {tap.shape} from {tap.name}'
+                )
             connector = build_connector(
                 config, tap.channels, place.channels, 'guidance.connector'
             )
@@ -252,17 +245,12 @@ class KnowledgeDistillation(Guidance):
     # --- a step ------------------------------------------------------------
 
     def forward(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """``'teacher'``, its logits (N, K), and the distances of features.
-
-        Args:
-            outputs: ``'image'``, the images (N, C, H, W), and the features of
-                F under the names of their taps.
-        """
+        """``'teacher'``, its logits (N, K), and ``loss_TAP``, the distances of
+        features."""
         logits, theirs = self.teacher(outputs[IMAGE])
         results = dict(teacher=logits.float())
-        for name, beta, connector, feature in zip(
-            self.names, self.betas, self.connectors, theirs, strict=True
-        ):
+        places = self.names, self.betas, self.connectors, theirs
+        for name, beta, connector, feature in zip(*places, strict=True):
             with self.precision():
                 ours = connector(self.cast(outputs[name]))
                 # some losses of mmrazor call view() on their arguments

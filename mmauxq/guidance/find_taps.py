@@ -12,7 +12,7 @@ from mmauxq.layers import is_quantizable
 from mmauxq.layers.policy import match
 from mmauxq.network import TrainingPass
 
-from .taps import STEM, Tap, TapRecorder, layout_of, parts_by_name
+from .taps import STEM, Tap, TapRecorder, check_tap, layout_of, parts_by_name
 
 AUTO = 'auto'
 STAGE_ENDS = 'stage_ends'
@@ -25,13 +25,11 @@ class Taps:
 
     Args:
         taps: In the order of running, the stem first if it is read.
-        names: Names of the modules that are tapped.
         overwritten: Names of taps that a later operation overwrites.
-        parts: Name of a module -> which of its tensors are read.
+        parts: Name of a module, or the stem -> which of its tensors are read.
     """
 
     taps: list[Tap] = field(default_factory=list)
-    names: list[str] = field(default_factory=list)
     overwritten: list[str] = field(default_factory=list)
     parts: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
@@ -39,9 +37,9 @@ class Taps:
         self, model: nn.Module, with_grad: bool = True
     ) -> TapRecorder:
         """A recorder of these taps in ``model``."""
-        names, stem, parts = self.names, STEM in self.parts, self.parts
+        names, stem = [n for n in self.parts if n != STEM], STEM in self.parts
         return TapRecorder(
-            model, names, stem, self.overwritten, parts, with_grad
+            model, names, stem, self.overwritten, self.parts, with_grad
         )
 
 
@@ -63,21 +61,22 @@ def find_taps(
         stem: Whether to read the input of the first module too, unless it is
             the image.
         place: The config key of ``taps``, for messages.
-
-    Raises:
-        UsageError: If there is nothing to read.
     """
     if taps in (AUTO, STAGE_ENDS):
         chosen = _auto(run)
     else:
         chosen = resolve_taps(run.model, taps, place)
         for name in chosen:
-            _check_readable(name, run, place)
+            if name not in run.calls:
+                raise UsageError(
+                    f'{place}: {name} did not run in a forward pass'
+                )
+            call, features = run.calls[name], run.features(name)
+            check_tap(place, name, call.kind, call.grad, bool(features))
     names = [name for name in run.calls if name in set(chosen)]
     if taps == STAGE_ENDS:
         names = _stage_ends(names, run)
-    found = Taps(names=names)
-    reads = []
+    found, reads = Taps(), []
     if stem:
         arguments, versions = run.first_inputs[names[0]]
         features = _stem_features(arguments, run)
@@ -97,22 +96,6 @@ def find_taps(
     return found
 
 
-def _check_readable(name: str, run: TrainingPass, place: str) -> None:
-    if name not in run.calls:
-        raise UsageError(f'{place}: {name} did not run in a forward pass')
-    if not run.calls[name].grad:
-        raise UsageError(
-            f'{place}: {name} runs inside activation checkpointing, where no '
-            'gradient leads back from it; tap the checkpointed block itself, '
-            'or set with_cp=False'
-        )
-    if not run.features(name):
-        raise UsageError(
-            f'{place}: expected feature maps or tokens from {name}, got a '
-            f'{run.calls[name].kind}; tap another module'
-        )
-
-
 def _stem_features(
     arguments: Sequence[Sequence[Tensor]], run: TrainingPass
 ) -> list[int]:
@@ -129,15 +112,12 @@ def _stem_features(
 
 def _auto(run: TrainingPass) -> list[str]:
     model = run.model
-    children = {
-        f'backbone.{name}': child
-        for name, child in model.backbone.named_children()
-    }
+    parts = _parts(model.backbone)
     for names in (
         find_blocks(model, run),
         _find_layers(model),
-        [name for name, child in children.items() if _layers(child) > 1],
-        list(children),
+        [f'backbone.{name}' for name in parts if _layers(parts[name]) > 1],
+        [f'backbone.{name}' for name in parts],
     ):
         usable = [name for name in names if run.is_usable(name)]
         if usable:
@@ -234,13 +214,11 @@ def _layers(module: nn.Module) -> int:
 def resolve_taps(
     model: nn.Module, taps: str | Sequence[str], place: str = 'guidance.taps'
 ) -> list[str]:
-    """Names of the modules that shell patterns match.
+    """Names of the modules that shell patterns match, or a UsageError about
+    the config key ``place``.
 
     A ``*`` does not cross a dot: ``'backbone.layer*.*'`` means the blocks of a
-    ResNet, not their layers. ``place`` is the config key, for messages.
-
-    Raises:
-        UsageError: If a pattern matches nothing; it lists what exists.
+    ResNet, not their layers.
     """
     names = [name for name, _ in model.named_modules() if name]
     chosen: list[str] = []

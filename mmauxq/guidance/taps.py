@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.overrides import is_tensor_like
 
 from mmauxq.errors import UsageError
-from mmauxq.network import tensors_in
+from mmauxq.layers.weight_uses import tensors_in
 
 STEM = 'stem'
 """Name of the tensor that enters the first tapped block."""
@@ -28,10 +28,9 @@ class Tap:
     """A place where F is read, and the shape of the tensor there.
 
     Args:
-        name: Name of the module whose output is read; ``'stem'`` for the
-            input of the first tapped block, ``'image'`` for that of F. A
-            module that returns several tensors has a tap for each,
-            ``'name:0'``, ``'name:1'``, ...
+        name: Of the module whose output is read; ``'stem'`` for the input of
+            the first tapped block, ``'image'`` for that of F. A module that
+            returns several tensors has a tap for each, ``'name:0'``, ...
         shape: Of one sample: (C, H, W) in the layout ``'map'``, (H, W, C) in
             ``'channels_last'``, (L, C) in ``'tokens'``.
     """
@@ -54,6 +53,24 @@ class Tap:
 def parts_by_name(name: str, parts: Sequence[int]) -> dict[str, int]:
     """Name of a tap -> which of the tensors of the module ``name`` it is."""
     return {name if len(parts) == 1 else f'{name}:{i}': i for i in parts}
+
+
+def check_tap(
+    place: str, name: str, kind: str, grad: bool, features: bool
+) -> None:
+    """Raise a UsageError about ``place`` if a module was run without gradients
+    or returned, in a value of class ``kind``, no features."""
+    if not grad:
+        raise UsageError(
+            f'{place}: {name} runs inside activation checkpointing, where no '
+            'gradient leads back from it; tap the checkpointed block itself, '
+            'or set with_cp=False'
+        )
+    if not features:
+        raise UsageError(
+            f'{place}: expected feature maps or tokens from {name}, got a '
+            f'{kind}; tap another module'
+        )
 
 
 def layout_of(shape: Sequence[int], image: Sequence[int]) -> str:
@@ -85,7 +102,7 @@ class TapRecorder:
 
     Args:
         model: The network that contains the modules.
-        names: Module names, in any order.
+        names: Of the modules, in any order.
         stem: Whether to keep the input of the module that runs first, too.
         overwritten: Names of taps that are known to be overwritten later.
         parts: Name -> which of the tensors in a tuple or list are kept; of
@@ -94,9 +111,8 @@ class TapRecorder:
 
     Attributes:
         active: Whether it is entered.
-        materialize: Turns what was kept into tensors. With the fused batch
-            norms of :mod:`mmauxq.accelerate` a module may return an object
-            whose tensor is computed later.
+        materialize: Turns what was kept into tensors, if modules may return
+            an object whose tensor is computed later.
     """
 
     def __init__(
@@ -153,20 +169,14 @@ class TapRecorder:
             self._keep(STEM, inputs[0] if len(inputs) == 1 else inputs)
 
     def _keep(self, name: str, value: object) -> None:
-        if self._needs_grad and not torch.is_grad_enabled():
-            raise UsageError(
-                f'taps: {name} runs inside activation checkpointing, where no '
-                'gradient leads back from it; tap the checkpointed block '
-                'itself, or set with_cp=False'
-            )
+        check_tap(
+            'taps', name, type(value).__name__,
+            torch.is_grad_enabled() or not self._needs_grad,
+            is_tensor_like(value) or name in self.parts,
+        )  # fmt: skip
         self._ran.add(name)
         outputs = {name: value}
         if not is_tensor_like(value):
-            if name not in self.parts:
-                raise UsageError(
-                    f'taps: expected feature maps or tokens from {name}, got '
-                    f'a {type(value).__name__}; tap another module'
-                )
             tensors, parts = tensors_in(value), self.parts[name]
             keys = parts_by_name(name, parts)
             outputs = {key: tensors[i] for key, i in keys.items()}
@@ -201,11 +211,8 @@ class TapRecorder:
         ]
 
     def outputs(self) -> dict[str, Tensor]:
-        """Name -> tensor, in the order in which the modules ran.
-
-        Raises:
-            UsageError: If one was overwritten, or a module did not run.
-        """
+        """Name -> tensor, in the order in which the modules ran; a UsageError
+        if one was overwritten, or a module did not run."""
         # a compiled step was checked when it ran eagerly
         changed = [] if torch.compiler.is_compiling() else self.changed()
         if changed:

@@ -18,12 +18,10 @@ from .find_taps import Taps
 
 
 class Teacher(nn.Module):
-    """A classifier that runs on the images of F.
+    """A classifier that runs on the images of F, converted from F's
+    normalisation and order of colours to its own.
 
-    F's data preprocessor has normalised them. If the teacher was trained
-    with other means or another order of the colours, they are converted from
-    one normalisation to the other; batch augmentations, which mix images,
-    commute with that.
+    Batch augmentations, which mix images, commute with that.
 
     Args:
         network: The classifier.
@@ -97,15 +95,12 @@ def _normalisation(
 
 
 def build_network(teacher: str | dict) -> tuple[nn.Module, int | None]:
-    """The classifier of a config, not initialised, and the size of its images.
+    """The classifier of a config, not initialised, and the side of its images
+    in pixels, if its backbone or its test pipeline declares one.
 
     Args:
         teacher: ``'mmpretrain::...'`` or a file, with a ``model``; or the
             dict of such a config; or a ``model`` itself.
-
-    Returns:
-        The network, and the side in pixels that its backbone or its test
-        pipeline declares, if any.
 
     Raises:
         UsageError: If it cannot be read or is no classifier.

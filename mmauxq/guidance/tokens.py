@@ -9,19 +9,15 @@ from torch import Tensor
 
 
 def extra_tokens(count: int) -> int:
-    """How many class and distillation tokens stand before a square image.
-
-    0 if the others are no square.
-    """
+    """How many class and distillation tokens stand before a square image; 0 if
+    the others are no square."""
     extra = count - math.isqrt(count) ** 2
     return extra if extra <= 2 else 0
 
 
 def to_map(tokens: Tensor, size: Sequence[int] | None = None) -> Tensor:
-    """(N, L, C) to (N, C, H, W), without the extra tokens.
-
-    Of ``size`` (H, W) if it has as many positions, else a square or one row.
-    """
+    """(N, L, C) to (N, C, H, W), without the extra tokens, of ``size`` (H, W)
+    if it has as many positions, else a square or one row."""
     tokens = tokens[:, extra_tokens(tokens.shape[1]) :].transpose(1, 2)
     if size is not None and size[0] * size[1] == tokens.shape[2]:
         return tokens.unflatten(2, tuple(size))
@@ -32,10 +28,8 @@ def to_map(tokens: Tensor, size: Sequence[int] | None = None) -> Tensor:
 
 
 def resize_tokens(tokens: Tensor, count: int) -> Tensor:
-    """(N, L, C) to (N, count, C): pooled as an image if both are square.
-
-    Extra tokens are carried along; missing ones start as the mean.
-    """
+    """(N, L, C) to (N, count, C): pooled as an image if both are square; extra
+    tokens are carried along, missing ones start as the mean."""
     if tokens.shape[1] == count:
         return tokens
     extra, wanted = extra_tokens(tokens.shape[1]), extra_tokens(count)

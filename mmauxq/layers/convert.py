@@ -20,7 +20,7 @@ class LayerUse:
     """How the weight of a layer is used in a forward pass.
 
     Args:
-        name: Name of the module that owns the weight.
+        name: Of the module that owns the weight.
         readers: Names of other modules in whose forward a product with the
             weight is computed.
         called: Whether the layer computes a product itself.
@@ -46,14 +46,13 @@ def is_quantizable(module: nn.Module) -> bool:
 def build_quantizer(
     cfg: dict, role: str, layer: nn.Module, bits: int
 ) -> nn.Module:
-    """A quantizer for one operand of one layer.
+    """A quantizer for one operand of a convolution, linear or attention layer.
 
     Args:
         cfg: ``type``, ``bits`` (replaced by ``bits``, 1 to 8 or 32) and,
             optionally, ``per_channel``: one scale for each output channel of
             a weight, or each input channel of an activation.
         role: ``'weight'`` or ``'activation'``.
-        layer: A convolution, linear or attention layer.
 
     Raises:
         UsageError: If the type is unknown, does not serve the role, or has
@@ -113,13 +112,11 @@ def convert(
 
     Args:
         model: Changed in place; parameters stay, under the same names.
+            Returned, or the quantized layer if it is itself one layer.
         bits: Name of a layer -> its bits; layers not named stay float.
         weight, activation: Configs of the quantizers.
         uses: Name of a layer -> how its weight is used; by default each layer
             computes its own product on samples along axis 0.
-
-    Returns:
-        ``model``; the quantized layer if ``model`` is itself one layer.
     """
     new: dict[nn.Module, nn.Module] = {}
     readers: dict[str, list[str]] = {}
@@ -149,12 +146,8 @@ def convert(
 
 
 def restore(model: nn.Module, names: Sequence[str] | None = None) -> nn.Module:
-    """Undo :func:`convert`: the float network, with the trained weights.
-
-    Args:
-        model: Changed in place.
-        names: Only these layers; all if ``None``.
-    """
+    """Undo :func:`convert`, in place, for layers of these names or all: the
+    float network, with the trained weights."""
     modules = (
         model.modules() if names is None else map(model.get_submodule, names)
     )

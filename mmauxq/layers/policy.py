@@ -84,15 +84,8 @@ class Policy:
     def assign(
         self, names: Sequence[str], weight: int, activation: int
     ) -> dict[str, LayerBits]:
-        """Bits of every layer.
-
-        Args:
-            names: All layers that run, in the order in which they do.
-            weight, activation: Bits by default.
-
-        Raises:
-            UsageError: If a pattern matches no layer.
-        """
+        """Bits of every layer of ``names``, which are in the order of running,
+        from those by default; a UsageError if a pattern matches none."""
         bits = {name: LayerBits(weight, activation, '') for name in names}
         head = [name for name in names if name.split('.')[0] == 'head']
         for name in head or names[-1:]:

@@ -24,10 +24,9 @@ class QuantLayer(nn.Module):
     """Base of all quantized layers; made from, and back into, a float layer.
 
     A quantized layer is also an instance of ``float_type``, the class of its
-    float layer. Parameters keep their names, so that float checkpoints load;
-    new are the children ``weight_quantizer`` and ``input_quantizer``. Both act
-    on what enters the product: after the padding of a padded subclass, after
-    the standardisation of a weight-standardised one.
+    float layer. Parameters keep their names, so that float checkpoints load.
+    Both quantizers act on what enters the product: after the padding of a
+    padded subclass, after the standardisation of a weight-standardised one.
 
     Attributes:
         multiplies_by_weight: Whether the second operand is ``weight`` itself.
@@ -284,12 +283,8 @@ class WeightReader(nn.Module):
 
 @functools.cache
 def quant_class(float_type: type[nn.Module]) -> type[QuantLayer]:
-    """The class of quantized layers of a class of float ones.
-
-    Raises:
-        TypeError: If ``float_type`` is neither Conv1d, Conv2d, Conv3d, Linear
-            or MultiheadAttention nor a subclass, or is quantized already.
-    """
+    """The class of quantized layers of a class of float ones: Conv1d, Conv2d,
+    Conv3d, Linear, MultiheadAttention or a subclass; else a TypeError."""
     known = (*QUANTIZABLE, nn.MultiheadAttention)
     if issubclass(float_type, QuantLayer) or not issubclass(float_type, known):
         raise TypeError(

@@ -6,7 +6,6 @@ from .probing import (
     restoring,
     sample_images,
     seed_generators,
-    tensors_in,
 )
 from .profile import NetworkProfile, profile
 from .training_pass import TrainingPass
@@ -20,5 +19,4 @@ __all__ = [
     'restoring',
     'sample_images',
     'seed_generators',
-    'tensors_in',
 ]

@@ -22,11 +22,8 @@ def is_joint(state: Iterable[str]) -> bool:
 
 
 def normalise(checkpoint: Any, source: str) -> dict[str, Tensor]:
-    """The state dict of F in a float, slim or training checkpoint.
-
-    Raises:
-        UsageError: If there is none.
-    """
+    """The state dict of F in a float, slim or training checkpoint, or a
+    UsageError if there is none."""
     state = checkpoint
     if isinstance(checkpoint, dict):
         state = checkpoint.get('state_dict', checkpoint)
@@ -56,8 +53,6 @@ def check_architecture(
     Quantizer state may be missing, as it is in a float checkpoint.
 
     Args:
-        architecture: The classifier.
-        state: Its keys have no prefix.
         source: Name of the checkpoint, for messages.
         other_head: Whether to leave out a head of another shape, as for
             another number of classes.
@@ -67,11 +62,8 @@ def check_architecture(
     """
     state = dict(state)
     seen = _as_loaded(architecture, state)
-    quantizers = tuple(
-        f'{name}.'
-        for name, module in architecture.named_modules()
-        if isinstance(module, Quantizer)
-    )
+    modules = architecture.named_modules()
+    quantizers = tuple(f'{n}.' for n, m in modules if isinstance(m, Quantizer))
     problems = []
     for key, value in architecture.state_dict().items():
         got = seen.get(key)
@@ -93,9 +85,10 @@ def check_architecture(
         elif got.is_floating_point() != value.is_floating_point():
             problems.append(f'{key}: expected {value.dtype}, got {got.dtype}')
     if problems:
+        name = type(getattr(architecture, 'backbone', architecture)).__name__
         raise UsageError(
-            f'{source}: is not one of this architecture '
-            f'({type(architecture.backbone).__name__}): {problems[0]}'
+            f'{source}: expected a checkpoint of this architecture ({name}), '
+            f'got one of another: {problems[0]}'
             + (f', and {len(problems) - 1} more' if problems[1:] else '')
         )
     return state
@@ -107,8 +100,7 @@ def _as_loaded(
     """``state`` with the keys and shapes that loading would end up with.
 
     Modules rename and resize entries as they load, such as position
-    embeddings of another resolution. They do so here on a copy of the
-    architecture without data.
+    embeddings; here on a copy of the architecture without data.
     """
     memo: dict[int, Any] = {}
     for module in architecture.modules():
@@ -132,13 +124,8 @@ def _as_loaded(
 def check_scales(
     architecture: nn.Module, state: dict[str, Tensor], source: str
 ) -> None:
-    """Check that a checkpoint and the architecture quantize the same layers.
-
-    Raises:
-        UsageError: If ``source``, with this ``state``, is a float checkpoint
-            and the network is quantized, or the other way round; or scales
-            are missing or were never calibrated.
-    """
+    """Raise a UsageError unless ``source``, with this ``state``, and the
+    architecture quantize the same layers, all calibrated."""
     quantizers = [name for name, _ in named_quantizers(architecture)]
     scales = [key for key in state if '_quantizer.' in key]
     if quantizers and not scales:
@@ -153,9 +140,7 @@ def check_scales(
             f'{source}: expected a float network, got a quantized one, with '
             f'{scales[0]}; test it with the config that it was trained with'
         )
-    missing = [
-        name for name in quantizers if not state.get(f'{name}.calibrated')
-    ]
+    missing = [n for n in quantizers if not state.get(f'{n}.calibrated')]
     if missing:
         raise UsageError(
             f'{source}: {len(missing)} quantizers have no calibrated scale, '

@@ -2,13 +2,11 @@
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.overrides import is_tensor_like
 
 from mmauxq.quantizers import Quantizer
 from mmauxq.restoring import gpu_generators, snapshot, snapshot_generators
@@ -18,22 +16,18 @@ from mmauxq.restoring import gpu_generators, snapshot, snapshot_generators
 def forked_generators(*modules: nn.Module) -> Iterator[None]:
     """Restore, afterwards, the random number generators of Python, of NumPy
     and of torch, on the CPU and on each GPU that ``modules`` are on."""
-    restore = snapshot_generators(*modules)
-    try:
+    with ExitStack() as stack:
+        stack.callback(snapshot_generators(*modules))
         yield
-    finally:
-        restore()
 
 
 @contextmanager
 def restoring(*modules: nn.Module) -> Iterator[None]:
     """Restore, afterwards, the modes of ``modules``, the values of all buffers
     except those of quantizers, and the generators of random numbers."""
-    restore = snapshot(*modules, without=Quantizer)
-    try:
+    with ExitStack() as stack:
+        stack.callback(snapshot(*modules, without=Quantizer))
         yield
-    finally:
-        restore()
 
 
 @contextmanager
@@ -62,10 +56,8 @@ def probing(*modules: nn.Module, training: bool = False) -> Iterator[None]:
 
 
 def seed_generators(*modules: nn.Module, seed: int = 0) -> None:
-    """Seed torch's generators of the CPU and of the GPUs of ``modules``.
-
-    ``torch.manual_seed`` would seed all GPUs, also one that is used later.
-    """
+    """Seed torch's generators of the CPU and of the GPUs of ``modules``, not,
+    like ``torch.manual_seed``, of all GPUs."""
     torch.default_generator.manual_seed(seed)
     for generator in gpu_generators(modules):
         generator.manual_seed(seed)
@@ -79,12 +71,3 @@ def sample_images(
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(0)
     return torch.randn(count, *shape, generator=generator).to(device)
-
-
-def tensors_in(value: Any) -> list[Tensor]:
-    """The tensors in any nesting of tuples and lists, in order."""
-    if is_tensor_like(value):
-        return [value]
-    if isinstance(value, (tuple, list)):
-        return [tensor for inner in value for tensor in tensors_in(inner)]
-    return []

@@ -14,12 +14,7 @@ from mmauxq.errors import UsageError, one_line
 from mmauxq.forward_hooks import forward_hooks
 from mmauxq.layers import LayerUse, QuantLayer, is_quantizable
 from mmauxq.layers.quant_layers import is_plain_attention
-from mmauxq.layers.weight_uses import (
-    CONVOLUTIONS,
-    QUANTIZABLE,
-    WeightTracer,
-    own_tensors,
-)
+from mmauxq.layers.weight_uses import CONVOLUTIONS, QUANTIZABLE, WeightTracer
 from mmauxq.quantizers import FLOAT_BITS, named_quantizers
 
 from .probing import probing, sample_images
@@ -58,11 +53,7 @@ class LayerTracer(WeightTracer):
 
     A weight may enter a convolution, ``F.linear`` or the attention of
     :class:`torch.nn.MultiheadAttention`: in the layer, or in a module that
-    reads the weight of the layer.
-
-    Args:
-        model: The network.
-        batch: Number of images that it runs on.
+    reads the weight of the layer. The network runs on ``batch`` images.
 
     Attributes:
         layers: Name of a layer that ran -> use of its weight, in that order.
@@ -73,11 +64,7 @@ class LayerTracer(WeightTracer):
         self.layers: dict[str, LayerUse] = {}
         self._modules = dict(model.named_modules())
         self._running: list[str] = []
-        super().__init__(
-            pair
-            for name, module in self._modules.items()
-            for pair in own_tensors(module, name)
-        )
+        super().__init__(self._modules)
 
     @contextmanager
     def following(self) -> Iterator[None]:
@@ -99,18 +86,11 @@ class LayerTracer(WeightTracer):
         while self._running and self._running.pop() != name:
             pass
 
-    def product(
-        self,
-        func: Callable,
-        x: Tensor,
-        weight: Tensor,
-        args: tuple,
-        kwargs: dict,
-    ) -> Any:
+    def product(self, multiply: Callable, x: Tensor, weight: Tensor) -> Any:
         owners = sorted(self.owners_of(weight))
         if owners and self._running:
             self._note_product(owners, x)
-        return func(x, weight, *args, **kwargs)
+        return multiply(x, weight)
 
     def _note_product(self, owners: list[str], x: Tensor) -> None:
         name = self._running[-1]
@@ -173,10 +153,9 @@ class LayerTracer(WeightTracer):
 def profile(
     model: nn.Module, shape: Sequence[int] | None = None
 ) -> NetworkProfile:
-    """Run a float image classifier once and tell what it is.
+    """Run a float image classifier, left as it was, and tell what it is.
 
     Args:
-        model: Left as it was.
         shape: (C, H, W) of an image; by default the size that the backbone
             declares, else the first of a few common sizes that it takes.
 
@@ -265,10 +244,8 @@ def floating(model: nn.Module) -> Iterator[None]:
 
 
 def unreached_layers(model: nn.Module, images: Tensor) -> list[str]:
-    """Quantized layers of which a pass does not reach both quantizers.
-
-    The quantized classifier is left as it was; ``images`` are (N, C, H, W).
-    """
+    """Quantized layers of which a pass does not reach both quantizers; the
+    model is left as it was."""
     quantizers = [
         (name, quantizer)
         for name, layer in model.named_modules()

@@ -8,7 +8,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from .probing import probing, tensors_in
+from mmauxq.layers.weight_uses import tensors_in
+
+from .probing import probing
 
 
 @dataclass
@@ -18,8 +20,7 @@ class ModuleCall:
     Args:
         inputs: Tensors among its arguments.
         outputs: Tensors that it returned.
-        versions: Of each output when it was returned; an operation in place
-            changes ``Tensor._version``.
+        versions: ``Tensor._version`` of each when it was returned.
         kind: Name of the class of what it returned.
         grad: Whether gradients were recorded, as they are not inside of
             activation checkpointing.

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from mmengine import dist
 from torch import Tensor, nn
 
 from mmauxq.errors import TrainingError, UsageError
@@ -30,6 +31,15 @@ def flag(value: bool) -> Tensor:
     return torch.tensor(value, dtype=torch.uint8)
 
 
+def over_ranks(x: Tensor, op: str) -> Tensor:
+    """The mean, min or max (``op``) of ``x`` over all ranks, elementwise,
+    equal to the bit on each."""
+    if dist.get_world_size() > 1:
+        x = x.clone()
+        dist.all_reduce(x, op=op)
+    return x
+
+
 @dataclass(frozen=True)
 class Grid:
     """The integer form of a quantizer: ``value = code * scale + offset``.
@@ -49,34 +59,14 @@ class Grid:
     qmax: int
     stride: int = 1
 
-    @property
-    def signed(self) -> bool:
-        """Whether codes may be negative."""
-        return self.qmin < 0
-
-
-@dataclass(frozen=True)
-class QParams:
-    """Arguments of :func:`.functional.learned_step_quantize` beside ``x``;
-    step and offset have the shape (1,) or (channels,)."""
-
-    step: Tensor
-    offset: Tensor | None
-    qmin: int
-    qmax: int
-    grad_scale: float
-
 
 class Quantizer(nn.Module):
     """Maps a tensor to at most ``2**bits`` values, with a gradient.
 
     State is created in the constructor, so that DDP and the optimizer see it.
-    Its values come from :meth:`calibrate`, before training. The buffer
-    ``calibrated`` travels with the state dict: a resumed or evaluated
-    quantizer is not calibrated again.
-
-    Subclasses implement :meth:`quantize`, and :meth:`set_scales` if they have
-    something to learn from data.
+    Its values come from :meth:`calibrate`, before training, and travel with
+    the state dict. Subclasses implement :meth:`quantize`, and
+    :meth:`set_scales` if they have something to learn from data.
 
     Attributes:
         scale: Name of the learned scale, a parameter that is always positive;
@@ -157,16 +147,9 @@ class Quantizer(nn.Module):
         """:meth:`forward` of a calibrated quantizer below 32 bits."""
         raise NotImplementedError
 
-    def qparams(self, x: Tensor) -> QParams | None:
-        """How ``x`` is quantized; ``None`` if not by a learned step."""
-        return None
-
     def grid(self) -> Grid:
-        """The integer form, for a calibrated quantizer of less than 32 bits.
-
-        Raises:
-            UsageError: If there is none.
-        """
+        """The integer form, for a calibrated quantizer of less than 32 bits,
+        or a UsageError if there is none."""
         raise UsageError(
             f'{type(self).__name__}: has no integer form at {self.bits} bits'
         )
@@ -174,12 +157,15 @@ class Quantizer(nn.Module):
     @torch.no_grad()
     def codes(self, x: Tensor) -> Tensor:
         """The integer codes (int32) of the quantized ``x``."""
-        grid = self.grid()
         # of the quantized values, so that export rounds as training does
-        value = self(x).double()
+        return self.in_steps(self(x)).round().int()
+
+    def in_steps(self, x: Tensor) -> Tensor:
+        """``(x - offset) / scale``, float64: codes if ``x`` is quantized."""
+        grid, value = self.grid(), x.double()
         if grid.offset is not None:
             value = value - self.broadcast(grid.offset, x).double()
-        return (value / self.broadcast(grid.scale, x).double()).round().int()
+        return value / self.broadcast(grid.scale, x).double()
 
     def weight_of(self, codes: Tensor) -> Tensor:
         """A tensor that the quantizer maps to these codes, to the bit."""
@@ -191,11 +177,8 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, x: Tensor) -> None:
-        """Set the learned state from a tensor, equally on all ranks.
-
-        Raises:
-            TrainingError: If no scale follows from NaN or infinity in ``x``.
-        """
+        """Set the learned state from a tensor, equally on all ranks; a
+        TrainingError if it has NaN or infinity."""
         self.set_scales(x.detach().float())
         if not all(bool(p.isfinite().all()) for p in self.parameters()):
             raise TrainingError(

@@ -19,14 +19,12 @@ def uncalibrated(model: nn.Module) -> dict[str, Quantizer]:
 
 
 def calibrate(model: nn.Module, run: Callable[[], Any]) -> None:
-    """Calibrate those quantizers in ``model`` that ``run`` reaches.
+    """Calibrate those quantizers in ``model`` that ``run`` reaches, which runs
+    it on a batch of its data.
 
     Each takes the first tensor that reaches it, with the layers before it
     already quantized. Quantizers that have a scale keep it. All ranks must run
     the same layers in the same order.
-
-    Args:
-        run: Runs ``model`` on a batch of its data.
     """
 
     def on_input(quantizer: Quantizer, args: tuple[Tensor, ...]) -> None:

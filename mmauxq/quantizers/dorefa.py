@@ -16,8 +16,7 @@ from .functional import dorefa_activation, dorefa_weight
 class DoReFaWeight(Quantizer):
     """Weights on ``2**bits`` even levels of [-1, 1]; nothing is learned.
 
-    See :func:`.functional.dorefa_weight`; ``bits`` is 1 to 8, or 32 to leave
-    the weights as they are.
+    See :func:`.functional.dorefa_weight`.
 
     Source: Zhou et al., DoReFa-Net, arXiv:1606.06160.
     """
@@ -29,7 +28,6 @@ class DoReFaWeight(Quantizer):
         super().__init__(bits, role)
 
     def quantize(self, x: Tensor) -> Tensor:
-        """Weights of any shape to levels of [-1, 1]."""
         return dorefa_weight(x, self.bits)
 
     def grid(self) -> Grid:
@@ -40,10 +38,7 @@ class DoReFaWeight(Quantizer):
         return Grid(torch.tensor([1 / n]), None, -n, n, stride=2)
 
     def weight_of(self, codes: Tensor) -> Tensor:
-        """Weights that the quantizer maps to these codes.
-
-        One of them must be -n or n, as in every quantized weight.
-        """
+        """See the base class; one code must be -n or n, as always."""
         n = 2**self.bits - 1
         # beyond 10 the float32 tanh is 1
         return (codes.float() / n).atanh().clamp(-20, 20)
@@ -53,10 +48,9 @@ class DoReFaWeight(Quantizer):
 class DoReFaActivation(Quantizer):
     """Activations on ``2**bits`` even levels of [0, 1]; nothing is learned.
 
-    See :func:`.functional.dorefa_activation`; ``bits`` is 1 to 8, or 32 to
-    leave the activations as they are. Below 4 bits the fixed range costs a
-    post-activation ResNet 10 and more points on ImageNet; the constructor
-    warns of it. ``LSQ`` and ``PACTActivation`` learn the range.
+    See :func:`.functional.dorefa_activation`. Below 4 bits the fixed range
+    costs a post-activation ResNet 10 and more points on ImageNet; the
+    constructor warns of it. ``LSQ`` and ``PACTActivation`` learn the range.
 
     Source: Zhou et al., DoReFa-Net, arXiv:1606.06160.
     """
@@ -78,7 +72,6 @@ class DoReFaActivation(Quantizer):
             )
 
     def quantize(self, x: Tensor) -> Tensor:
-        """Activations of any shape to levels of [0, 1]."""
         return dorefa_activation(x, self.bits)
 
     def grid(self) -> Grid:

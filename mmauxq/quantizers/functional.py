@@ -17,10 +17,8 @@ _backend: Callable[..., Tensor | None] | None = None
 
 
 def set_backend(backend: Callable[..., Tensor | None] | None) -> None:
-    """Register a faster :func:`learned_step_quantize`, or none.
-
-    It takes the same arguments and returns ``None`` if it cannot run them.
-    """
+    """Register a faster :func:`learned_step_quantize`, or none; it returns
+    ``None`` for arguments that it cannot run."""
     global _backend
     _backend = backend
 
@@ -38,13 +36,9 @@ class _StraightThrough(torch.autograd.Function):
 def straight_through(x: Tensor, value: Tensor) -> Tensor:
     """``value`` in the forward pass, the identity in ``x`` in the backward.
 
-    The usual ``x + (value - x).detach()`` rounds: its result may differ from
-    ``value`` in the last bit, so that "four levels" become more than four
-    distinct floats. Here the result equals ``value`` to the bit.
-
-    Both have one shape, that of the result.
-
-    Source: Bengio et al., arXiv:1308.3432.
+    The result equals ``value``, of the shape of ``x``, to the bit. The usual
+    ``x + (value - x).detach()`` rounds, so that "four levels" become more than
+    four distinct floats. Source: Bengio et al., arXiv:1308.3432.
 
     Example:
         >>> x = torch.tensor([0.4, 0.6], requires_grad=True)
@@ -90,7 +84,7 @@ def lsq_backward(
     grad_scale: float,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The gradients of :func:`learned_step_quantize` in ``x``, ``step`` and
-    ``offset``, from that in its result, ``grad``."""
+    ``offset``."""
     wide_grad = grad.to(torch.promote_types(grad.dtype, torch.float32))
     wide = x.to(wide_grad.dtype)
     if offset is not None:
@@ -178,12 +172,7 @@ def learned_step_quantize(
         qmin: Lowest code, at most 0.
         qmax: Highest code, above ``qmin``.
         offset: Of the shape of ``step``; ``None`` for 0.
-        grad_scale: Factor on the gradients of ``step`` and ``offset``; LSQ
-            uses ``1 / sqrt(number of values * qmax)``.
-
-    Returns:
-        The shape and dtype of ``x``, with at most ``qmax - qmin + 1``
-        distinct values for each element of ``step``.
+        grad_scale: LSQ uses ``1 / sqrt(number of values * qmax)``.
 
     Raises:
         TypeError: If ``x``, ``step`` or ``offset`` is not floating point.
@@ -227,7 +216,8 @@ def _check(
                 f'{name}: expected the device of x, {x.device}, got '
                 f'{tensor.device}'
             )
-        if tensor is not x and not _broadcasts(tensor.shape, x.shape):
+        sizes = zip(tensor.shape[::-1], x.shape[::-1], strict=False)
+        if tensor.dim() > x.dim() or any(n not in (1, to) for n, to in sizes):
             raise ValueError(
                 f'{name}: expected a shape that broadcasts to that of x, '
                 f'{tuple(x.shape)}, got {tuple(tensor.shape)}'
@@ -240,14 +230,6 @@ def _check(
         raise ValueError(
             f'step: expected positive values, got {step.min().item()}'
         )
-
-
-def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
-    # not torch.broadcast_shapes, which takes longer than a kernel
-    return len(shape) <= len(to) and all(
-        size in (1, wanted)
-        for size, wanted in zip(reversed(shape), reversed(to), strict=False)
-    )
 
 
 # --- PACT -------------------------------------------------------------------
@@ -273,15 +255,11 @@ def pact(x: Tensor, alpha: Tensor, bits: int) -> Tensor:
 
     ``y = clip(x, 0, alpha)``, ``y_q = round(y n / alpha) alpha / n`` with
     ``n = 2**bits - 1``. The derivative in ``x`` is 1 on [0, alpha) and else
-    0; in ``alpha`` it is 1 where ``x >= alpha`` and else 0.
+    0; in ``alpha`` it is 1 where ``x >= alpha`` and else 0. ``alpha`` is
+    positive, of a shape that broadcasts to that of ``x``, floating point.
     Computed in float32 at least, returned in the dtype of ``x``.
 
     Source: Choi et al., PACT, arXiv:1805.06085, eq. 1 to 3.
-
-    Args:
-        x: Any shape, floating point.
-        alpha: Positive, of a shape that broadcasts to that of ``x``.
-        bits: 1 to 8.
     """
     n = 2**bits - 1
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -301,13 +279,9 @@ def dorefa_activation(x: Tensor, bits: int) -> Tensor:
 
     The gradient is that of the clip: 1 strictly inside (0, 1), else 0. The
     paper leaves the borders open; 0 is what learned quantizers have there.
-    Computed in float32 at least, returned in the dtype of ``x``.
+    Any shape, computed in float32 at least, returned in the dtype of ``x``.
 
     Source: Zhou et al., DoReFa-Net, arXiv:1606.06160, eq. 5 and 11.
-
-    Args:
-        x: Any shape, floating point.
-        bits: 1 to 8.
     """
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     # unlike torch.clamp, without a gradient on the borders
@@ -322,14 +296,10 @@ def dorefa_weight(w: Tensor, bits: int) -> Tensor:
     ``2 quantize_k(tanh(w) / (2 max|tanh(w)|) + 1/2) - 1``. Its derivative is
     ``(1 - tanh(w)**2) / max|tanh(w)|``: the maximum counts as a constant and
     the rounding as the identity. With one bit the levels are ``+-mean|w|``
-    and the derivative is 1.
-    Computed in float32 at least, returned in the dtype of ``w``.
+    and the derivative is 1. Any shape, not all zero; computed in float32 at
+    least, returned in the dtype of ``w``.
 
     Source: Zhou et al., DoReFa-Net, arXiv:1606.06160, eq. 8 and 9.
-
-    Args:
-        w: Any shape, floating point, not all zero.
-        bits: 1 to 8.
     """
     wide = w.to(torch.promote_types(w.dtype, torch.float32))
     if bits == 1:

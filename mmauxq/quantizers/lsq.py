@@ -6,24 +6,18 @@ from torch import Tensor, nn
 from mmauxq.errors import UsageError
 from mmauxq.registry import MODELS
 
-from .base import Grid, QParams, Quantizer, flag
+from .base import Grid, Quantizer, flag, over_ranks
 from .functional import MIN_SCALE, clamp_min_ste, learned_step_quantize
-from .over_ranks import over_ranks
 
 
 class LearnedStepQuantizer(Quantizer):
     """Even levels with a learned distance, the step.
 
     See :func:`.functional.learned_step_quantize`. Signed values have codes
-    ``-2**(bits-1)`` to ``2**(bits-1) - 1``, unsigned ones 0 to
-    ``2**bits - 1``; weights are signed. Gradients of step and offset are
+    ``-2**(bits-1)`` to ``2**(bits-1) - 1`` and 2 bits at least, unsigned ones
+    0 to ``2**bits - 1``; weights are signed. Gradients of step and offset are
     scaled by ``1 / sqrt(N qmax)``, with N the number of values of a sample, or
     of a weight, that share a step.
-
-    Args:
-        bits, role, num_channels, channel_axis: Same as in
-            :class:`mmauxq.quantizers.Quantizer`; signed values have 2 bits at
-            least.
 
     Attributes:
         step: Distance of the levels, shape (1,) or (num_channels,).
@@ -35,7 +29,6 @@ class LearnedStepQuantizer(Quantizer):
     offset: nn.Parameter | None
 
     def create_state(self) -> None:
-        """Create the range of the codes."""
         self.offset = None
         self._set_range(self.role == 'weight')
 
@@ -55,8 +48,7 @@ class LearnedStepQuantizer(Quantizer):
         return Grid(step, offset, self.qmin, self.qmax)
 
     def values_per_scale(self, x: Tensor) -> int:
-        """N of the gradient scale: the values of a weight, or of one sample
-        of an activation, that share a step (arXiv:1902.08153, section 2.2)."""
+        """N of the gradient scale (arXiv:1902.08153, section 2.2)."""
         count = x.numel()
         if self.role == 'activation':
             if self.sample_size is not None:
@@ -65,13 +57,11 @@ class LearnedStepQuantizer(Quantizer):
                 count //= x.shape[0]
         return max(count // (self.num_channels or 1), 1)
 
-    def qparams(self, x: Tensor) -> QParams:
-        """Step, offset and codes, with the gradient scale of LSQ."""
-        scale = (self.values_per_scale(x) * self.qmax) ** -0.5
-        return QParams(self.step, self.offset, self.qmin, self.qmax, scale)
+    def grad_scale(self, x: Tensor) -> float:
+        """Factor on the gradients of step and offset."""
+        return (self.values_per_scale(x) * self.qmax) ** -0.5
 
     def quantize(self, x: Tensor) -> Tensor:
-        """A tensor to its levels."""
         offset = self.offset
         return learned_step_quantize(
             x,
@@ -79,7 +69,7 @@ class LearnedStepQuantizer(Quantizer):
             self.qmin,
             self.qmax,
             None if offset is None else self.broadcast(offset, x),
-            self.qparams(x).grad_scale,
+            self.grad_scale(x),
         )
 
 
@@ -89,8 +79,7 @@ class LSQ(LearnedStepQuantizer):
 
     Weights are signed. Activations are unsigned if the calibration data has
     no negative value. The step starts at ``2 mean|x| / sqrt(qmax)``.
-    See :class:`LearnedStepQuantizer`; the buffer ``signed`` says whether codes
-    may be negative.
+    See :class:`LearnedStepQuantizer`.
 
     Source: Esser et al., Learned Step Size Quantization, arXiv:1902.08153.
     """
@@ -98,7 +87,6 @@ class LSQ(LearnedStepQuantizer):
     signed: Tensor
 
     def create_state(self) -> None:
-        """Create the sign and the range of the codes."""
         super().create_state()
         self.register_buffer('signed', flag(self.role == 'weight'))
 
@@ -107,7 +95,6 @@ class LSQ(LearnedStepQuantizer):
         self._set_range(bool(self.signed))
 
     def set_scales(self, x: Tensor) -> None:
-        """Set sign and step from activations, or the step from a weight."""
         if self.role == 'activation':
             self.signed.copy_(over_ranks(x.min(), 'min') < 0)
             self._read_buffers()
@@ -134,13 +121,11 @@ class LSQPlus(LearnedStepQuantizer):
     """
 
     def create_state(self) -> None:
-        """Create the offset and the range of the codes."""
         super().create_state()
         if self.role == 'activation':
             self.offset = self.new_parameter(0.0)
 
     def set_scales(self, x: Tensor) -> None:
-        """Set step and offset from activations, or the step from a weight."""
         rows = self.rows(x)
         if self.offset is None:
             mean, std = rows.mean(1), rows.std(1, unbiased=False)

@@ -7,9 +7,8 @@ from torch import Tensor, nn
 
 from mmauxq.registry import MODELS
 
-from .base import Grid, Quantizer
+from .base import Grid, Quantizer, over_ranks
 from .functional import MIN_SCALE, clamp_min_ste, pact
-from .over_ranks import over_ranks
 
 
 @MODELS.register_module()
@@ -23,13 +22,9 @@ class PACTActivation(Quantizer):
 
     Source: Choi et al., PACT, arXiv:1805.06085.
 
-    Args:
-        bits, num_channels, channel_axis: Same as in
-            :class:`mmauxq.quantizers.Quantizer`; the paper has one ``alpha``.
-        role: ``'activation'``, the only one.
-
     Attributes:
-        alpha: Upper end of the range, shape (1,) or (num_channels,).
+        alpha: Upper end of the range, shape (1,) or (num_channels,); the paper
+            has one.
     """
 
     roles = ('activation',)
@@ -42,7 +37,6 @@ class PACTActivation(Quantizer):
         return Grid(clamp_min_ste(self.alpha.detach()) / n, None, 0, n)
 
     def set_scales(self, x: Tensor) -> None:
-        """Set ``alpha`` from a batch of activations."""
         rows = self.rows(x)
         mean = over_ranks(rows.abs().mean(1), 'mean')
         high = over_ranks(rows.amax(1), 'max')
@@ -59,6 +53,5 @@ class PACTActivation(Quantizer):
             )
 
     def quantize(self, x: Tensor) -> Tensor:
-        """Activations to levels of [0, alpha]."""
         alpha = self.broadcast(clamp_min_ste(self.alpha), x)
         return pact(x, alpha, self.bits)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mmauxq.accelerate import fused_norm as fused_norm_module
-from mmauxq.accelerate import recompute_ops
+from mmauxq.accelerate import recompute
 from mmauxq.accelerate.fused_norm import (
     ADD,
     QUANTIZE,
@@ -245,7 +245,7 @@ def test_a_quantized_sum_ends_in_codes(monkeypatch):
     of = []
     monkeypatch.setattr(Recompute, '_remember', noted)
     monkeypatch.setattr(
-        recompute_ops,
+        recompute,
         'PackedTensor',
         lambda *a: of.append(a) or PackedTensor(*a),
     )

@@ -16,6 +16,7 @@ from mmauxq.layers import (
     convert,
     restore,
 )
+from mmauxq.layers.weight_uses import tensors_in
 from mmauxq.network.profile import LayerTracer
 from mmauxq.quantizers import calibrate
 
@@ -286,3 +287,11 @@ def test_attention_goes_through_a_file_whole():
     loaded = pickle.loads(pickle.dumps(model))
     assert type(loaded.attn) is QuantMultiheadAttention
     assert torch.equal(loaded(x)[0], model(x)[0])
+
+
+def test_tensors_are_found_in_any_nesting():
+    a, b, c = torch.ones(1), torch.ones(2), torch.ones(3)
+    found = tensors_in(((a, None), [b, ('text', [c])], dict(d=a)))
+    assert [id(t) for t in found] == [id(a), id(b), id(c)]
+    assert tensors_in(a) == [a]
+    assert tensors_in('text') == []

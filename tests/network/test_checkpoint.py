@@ -81,7 +81,8 @@ def test_what_is_missing_is_counted():
     state = network().state_dict()
     del state['backbone.conv1.weight'], state['head.fc.bias']
     assert refused(check_architecture, network(), state, 'file') == (
-        'file: is not one of this architecture (CIFARResNet): '
+        'file: expected a checkpoint of this architecture (CIFARResNet), '
+        'got one of another: '
         'backbone.conv1.weight is missing, and 1 more'
     )
 
@@ -90,12 +91,14 @@ def test_another_shape_and_another_type():
     state = network().state_dict()
     state['head.fc.weight'] = torch.ones(7, 16)
     assert refused(check_architecture, network(), state, 'file') == (
-        'file: is not one of this architecture (CIFARResNet): '
+        'file: expected a checkpoint of this architecture (CIFARResNet), '
+        'got one of another: '
         'head.fc.weight: expected shape (10, 16), got (7, 16)'
     )
     state['head.fc.weight'] = torch.ones(10, 16).int()
     assert refused(check_architecture, network(), state, 'file') == (
-        'file: is not one of this architecture (CIFARResNet): '
+        'file: expected a checkpoint of this architecture (CIFARResNet), '
+        'got one of another: '
         'head.fc.weight: expected torch.float32, got torch.int32'
     )
 

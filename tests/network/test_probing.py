@@ -16,7 +16,6 @@ from mmauxq.network import (
     restoring,
     sample_images,
     seed_generators,
-    tensors_in,
 )
 from mmauxq.quantizers import LSQ, uncalibrated
 from tests.networks import AUX, QUANTIZERS, SHAPE, batch, classifier
@@ -208,11 +207,3 @@ def test_sample_images_are_always_the_same_ones(network):
     assert draw() == expected
     assert torch.equal(first, sample_images(network, SHAPE, 3))
     assert (tuple(first.shape), first.device.type) == ((3, *SHAPE), DEVICE)
-
-
-def test_tensors_are_found_in_any_nesting():
-    a, b, c = torch.ones(1), torch.ones(2), torch.ones(3)
-    found = tensors_in(((a, None), [b, ('text', [c])], dict(d=a)))
-    assert [id(t) for t in found] == [id(a), id(b), id(c)]
-    assert tensors_in(a) == [a]
-    assert tensors_in('text') == []

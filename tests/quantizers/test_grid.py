@@ -46,12 +46,11 @@ def make(cls, bits, role, num_channels=None):
 def test_lowest_and_highest_code(cls, role, expected, bits):
     grid = make(cls, bits, role)[0].grid()
     assert (grid.qmin, grid.qmax, grid.stride) == expected(bits)
-    assert grid.signed == (grid.qmin < 0)
 
 
 def test_lsq_activations_below_zero_are_signed():
     grid = calibrated(LSQ(4), torch.randn(4, 5)).grid()
-    assert (grid.qmin, grid.qmax, grid.signed) == (-8, 7, True)
+    assert (grid.qmin, grid.qmax) == (-8, 7)
 
 
 @pytest.mark.parametrize('num_channels', [None, 3])

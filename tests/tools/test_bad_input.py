@@ -149,7 +149,7 @@ def test_checkpoint_of_another_architecture(fails, project, state):
         state = {'head.fc.weight': torch.zeros(3, 8, dtype=torch.int64)}
     torch.save({'state_dict': state, 'meta': {}}, 'other.pth')
     line = fails(evaluate, 'config.py', 'other.pth', '--work-dir', 'run')
-    assert 'other.pth is of another architecture' in line
+    assert 'other.pth: expected a checkpoint of this architecture' in line
 
 
 def test_resume_with_nothing_there_keeps_the_start(project, capfd):

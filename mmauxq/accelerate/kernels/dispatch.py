@@ -23,19 +23,14 @@ _kept: list[Tensor] | None = None
 
 @contextmanager
 def use_form(form: str) -> Iterator[None]:
-    """Choose the implementation of the ops, for tests and measurements.
+    """Choose the implementation of the ops, for tests and measurements: one of
+    :data:`FORMS`, else a ValueError.
 
     ``'auto'`` takes kernels for CUDA tensors in eager mode. Compiled code
     takes the definition, whose backward pass the compiler fuses with its
     neighbours; it cannot fuse a Triton kernel. ``'kernel'`` takes kernels also
     there, and on the CPU in Triton's interpreter. The environment variable
     ``MMAUXQ_OPS`` sets the form at the start of a process.
-
-    Args:
-        form: ``'auto'``, ``'reference'`` or ``'kernel'``.
-
-    Raises:
-        ValueError: If it is another.
     """
     global _form
     if form not in FORMS:
@@ -49,11 +44,8 @@ def use_form(form: str) -> Iterator[None]:
 
 @contextmanager
 def keep_alive() -> Iterator[list[Tensor]]:
-    """While entered, collects tensors that a CUDA graph will read again.
-
-    Yields:
-        The list, for the owner of the recording to hold.
-    """
+    """While entered, collects in a list, which is for the owner of the
+    recording to hold, tensors that a CUDA graph will read again."""
     global _kept
     before, _kept = _kept, []
     try:

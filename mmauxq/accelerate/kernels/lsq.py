@@ -73,11 +73,8 @@ def learned_step_backend(
     offset: Tensor | None,
     grad_scale: float,
 ) -> Tensor | None:
-    """:func:`~mmauxq.quantizers.functional.learned_step_quantize` by kernels.
-
-    Returns:
-        ``None`` where the definition shall run.
-    """
+    """:func:`~mmauxq.quantizers.functional.learned_step_quantize` by kernels;
+    ``None`` where the definition shall run."""
     if not (wants_kernel(x) and can_run(x, step, offset)):
         return None
     if torch.compiler.is_compiling() or not runs_triton(x):
@@ -106,8 +103,7 @@ def _scales(
 def run_forward(
     x: Tensor, step: Tensor, offset: Tensor | None, qmin: int, qmax: int
 ) -> Tensor:
-    """The result of :func:`~mmauxq.quantizers.functional.lsq_forward`, with
-    the same arguments, in one launch."""
+    """:func:`~mmauxq.quantizers.functional.lsq_forward` in one launch."""
     from .lsq_triton import forward_channels, forward_flat
 
     y = torch.empty_like(x)
@@ -135,8 +131,8 @@ def run_backward(
     qmax: int,
     grad_scale: float,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The result of :func:`~mmauxq.quantizers.functional.lsq_backward`, with
-    the same arguments, in one launch and a small sum."""
+    """:func:`~mmauxq.quantizers.functional.lsq_backward` in one launch and a
+    small sum."""
     from .lsq_triton import backward_channels, backward_flat
 
     how: dict[str, Any]

@@ -119,10 +119,8 @@ def backward_flat(
     WIDE: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """The gradient of ``x``, and partial sums of those of step and offset.
-
-    ``partial`` is (1 or 2, splits), float32: what each program found.
-    """
+    """The gradient of ``x``, and partial sums of those of step and offset,
+    (1 or 2, splits), float32: one of each program."""
     step = tl.load(step_ptr).to(tl.float32)
     offset = tl.load(offset_ptr).to(tl.float32)
     inverse = tl.div_rn(1.0, step)
@@ -233,11 +231,8 @@ def backward_channels(
     ROWS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """Gradients with a step for each channel: the sums of a program go over
-    ``repeats`` tiles, always in the same order.
-
-    ``partial`` is (1 or 2, splits, channels).
-    """
+    """Gradients with a step for each channel: the sums of a program, (1 or 2,
+    splits, channels), go over ``repeats`` tiles, in an order that is fixed."""
     split, first, c = place(channels, CHANNELS, repeats, WIDE)
     step = load_per_channel(step_ptr, c, channels, 1.0)
     offset = load_per_channel(offset_ptr, c, channels)

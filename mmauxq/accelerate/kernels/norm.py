@@ -8,11 +8,9 @@
 
 with batch statistics. ``act`` is ReLU or the identity; ``quantize`` is
 :func:`~mmauxq.quantizers.functional.learned_step_quantize` with a single step.
-Separate operations read and write the feature map once each. Here only ``z``
-(and ``x``) are kept for the backward pass, which recomputes the rest.
-
-Values are rounded where separate operations would round them. Sums are taken
-in float32, always in the same order.
+Only ``z`` (and ``x``) are kept for the backward pass, which recomputes the
+rest. Values are rounded where separate operations would round them. Sums are
+taken in float32, always in the same order.
 """
 
 from dataclasses import dataclass
@@ -36,14 +34,8 @@ REDUCE_TILE, REDUCE_WARPS, REDUCE_PROGRAMS = (1024, 64), 4, 16
 
 @dataclass
 class BatchNorm:
-    """Batch statistics and affine parameters of a batch norm.
-
-    Args:
-        mean: Mean of each channel, (C,), float32.
-        rstd: 1 / sqrt(variance + eps) of each channel, (C,), float32.
-        weight: (C,).
-        bias: (C,).
-    """
+    """Affine parameters of a batch norm, (C,), and its batch statistics: mean
+    and ``rstd = 1 / sqrt(variance + eps)``, (C,), float32."""
 
     mean: Tensor
     rstd: Tensor
@@ -82,17 +74,9 @@ def batch_statistics(
     momentum: float,
     eps: float,
 ) -> BatchNorm:
-    """Mean and variance of a batch; updates the running statistics.
-
-    Args:
-        z: (N, C, H, W), channels last; see :func:`can_normalise`.
-        weight: (C,).
-        bias: (C,).
-        running_mean: (C,), updated in place; ``None`` for no statistics.
-        running_var: (C,), updated in place; ``None`` for no statistics.
-        momentum: Weight of this batch in the running statistics.
-        eps: Added to the variance.
-    """
+    """Statistics of a batch (N, C, H, W), see :func:`can_normalise`; updates
+    the running ones, (C,), if there are any, in place, with the weight
+    ``momentum`` for this batch."""
     from .norm_triton import finish_kernel, statistics_kernel
 
     programs, how = split_tiles(z, 1, STATISTICS_TILE, STATISTICS_PROGRAMS)
@@ -130,8 +114,8 @@ def normalise(
 
     Args:
         z: (N, C, H, W), channels last.
-        norm: Result of :func:`batch_statistics` for ``z``; gradients reach
-            ``z`` through the statistics too.
+        norm: Of :func:`batch_statistics` for ``z``; gradients reach ``z``
+            through the statistics too.
         identity: In the shape, dtype and layout of ``z``, or ``None``.
         relu: Whether ``act`` is ReLU.
     """
@@ -150,15 +134,8 @@ def normalise_quantize(
     qmax: int,
     grad_scale: float,
 ) -> Tensor:
-    """``learned_step_quantize(act(batch_norm(z)), step, ...)``.
-
-    Args:
-        z: As for :func:`normalise`, like ``norm`` and ``relu``.
-        step: A single positive one.
-        qmin: Lowest code.
-        qmax: Highest code.
-        grad_scale: Factor on the gradient of ``step``.
-    """
+    """``learned_step_quantize(act(batch_norm(z)), step, ...)``, with a single
+    step; the other arguments are those of :func:`normalise`."""
     codes = qmin, qmax, grad_scale
     return _Normalise.apply(
         z, norm.weight, norm.bias, None, step, norm, relu, codes
@@ -180,8 +157,7 @@ def norm_add_relu_quantize(
 
     For a residual sum, which the next block, its quantizer and perhaps a tap
     read. The two ``x`` share their memory; with one for each reader, their
-    gradients are added in the same pass. The arguments are those of
-    :func:`normalise` and :func:`normalise_quantize`.
+    gradients are added in the same pass.
     """
     codes = qmin, qmax, grad_scale
     return _Normalise.apply(
@@ -279,11 +255,8 @@ class _Normalise(torch.autograd.Function):
         if step is not None:
             grad_step = (sums[2].sum() * grad_scale).reshape(step.shape)
             grad_step = grad_step.to(step.dtype)
-        grad_weight, grad_bias = (
-            sums[1].to(weight.dtype),
-            sums[0].to(bias.dtype),
-        )
+        grad_bias, grad_weight = sums[0].to(bias.dtype), sums[1]
         return (
-            grad_z, grad_weight, grad_bias, grad_identity, grad_step, None,
-            None, None,
+            grad_z, grad_weight.to(weight.dtype), grad_bias, grad_identity,
+            grad_step, None, None, None,
         )  # fmt: skip

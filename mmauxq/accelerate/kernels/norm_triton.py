@@ -22,11 +22,8 @@ def statistics_kernel(
     ROWS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """Sums of ``z - z[0]`` and of its square, (2, splits, channels).
-
-    The subtracted value lies among those summed, so that the variance is not
-    lost in the square of the mean.
-    """
+    """Sums of ``z - z[0]`` and of its square, (2, splits, channels). Without
+    the shift the variance is lost in the square of the mean."""
     split, first, c = place(channels, CHANNELS, repeats, WIDE)
     total = tl.zeros([ROWS, CHANNELS], dtype=tl.float32)
     squares = tl.zeros([ROWS, CHANNELS], dtype=tl.float32)
@@ -95,10 +92,8 @@ def activation(
     z, identity, mean, factor, bias,
     IDENTITY: tl.constexpr, RELU: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
-    """What the batch norm and the operations after it make of ``z``.
-
-    Rounded where separate operations would round.
-    """
+    """What the batch norm and the operations after it make of ``z``, rounded
+    where separate operations would round."""
     y = ((z - mean) * factor + bias).to(TYPE).to(tl.float32)
     if IDENTITY:
         y = (y + identity).to(TYPE).to(tl.float32)
@@ -130,10 +125,8 @@ def forward_kernel(
     ROWS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """Normalise, add, rectify, quantize: one tile for each program.
-
-    ``out`` is the last of these; with BOTH, ``x`` is what is quantized.
-    """
+    """Normalise, add, rectify, quantize: one tile for each program. ``out`` is
+    the last of these; with BOTH, ``x`` is what is quantized."""
     _, block, c = place(channels, CHANNELS, 1, WIDE)
     offsets, mask = tile(block, c, rows, channels, 1, ROWS)
     mean = load_per_channel(mean_ptr, c, channels)

@@ -18,10 +18,9 @@ class PackedTensor:
 
     Args:
         x: The tensor before or after quantization, dense in memory.
-        step: Distance of the levels, of a shape that broadcasts to ``x``.
+        step, offset: Of a shape that broadcasts to ``x``.
         qmin: Lowest code.
         qmax: Highest code, at most 255 above ``qmin``.
-        offset: Value of code 0, in the shape of ``step``; ``None`` for 0.
 
     Attributes:
         data: The codes above ``qmin``, uint8, flat; two in a byte if they fit.
@@ -101,23 +100,15 @@ class PackedTensor:
     def _run_unpack(self) -> Tensor:
         from .packed_triton import unpack_kernel
 
-        y = torch.empty_strided(
-            self.shape,
-            self.strides,
-            dtype=self.dtype,
-            device=self.data.device,
-        )
-        self._launch(unpack_kernel, self.data, y, y.numel())
+        data = self.data
+        y = data.new_empty_strided(self.shape, self.strides, dtype=self.dtype)
+        self._launch(unpack_kernel, data, y, y.numel())
         return y
 
     def _launch(
-        self,
-        kernel: Any,
-        source: Tensor,
-        target: Tensor,
-        size: int,
+        self, kernel: Any, source: Tensor, target: Tensor, size: int,
         **how: int,
-    ) -> None:
+    ) -> None:  # fmt: skip
         bytes_ = -(-size // self.each)
         launch(
             kernel, source, -(-bytes_ // BLOCK), source, self.step,

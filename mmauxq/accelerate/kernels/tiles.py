@@ -1,6 +1,7 @@
 """How kernels divide a tensor among programs, and their launch."""
 
 import functools
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -10,15 +11,10 @@ from torch import Tensor
 def launch(
     kernel: Any, x: Tensor, programs: int, *args: Any, **how: Any
 ) -> None:
-    """Run a kernel on the device of ``x``, whichever is the current one.
-
-    Products and sums are rounded one by one, as torch rounds them.
-    """
+    """Run a kernel on the device of ``x``; products and sums are rounded one
+    by one, as torch rounds them."""
     how = {'enable_fp_fusion': False, **how}
-    if x.is_cuda:
-        with torch.cuda.device(x.device):
-            kernel[(programs,)](*args, **how)
-    else:
+    with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
         kernel[(programs,)](*args, **how)
 
 
@@ -35,10 +31,7 @@ def power_of_two(n: int) -> int:
 
 
 def is_wide(x: Tensor) -> bool:
-    """Whether element offsets need 64 bits.
-
-    The offset one tile beyond the last element must still be representable.
-    """
+    """Whether offsets need 64 bits, up to one tile beyond the last element."""
     return x.numel() + 2**20 >= 2**31
 
 
@@ -48,13 +41,11 @@ def tiles(
     """Divide a dense tensor, seen as (rows, channels).
 
     Args:
-        x: The tensor.
-        axis: Its axis of channels.
+        x: The tensor, with its channels along ``axis``.
         size: Elements of a tile, and channels in it at the most.
 
     Returns:
-        Rows of tiles, columns of tiles, and the arguments of a kernel that
-        describe them.
+        Rows of tiles, columns of tiles, and what a kernel is told of them.
     """
     values, width = size
     channels = x.shape[axis]

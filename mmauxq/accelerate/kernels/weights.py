@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,15 +19,8 @@ ALIGNMENT = 64
 need for aligned loads."""
 
 
-@dataclass
-class WeightRange:
-    """How one weight is quantized.
-
-    Args:
-        qmin: Lowest code, at most 0.
-        qmax: Highest code, above ``qmin``.
-        grad_scale: Factor on the gradient of the step.
-    """
+class WeightRange(NamedTuple):
+    """Codes of one weight, and the factor on the gradient of its step."""
 
     qmin: int
     qmax: int
@@ -35,12 +28,9 @@ class WeightRange:
 
 
 def can_group(weight: Tensor, step: Tensor) -> bool:
-    """Whether :class:`GroupedQuantizer` takes a weight and its step.
-
-    Both must be float32 and on a device that Triton reads, the weights of an
-    output channel (axis 0) contiguous, with a single step or one for each
-    channel.
-    """
+    """Whether :class:`GroupedQuantizer` takes a weight and its step: float32,
+    on a device that Triton reads, the weights of an output channel (axis 0)
+    contiguous, with a single step or one for each channel."""
     if not weight.dim():
         return False
     channels = weight.shape[0]
@@ -64,9 +54,6 @@ class GroupedQuantizer:
     Values and gradients of the weights equal those of the op to the bit; the
     gradient of a step is summed in another order. A step below 1e-6 counts as
     1e-6.
-
-    Args:
-        ranges: For each weight, how it is quantized.
     """
 
     def __init__(self, ranges: Sequence[WeightRange]) -> None:
@@ -79,22 +66,18 @@ class GroupedQuantizer:
         steps: Sequence[Tensor],
         dtype: torch.dtype = torch.float32,
     ) -> list[Tensor]:
-        """The quantized weights.
+        """The quantized weights, each in its shape and strides.
 
         Args:
             weights: Of any shapes, output channels first; see
                 :func:`can_group`.
             steps: One for each weight, (1,) or (output channels,).
-            dtype: Dtype of the results; float32, bfloat16 or float16, to
-                which autocast would round them before a product.
-
-        Returns:
-            One for each weight, in its shape and strides.
+            dtype: Of the results: float32, bfloat16 or float16, to which
+                autocast would round them before a product.
         """
         self._prepare(weights, steps)
-        return list(
-            _QuantizeGroup.apply(self, dtype, *weights, *steps)  # type: ignore[no-untyped-call]
-        )
+        apply: Any = _QuantizeGroup.apply
+        return list(apply(self, dtype, *weights, *steps))
 
     def _prepare(
         self, weights: Sequence[Tensor], steps: Sequence[Tensor]
@@ -106,9 +89,8 @@ class GroupedQuantizer:
         device = weights[0].device
         columns: dict[str, list[Tensor]] = defaultdict(list)
         counts, self.places, start = [], [], 0
-        for i, (w, s, r) in enumerate(
-            zip(weights, steps, self.ranges, strict=True)
-        ):
+        each = zip(weights, steps, self.ranges, strict=True)
+        for i, (w, s, r) in enumerate(each):
             rows, length = torch.arange(w.shape[0]), w[0].numel()
             inside = rows * length
             entries = dict(
@@ -202,8 +184,7 @@ class _QuantizeGroup(torch.autograd.Function):
         weights = tensors[: len(tensors) // 2]
         ctx.save_for_backward(*tensors)
         ctx.group, ctx.dtype = group, dtype
-        flat = group.run_forward(weights, dtype)
-        return tuple(group.views(flat, weights))
+        return tuple(group.views(group.run_forward(weights, dtype), weights))
 
     @staticmethod
     def backward(ctx, *grads: Tensor | None):

@@ -14,17 +14,11 @@ from .runtime import inner_values
 def audit_onnx(
     file: str | os.PathLike, images: np.ndarray
 ) -> list[LevelCount]:
-    """Levels of every quantized tensor of an exported ``model.onnx``.
+    """Levels of every quantized tensor of an exported ``model.onnx``, on
+    preprocessed images (N, C, H, W).
 
     Weights are counted for each scale, activations per tensor. The metadata
     say which values hold codes, and of how many bits.
-
-    Args:
-        file: Written by ``tools/export.py``.
-        images: (N, C, H, W), preprocessed.
-
-    Raises:
-        UsageError: If the file is not one of an export.
     """
     import onnx
     from onnx import numpy_helper

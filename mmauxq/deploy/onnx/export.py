@@ -50,11 +50,10 @@ def export(
     """Write slim.pth, packed.safetensors, model.onnx and the report.
 
     Args:
-        network: A network of :func:`mmauxq.deploy.network.load_network`.
+        network: Of :func:`mmauxq.deploy.network.load_network`.
         checkpoint: The file that it came from.
         out: Folder, complete or left as it was.
-        weights: ``'typed'`` or ``'int8'``, see :func:`.to_onnx`.
-        residual: ``'float'`` or ``'int8'``, see :func:`.to_onnx`.
+        weights, residual: See :func:`.to_onnx`.
         images: Validation images to compare on; 0 for a few generated ones.
         batch_norm: Training batches to re-estimate batch norms from first.
         say: Takes a line for each step.
@@ -177,16 +176,15 @@ def _write_checkpoints(
         slim.name: save_slim(checkpoint, slim, architecture),
         packed.name: save_packed(architecture, packed, sample[:1], meta),
     }
-
-    def load_slim(file: Path, again: torch.nn.Module) -> None:
-        state = normalise(compat.load_checkpoint(file), str(file))
-        again.load_state_dict(state)
-
-    for file, load in ((slim, load_slim), (packed, load_packed)):
+    for file in (slim, packed):
         again = copy.deepcopy(architecture)
         for parameter in again.parameters():
             parameter.zero_()
-        load(file, again)
+        if file is packed:
+            load_packed(file, again)
+        else:
+            state = normalise(compat.load_checkpoint(file), str(file))
+            again.load_state_dict(state)
         if not torch.equal(logits_of(again, sample), logits):
             raise UsageError(
                 f'{file.name}: the network that was written and read again '

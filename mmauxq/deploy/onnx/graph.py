@@ -47,21 +47,15 @@ class Lowered:
 
 
 class NewNodes:
-    """Nodes and constants with names of one prefix.
-
-    Constants enter the graph at once; nodes wait in ``nodes``, for
-    ``ir.Node.prepend`` or ``ir.Node.append`` of another node.
-    """
+    """Nodes and constants with names of one prefix; constants enter the graph
+    at once, nodes wait in ``nodes``."""
 
     def __init__(self, graph: ir.Graph, prefix: str) -> None:
         self.graph, self.prefix = graph, prefix
         self.nodes: list[ir.Node] = []
 
     def constant(self, name: str, value: Any, kind: str = '') -> ir.Value:
-        """Add an initializer ``prefix.name``.
-
-        Its type is ``kind``, such as ``'int2'``, or that of ``value``.
-        """
+        """Add an initializer ``prefix.name`` of a type such as ``'int2'``."""
         name, value = f'{self.prefix}.{name}', np.asarray(value)
         if kind:
             value = value.astype(ir.DataType[kind.upper()].numpy())

@@ -112,16 +112,14 @@ def fit_integer_line(
     """``(alpha, integer, spread)`` with the codes of ``slope * n + bias``.
 
     ``clip(round(alpha * (spread * n + integer)), low, high)`` equals
-    ``clip(round(slope * n + bias), low, high)`` for all accumulators ``n``.
+    ``clip(round(slope * n + bias), low, high)`` for all accumulators ``n``;
+    with the widest margin of those tried; ``None`` if there is none.
 
     Args:
         slope: Positive.
         bias: The exact bias, in codes.
         sums: Least and greatest accumulator that can occur.
         factor: The greatest ``spread``.
-
-    Returns:
-        The line with the widest margin of those tried, or ``None``.
     """
     t = np.arange(low, high) + 0.5
     last_under = np.ceil((t - bias) / slope) - 1

@@ -10,6 +10,7 @@ import torch
 from mmengine.config import Config
 
 from mmauxq.errors import UsageError, one_line
+from mmauxq.network import sample_images
 from mmauxq.optional import need
 
 from ..network import Network, build
@@ -39,8 +40,7 @@ def calibrated_network(cfg: Config) -> Network:
 def forms_of(network: Network) -> dict[str, Any]:
     """The float export of a network and its quantized ones, ONNX models."""
     architecture, shape = network.architecture, network.algorithm.cost.shape
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(4, *shape, generator=generator)
+    images = sample_images(architecture, shape, 4)
     models = {'float': float_onnx(architecture, shape)}
     traced = trace(architecture, shape)
     for name, form in FORMS.items():
@@ -55,11 +55,7 @@ def onnxruntime_runner(model: Any, threads: int) -> Runner:
 
 
 def openvino_runner(model: Any, threads: int) -> Runner:
-    """A function that runs a model in OpenVINO, on the CPU.
-
-    Raises:
-        UsageError: If OpenVINO refuses the model.
-    """
+    """A function that runs a model in OpenVINO, on the CPU."""
     need('openvino')
     import openvino
 
@@ -85,10 +81,8 @@ def openvino_runner(model: Any, threads: int) -> Runner:
 def latencies(
     runners: Mapping[str, Runner], shape: Sequence[int], rounds: int
 ) -> dict[str, float]:
-    """Median seconds of a batch (N, C, H, W), runners taking turns.
-
-    Each has two runs that are not timed before its ``rounds`` timed ones.
-    """
+    """Median seconds of a batch (N, C, H, W), runners taking turns; before its
+    ``rounds`` timed runs each has two that are not."""
     images = np.random.default_rng(0).standard_normal(shape)
     images = images.astype(np.float32)
     times: dict[str, list[float]] = {name: [] for name in runners}

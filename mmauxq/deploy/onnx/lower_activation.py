@@ -11,10 +11,10 @@ from .graph import Lowered, NewNodes, array, name_of
 def lower_activation(
     node: ir.Node, quantizer: Quantizer, result: Lowered
 ) -> None:
-    """Replace a placeholder by ``QuantizeLinear``, ``DequantizeLinear``.
+    """Replace a placeholder by ``QuantizeLinear``, ``DequantizeLinear`` in the
+    form that ``result`` says, and note there where the codes are.
 
     The form for integer kernels clips codes, the others clip values.
-    ``result`` says which it is, and takes a note of where the codes are.
     """
     name, grid = name_of(node), quantizer.grid()
     low, high = grid.qmin, grid.qmax
@@ -22,8 +22,7 @@ def lower_activation(
     axis = quantizer.channel_axis
     shape: tuple[int, ...] = (-1, 1, 1) if axis == 1 else (-1,)
     if quantizer.num_channels is None:
-        shape = ()
-        scale = scale.reshape(shape)
+        shape, scale = (), scale.reshape(())
     offset = None
     # a runtime drops an offset of 0 as well
     if grid.offset is not None and grid.offset.any():
@@ -32,8 +31,8 @@ def lower_activation(
     simple = offset is None and scale.ndim == 0
     kernels = simple and result.weights == 'int8'
     # Integer kernels want uint8; a signed code is shifted to fit.
-    kind = 'int8' if grid.signed and not kernels else 'uint8'
-    zero = 128 if grid.signed and kernels else 0
+    kind = 'int8' if grid.qmin < 0 and not kernels else 'uint8'
+    zero = 128 if grid.qmin < 0 and kernels else 0
     new = NewNodes(node.graph, name)
     source = node.inputs[0]
     if offset is not None:

@@ -42,10 +42,8 @@ class _Weight:
 def lower_weight(
     node: ir.Node, quantizer: Quantizer, operand: Tensor, result: Lowered
 ) -> None:
-    """Replace a placeholder by codes and ``DequantizeLinear``.
-
-    ``operand`` is the weight that is quantized; ``result`` says which form it
-    gets, and takes notes of what was decided.
+    """Replace a placeholder by codes of the weight ``operand`` and
+    ``DequantizeLinear``, in the form that ``result`` says; notes go there.
 
     Raises:
         UsageError: If the weight enters anything but one product, or no type
@@ -103,11 +101,9 @@ def _narrowest(weight: _Weight, result: Lowered) -> str:
 
 
 def _fold_batch_norm(weight: _Weight, result: Lowered) -> None:
-    """Take a batch norm into codes, scale and bias of its convolution.
-
-    This is exact. A negative slope turns the sign of the codes; where the
-    lowest code would then need a wider type, the batch norm stays.
-    """
+    """Take a batch norm into codes, scale and bias of its convolution, which
+    is exact. A negative slope turns the sign of the codes; the batch norm
+    stays where the lowest code would then need a wider type."""
     output = weight.product.outputs[0]
     norm = only_consumer(output)
     if norm is None or norm.op_type != 'BatchNormalization':

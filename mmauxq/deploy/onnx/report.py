@@ -92,11 +92,8 @@ def layer_table(
     audit: list[LevelCount],
     kernels: dict[str, str],
 ) -> dict[str, Any]:
-    """Bits, range, levels and cost of each layer that runs, and their sums.
-
-    ``image`` has shape (1, C, H, W); ``kernels`` has the integer operator of
-    each quantized layer that has one.
-    """
+    """Bits, range, levels and cost of each layer that runs on an image
+    (1, C, H, W), and their sums; ``kernels``: layer -> integer operator."""
     levels = {count.name: count.levels for count in audit}
     quantizers = dict(named_quantizers(architecture))
     rows = []

@@ -26,13 +26,8 @@ CPU_FEATURES = (
 
 
 def session(model: Any, threads: int = 1, optimised: Path | None = None):
-    """An ``onnxruntime.InferenceSession`` for a model, on the CPU.
-
-    The graph that the runtime makes of it is written to ``optimised``.
-
-    Raises:
-        UsageError: If the runtime refuses the model.
-    """
+    """An ``onnxruntime.InferenceSession`` on the CPU, or a UsageError if the
+    runtime refuses the model. Its graph is written to ``optimised``."""
     need('onnxruntime')
     import onnxruntime
 
@@ -77,12 +72,8 @@ def inner_values(
 
 
 def operators(model: Any) -> tuple[dict[str, int], dict[str, str]]:
-    """What the runtime makes of a model.
-
-    Returns:
-        Operator -> its number of nodes in the optimised graph; quantized
-        layer -> the integer operator that runs it, for those that have one.
-    """
+    """What the runtime makes of a model: operator -> its number of nodes in
+    the optimised graph; quantized layer -> its integer operator, if any."""
     import onnx
 
     with tempfile.TemporaryDirectory() as folder:

@@ -55,15 +55,9 @@ def logits_of(architecture: nn.Module, images: Tensor) -> Tensor:
 
 
 def trace(architecture: nn.Module, shape: Sequence[int]) -> 'onnx_ir.Model':
-    """The graph of a classifier, its quantizers as ``mmauxq::Quantizer``.
-
-    Args:
-        architecture: Left as it is.
-        shape: (C, H, W) of an image.
-
-    Returns:
-        A graph from ``images`` (batch, C, H, W) to ``logits`` (batch, K), its
-        constants among the initializers.
+    """The graph of a classifier, with its quantizers as ``mmauxq::Quantizer``,
+    from ``images`` (batch, C, H, W) of this ``shape`` (C, H, W) to ``logits``
+    (batch, K).
 
     Raises:
         UsageError: If PyTorch cannot express the network in ONNX.

@@ -34,20 +34,18 @@ class Agreement:
     compared, and a difference is that of one layer alone.
 
     Args:
-        images: Number of images.
         max_difference: Largest difference of logits, from the same codes; from
             the same images if codes are not compared.
         largest_logit: Largest absolute logit.
         same_class: Images to which both give the same class.
         unexplained_classes: Images with another class and the same codes.
-        codes: Integer codes of activations compared.
+        codes: Number of integer codes of activations compared.
         ties: Codes that differ by one, where the value is within
             :data:`TIE` of a rounding threshold.
         rounded: Codes that differ by one within the reach of a rounded bias.
         unexplained: Codes that differ otherwise.
         images_touched: Images in which a code differs.
         top1: Accuracy of the artefact; ``None`` without labels.
-        top1_torch: Accuracy of PyTorch.
     """
 
     images: int = 0
@@ -78,13 +76,10 @@ def compare(
     batches: Batches,
     lowered: Lowered | None = None,
 ) -> Agreement:
-    """Run ``model`` and PyTorch on the same images.
+    """Run ``model``, an ``onnx.ModelProto``, and PyTorch, in evaluation mode
+    on the CPU, on the same images.
 
-    Args:
-        architecture: In evaluation mode, on the CPU.
-        model: An ``onnx.ModelProto``.
-        batches: At least one.
-        lowered: Says where the codes are; without it they are not compared.
+    ``lowered`` says where the codes are; without it they are not compared.
     """
     places = lowered.codes if lowered else {}
     reach = lowered.reach if lowered else {}
@@ -99,11 +94,10 @@ def compare(
             # the same kernels run, whether inner values are read or not
             alone = session(model).run([OUTPUT], feed)[0]
             result.unexplained += int((alone != output).any(1).sum())
+        pairs = zip(places.items(), inner, strict=True)
         codes = {
             name: torch.from_numpy(array.astype(np.int32) - zero)
-            for (name, (_, zero)), array in zip(
-                places.items(), inner, strict=True
-            )
+            for (name, (_, zero)), array in pairs
         }
         followed, differs = _follow(architecture, images, codes, reach, result)
         exported.append(torch.from_numpy(output))
@@ -131,27 +125,20 @@ def _follow(
     reach: Mapping[str, float],
     result: Agreement,
 ) -> tuple[Tensor, Tensor]:
-    """Run PyTorch with quantizers that give the codes of the artefact.
-
-    Their own codes are compared with these, and counted in ``result``. Returns
-    the logits (N, K) and in which images (N,) a code differs.
-    """
+    """Run PyTorch with quantizers that give the codes of the artefact, count
+    differences from their own in ``result``, and return the logits (N, K) and
+    in which images (N,) a code differs."""
     touched = torch.zeros(len(images), dtype=torch.bool)
 
     def follow(name: str, quantizer: Quantizer, x: Tensor, y: Tensor):
-        grid = quantizer.grid()
-        scale = quantizer.broadcast(grid.scale, x)
-        offset = 0.0
-        if grid.offset is not None:
-            offset = quantizer.broadcast(grid.offset, x)
         exported = codes[name]
-        expected = ((y.double() - offset) / scale).round()
+        expected = quantizer.in_steps(y).round()
         differs = expected != exported
         result.codes += exported.numel()
         if not differs.any():
             return None
         touched.logical_or_(differs.flatten(1).any(1))
-        steps = ((x.double() - offset) / scale)[differs]
+        steps = quantizer.in_steps(x)[differs]
         distance = (steps - steps.floor() - 0.5).abs()
         by_one = (expected - exported)[differs].abs() == 1
         tie = by_one & (distance <= TIE)
@@ -169,11 +156,9 @@ def _follow(
 def differing_weights(
     architecture: nn.Module, lowered: Lowered, image: Tensor
 ) -> list[str]:
-    """Weight quantizers whose codes in the file are not those of PyTorch.
-
-    The codes of a channel may be multiplied by one integer, with the sign of
-    the slope of a folded batch norm.
-    """
+    """Weight quantizers whose codes in the file are not those of PyTorch, up
+    to one factor for each channel: an integer with the sign of the slope of a
+    folded batch norm."""
     from onnx import numpy_helper
 
     tensors = {t.name: t for t in lowered.model.graph.initializer}

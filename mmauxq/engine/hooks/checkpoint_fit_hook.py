@@ -2,7 +2,6 @@ from typing import Any
 
 from mmengine.hooks import Hook
 
-from mmauxq.errors import UsageError
 from mmauxq.network.checkpoint import (
     check_architecture,
     check_scales,
@@ -39,10 +38,5 @@ class CheckpointFitHook(Hook):
         loaded = checkpoint.get('state_dict', checkpoint)
         if network is model and is_joint(loaded):
             state = loaded  # a plain classifier takes its names as they are
-        try:
-            check_architecture(network, state, self.path)
-        except UsageError as error:
-            raise UsageError(
-                f'checkpoint {self.path} is of another architecture: {error}'
-            ) from error
+        check_architecture(network, state, self.path)
         check_scales(network, state, self.path)

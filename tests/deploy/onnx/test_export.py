@@ -226,7 +226,7 @@ def of_another(state):
         (uncalibrated, '3 quantizers have no calibrated scale, such as '
          'backbone.layer1.0.conv2.input_quantizer'),
         (without_quantizers, 'expected a quantized network, got a float one'),
-        (of_another, 'is not one of this architecture'),
+        (of_another, 'expected a checkpoint of this architecture'),
         (None, 'none.pth does not exist'),
     ],
 )  # fmt: skip

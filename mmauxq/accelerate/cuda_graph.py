@@ -118,14 +118,16 @@ class GraphedStep:
         """
         if self.recording is None:
             return run()
-        restore = snapshot(self.model)
+        # in evaluation mode, nothing changes that could be set back
+        restore = snapshot(self.model) if self.model.training else None
         try:
             return run()
         except torch.OutOfMemoryError:
             pass  # the error holds the tensors of the failed call
         self._forget()
         torch.cuda.empty_cache()
-        restore()
+        if restore is not None:
+            restore()
         return run()
 
     def _forget(self) -> None:

@@ -268,7 +268,7 @@ def test_a_network_without_batch_norms_is_recorded():
                 type='VisionTransformerClsHead', num_classes=10, in_channels=16
             ),
         ),
-        guidance=None, input_shape=(3, 32, 32), speed='auto',
+        guidance=None, input_shape=(3, 32, 32), cuda_graph=True,
     ).cuda()  # fmt: skip
     images = torch.randn(4, 3, 32, 32, device='cuda')
     samples = [sample.to('cuda') for sample in batch(4)[1]]

@@ -189,8 +189,10 @@ def test_channels_last_where_there_is_a_gpu(option, gpu, monkeypatch):
         dict(compile=dict(backend='eager')),
     ],
 )
-def test_a_whole_model_is_copied_or_stored(speed, make):
+def test_a_whole_model_is_copied_or_stored(speed, make, monkeypatch):
     """Compiled code and recordings stay with the model that they are of."""
+    # set by the commands, for the whole process
+    monkeypatch.delenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', raising=False)
     model = joint_qat(speed=speed)
     for _ in range(2):
         model.loss(*batch())

@@ -183,7 +183,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(tmp_path):
     other = MODELS.build(classifier(depth=14))
     file = tmp_path / 'float.pth'
     torch.save(MODELS.build(classifier(base_channels=8)).state_dict(), file)
-    with pytest.raises(UsageError, match='not one of this architecture'):
+    with pytest.raises(UsageError, match='expected a checkpoint of this arch'):
         joint_qat(float_checkpoint=str(file))
     model = joint_qat(architecture=classifier(depth=14))
     small = joint_qat()

@@ -600,7 +600,9 @@ def test_refused_in_one_line(settings, message):
 
 def test_a_checkpoint_of_another_network(tmp_path, teacher):
     _, file, _ = teacher
-    with pytest.raises(UsageError, match='checkpoint=.*is not one of this'):
+    with pytest.raises(
+        UsageError, match='checkpoint=.*: expected a checkpoint'
+    ):
         joint_qat(guidance=dict(KD, checkpoint=file))
 
 

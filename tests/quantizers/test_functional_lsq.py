@@ -316,6 +316,9 @@ def test_which_shapes_broadcast(shape, to):
         expected = torch.broadcast_shapes(shape, to) == torch.Size(to)
     except RuntimeError:
         expected = False
-    assert functional._broadcasts(torch.Size(shape), torch.Size(to)) == (
-        expected
-    )
+    x, step = torch.zeros(to), torch.full(shape, 0.5)
+    if expected:
+        assert learned_step_quantize(x, step, -2, 1).shape == x.shape
+        return
+    with pytest.raises(ValueError, match='step: expected a shape that broad'):
+        learned_step_quantize(x, step, -2, 1)

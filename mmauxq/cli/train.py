@@ -140,10 +140,10 @@ def _set_speed(cfg: 'Config', args: argparse.Namespace, joint: bool) -> None:
         cfg.model.speed = {**options, 'compile': dict(mode=args.compile)}
     elif args.cuda_graph:
         cfg.model.speed = {**options, 'cuda_graph': True}
-    speed = cfg.model.get('speed') or {}
-    if speed != 'eager' and (
-        speed == 'auto'
-        or not speed.get('compile')
+    speed = cfg.model.get('speed')
+    if speed in (None, 'auto') or (
+        isinstance(speed, dict)
+        and not speed.get('compile')
         and speed.get('cuda_graph') is not False
     ):
         _fuse_optimizer(cfg)

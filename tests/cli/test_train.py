@@ -60,6 +60,7 @@ def test_a_recorded_step_has_a_fused_optimizer(
         ([], None, None, True),
         ([], 'auto', 'auto', True),
         ([], 'eager', 'eager', False),
+        ([], 'fast', 'fast', False),  # refused when the model is built
         ([], dict(memory='codes'), dict(memory='codes'), True),
         ([], dict(cuda_graph=False), dict(cuda_graph=False), False),
         ([], dict(compile=True), dict(compile=True), False),

@@ -7,6 +7,7 @@ import torch
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from mmpretrain.structures import DataSample
+from torch import nn
 
 import mmauxq  # noqa: F401
 from mmauxq.algorithms import JointQAT
@@ -44,6 +45,20 @@ def classifier(**backbone) -> dict:
         ),
         data_preprocessor=dict(num_classes=10, mean=[0.0], std=[1.0]),
     )
+
+
+class Overwriting(nn.Module):
+    """Adds to the output of ``first`` in place, as residual sums do."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(1, 2, 1)
+        self.second = nn.Conv2d(2, 2, 1)
+
+    def forward(self, x):
+        y = self.first(x)
+        y += 1
+        return self.second(nn.functional.relu(y))
 
 
 def joint_qat(seed: int = 0, **settings) -> JointQAT:

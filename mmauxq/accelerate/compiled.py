@@ -10,13 +10,16 @@ from torch import Tensor, nn
 from mmauxq.errors import one_line
 from mmauxq.restoring import snapshot
 
+from .watched import hooked, hooks_of
+
 
 class CompiledStep:
     """Calls a compiled step for sizes of images that come again.
 
     Other sizes, such as that of the last batch of an epoch, are not worth a
-    compilation. If the compiler fails, the other form runs from then on, with
-    one line in the log.
+    compilation. Hooks that came after it would not be called, so that the
+    other form runs while there are any. If the compiler fails, the other form
+    runs from then on, with one line in the log.
 
     Args:
         compiled: From images, (N, C, H, W), to any nesting of tensors.
@@ -34,9 +37,14 @@ class CompiledStep:
         self.sizes: set[torch.Size] = set()
         self.failed = False
         self._last: torch.Size | None = None
+        self._hooks: list[tuple[str, dict]] | None = None
 
     def __call__(self, inputs: Tensor) -> Any:
         """The step of ``inputs``."""
+        if self._hooks is None:
+            self._hooks = hooks_of(self.model)
+        if hooked(self._hooks) is not None:
+            return self.other(inputs)
         size, before = inputs.shape, self._last
         self._last = size
         if size in self.sizes:

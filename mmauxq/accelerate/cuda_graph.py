@@ -14,7 +14,7 @@ from mmauxq.errors import UsageError, one_line
 from mmauxq.restoring import host_state, snapshot
 
 from .recording import Recording
-from .watched import Watched
+from .watched import Watched, hooked
 
 NEVER = sys.maxsize
 WORTH_RECORDING = 100
@@ -77,21 +77,20 @@ class GraphedStep:
 
     def __call__(self, inputs: Tensor) -> Any:
         """``step(inputs)``. The result is valid until the next call."""
-        if not (inputs.is_cuda and torch.is_grad_enabled()):
+        records = self._patience != NEVER
+        if not (records and inputs.is_cuda and torch.is_grad_enabled()):
             return self.plain(inputs)
         if self._watched is None or self._watched.is_outdated():
             self._watched = Watched(self.model)
-        hooked = self._watched.hooked()
-        if hooked is not None:
-            self._log(f'{hooked} has a hook, which a recording would not call')
+        name = hooked(self._watched.hooks)
+        if name is not None:
+            self._log(f'{name} has a hook, which a recording would not call')
             return self.beside(partial(self.plain, inputs))
         kind = _kind(inputs, self._watched)
         self._repeats = self._repeats + 1 if kind == self._last else 0
         self._last = kind
         if self.recording is not None and kind == self.recording.kind:
             return self.recording.replay(inputs)
-        if self._patience == NEVER:
-            return self.plain(inputs)
         if self._repeats < self._patience:
             return self.beside(partial(self.step, inputs))
         self._forget()

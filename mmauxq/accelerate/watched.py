@@ -25,17 +25,7 @@ class Watched:
             for name, value in module.__dict__.items()
             if _is_number(value, name)
         ]
-        self.hooks = [
-            (name, table)
-            for name, module in model.named_modules()
-            if name  # those of the model itself are called around the step
-            for table in (
-                module._forward_pre_hooks,
-                module._forward_hooks,
-                module._backward_pre_hooks,
-                module._backward_hooks,
-            )
-        ]
+        self.hooks = hooks_of(model)
 
     def _children(self) -> list:
         return [id(c) for table in self.children for c in table.values()]
@@ -61,10 +51,6 @@ class Watched:
             ],
         )
 
-    def hooked(self) -> str | None:
-        """Name of an inner module that has a forward or backward hook."""
-        return next((name for name, table in self.hooks if table), None)
-
     def counts(self) -> list[tuple[int, str, object]]:
         """Numbers that modules keep on the host, and may count with."""
         return [
@@ -73,6 +59,29 @@ class Watched:
             for name, value in module.__dict__.items()
             if isinstance(value, (int, float))
         ]
+
+
+def hooks_of(model: nn.Module) -> list[tuple[str, dict]]:
+    """(name of an inner module, one of its tables of hooks) pairs.
+
+    Hooks of ``model`` itself are called around a step, not inside of it.
+    """
+    return [
+        (name, table)
+        for name, module in model.named_modules()
+        if name
+        for table in (
+            module._forward_pre_hooks,
+            module._forward_hooks,
+            module._backward_pre_hooks,
+            module._backward_hooks,
+        )
+    ]
+
+
+def hooked(hooks: list[tuple[str, dict]]) -> str | None:
+    """Name of a module that has a hook now; ``None`` if there is none."""
+    return next((name for name, table in hooks if table), None)
 
 
 def _is_number(value: object, name: str) -> bool:

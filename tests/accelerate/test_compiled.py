@@ -33,6 +33,22 @@ def test_sizes_that_come_again_are_compiled():
     ]  # fmt: skip
 
 
+def test_hooks_are_called():
+    model, calls = nn.Sequential(nn.Identity()), []
+    step = CompiledStep(
+        lambda x: calls.append('compiled'),
+        lambda x: calls.append('other'),
+        model,
+    )
+    for _ in range(2):
+        step(images(2))
+    handle = model[0].register_forward_hook(lambda *args: None)
+    step(images(2))
+    handle.remove()
+    step(images(2))
+    assert calls == ['other', 'compiled', 'other', 'compiled']
+
+
 def test_a_compiler_that_fails_is_asked_once():
     model, calls = nn.BatchNorm1d(4), []
 

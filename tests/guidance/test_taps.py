@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from mmauxq.errors import UsageError
 from mmauxq.guidance import TapRecorder
 from mmauxq.guidance.taps import layout_of
-from tests.networks import batch, classifier, joint_qat
+from tests.networks import Overwriting, batch, classifier, joint_qat
 
 
 def network(**backbone):
@@ -18,20 +18,6 @@ def network(**backbone):
 
 
 BLOCKS = [f'backbone.layer{i}.0' for i in (1, 2, 3)]
-
-
-class Overwriting(nn.Module):
-    """Adds to the output of ``first`` in place, as residual sums do."""
-
-    def __init__(self):
-        super().__init__()
-        self.first = nn.Conv2d(1, 2, 1)
-        self.second = nn.Conv2d(2, 2, 1)
-
-    def forward(self, x):
-        y = self.first(x)
-        y += 1
-        return self.second(F.relu(y))
 
 
 def test_an_overwritten_output_is_refused():

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from mmauxq.network import TrainingPass
-from tests.networks import SHAPE, classifier
+from tests.networks import SHAPE, Overwriting, classifier
 
 BLOCKS = [f'backbone.layer{i}.0' for i in (1, 2, 3)]
 
@@ -74,18 +74,6 @@ def test_what_runs_inside_checkpointing_sends_none():
     assert run.is_usable('backbone.layer1.0')
     assert not run.calls['backbone.layer1.0.conv1'].grad
     assert not run.is_usable('backbone.layer1.0.conv1')
-
-
-class Overwriting(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.first = nn.Conv2d(1, 2, 1)
-        self.second = nn.Conv2d(2, 2, 1)
-
-    def forward(self, x):
-        y = self.first(x)
-        y += 1
-        return self.second(y)
 
 
 def test_what_a_later_operation_overwrites():

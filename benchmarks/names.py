@@ -60,6 +60,8 @@ def _arms() -> Iterator[str]:
     for form in ('plain', 'compiled', 'graphed', 'graphed-codes', 'codes'):
         yield f'runner/r50/w4a4/{form}/{BATCH}'
     yield f'runner/r50/float/compiled-fused/{BATCH}'
+    for arm in (f'{PEER}/plain', 'w4a4/plain', 'aux/plain', 'aux/eager'):
+        yield f'runner/r18/{arm}/{SMALL_BATCH}'
     for network in ('deits', 'mbv2', 'r18'):
         for arm in (
             'float/compiled', 'float/eager', 'w4a4/compiled', 'w4a4/eager',

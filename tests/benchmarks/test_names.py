@@ -23,6 +23,15 @@ def test_other_batch_sizes_are_measured_as_well():
     assert chosen(more) == more
 
 
+def test_the_commands_of_the_readme_are_measured():
+    assert chosen(['runner/r18/*/32']) == [
+        'runner/r18/mmpretrain/plain/32',
+        'runner/r18/w4a4/plain/32',
+        'runner/r18/aux/plain/32',
+        'runner/r18/aux/eager/32',
+    ]
+
+
 @pytest.mark.parametrize(
     'name', ['stop/*', 'nix', 'ops/nix', 'step/r18/w4a4/eager',
              'step/r18/w4a4/eager/0', 'scaling/r18/w4a4/plain/2/4',

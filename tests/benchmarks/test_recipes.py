@@ -12,8 +12,13 @@ def test_every_recipe_exists():
     assert len(arms) > 60
     for text in {recipe(what, network) for _, network, what, *_ in arms}:
         model = Config.fromstring(text, '.py').model
-        assert model.type == 'mmauxq.JointQAT'
-        assert model.architecture.head
+        ours = model.type == 'mmauxq.JointQAT'
+        assert (model.architecture if ours else model).head
+
+
+def test_the_peer_is_mmpretrains_own_network():
+    model = Config.fromstring(recipe('mmpretrain', 'r18'), '.py').model
+    assert model.type == 'ImageClassifier'
 
 
 def test_the_config_of_a_run(tmp_path):

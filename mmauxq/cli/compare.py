@@ -24,6 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mmauxq.errors import UsageError
+from mmauxq.files import check_folder, write_atomically
 from mmauxq.optional import need
 
 from .parser import add_cfg_options, integer
@@ -67,12 +68,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, mark_running: Callable) -> int:
     """Train what is missing, and write table and figures."""
-    if args.table is None and not (args.out and (args.arms or args.map)):
+    if not (args.out and (args.arms or args.map)) and (
+        args.table is None or args.map
+    ):
         raise UsageError(
             'expected --arms and --out, or --map and --out, or --table'
         )
     if args.together and not args.map:
         raise UsageError('--together: expected beside --map DIR DIR ...')
+    if args.out is not None:
+        check_folder('--out', args.out)
     need('matplotlib', 'rich', 'scipy')
     if args.map is not None:
         _draw_map(args)
@@ -92,7 +97,7 @@ def run(args: argparse.Namespace, mark_running: Callable) -> int:
     if args.arms and not args.reference:
         reference = args.arms[0].partition('=')[0]
     text = comparison.table(records, reference)
-    (out / 'table.md').write_text(text)
+    write_atomically(out / 'table.md', text.encode())
     plot_comparison(out, records)
     print(text)
     return 0
@@ -154,7 +159,6 @@ def _draw_map(args: argparse.Namespace) -> None:
     if args.together:
         effects += meta_comparison.together(effects)
     text = meta_comparison.table(effects)
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / 'map.md').write_text(text)
+    write_atomically(args.out / 'map.md', text.encode())
     plot_effects(args.out / 'map.png', effects)
     print(text)

@@ -3,6 +3,7 @@ taking turns. Without --checkpoint weights are random and scales come from
 generated images: speed does not depend on them."""
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 
 from mmauxq import compat
 from mmauxq.errors import UsageError
+from mmauxq.files import check_file, write_atomically
 from mmauxq.optional import need
 from mmauxq.text import table, table_row
 
@@ -45,11 +47,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, mark_running: Callable) -> None:
     """Print a table of milliseconds."""
     need('onnx', 'onnxscript', 'onnxruntime')
+    if args.save:
+        check_file('--save', args.save)
     network = _network(args)
     if args.save:
         import torch
 
-        torch.save(dict(state_dict=network.algorithm.state_dict()), args.save)
+        content = io.BytesIO()
+        torch.save(dict(state_dict=network.algorithm.state_dict()), content)
+        write_atomically(args.save, content.getvalue())
     from mmauxq.deploy.onnx import latency, runtime
 
     models = latency.forms_of(network)

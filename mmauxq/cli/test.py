@@ -4,10 +4,10 @@ CHECKPOINT (a training checkpoint or a slim one)."""
 import argparse
 import json
 from collections.abc import Callable
-from pathlib import Path
 
 from mmauxq import compat
 from mmauxq.errors import UsageError
+from mmauxq.files import check_file, write_atomically
 from mmauxq.ranks import rank
 
 from .load_config import load_config
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace, mark_running: Callable) -> None:
         if cfg.get(key) is None:
             raise UsageError(f'{args.config} has no `{key}`')
     if args.out:
-        _check_writable(Path(args.out))
+        check_file('--out', args.out)
     compat.load_checkpoint(args.checkpoint)  # before anything is built
     set_work_dir(cfg, args.config, args.work_dir)
     if cfg.model.get('type') == 'mmauxq.JointQAT':
@@ -51,15 +51,5 @@ def run(args: argparse.Namespace, mark_running: Callable) -> None:
     if rank() == 0:
         line = json.dumps(metrics, default=lambda value: value.tolist())
         if args.out:
-            Path(args.out).write_text(line + '\n')
+            write_atomically(args.out, f'{line}\n'.encode())
         print(line, flush=True)
-
-
-def _check_writable(file: Path) -> None:
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.open('a').close()
-    except OSError as error:
-        raise UsageError(
-            f'--out {file} cannot be written: {error.strerror}'
-        ) from error

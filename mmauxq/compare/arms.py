@@ -12,12 +12,15 @@ from torch import nn
 
 from mmauxq import compat
 from mmauxq.engine.config_validation import (
+    check_model,
     merge_options,
     settle_own_sections,
 )
 from mmauxq.engine.image_shape import set_image_shape
 from mmauxq.errors import UsageError, one_line
 from mmauxq.registry import MODELS
+
+from .records import ARM_RULE, is_arm
 
 EQUAL = (
     'train_cfg',
@@ -41,28 +44,37 @@ def read_arms(
         options: Overrides for all arms.
 
     Raises:
-        UsageError: If a name comes twice, a file is missing, a section does
-            not fit, or the arms differ in their budget.
+        UsageError: If a name cannot be one or comes twice, a file is missing
+            or cannot be read, a section does not fit, or the arms differ in
+            their budget.
     """
     configs: dict[str, Config] = {}
     for text in arms:
         name, _, rest = text.partition('=')
         # lists and dicts have commas of their own
         path, *own = re.split(r',(?=[A-Za-z_][\w.]*(?:=|$))', rest)
-        if not name or not path or '/' in name:
+        if not name or not path:
             raise UsageError(
                 f'--arms: expected NAME=CONFIG[,KEY=VALUE], got {text!r}'
             )
+        if not is_arm(name):
+            raise UsageError(f'--arms: expected {ARM_RULE}, got {name!r}')
         if name in configs:
             raise UsageError(f'arm {name!r} is given twice')
         if not Path(path).is_file():
             raise UsageError(f'arm {name!r}: config {path} does not exist')
-        config = Config.fromfile(path)
+        try:
+            config = Config.fromfile(path)
+        except (Exception, SystemExit) as error:  # a config is code
+            raise UsageError(
+                f'arm {name!r}: config {path}: {one_line(error)}'
+            ) from error
         merge_options(config, options or {}, f'arm {name!r}: --cfg-options')
         pairs = dict(_override(name, word) for word in own)
         merge_options(config, pairs, f'arm {name!r}:')
         try:
             settle_own_sections(config)
+            check_model(config, path)
         except UsageError as error:
             raise UsageError(f'arm {name!r}: {error}') from error
         configs[name] = config

@@ -8,8 +8,8 @@ A comparison lives in one folder::
     table.md            means, spread, paired differences
     *.png               figures
 
-A run is finished when its ``result.json`` exists; a killed comparison goes on
-from there.
+A run is finished when its ``result.json`` is there and in order; a killed
+comparison goes on from there. Each file is complete, or as it was.
 """
 
 import json
@@ -26,8 +26,10 @@ import numpy as np
 from mmengine.config import Config
 
 from mmauxq import text
-from mmauxq.errors import UsageError, unknown_name
+from mmauxq.errors import TrainingError, UsageError, shorten, unknown_name
+from mmauxq.files import write_atomically
 
+from . import records as checked
 from .placement import Placement, Run
 from .statistics import paired_difference, spread
 
@@ -38,8 +40,10 @@ def plan(
     """Write the folder of a comparison; keep what is finished there.
 
     Raises:
-        UsageError: If the folder holds an arm of that name that differs.
+        UsageError: If the folder holds an arm of that name that differs, its
+            ``comparison.json`` is damaged, or a seed is none.
     """
+    checked.check_seeds(seeds)
     arms = {name: config.pretty_text for name, config in configs.items()}
     before = _arms_of(out)
     for name in arms.keys() & before.keys():
@@ -55,9 +59,9 @@ def plan(
     ]
     for run in runs:
         run.folder.mkdir(parents=True, exist_ok=True)
-        configs[run.arm].dump(run.folder / 'recipe.py')
+        write_atomically(run.folder / 'recipe.py', arms[run.arm].encode())
     description = json.dumps(dict(arms=before | arms), indent=1)
-    (out / 'comparison.json').write_text(description)
+    write_atomically(out / 'comparison.json', description.encode())
     return runs
 
 
@@ -66,7 +70,21 @@ def _arms_of(out: Path) -> dict[str, str]:
     description = out / 'comparison.json'
     if not description.is_file():
         return {}
-    return json.loads(description.read_text())['arms']
+    helps = 'without it, the same command goes on with the finished runs'
+    try:
+        content = checked.read_json(description)
+    except UsageError as error:
+        raise UsageError(f'{error}; {helps}') from error
+    arms = content.get('arms') if isinstance(content, dict) else None
+    if not isinstance(arms, dict) or not all(
+        checked.is_arm(name) and isinstance(config, str)
+        for name, config in arms.items()
+    ):
+        raise UsageError(
+            f'{description}: expected `arms`, the config of each by its name, '
+            f'got {shorten(content, 60)}; {helps}'
+        )
+    return arms
 
 
 def train(
@@ -77,6 +95,7 @@ def train(
 ) -> Iterator[dict[Run, str]]:
     """Train the runs that are not finished, each in its own process.
 
+    A run whose ``result.json`` is damaged is trained again, with a warning.
     A run joins others on a GPU only where its memory is free: what the same
     arm held with another seed, else what any run did. One that runs out of
     memory beside others is tried again alone, once.
@@ -95,9 +114,10 @@ def train(
 
     Raises:
         UsageError: If a run fails; the others are stopped.
+        TrainingError: If it fails for a full disk or the like.
         KeyboardInterrupt: On SIGINT and SIGTERM, after the runs are stopped.
     """
-    waiting = [run for run in runs if not run.result.is_file()]
+    waiting = [run for run in runs if not _is_finished(run)]
     active: dict[Run, subprocess.Popen] = {}
     places = Placement(runs, gpus, jobs)
     try:
@@ -124,6 +144,18 @@ def train(
             process.terminate()
         for process in active.values():
             process.wait()
+
+
+def _is_finished(run: Run) -> bool:
+    if not run.result.is_file():
+        return False
+    try:
+        checked.read_result(run.result)
+    except UsageError as error:
+        print(f'warning: {error}; trained again', file=sys.stderr)
+        run.result.unlink()
+        return False
+    return True
 
 
 @contextmanager
@@ -154,11 +186,13 @@ def _check_finished(run: Run) -> None:
     if not run.result.is_file():
         failed = f'arm {run.arm!r}, seed {run.seed} failed'
         see = f'(see {run.folder / "log.txt"})'
-        raise UsageError(f'{failed}: {_log(run)[-1]} {see}')
+        line = ''.join(c for c in _log(run)[-1] if c.isprintable())
+        kind = TrainingError if 'TrainingError: ' in line else UsageError
+        raise kind(f'{failed}: {line} {see}')
 
 
 def _log(run: Run) -> list[str]:
-    log = (run.folder / 'log.txt').read_text()
+    log = (run.folder / 'log.txt').read_text(errors='replace')
     return (log.strip() or '?').splitlines()
 
 
@@ -166,7 +200,7 @@ def _begin(run: Run, start: str | None, gpu: str) -> subprocess.Popen:
     words = [sys.executable, '-m', 'mmauxq.compare.training_run']
     words += [str(run.folder), str(run.seed)]
     if start is not None:
-        words.append(start.format(seed=run.seed))
+        words.append(start.replace('{seed}', str(run.seed)))
     env = dict(os.environ, CUDA_VISIBLE_DEVICES=gpu)
     with open(run.folder / 'log.txt', 'a') as log:
         return subprocess.Popen(words, stdout=log, stderr=log, env=env)
@@ -179,20 +213,25 @@ def collect(out: Path) -> list[dict]:
     holds only its ``results.jsonl`` is read as it is.
 
     Raises:
-        UsageError: If there is none.
+        UsageError: If there is none, or a file is damaged.
     """
     order = {arm: place for place, arm in enumerate(_arms_of(out))}
-    files = list(out.glob('runs/*/*/result.json'))
-    files.sort(key=lambda f: (order.get(f.parts[-3], -1), int(f.parts[-2])))
-    lines = [file.read_text() for file in files]
+    files = out.glob('runs/*/*/result.json')
+    records = [checked.read_result(file) for file in files if file.is_file()]
+    records.sort(key=lambda run: (order.get(run['arm'], -1), run['seed']))
     results = out / 'results.jsonl'
-    if lines:
-        results.write_text(''.join(line + '\n' for line in lines))
-    elif results.is_file():
-        lines = results.read_text().splitlines()
-    if not lines:
-        raise UsageError(f'{out} holds no finished run')
-    return [json.loads(line) for line in lines]
+    if not records and results.is_file():
+        return _together(checked.read_lines(results), results)
+    lines = [json.dumps(record) + '\n' for record in _together(records, out)]
+    write_atomically(results, ''.join(lines).encode())
+    return records
+
+
+def _together(records: list[dict], place: Path) -> list[dict]:
+    if not records:
+        raise UsageError(f'{place} holds no finished run')
+    checked.check_together(records, place)
+    return records
 
 
 def by_arm(records: Sequence[dict]) -> dict[str, dict[int, dict]]:
@@ -207,10 +246,11 @@ def steps_count(records: Sequence[dict]) -> bool:
     """Whether the times of steps can be compared.
 
     They can if no two runs were on one device at the same time, and all were
-    on GPUs of one name, or all on the CPU.
+    on GPUs of one name, or all on the CPU, and each was timed.
     """
     shared = any(record.get('shared') for record in records)
-    return not shared and len({r.get('gpu') for r in records}) == 1
+    timed = all(record['step_seconds'] for record in records)
+    return timed and not shared and len({r.get('gpu') for r in records}) == 1
 
 
 def table(records: Sequence[dict], reference: str) -> str:

@@ -1,5 +1,6 @@
 """Figures of a comparison, and of the quick start."""
 
+import io
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.patheffects import withStroke  # noqa: E402
+
+from mmauxq.files import write_atomically  # noqa: E402
 
 from .comparison import by_arm, steps_count  # noqa: E402
 from .meta_comparison import Effect  # noqa: E402
@@ -167,9 +170,10 @@ def plot_comparison(folder: Path, records: Sequence[Mapping]) -> None:
     with _sheet(folder / 'accuracy.png') as axes:
         plot_accuracy(axes, curves)
     cost = folder / 'cost.png'
-    cost.unlink(missing_ok=True)
     if steps_count(records):
         _plot_cost(cost, arms)
+    else:  # it would be of other runs
+        cost.unlink(missing_ok=True)
     norms = {name: _mean_norms(runs) for name, runs in arms.items()}
     if all(norms.values()):
         with _sheet(folder / 'gradients.png') as axes:
@@ -271,5 +275,7 @@ def _sheet(path: Path, size: tuple[float, float] = (6, 4)) -> Iterator[Axes]:
 def _save(figure: Figure, path: Path) -> None:
     for axes in figure.axes:
         axes.spines[['top', 'right']].set_visible(False)
-    figure.savefig(path, dpi=150)
+    content = io.BytesIO()
+    figure.savefig(content, dpi=150)
     plt.close(figure)
+    write_atomically(path, content.getvalue())

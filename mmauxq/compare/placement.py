@@ -45,10 +45,11 @@ class Run:
 
     def _numbers(self, name: str) -> tuple[int, int] | None:
         try:
-            first, second = (self.folder / name).read_text().split()
+            text = (self.folder / name).read_text()
+            first, second = map(int, text.split())
         except (OSError, ValueError):  # absent, or being written
             return None
-        return int(first), int(second)
+        return first, second
 
 
 def find_gpus(most: int | None = None) -> list[str]:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,8 +26,11 @@ from mmauxq.analysis import block_gradient_norms
 from mmauxq.engine.defaults import add_watch_hooks, use_resumable_loop
 from mmauxq.engine.hooks import EpochLengthHook, TeacherCheckHook
 from mmauxq.engine.image_shape import set_image_shape
-from mmauxq.engine.resume import set_start
-from mmauxq.files import write_atomically
+from mmauxq.engine.resume import named_checkpoint, set_start
+from mmauxq.errors import TrainingError
+from mmauxq.files import link_atomically, write_atomically
+
+from .records import check_record
 
 SECONDS = 'mmauxq/seconds'
 
@@ -39,9 +43,10 @@ class Trial:
         accuracy: Top-1 of F on the validation set after each epoch, percent.
         seconds: Wall time of training and validation, with the time that a
             resumed run took before its checkpoint.
-        step_seconds: Median wall time of a training step in this process.
-        peak_memory: Most bytes allocated on the GPU in a training step in
-            this process; 0 without a GPU.
+        step_seconds: Median wall time of a training step in the process that
+            trained last; 0 if it is not known.
+        peak_memory: Most bytes allocated on the GPU in a training step of
+            that process; 0 without a GPU.
         cost: Fields of a :class:`mmauxq.algorithms.build.Cost`; empty for
             a float network.
         gradients: Result of :func:`block_gradient_norms` on the first
@@ -60,8 +65,11 @@ class Trial:
     @property
     def last_checkpoint(self) -> Path:
         """The checkpoint of the last epoch."""
-        pointer = Path(self.config.work_dir) / 'last_checkpoint'
-        return Path(pointer.read_text().strip())
+        work_dir = Path(self.config.work_dir)
+        last = named_checkpoint(work_dir)
+        if last is None:
+            raise TrainingError(f'{work_dir} names no last checkpoint')
+        return last
 
 
 class _Progress(Hook):
@@ -123,7 +131,7 @@ def run_trial(
     set_image_shape(config)
     use_resumable_loop(config)
     add_watch_hooks(config)
-    if resume and (work_dir / 'last_checkpoint').is_file():
+    if resume and any(work_dir.glob('*_*.pth')):
         set_start(config, 'auto')
     progress = _Progress(report)
     if torch.cuda.is_available():
@@ -165,11 +173,12 @@ def run_one(folder: Path, seed: int, start: str | None = None) -> None:
         if os.getppid() != parent:  # killed; the next one trains this run
             raise SystemExit('the comparison that began this run is gone')
         if done % 10 == 0 or done == total:
-            (folder / 'progress').write_text(f'{done} {total}')
-            if on_gpu:
-                free, _ = torch.cuda.mem_get_info()
-                held = torch.cuda.memory_reserved()
-                (folder / 'memory').write_text(f'{free} {held}')
+            with suppress(OSError):  # nothing is lost without them
+                (folder / 'progress').write_text(f'{done} {total}')
+                if on_gpu:
+                    free, _ = torch.cuda.mem_get_info()
+                    held = torch.cuda.memory_reserved()
+                    (folder / 'memory').write_text(f'{free} {held}')
 
     trial = run_trial(config, folder, seed, report, resume=True)
     record = dict(arm=folder.parent.name, seed=seed, commit=_commit())
@@ -179,10 +188,10 @@ def run_one(folder: Path, seed: int, start: str | None = None) -> None:
     record['shared'] = (folder / 'shared').exists()
     record['config'] = trial.config.pretty_text
     # a name that does not depend on the number of epochs
-    last = folder / 'last.pth'
-    last.unlink(missing_ok=True)
-    last.symlink_to(trial.last_checkpoint.name)
-    write_atomically(folder / 'result.json', json.dumps(record).encode())
+    link_atomically(folder / 'last.pth', trial.last_checkpoint.name)
+    content = json.dumps(record)
+    check_record(json.loads(content), 'the result')
+    write_atomically(folder / 'result.json', content.encode())
 
 
 def _commit() -> str | None:

@@ -1,49 +1,51 @@
-"""A folder that is written completely, or left as it was."""
+"""The folder of an export."""
 
+import hashlib
+import json
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from mmauxq import files
 from mmauxq.errors import UsageError
 
-FILES = ('slim.pth', 'packed.safetensors', 'model.onnx', 'report.json',
-         'report.md')  # fmt: skip
+REPORT = 'report.json'
+"""Comes last, with the SHA-256 of the others."""
+FILES = ('slim.pth', 'packed.safetensors', 'model.onnx', 'report.md', REPORT)
 
 
 def check_folder(out: str | os.PathLike) -> Path:
-    """``out``, or a UsageError if it is a file or holds anything but an
-    export."""
+    """``out``, or a UsageError if an export there would replace a file that
+    is not of an export."""
     out = Path(out)
-    if out.exists() and not out.is_dir():
-        raise UsageError(f'--out: expected a folder, got the file {out}')
-    names = {file.name for file in out.iterdir()} if out.exists() else set()
-    others = names - set(FILES)
-    if others:
+    files.check_folder('--out', out)
+    mine = [name for name in FILES if os.path.lexists(out / name)]
+    for name in mine:
+        if not (out / name).is_file():
+            raise UsageError(f'--out: {out / name} is not a file')
+    if mine and not files.left_over(out) and read_report(out) is None:
         raise UsageError(
-            '--out: expected a new folder, an empty one or an earlier export, '
-            f'got {out}, which holds {min(others)}'
+            '--out: expected a folder without files of these names or one of '
+            f'an earlier export, got {out}, which holds {mine[0]} but no '
+            f'{REPORT} of an export'
         )
     return out
 
 
-@contextmanager
-def complete_or_absent(out: Path) -> Iterator[Path]:
-    """A new folder, which replaces ``out`` if nothing raises."""
+def read_report(out: Path) -> dict[str, Any] | None:
+    """The report of the export in a folder; ``None`` if it has none."""
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=f'.{out.name}.', dir=out.parent))
-    except OSError as error:
-        raise UsageError(
-            f'--out {out} cannot be written: {error.strerror}'
-        ) from error
-    try:
-        yield part
-        os.chmod(part, 0o755)
-        if out.exists():
-            shutil.rmtree(out)
-        os.replace(part, out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+        report = json.loads((out / REPORT).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    ours = isinstance(report, dict) and 'mmauxq_version' in report
+    return report if ours else None
+
+
+def checksums(out: Path) -> dict[str, str]:
+    """The SHA-256 of each file of an export but its report.json, in hex."""
+    return {
+        name: hashlib.sha256((out / name).read_bytes()).hexdigest()
+        for name in FILES
+        if name != REPORT
+    }

@@ -1,3 +1,5 @@
+import gc
+
 import pytest
 
 from mmauxq.compare.arms import check_arms, read_arms
@@ -41,7 +43,12 @@ def test_overrides_may_be_lists():
     'arms, message',
     [
         (['plain'], r"expected NAME=CONFIG\[,KEY=VALUE\], got 'plain'"),
-        ([f'a/b={QAT}'], 'expected NAME=CONFIG'),
+        ([f'a/b={QAT}'], 'expected a name of at most 64 letters.*got .a/b'),
+        ([f'..={QAT}'], 'begins with no dot, got'),
+        ([f'.a={QAT}'], 'begins with no dot, got'),
+        ([f'{"a" * 65}={QAT}'], 'expected a name of at most 64 letters'),
+        ([f'a\x1b[2J={QAT}'], r"got 'a\\x1b\[2J'"),
+        ([f'ä={QAT}'], 'expected a name of'),
         ([f'a={QAT}', f'a={AUX}'], "arm 'a' is given twice"),
         (['a=nowhere.py'], 'config nowhere.py does not exist'),
         ([f'a={QAT},b'], "arm 'a': expected KEY=VALUE, got 'b'"),
@@ -62,6 +69,34 @@ def test_overrides_may_be_lists():
 def test_unfair_or_unknown_arms_are_refused(arms, message):
     with pytest.raises(UsageError, match=message):
         read_arms(arms)
+
+
+@pytest.mark.filterwarnings('ignore:unclosed file:ResourceWarning')
+@pytest.mark.parametrize(
+    'text, message',
+    [
+        (b'model = dict(', 'SyntaxError'),
+        (b'\xff', '.'),
+        (b'\x00', '.'),
+        (b'x = undefined', 'NameError'),
+        (b'raise SystemExit(0)', 'SystemExit'),
+        (b'_base_ = "none.py"', 'none.py'),
+        (b'x = 1', 'has no `model`'),
+        (b'model = 3', 'has no `model`'),
+    ],
+)
+def test_a_config_that_cannot_be_read_is_named(tmp_path, text, message):
+    (tmp_path / 'bad.py').write_bytes(text)
+    with pytest.raises(UsageError, match=f"^arm 'b': .*{message}") as error:
+        read_arms([f'a={QAT}', f'b={tmp_path / "bad.py"}'])
+    assert '\n' not in str(error.value)
+    del error
+    gc.collect()  # MMEngine left a file open
+
+
+def test_names_of_arms():
+    names = ['w4a4', '_x', '-', '+1', '0.25', 'a' * 64]
+    assert list(read_arms([f'{name}={QAT}' for name in names])) == names
 
 
 TEACHER = f'{KD},model.guidance.train_teacher=true,model.guidance.teacher'

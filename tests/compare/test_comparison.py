@@ -1,4 +1,5 @@
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -6,16 +7,17 @@ import subprocess
 import sys
 
 import pytest
-from matplotlib.figure import Figure
 from mmengine.config import Config
 from scipy import stats
 
-from mmauxq.compare import comparison
+from mmauxq.compare import comparison, figures
 from mmauxq.compare import training_run as trial
 from mmauxq.compare.arms import read_arms
 from mmauxq.compare.figures import _mean_norms, plot_comparison
-from mmauxq.errors import UsageError
+from mmauxq.errors import TrainingError, UsageError
+from tests.compare.conftest import record
 from tests.conftest import ROOT
+from tests.support.file_operations import killed_at
 
 QAT = ROOT / 'configs/qat_r20_w2a2_digits.py'
 AUX = ROOT / 'configs/aux_r20_w2a2_digits.py'
@@ -24,26 +26,8 @@ AUX = ROOT / 'configs/aux_r20_w2a2_digits.py'
 def records():
     finals = dict(plain=[90.0, 91.0, 92.0], aux=[91.0, 93.0, 92.5])
     return [
-        dict(
-            arm=arm,
-            seed=seed,
-            final=final,
-            best=final + 1,
-            accuracy=[50.0, final],
-            step_seconds=0.01 * (1 + (arm == 'aux')),
-            peak_memory=2**20 * (1 + seed),
-            cost=dict(
-                shape=(1, 8, 8),
-                parameters=1000,
-                multiply_adds=2000,
-                guidance_parameters=80 * (arm == 'aux'),
-                guidance_multiply_adds=250 * (arm == 'aux'),
-            ),
-            gradients=dict(
-                student={'a': 1.0 + seed, 'b': 2.0},
-                **({'joint': {'a': 4.0, 'b': 9.0}} if arm == 'aux' else {}),
-            ),
-        )
+        record(arm, seed, final, peak_memory=2**20 * (1 + seed))
+        | dict(step_seconds=0.01 * (1 + (arm == 'aux')))
         for arm, values in finals.items()
         for seed, final in enumerate(values)
     ]
@@ -59,7 +43,7 @@ def write(out, items):
 def test_a_folder_keeps_what_is_finished(tmp_path):
     arms = read_arms([f'plain={QAT}'])
     runs = comparison.plan(tmp_path, arms, [0, 1])
-    runs[0].result.write_text('{}')
+    runs[0].result.write_text(json.dumps(record('plain', 0)))
     more = read_arms([f'plain={QAT}', f'aux={AUX}'])
     again = comparison.plan(tmp_path, more, [0, 1])
     assert [(r.arm, r.seed) for r in again if r.result.is_file()] == [
@@ -75,6 +59,108 @@ def test_a_folder_of_another_comparison_is_refused(tmp_path):
     other = read_arms([f'plain={AUX}'])
     with pytest.raises(UsageError, match="holds an arm 'plain' with another"):
         comparison.plan(tmp_path, other, [0])
+
+
+def test_a_plan_that_is_killed_at_any_moment(tmp_path):
+    """The folder holds an arm; another one is added to it."""
+    plain = read_arms([f'plain={QAT}'])
+    both = plain | read_arms([f'aux={AUX}'])
+    texts = [config.pretty_text for config in both.values()]  # once
+    seen = set()
+    for number in itertools.count():
+        out = tmp_path / str(number)
+        (run,) = comparison.plan(out, plain, [0])
+        run.result.write_text(json.dumps(record()))
+        if not killed_at(
+            number, out, lambda out=out: comparison.plan(out, both, [0, 1])
+        ):
+            break
+        seen.add(tuple(comparison._arms_of(out)))
+        recipes = [file.read_text() for file in out.glob('runs/*/*/recipe.py')]
+        assert set(recipes) <= set(texts)
+        comparison.plan(out, both, [0, 1])
+        assert list(comparison._arms_of(out)) == ['plain', 'aux']
+        assert not list(out.rglob('*.part'))
+        assert comparison.collect(out) == [record()]
+    assert number > 20 and seen == {('plain',), ('plain', 'aux')}
+
+
+def test_a_collection_that_is_killed_at_any_moment(tmp_path):
+    write(tmp_path, records()[:1])
+    comparison.collect(tmp_path)
+    write(tmp_path, records()[1:])
+    counts = set()
+    for number in itertools.count():
+        if not killed_at(
+            number, tmp_path, lambda: comparison.collect(tmp_path)
+        ):
+            break
+        lines = (tmp_path / 'results.jsonl').read_text().splitlines()
+        counts.add(len([json.loads(line) for line in lines]))
+    assert counts == {1, 6}
+    comparison.collect(tmp_path)
+    assert not list(tmp_path.glob('*.part'))
+
+
+def test_a_damaged_result_is_trained_again(tmp_path, capsys):
+    runs = comparison.plan(tmp_path, read_arms([f'plain={QAT}']), [0, 1, 2])
+    for run in runs:
+        run.result.write_text(json.dumps(record('plain', run.seed)))
+    damaged = runs[1].result
+    damaged.write_text(damaged.read_text().replace('90.0', 'NaN'))
+    with pytest.raises(UsageError, match='1/result.json: final: expected a'):
+        comparison.collect(tmp_path)
+    assert [comparison._is_finished(run) for run in runs] == [
+        True,
+        False,
+        True,
+    ]
+    err = capsys.readouterr().err
+    assert err == (
+        f'warning: {damaged}: final: expected a number from 0 to 100, got '
+        'nan; trained again\n'
+    )
+    assert not damaged.exists()
+
+
+@pytest.mark.parametrize(
+    'content, message',
+    [
+        (b'', 'expected JSON'),
+        (b'{"arms": {"plain": "', 'expected JSON'),
+        (b'\xff', 'cannot be read'),
+        (b'[' * 100_000, 'expected JSON'),
+        (b'[]', 'expected `arms`, the config of each by its name, got'),
+        (b'{"arms": []}', 'expected `arms`'),
+        (b'{"arms": {"..": ""}}', 'expected `arms`'),
+        (b'{"arms": {"plain": 3}}', 'expected `arms`'),
+    ],
+)
+def test_a_damaged_description_is_named(tmp_path, content, message):
+    """And the comparison goes on without it."""
+    arms = read_arms([f'plain={QAT}'])
+    (run,) = comparison.plan(tmp_path, arms, [0])
+    run.result.write_text(json.dumps(record()))
+    file = tmp_path / 'comparison.json'
+    file.write_bytes(content)
+    for use in (
+        lambda: comparison.plan(tmp_path, arms, [0]),
+        lambda: comparison.collect(tmp_path),
+    ):
+        with pytest.raises(UsageError, match=message) as error:
+            use()
+        assert str(error.value).startswith(f'{file}: ')
+        assert '\n' not in str(error.value)
+    file.unlink()
+    comparison.plan(tmp_path, arms, [0])
+    assert comparison.collect(tmp_path) == [record()]
+
+
+@pytest.mark.parametrize('seeds', [[-1], [2**32], [0, 1, 0]])
+def test_seeds(tmp_path, seeds):
+    with pytest.raises(UsageError, match='^--seeds: '):
+        comparison.plan(tmp_path, read_arms([f'plain={QAT}']), seeds)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_table(tmp_path):
@@ -128,7 +214,7 @@ def test_the_table_from_the_lines_alone(tmp_path):
 def test_arms_keep_the_order_in_which_they_were_asked_for(tmp_path):
     arms = read_arms([f'plain={QAT}', f'aux={AUX}'])
     for run in comparison.plan(tmp_path, arms, [1, 0]):
-        run.result.write_text(json.dumps(dict(arm=run.arm, seed=run.seed)))
+        run.result.write_text(json.dumps(record(run.arm, run.seed)))
     assert [(r['arm'], r['seed']) for r in comparison.collect(tmp_path)] == [
         ('plain', 0),
         ('plain', 1),
@@ -153,13 +239,13 @@ def test_nothing_to_show(tmp_path):
 
 def test_figures(tmp_path, monkeypatch):
     drawn = {}
-    save = Figure.savefig
+    save = figures._save
 
-    def keep(figure, path, **kwargs):
+    def keep(figure, path):
         (drawn[path.name],) = figure.axes
-        save(figure, path, **kwargs)
+        save(figure, path)
 
-    monkeypatch.setattr(Figure, 'savefig', keep)
+    monkeypatch.setattr(figures, '_save', keep)
     plot_comparison(tmp_path, records())
     assert {p.name for p in tmp_path.iterdir()} == set(drawn)
     accuracy, cost, gradients = (
@@ -182,8 +268,8 @@ def test_figures(tmp_path, monkeypatch):
 def test_the_gradients_that_are_drawn():
     """Of all losses; the geometric mean over seeds."""
     runs = dict(plain=[], aux=[])
-    for record in records():
-        runs[record['arm']].append(record)
+    for run in records():
+        runs[run['arm']].append(run)
     norms = _mean_norms(runs['plain'])
     assert norms == pytest.approx({'a': 6 ** (1 / 3), 'b': 2.0})
     assert _mean_norms(runs['aux']) == pytest.approx({'a': 4.0, 'b': 9.0})
@@ -194,6 +280,10 @@ def test_a_run_that_fails_stops_the_comparison(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, 'executable', '/bin/false')
     runs = comparison.plan(tmp_path, read_arms([f'plain={QAT}']), [0])
     with pytest.raises(UsageError, match="arm 'plain', seed 0 failed"):
+        list(comparison.train(runs, 1))
+    log = runs[0].folder / 'log.txt'
+    log.write_bytes(b'\xff\nmmauxq.errors.TrainingError: the \x1b[2Jdisk')
+    with pytest.raises(TrainingError, match=r'TrainingError: the \[2Jdisk'):
         list(comparison.train(runs, 1))
 
 

@@ -8,13 +8,14 @@ from matplotlib import pyplot as plt
 from mmauxq.compare.figures import plot_effects
 from mmauxq.compare.meta_comparison import effects, table, together
 from mmauxq.errors import UsageError
+from tests.compare.conftest import record
 
 
 def write(folder, **arms):
     """Final top-1 of each arm, by seed, as a comparison leaves them."""
     folder.mkdir()
     lines = [
-        json.dumps(dict(arm=arm, seed=seed, final=final, step_seconds=seconds))
+        json.dumps(record(arm, seed, final) | dict(step_seconds=seconds))
         for arm, (seconds, finals) in arms.items()
         for seed, final in finals.items()
     ]
@@ -71,7 +72,7 @@ def test_arms_of_several_settings_together(folders):
 def test_steps_that_cannot_be_compared(folders, tmp_path):
     """One run there shared its GPU: the ratio is left out."""
     file = folders[1] / 'results.jsonl'
-    file.write_text(file.read_text().replace('}', ', "shared": true}'))
+    file.write_text(file.read_text().replace('{"arm', '{"shared": true, "arm'))
     found = effects(folders)
     assert [e.step for e in found] == [pytest.approx(1.5), None]
     assert table(found).splitlines()[3].endswith('1 of 1 above |  |')

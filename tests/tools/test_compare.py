@@ -28,6 +28,8 @@ COMMAND = [
     '--cfg-options', 'train_cfg.max_epochs=1', 'param_scheduler.T_max=1',
 ]  # fmt: skip
 
+QAT = ROOT / 'configs/qat_r8_w2a2_digits.py'
+
 HANGS = 600
 """Seconds after which a process is taken to hang. How fast it is depends on
 what else runs."""
@@ -109,6 +111,26 @@ def test_the_bars_say_where_each_run_is(tmp_path, monkeypatch):
         (['--table', '.', '--together'], '--together: expected beside --map'),
         (['--arms', 'a=b.py', '--out', 'x'], 'config b.py does not exist'),
         (['--table', '.'], 'no finished run'),
+        (['--table', '.', '--map', '.'], 'expected --arms and --out, or'),
+        (
+            ['--arms', 'a=b.py', '--out', 'file'],
+            '--out: expected a folder, got the file file',
+        ),
+        (
+            ['--map', '.', '--out', 'link'],
+            '--out: expected a folder, got the dangling link link',
+        ),
+        (
+            ['--map', 'damaged', '--out', 'x'],
+            'results.jsonl, line 1: expected',
+        ),
+        (['--table', 'damaged'], 'results.jsonl, line 1: expected JSON'),
+        (
+            ['--arms', f'a={QAT}', '--out', 'x', '--seeds', '1', '1'],
+            '--seeds: 1 is given twice',
+        ),
+        (['--arms', '..=b.py', '--out', 'x'], "begins with no dot, got '..'"),
+        (['--arms', 'a=bad.py', '--out', 'x'], "arm 'a': config bad.py: "),
         (
             ['--arms', 'a=b.py', '--out', 'x', '--jobs', '0'],
             "--jobs: expected an integer from 1, got '0'",
@@ -126,6 +148,11 @@ def test_the_bars_say_where_each_run_is(tmp_path, monkeypatch):
 def test_wrong_use_is_one_line(tmp_path, monkeypatch, capsys, words, message):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    (tmp_path / 'file').touch()
+    (tmp_path / 'link').symlink_to('nowhere')
+    (tmp_path / 'damaged').mkdir()
+    (tmp_path / 'damaged/results.jsonl').write_text('{"arm": ')
+    (tmp_path / 'bad.py').write_text('model = (')
     assert compare_command(words) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and message in lines[0], lines

@@ -15,13 +15,14 @@ from mmauxq import compat
 from mmauxq.analysis import count_levels, deployed_bytes
 from mmauxq.engine.hooks import reestimate_batch_norm
 from mmauxq.errors import UsageError
+from mmauxq.files import write_atomically, written_together
 from mmauxq.layers import restore
 from mmauxq.network.checkpoint import normalise
 from mmauxq.quantizers import named_quantizers
 from mmauxq.text import percent
 from mmauxq.version import __version__
 
-from ..folder import check_folder, complete_or_absent
+from ..folder import REPORT, check_folder, checksums
 from ..network import Network, guidance_cost
 from ..packed import load_packed, save_packed
 from ..slim import save_slim
@@ -52,7 +53,8 @@ def export(
     Args:
         network: Of :func:`mmauxq.deploy.network.load_network`.
         checkpoint: The file that it came from.
-        out: Folder, complete or left as it was.
+        out: Folder, also one that holds other files. Files of an earlier
+            export are replaced when all are written and checked.
         weights, residual: See :func:`.to_onnx`.
         images: Validation images to compare on; 0 for a few generated ones.
         batch_norm: Training batches to re-estimate batch norms from first.
@@ -63,6 +65,7 @@ def export(
 
     Raises:
         UsageError: If something cannot be exported in this form.
+        TrainingError: If the disk is full.
     """
     import onnx
     import onnxruntime
@@ -78,7 +81,7 @@ def export(
     sample = torch.cat([b for b, _ in batches[:2]])[:SAMPLE]
     report: dict[str, Any] = dict(mmauxq_version=__version__)
     report.update(network.describe(), real_images=bool(images))
-    with complete_or_absent(out) as part:
+    with written_together(out, REPORT) as part:
         if batch_norm:
             norms = _reestimate(network, batch_norm, batches, say)
             report['batch_norm'] = norms
@@ -91,7 +94,8 @@ def export(
         lowered, notes = _to_onnx(network, sample, weights, residual, say)
         _add_metadata(lowered, network)
         content = lowered.model.SerializeToString()
-        sizes['model.onnx'] = (part / 'model.onnx').write_bytes(content)
+        sizes['model.onnx'] = len(content)
+        write_atomically(part / 'model.onnx', content)
         operators, kernels = runtime.operators(lowered.model)
         say(
             f'model.onnx: opset {lowered.opset}, {sizes["model.onnx"]:,} '
@@ -131,8 +135,10 @@ def export(
                 cpu_features=runtime.cpu_features(),
             ),
         )
-        (part / 'report.json').write_text(json.dumps(report, indent=1) + '\n')
-        (part / 'report.md').write_text(as_markdown(report))
+        write_atomically(part / 'report.md', as_markdown(report).encode())
+        report['sha256'] = checksums(part)
+        page = json.dumps(report, indent=1) + '\n'
+        write_atomically(part / REPORT, page.encode())
     say(f'written: {out}')
     return report
 

@@ -1,18 +1,23 @@
 import copy
+import hashlib
 import json
+import resource
+import shutil
 
 import numpy as np
 import onnx
 import pytest
 import torch
 
+from mmauxq import files
 from mmauxq.analysis import deployed_bytes
-from mmauxq.deploy.folder import FILES
+from mmauxq.deploy.folder import FILES, REPORT
 from mmauxq.deploy.onnx import export as export_module
 from mmauxq.deploy.onnx import runtime, verify
-from mmauxq.errors import UsageError
+from mmauxq.errors import TrainingError, UsageError
 from tests.commands import evaluate, export_command
 from tests.deploy.conftest import CONFIG, OPTIONS
+from tests.support.file_operations import snapshots
 
 
 @pytest.fixture(scope='module')
@@ -31,6 +36,15 @@ def report_of(folder):
 def test_the_folder_holds_these_files(exported):
     assert {p.name for p in exported.iterdir()} == set(FILES)
     assert [p.name for p in exported.parent.iterdir()] == ['digits']
+
+
+def test_the_report_tells_the_checksums(exported):
+    found = {
+        file.name: hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in exported.iterdir()
+        if file.name != 'report.json'
+    }
+    assert len(found) == 4 and report_of(exported)['sha256'] == found
 
 
 def test_the_report_names_every_byte(exported, network):
@@ -103,15 +117,107 @@ def test_integer_kernels(network, checkpoint, tmp_path):
     assert report['agreement']['model.onnx']['same_class'] > 50
 
 
-def test_an_export_takes_the_place_of_an_earlier_one(
-    network, checkpoint, tmp_path
+def old_export(folder):
+    """What an export of early versions leaves, and a note of the user."""
+    folder.mkdir()
+    for name in FILES:
+        (folder / name).write_text('old')
+    (folder / REPORT).write_text('{"mmauxq_version": "0"}')
+    (folder / 'notes.txt').write_text('a note')
+    return folder
+
+
+def state_of(folder):
+    """old, new or mixed, as the checksums of the report say."""
+    texts = {(folder / name).read_bytes() for name in FILES if name != REPORT}
+    if texts == {b'old'}:
+        return 'old'
+    found = {
+        name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        for name in FILES
+        if name != REPORT
+    }
+    return 'new' if report_of(folder).get('sha256') == found else 'mixed'
+
+
+def test_an_export_that_is_killed_at_any_moment(
+    network, checkpoint, tmp_path, monkeypatch
 ):
+    """In the folder of an earlier one, which is also the working directory."""
+    out = old_export(tmp_path / 'out')
+    monkeypatch.chdir(out)
+
+    def export(folder):
+        export_module.export(
+            network, checkpoint, folder, images=0, say=lambda _: 0
+        )
+
+    with snapshots(out, tmp_path / 'kills') as kills:
+        export('.')
+    states = [state_of(kill) for kill in kills]
+    assert len(states) > 30 and set(states) == {'old', 'mixed', 'new'}
+    assert states.count('mixed') == 4 and states[-1] == 'new'
+    for kill in kills:
+        assert (kill / 'notes.txt').read_text() == 'a note'
+    # the same command goes on, as another process would
+    monkeypatch.setattr(files, '_PROCESS', 'another0')
+    mixed = kills[states.index('mixed') + 1]
+    assert files.left_over(mixed)
+    monkeypatch.chdir(mixed)
+    export('.')
+    for folder in (out, mixed):
+        names = {file.name for file in folder.iterdir()}
+        assert names == {*FILES, 'notes.txt'} and state_of(folder) == 'new'
+        onnx.checker.check_model(onnx.load(folder / 'model.onnx'))
+
+
+def test_a_first_export_that_was_killed_goes_on(
+    checkpoint, tmp_path, exported, monkeypatch
+):
+    """Between the first file and the last: no report says whose they are."""
     out = tmp_path / 'out'
     out.mkdir()
-    (out / 'model.onnx').write_text('old')
-    export_module.export(network, checkpoint, out, images=0, say=lambda _: 0)
-    assert {file.name for file in out.iterdir()} == set(FILES)
-    onnx.checker.check_model(onnx.load(out / 'model.onnx'))
+    monkeypatch.setattr(files, '_PROCESS', 'another0')
+    files._begin_part(out / files.HIDDEN).mkdir()
+    monkeypatch.undo()
+    shutil.copy(exported / 'slim.pth', out)
+    args = [CONFIG, checkpoint, '--out', out, '--images', 0, *OPTIONS]
+    assert export_command([str(a) for a in args]) == 0
+    assert {p.name for p in out.iterdir()} == set(FILES)
+
+
+@pytest.mark.parametrize(
+    'writer, file',
+    [
+        ('save_slim', 'slim.pth'),
+        ('write_atomically', 'model.onnx'),
+    ],
+)
+def test_a_full_disk_is_one_line(
+    network, checkpoint, tmp_path, monkeypatch, writer, file
+):
+    out = old_export(tmp_path / 'out')
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    write = getattr(export_module, writer)
+
+    def limited(*args):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+        try:
+            return write(*args)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    monkeypatch.setattr(export_module, writer, limited)
+    with pytest.raises(
+        TrainingError, match=f'{file} cannot be written: File too large'
+    ):
+        export_module.export(
+            network, checkpoint, out, images=0, say=lambda _: 0
+        )
+    assert tree(tmp_path) == sorted(
+        ['out', *(f'out/{name}' for name in [*FILES, 'notes.txt'])]
+    )
+    assert state_of(out) == 'old'
 
 
 def test_a_runtime_that_refuses_the_type_is_not_silent(
@@ -166,9 +272,8 @@ def tree(folder):
 def test_a_failure_leaves_the_folder_as_it_was(
     exported, checkpoint, tmp_path, fails, monkeypatch
 ):
-    out = tmp_path / 'out'
-    out.mkdir()
-    (out / 'report.md').write_text('the old one')
+    out = old_export(tmp_path / 'out')
+    before = tree(tmp_path)
     wrong = verify.Agreement(unexplained=3, largest_logit=1.0)
     monkeypatch.setattr(verify, 'compare', lambda *args: wrong)
     line = fails(
@@ -176,25 +281,31 @@ def test_a_failure_leaves_the_folder_as_it_was(
         *OPTIONS,
     )  # fmt: skip
     assert 'model.onnx differs from PyTorch: 3 codes' in line
-    assert tree(tmp_path) == ['out', 'out/report.md']
-    assert (out / 'report.md').read_text() == 'the old one'
+    assert tree(tmp_path) == before and state_of(out) == 'old'
 
 
 @pytest.mark.parametrize(
     'kind, message',
     [
-        ('other', 'out, which holds notes.txt'),
+        ('model', 'out, which holds model.onnx but no report.json of an'),
+        ('inside', 'out/slim.pth is not a file'),
         ('file', '--out: expected a folder, got the file'),
-        ('under a file', 'cannot be written: File exists'),
+        ('link', '--out: expected a folder, got the dangling link'),
+        ('under a file', 'cannot be written: Not a directory'),
     ],
 )
 def test_a_folder_that_cannot_be_used(
     checkpoint, tmp_path, fails, kind, message
 ):
     out = tmp_path / 'out'
-    if kind == 'other':
+    if kind == 'model':
         out.mkdir()
-        (out / 'notes.txt').write_text('a note')
+        (out / 'model.onnx').write_text('of the user')
+        (out / 'report.json').write_text('{"mine": 1}')
+    elif kind == 'inside':
+        (out / 'slim.pth').mkdir(parents=True)
+    elif kind == 'link':
+        out.symlink_to('nowhere')
     else:
         out.write_text('a note')
     before = tree(tmp_path)

@@ -1,0 +1,171 @@
+"""What a comparison reads back from its files, checked before it is used."""
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmauxq.errors import UsageError, shorten
+
+ARM = re.compile(r'[A-Za-z0-9_+-][A-Za-z0-9_.+-]{0,63}')
+ARM_RULE = (
+    'a name of at most 64 letters, digits and _ - . + that begins with no dot'
+)
+MOST_SEED = 2**32 - 1
+LARGEST = sys.float_info.max
+
+
+def is_arm(name: Any) -> bool:
+    """Whether a name of an arm is one, which can also name its folder."""
+    return isinstance(name, str) and ARM.fullmatch(name) is not None
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Raise a UsageError if a seed is out of range, or comes twice."""
+    for place, seed in enumerate(seeds):
+        if not 0 <= seed <= MOST_SEED:
+            raise UsageError(
+                f'--seeds: expected integers from 0 to {MOST_SEED}, got {seed}'
+            )
+        if seed in seeds[:place]:
+            raise UsageError(f'--seeds: {seed} is given twice')
+
+
+def _integer(least: int, most: int = 2**63) -> Callable[[Any], bool]:
+    return lambda value: type(value) is int and least <= value <= most
+
+
+def _number(most: float = LARGEST) -> Callable[[Any], bool]:
+    # NaN is in no range
+    return lambda value: type(value) in (int, float) and 0 <= value <= most
+
+
+def _list_of(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: (
+        isinstance(value, list) and value != [] and all(map(holds, value))
+    )
+
+
+def _is_cost(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return False
+    guidance = 'guidance_parameters', 'guidance_multiply_adds'
+    return not value or (
+        _list_of(_integer(1))(value.get('shape'))
+        and all(_integer(1)(value.get(k)) for k in COUNTS)
+        and all(_integer(0)(value.get(k)) for k in guidance)
+    )
+
+
+def _is_gradients(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return False
+    return not value or (
+        'student' in value
+        and all(
+            isinstance(blocks, dict) and all(map(_number(), blocks.values()))
+            for blocks in value.values()
+        )
+    )
+
+
+COUNTS = 'parameters', 'multiply_adds'
+PERCENT = _number(100)
+FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    'arm': (is_arm, ARM_RULE),
+    'seed': (_integer(0, MOST_SEED), f'an integer from 0 to {MOST_SEED}'),
+    'final': (PERCENT, 'a number from 0 to 100'),
+    'best': (PERCENT, 'a number from 0 to 100'),
+    'accuracy': (_list_of(PERCENT), 'a list of numbers from 0 to 100'),
+    'step_seconds': (_number(), 'a finite number from 0'),
+    'cost': (_is_cost, 'shape, parameters and multiply-adds, or {}'),
+    'gradients': (_is_gradients, 'norms of blocks by loss, or {}'),
+    'peak_memory': (_integer(0), 'an integer from 0'),
+    'shared': (lambda value: isinstance(value, bool), 'true or false'),
+    'gpu': (lambda v: v is None or isinstance(v, str), 'a name or null'),
+}
+LATER = {'peak_memory': 0, 'shared': False, 'gpu': None}
+"""What records of early versions do not have."""
+
+
+def check_record(record: Any, place: object) -> dict:
+    """The record of a finished run, or a UsageError that begins with
+    ``place``."""
+    if not isinstance(record, dict):
+        raise UsageError(
+            f'{place}: expected the record of a run, got {shorten(record, 60)}'
+        )
+    for name, (holds, what) in FIELDS.items():
+        value = record.get(name, LATER.get(name))
+        if not holds(value):
+            got = shorten(value, 60) if name in record else 'nothing'
+            raise UsageError(f'{place}: {name}: expected {what}, got {got}')
+    return record
+
+
+def read_json(file: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        UsageError: If it cannot be read, or is none.
+    """
+    return _parse(_read(file), file)
+
+
+def read_result(file: Path) -> dict:
+    """The record in ``runs/ARM/SEED/result.json``.
+
+    Raises:
+        UsageError: If it is damaged, or of another run.
+    """
+    record = check_record(read_json(file), file)
+    *_, arm, seed, _ = file.absolute().parts
+    if (record['arm'], str(record['seed'])) != (arm, seed):
+        raise UsageError(
+            f'{file}: expected the record of arm {arm!r}, seed {seed}, got '
+            f'that of arm {record["arm"]!r}, seed {record["seed"]}'
+        )
+    return record
+
+
+def read_lines(file: Path) -> list[dict]:
+    """The records in a ``results.jsonl``; a UsageError names file and line."""
+    records = []
+    for number, line in enumerate(_read(file).splitlines(), 1):
+        place = f'{file}, line {number}'
+        records.append(check_record(_parse(line, place), place))
+    return records
+
+
+def check_together(records: Iterable[dict], place: object) -> None:
+    """Raise a UsageError if a run comes twice, or the runs of an arm differ
+    in the number of epochs or in their blocks."""
+    seen: dict[str, dict[int, tuple]] = {}
+    for record in records:
+        arm, seed = record['arm'], record['seed']
+        runs = seen.setdefault(arm, {})
+        if seed in runs:
+            raise UsageError(f'{place}: arm {arm!r} has seed {seed} twice')
+        blocks = {key: list(v) for key, v in record['gradients'].items()}
+        runs[seed] = len(record['accuracy']), blocks
+        if runs[seed] != next(iter(runs.values())):
+            raise UsageError(
+                f'{place}: arm {arm!r}: seed {seed} differs in its epochs or '
+                f'blocks from seed {next(iter(runs))}'
+            )
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_bytes().decode()
+    except (OSError, ValueError) as error:
+        raise UsageError(f'{file}: cannot be read ({error})') from error
+
+
+def _parse(text: str, place: object) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f'{place}: expected JSON ({error})') from error

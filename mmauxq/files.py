@@ -1,6 +1,7 @@
 """Files and folders that are complete, or as they were."""
 
 import errno
+import json
 import os
 import platform
 import re
@@ -10,6 +11,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from mmauxq.errors import TrainingError, UsageError
 
@@ -122,6 +124,20 @@ def written_together(folder: Path, last: str) -> Iterator[Path]:
 def left_over(folder: Path) -> bool:
     """Whether :func:`written_together` was killed in this folder."""
     return any(_parts(folder / HIDDEN))
+
+
+def parse_json(text: str) -> Any:
+    """What ``json.loads`` gives, which a deep nest would bring down.
+
+    Raises:
+        ValueError: If it is not JSON, or nested more than 100 deep.
+    """
+    depth = 0
+    for token in re.finditer(r'"(?:[^"\\]|\\.)*"?|[][{}]', text, re.DOTALL):
+        depth += (token[0] in '[{') - (token[0] in ']}')
+        if depth > 100:
+            raise ValueError('nested more than 100 deep')
+    return json.loads(text)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Files and folders that are complete, or as they were."""
 
 import itertools
+import json
 import os
 import resource
 import stat
@@ -17,6 +18,7 @@ from mmauxq.files import (
     check_folder,
     left_over,
     link_atomically,
+    parse_json,
     write_atomically,
     written_together,
 )
@@ -259,6 +261,21 @@ def test_a_checked_file_is_as_it_was(tmp_path):
     assert (tmp_path / 'file').read_text() == 'old'
     with pytest.raises(UsageError, match='x cannot be written: File exists'):
         check_file('--out', tmp_path / 'file' / 'x')
+
+
+@pytest.mark.parametrize(
+    'text', ['[' * 10**6, '{"a":' * 10**6, '"' + '\\"' * 10**6, '[' * 101]
+)
+def test_json_that_brings_the_process_down(text):
+    """With the recursion limit that other packages set."""
+    with pytest.raises(ValueError):
+        parse_json(text)
+
+
+def test_json():
+    value = [[{'a': r'[[{\"', 'b': '\\'}] * 200, '[' * 200, [[[[1.5]]]]]
+    assert parse_json(json.dumps(value)) == value
+    assert parse_json('[' * 100 + ']' * 100)
 
 
 # --- links, modes, and the files of the user -------------------------------

@@ -1,6 +1,5 @@
 """What a comparison reads back from its files, checked before it is used."""
 
-import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mmauxq.errors import UsageError, shorten
+from mmauxq.files import parse_json
 
 ARM = re.compile(r'[A-Za-z0-9_+-][A-Za-z0-9_.+-]{0,63}')
 ARM_RULE = (
@@ -166,6 +166,6 @@ def _read(file: Path) -> str:
 
 def _parse(text: str, place: object) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return parse_json(text)
+    except ValueError as error:
         raise UsageError(f'{place}: expected JSON ({error})') from error

@@ -1,7 +1,6 @@
 """The folder of an export."""
 
 import hashlib
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -35,8 +34,8 @@ def check_folder(out: str | os.PathLike) -> Path:
 def read_report(out: Path) -> dict[str, Any] | None:
     """The report of the export in a folder; ``None`` if it has none."""
     try:
-        report = json.loads((out / REPORT).read_bytes())
-    except (OSError, ValueError, RecursionError):
+        report = files.parse_json((out / REPORT).read_text())
+    except (OSError, ValueError):
         return None
     ours = isinstance(report, dict) and 'mmauxq_version' in report
     return report if ours else None

@@ -267,7 +267,7 @@ def test_a_checked_file_is_as_it_was(tmp_path):
     'text', ['[' * 10**6, '{"a":' * 10**6, '"' + '\\"' * 10**6, '[' * 101]
 )
 def test_json_that_brings_the_process_down(text):
-    """With the recursion limit that other packages set."""
+    """Where another package has raised the limit of recursion."""
     with pytest.raises(ValueError):
         parse_json(text)
 

@@ -62,7 +62,9 @@ def read_arms(
         if name in configs:
             raise UsageError(f'arm {name!r} is given twice')
         if not Path(path).is_file():
-            raise UsageError(f'arm {name!r}: config {path} does not exist')
+            raise UsageError(
+                f'arm {name!r}: config {path} does not exist or is not a file'
+            )
         try:
             config = Config.fromfile(path)
         except (Exception, SystemExit) as error:  # a config is code

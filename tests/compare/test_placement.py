@@ -258,3 +258,15 @@ def test_another_failure_beside_others_ends_the_comparison(tmp_path, children):
     with pytest.raises(UsageError, match='seed 0 failed: ValueError: no'):
         list(active)
     assert seen(runs[1]) == ['1']
+
+
+@pytest.mark.parametrize(
+    'content', [b'', b'1', b'1 2 3', b'1e3 4', b'1 \xff', b'9' * 5000 + b' 1']
+)
+def test_numbers_that_are_damaged_are_not_there(tmp_path, content):
+    run = comparison.Run('a', 0, tmp_path)
+    for name in ('progress', 'memory'):
+        (tmp_path / name).write_bytes(content)
+    assert (run.progress, run.memory) == ((0, 0), None)
+    (tmp_path / 'progress').write_text('3 7')
+    assert run.progress == (3, 7)

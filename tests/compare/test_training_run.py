@@ -1,6 +1,8 @@
 """What is measured of a run on the way."""
 
+import itertools
 import json
+import math
 import time
 
 import pytest
@@ -10,7 +12,10 @@ from mmengine.hooks import Hook
 from mmengine.runner import log_processor
 
 from mmauxq.compare import training_run as trial
+from mmauxq.compare.records import read_result
+from mmauxq.errors import TrainingError
 from tests.running import make_runner
+from tests.support.file_operations import killed_at
 
 
 class Work(Hook):
@@ -84,6 +89,65 @@ def test_a_resumed_run_counts_the_seconds_before_its_checkpoint(
     assert second.seconds == 80.0
 
 
+def feign(monkeypatch, file='epoch_1.pth', accuracy=50.0):
+    """Runs that take no time."""
+
+    def run_trial(config, folder, seed, report, resume):
+        report(1, 1)
+        (folder / file).touch()
+        (folder / 'last_checkpoint').write_text(f'/somewhere/else/{file}')
+        config.work_dir = str(folder)
+        return trial.Trial([accuracy], 1.0, 0.1, 700, {}, {}, config)
+
+    monkeypatch.setattr(trial, 'run_trial', run_trial)
+    monkeypatch.setattr(trial, '_commit', lambda: None)
+
+
+def test_the_end_of_a_run_that_is_killed_at_any_moment(tmp_path, monkeypatch):
+    """A result is there only with the checkpoint that other arms start from;
+    the same run leaves nothing of the killed one."""
+    for number in itertools.count():
+        folder = tmp_path / str(number) / 'plain' / '0'
+        folder.mkdir(parents=True)
+        Config(dict(model=dict(type='x'))).dump(folder / 'recipe.py')
+        (folder / 'last.pth').symlink_to('epoch_0.pth')
+        feign(monkeypatch)
+        if not killed_at(
+            number, folder, lambda folder=folder: trial.run_one(folder, 0)
+        ):
+            break
+        result, last = folder / 'result.json', folder / 'last.pth'
+        assert last.readlink().name in ('epoch_0.pth', 'epoch_1.pth')
+        if result.exists():
+            assert read_result(result)['final'] == 50.0
+            assert last.readlink().name == 'epoch_1.pth' and last.is_file()
+        trial.run_one(folder, 0)
+        assert read_result(result)['final'] == 50.0
+        assert not list(folder.glob('*.part'))
+    assert number > 10
+
+
+def test_a_result_that_would_not_be_believed_is_not_written(
+    tmp_path, monkeypatch
+):
+    Config(dict(model=dict(type='x'))).dump(tmp_path / 'recipe.py')
+    feign(monkeypatch, accuracy=math.nan)
+    with pytest.raises(ValueError, match='the result: final: expected a numb'):
+        trial.run_one(tmp_path, 0)
+    assert not (tmp_path / 'result.json').exists()
+
+
+def test_the_last_checkpoint_is_one_of_the_run(tmp_path):
+    """Wherever the pointer says that it is."""
+    config = Config(dict(work_dir=str(tmp_path)))
+    done = trial.Trial([50.0], 1.0, 0.1, 700, {}, {}, config)
+    with pytest.raises(TrainingError, match='names no last checkpoint'):
+        _ = done.last_checkpoint
+    (tmp_path / 'epoch_2.pth').touch()
+    (tmp_path / 'last_checkpoint').write_text('/somewhere/else/epoch_2.pth\n')
+    assert done.last_checkpoint == tmp_path / 'epoch_2.pth'
+
+
 @pytest.mark.parametrize('shared', [False, True])
 def test_where_a_run_was_is_recorded(tmp_path, monkeypatch, shared):
     """The GPU is feigned; its memory is reported while the run goes on."""
@@ -110,7 +174,7 @@ def test_where_a_run_was_is_recorded(tmp_path, monkeypatch, shared):
         get_device_name='NVIDIA H100',
     ).items():
         monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
-    trial.run_one(tmp_path, 0)
+    trial.run_one(tmp_path, 0)  # in a folder of any name
     assert reports == [None, '700 200']
     record = json.loads((tmp_path / 'result.json').read_text())
     assert (record['gpu'], record['shared']) == ('NVIDIA H100', shared)

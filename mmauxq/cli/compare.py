@@ -133,7 +133,9 @@ def _train(args: argparse.Namespace) -> None:
     """The float networks, then the arms."""
     from mmauxq.compare import arms, comparison
     from mmauxq.compare.placement import find_gpus
+    from mmauxq.compare.records import check_seeds
 
+    check_seeds(args.seeds)
     gpus = find_gpus(args.gpus)
     configs = arms.read_arms(args.arms, args.cfg_options)
     start = args.start

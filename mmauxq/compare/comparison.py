@@ -40,10 +40,9 @@ def plan(
     """Write the folder of a comparison; keep what is finished there.
 
     Raises:
-        UsageError: If the folder holds an arm of that name that differs, its
-            ``comparison.json`` is damaged, or a seed is none.
+        UsageError: If the folder holds an arm of that name that differs, or
+            its ``comparison.json`` is damaged.
     """
-    checked.check_seeds(seeds)
     arms = {name: config.pretty_text for name, config in configs.items()}
     before = _arms_of(out)
     for name in arms.keys() & before.keys():
@@ -217,7 +216,10 @@ def collect(out: Path) -> list[dict]:
     """
     order = {arm: place for place, arm in enumerate(_arms_of(out))}
     files = out.glob('runs/*/*/result.json')
-    records = [checked.read_result(file) for file in files if file.is_file()]
+    try:
+        records = [checked.read_result(file) for file in files]
+    except UsageError as error:
+        raise UsageError(f'{error}; --arms with its arm repairs it') from error
     records.sort(key=lambda run: (order.get(run['arm'], -1), run['seed']))
     results = out / 'results.jsonl'
     if not records and results.is_file():

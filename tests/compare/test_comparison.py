@@ -156,13 +156,6 @@ def test_a_damaged_description_is_named(tmp_path, content, message):
     assert comparison.collect(tmp_path) == [record()]
 
 
-@pytest.mark.parametrize('seeds', [[-1], [2**32], [0, 1, 0]])
-def test_seeds(tmp_path, seeds):
-    with pytest.raises(UsageError, match='^--seeds: '):
-        comparison.plan(tmp_path, read_arms([f'plain={QAT}']), seeds)
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_the_table(tmp_path):
     write(tmp_path, records())
     found = comparison.collect(tmp_path)

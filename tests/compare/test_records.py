@@ -68,6 +68,13 @@ def test_a_missing_field(name):
         records.check_record(short, 'x')
 
 
+@pytest.mark.parametrize('seeds', [[-1], [2**32], [0, 1, 0]])
+def test_seeds(seeds):
+    with pytest.raises(UsageError, match=f'^--seeds: .*{seeds[-1]}'):
+        records.check_seeds(seeds)
+    records.check_seeds([0, 2**32 - 1])
+
+
 def result_file(folder, content):
     file = folder / 'plain' / '0' / 'result.json'
     file.parent.mkdir(parents=True)

@@ -1,256 +1,455 @@
-"""What a checkpoint file claims, checked before any of it is believed.
+"""Reads checkpoint files of any origin, without building what they name.
 
-``torch.load(..., weights_only=True)`` runs no code, but it trusts numbers: a
-file of a few bytes may claim storages and shapes of terabytes, views beyond
-the end of their storage, or be packed so that it unfolds to any size. Here
-the file is read without building anything of it.
+A pickle is a program. ``torch.load(..., weights_only=True)`` runs it with few
+functions, but believes its numbers: storages and shapes of terabytes, views
+beyond the end of their storage, nests that take hours to walk. Here nothing
+of the file is called. Its opcodes are followed by the rules below, and what
+comes out are tensors, numbers, text, lists, tuples and dicts; objects of
+NumPy, MMEngine and the like are left out. What the values mean is checked by
+those who use them.
 """
 
 import io
 import math
-import pickle
+import os
+import pickletools
+import re
 import zipfile
-from collections.abc import Iterable
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import torch
+from torch import Tensor
+
+from mmauxq.errors import UsageError, shorten
+
 MAGIC = 0x1950A86A20F9469CFC6C
 """First object of a file in torch's format from before 1.6."""
-SIZES = {
-    'Untyped': 1, 'Byte': 1, 'Char': 1, 'Bool': 1, 'Half': 2, 'BFloat16': 2,
-    'Short': 2, 'Int': 4, 'Float': 4, 'Long': 8, 'Double': 8,
-    'ComplexFloat': 8, 'ComplexDouble': 16,
-}  # fmt: skip
-"""Bytes of an element of torch.NAMEStorage."""
+OBJECTS = 1_000_000
+"""Opcodes, and values in the result. A network of a thousand layers with its
+optimizer has a tenth of it."""
+DEPTH = 32
 SMALL = 2**20
 """A tensor with so many elements may repeat those of its storage."""
-TENSORS = {
-    '_rebuild_tensor', '_rebuild_tensor_v2', '_rebuild_tensor_v3',
+LARGEST_KEY = 2**24
+"""Integer keys up to it can not be chosen to collide in a dict."""
+STORAGES = {
+    'Byte': torch.uint8, 'Char': torch.int8, 'Bool': torch.bool,
+    'Half': torch.float16, 'BFloat16': torch.bfloat16, 'Short': torch.int16,
+    'Int': torch.int32, 'Float': torch.float32, 'Long': torch.int64,
+    'Double': torch.float64, 'ComplexFloat': torch.complex64,
+    'ComplexDouble': torch.complex128, 'Untyped': torch.uint8,
 }  # fmt: skip
-PARAMETERS = {'_rebuild_parameter', '_rebuild_parameter_with_state'}
+LEFT_OUT = re.compile(
+    r'(numpy|mm\w+|collections|_?_?codecs|argparse|datetime|pathlib)\..*'
+    r'|torch\.(_utils\._rebuild_\w+|_tensor\._rebuild_\w+|device'
+    r'|(nn\.parameter\.|storage\.)?[A-Z]\w+)'
+    r'|(builtins|__builtin__)\.(getattr|set|frozenset|slice|complex|range|bytes|'
+    r'object)'
+)
+"""Names that honest checkpoints hold, and that nobody here needs. A file with
+another name is refused."""
 
 
-class BadFile(Exception):
-    """A file that is refused; the message completes "it holds ...".
+class _BadFile(Exception):
+    """The message completes "it holds ..."."""
+
+
+def read_checkpoint(path: str | os.PathLike) -> Any:
+    """The content of a checkpoint file: plain values, and tensors on the CPU.
+
+    Objects of other kinds are left out of dicts, and ``None`` in lists.
 
     Args:
-        reason: ``None`` if it is just damaged.
-    """
-
-    def __init__(self, reason: str | None = None) -> None:
-        super().__init__(reason or 'damaged')
-        self.reason = reason
-
-
-def inspect(path: Path) -> None:
-    """See that what a checkpoint file claims fits what it is.
+        path: A local file in one of torch's two formats.
 
     Raises:
-        BadFile: If not.
-        OSError: If it cannot be read.
+        UsageError: If the file is missing, may not be read, is damaged or
+            truncated, or claims what cannot be true.
     """
+    file = Path(path).expanduser()
+    try:
+        if not file.exists():
+            raise UsageError(f'checkpoint {file} does not exist')
+        if not file.is_file():  # a pipe would never end
+            raise UsageError(f'checkpoint {file} is not a file')
+        return _read(file)
+    except UsageError:
+        raise
+    except _BadFile as error:
+        raise UsageError(
+            f'checkpoint {file} is refused because it holds {error}; expected '
+            'tensors, numbers and text'
+        ) from error
+    except PermissionError as error:
+        raise UsageError(f'checkpoint {file} may not be read') from error
+    except Exception as error:
+        # a damaged file can fail in any way: zip directory, opcodes, sizes
+        raise UsageError(
+            f'checkpoint {file} is truncated or not a checkpoint '
+            f'({type(error).__name__})'
+        ) from error
+
+
+def _read(path: Path) -> Any:
+    size = path.stat().st_size
     with open(path, 'rb') as file:
         start = file.read(4)
         file.seek(0)
-        try:
-            if start == b'PK\x03\x04':
-                _inspect_zip(path)
-            else:
-                _inspect_legacy(file, path.stat().st_size)
-        except (BadFile, OSError):
-            raise
-        except Exception as error:  # damaged in any way
-            raise BadFile() from error
+        if start == b'PK\x03\x04':
+            with zipfile.ZipFile(file) as archive:
+                records = _records(archive, size)
+                value = _follow(io.BytesIO(records('data.pkl')), {})
+                return _Result(lambda key: records(f'data/{key}'), size)(value)
+        return _read_old(file, size)
 
 
-def _inspect_zip(path: Path) -> None:
-    import torch
+def _read_old(file: BinaryIO, size: int) -> Any:
+    """Torch's format from before 1.6."""
+    storages: dict[str, _Storage] = {}
+    try:
+        first = _follow(file, {})
+    except _BadFile:  # it was no checkpoint in the first place
+        first = None
+    if first != MAGIC:
+        raise ValueError('not in a format of torch')
+    _follow(file, {})  # version
+    _follow(file, {})  # byte order
+    value = _follow(file, storages)
+    content: dict[str, bytes] = {}
+    for key in _follow(file, {}):
+        count = int.from_bytes(file.read(8), 'little', signed=True)
+        length = count * storages[key].dtype.itemsize
+        if not 0 <= length <= size - file.tell():
+            raise EOFError
+        content[key] = file.read(length)
+    return _Result(content.__getitem__, size)(value)
 
-    with zipfile.ZipFile(path) as archive:
-        entries = archive.infolist()
+
+def _records(archive: zipfile.ZipFile, size: int) -> Callable[[str], bytes]:
+    """Reads an entry of torch's archive; all were checked."""
+    entries = archive.infolist()
     names = [entry.filename for entry in entries]
     if len(set(names)) < len(names):
-        raise BadFile('two entries of one name')
+        raise _BadFile('two entries of one name')
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise BadFile('compressed entries, which may unfold to any size')
-    if sum(entry.file_size for entry in entries) > path.stat().st_size:
-        raise BadFile('entries that overlap')
+        raise _BadFile('compressed entries, which may unfold to any size')
+    if sum(max(e.file_size, e.compress_size) for e in entries) > size:
+        raise _BadFile('entries that overlap')
     for name in names:
         if '\\' in name or name.startswith('/') or '..' in name.split('/'):
-            raise BadFile(f'an entry with the path {name[:80]!r}')
+            raise _BadFile(f'an entry with the path {shorten(name)}')
     top = names[0].partition('/')[0] + '/' if names else ''
     if not all(name.startswith(top) for name in names):
-        raise BadFile('entries outside of its folder')
-    # torch reads the archive with another library: both must see the same
-    reader = torch._C.PyTorchFileReader(str(path))
-    theirs = {
-        name: reader.get_record_header_offset(name)
-        for name in reader.get_all_records()
-    }
-    ours = {e.filename[len(top) :]: e.header_offset for e in entries}
-    if theirs != ours:
-        raise BadFile('an archive in an archive, or a table that lies')
-    if 'constants.pkl' in ours or 'code' in {n.split('/')[0] for n in ours}:
-        raise BadFile('a TorchScript program')
-    sizes = {
-        e.filename[len(top) :].removeprefix('data/'): e.file_size
-        for e in entries
-        if e.filename.startswith(f'{top}data/')
-    }
-    claims = _Claims(io.BytesIO(reader.get_record('data.pkl')))
-    claims.load()
-    for key, count in claims.storages.items():
-        if sizes.get(key) != count:
-            raise BadFile(
-                f'a storage that claims {count} bytes and has '
-                f'{sizes.get(key, 0)}'
-            )
+        raise _BadFile('entries outside of its folder')
+    if f'{top}constants.pkl' in names:
+        raise _BadFile('a TorchScript program')
+    order = f'{top}byteorder'
+    if order in names and archive.read(order) != b'little':
+        raise _BadFile('numbers in another byte order')
+    return lambda name: archive.read(top + name)
 
 
-def _inspect_legacy(file: BinaryIO, size: int) -> None:
-    try:
-        first = _Claims(file).load()
-    except BadFile as error:  # it was no checkpoint in the first place
-        raise BadFile() from error
-    if first != MAGIC:
-        raise BadFile()
-    _Claims(file).load()  # protocol
-    _Claims(file).load()  # byte order and the like
-    claims = _Claims(file)
-    claims.load()
-    total = sum(claims.storages.values())
-    if total > size - file.tell():
-        raise BadFile()  # cut, or a claim
+@dataclass(eq=False)
+class _Other:
+    """What stands for an object of another kind, or names it."""
+
+    name: str = ''
 
 
-class _Thing:
-    """What stands for everything that is not built."""
-
-    def __init__(self, name: str = '') -> None:
-        self.name = name
-
-    def __call__(self, *args: Any) -> Any:
-        return _Thing()
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        pass
-
-    def append(self, value: Any) -> None:
-        pass
-
-    def extend(self, values: Any) -> None:
-        pass
-
-    def add(self, value: Any) -> None:
-        pass
+@dataclass
+class _Storage:
+    key: str
+    dtype: torch.dtype
+    count: int
 
 
-class _Storage(_Thing):
-    def __init__(self, count: int) -> None:
-        super().__init__()
-        self.count = count
+@dataclass(eq=False)
+class _View:
+    """A tensor in a storage; numbers are counted in elements."""
+
+    storage: _Storage
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
 
 
-class _Builder(_Thing):
-    """``torch._utils._rebuild_*``."""
+@dataclass(eq=False)
+class _Ordered:
+    """An OrderedDict with the versions of modules in a state dict."""
 
-    def __call__(self, *args: Any) -> Any:
-        if self.name in PARAMETERS:
-            return _Thing()
-        storage, offset, size, *rest = args
-        check_view(storage, offset, size, rest[0] if rest else ())
-        return _Thing()
+    items: dict = field(default_factory=dict)
+    state: Any = None
 
 
-class _Size(_Thing):
-    def __call__(self, size: Iterable[int] = ()) -> Any:
-        return tuple(size)
+MARK = _Other('mark')
 
 
-def check_view(storage: Any, offset: Any, size: Any, stride: Any) -> None:
-    """See that a tensor lies inside of its storage.
+def _follow(file: BinaryIO, storages: dict[str, _Storage]) -> Any:
+    """The value that a pickle describes. Nothing of it is called.
 
-    Raises:
-        BadFile: If a number is negative, no integer or too large.
+    Args:
+        file: Is left behind the pickle.
+        storages: Filled with those that it refers to.
     """
-    if not isinstance(storage, _Storage):
-        raise BadFile('a tensor without a storage')
-    numbers = [offset, *_tuple(size), *_tuple(stride)]
-    if any(type(number) is not int for number in numbers):
-        raise BadFile('a tensor whose shape is not made of integers')
-    if min(numbers) < 0:
-        raise BadFile(f'a tensor with a negative number in {numbers[:9]}')
-    if len(size) != len(stride) or len(size) > 64:
-        raise BadFile('a tensor with more strides than axes, or fewer')
-    count = math.prod(size)
-    if not count:
-        return
-    last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
-    if last >= storage.count or count > max(storage.count, SMALL):
-        raise BadFile(
-            f'a tensor of shape {tuple(size)[:9]} in a storage of '
-            f'{storage.count} elements'
-        )
+    stack: list[Any] = []
+    memo: dict[int, Any] = {}
+    count = 0
 
+    def since_mark() -> list[Any]:
+        start = len(stack) - 1
+        while stack[start] is not MARK:
+            start -= 1
+            if start < 0:
+                raise ValueError('no mark')
+        items = stack[start + 1 :]
+        del stack[start:]
+        return items
 
-def _tuple(value: Any) -> tuple:
-    if not isinstance(value, tuple):
-        raise BadFile('a tensor whose shape is no tuple')
+    for opcode, argument, _ in pickletools.genops(file):
+        count += 1
+        if count > OBJECTS:
+            raise _BadFile(f'more than {OBJECTS} objects')
+        name = opcode.name
+        if name in _CONSTANTS:
+            if isinstance(argument, int) and argument.bit_length() > 128:
+                raise _BadFile('an integer of more than 128 bits')
+            stack.append(argument)
+        elif name in _FIXED:
+            stack.append(_FIXED[name]())
+        elif name == 'MARK':
+            stack.append(MARK)
+        elif name == 'POP':
+            stack.pop()
+        elif name == 'POP_MARK':
+            since_mark()
+        elif name in ('BINGET', 'LONG_BINGET', 'GET'):
+            stack.append(memo[argument])
+        elif name in ('BINPUT', 'LONG_BINPUT', 'PUT'):
+            memo[argument] = stack[-1]
+        elif name == 'MEMOIZE':
+            memo[len(memo)] = stack[-1]
+        elif name in ('TUPLE1', 'TUPLE2', 'TUPLE3'):
+            length = int(name[-1])
+            stack[-length:] = [tuple(stack[-length:])]
+        elif name in ('TUPLE', 'LIST', 'FROZENSET'):
+            items = since_mark()
+            stack.append(tuple(items) if name == 'TUPLE' else items)
+        elif name == 'DICT':
+            items = since_mark()
+            stack.append({})
+            _set_items(stack[-1], items)
+        elif name in ('APPENDS', 'ADDITEMS'):
+            items = since_mark()
+            _extend(stack[-1], items)
+        elif name == 'APPEND':
+            items = [stack.pop()]
+            _extend(stack[-1], items)
+        elif name == 'SETITEMS':
+            items = since_mark()
+            _set_items(stack[-1], items)
+        elif name == 'SETITEM':
+            items = stack[-2:]
+            del stack[-2:]
+            _set_items(stack[-1], items)
+        elif name == 'GLOBAL':
+            stack.append(_named(argument.replace(' ', '.')))
+        elif name == 'STACK_GLOBAL':
+            stack[-2:] = [_named(f'{stack[-2]}.{stack[-1]}')]
+        elif name in ('REDUCE', 'NEWOBJ'):
+            stack[-2:] = [_result(stack[-2], stack[-1])]
+        elif name == 'NEWOBJ_EX':
+            stack[-3:] = [_Other()]
+        elif name == 'BUILD':
+            state = stack.pop()
+            if isinstance(stack[-1], _Ordered):
+                stack[-1].state = state
+        elif name == 'BINPERSID':
+            stack[-1] = _storage(stack[-1])
+            storages[stack[-1].key] = stack[-1]
+        elif name == 'STOP':
+            break
+        elif name not in ('PROTO', 'FRAME'):
+            raise _BadFile(f'the opcode {name}')
+    (value,) = stack
     return value
 
 
-class _Claims(pickle._Unpickler):  # type: ignore[name-defined]
-    """Reads a pickle without building any of its objects.
+_CONSTANTS = {
+    'BININT', 'BININT1', 'BININT2', 'LONG1', 'LONG4', 'INT', 'BINFLOAT',
+    'FLOAT', 'BINUNICODE', 'SHORT_BINUNICODE', 'BINUNICODE8', 'UNICODE',
+    'BINSTRING', 'SHORT_BINSTRING', 'STRING', 'BINBYTES', 'SHORT_BINBYTES',
+    'BINBYTES8',
+}  # fmt: skip
+_FIXED: dict[str, Callable[[], Any]] = {
+    'NONE': lambda: None, 'NEWTRUE': lambda: True, 'NEWFALSE': lambda: False,
+    'EMPTY_LIST': list, 'EMPTY_SET': list, 'EMPTY_DICT': dict,
+    'EMPTY_TUPLE': tuple,
+}  # fmt: skip
 
-    The one in Python: that in C reserves what a crafted memo index asks for.
 
-    Attributes:
-        storages: Key -> bytes that the storage of this key claims.
+def _extend(target: Any, items: list[Any]) -> None:
+    if isinstance(target, list):
+        target.extend(items)
+    elif not isinstance(target, _Other):
+        raise ValueError('not a list')
+
+
+def _set_items(target: Any, items: list[Any]) -> None:
+    if isinstance(target, _Ordered):
+        target = target.items
+    if isinstance(target, dict):
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            if type(key) is str or (
+                type(key) is int and 0 <= key <= LARGEST_KEY
+            ):
+                target[key] = value
+    elif not isinstance(target, _Other):
+        raise ValueError('not a dict')
+
+
+def _named(name: str) -> _Other:
+    dtype = getattr(torch, name.removeprefix('torch.'), None)
+    if not LEFT_OUT.fullmatch(name) and not isinstance(dtype, torch.dtype):
+        raise _BadFile(shorten(name)[1:-1])
+    return _Other(name)
+
+
+def _result(function: Any, arguments: Any) -> Any:
+    """What stands for the result of a call."""
+    name = function.name if isinstance(function, _Other) else ''
+    if not isinstance(arguments, tuple):
+        raise ValueError('arguments that are no tuple')
+    if name == 'collections.OrderedDict' and not arguments:
+        return _Ordered()
+    if name == 'collections.Counter' and isinstance(arguments[0], dict):
+        return arguments[0]
+    if name == 'torch.Size':
+        return tuple(*arguments)
+    if name in ('builtins.set', '__builtin__.set'):
+        return list(*arguments)
+    _, _, builder = name.rpartition('torch._utils._rebuild_')
+    if builder in ('parameter', 'parameter_with_state'):
+        return arguments[0]
+    if builder in ('tensor', 'tensor_v2', 'tensor_v3'):
+        storage, offset, size, *rest = arguments
+        stride = rest[0] if rest else ()
+        if not isinstance(storage, _Storage):
+            return _Other()
+        if builder == 'tensor_v3':  # bytes, and the type beside them
+            dtype = getattr(torch, arguments[6].name.removeprefix('torch.'))
+            count, more = divmod(storage.count, dtype.itemsize)
+            if more:
+                raise _BadFile('a storage of half an element')
+            storage = _Storage(storage.key, dtype, count)
+        return _view(storage, offset, size, stride)
+    return _Other()
+
+
+def _storage(pid: Any) -> _Storage:
+    if not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != 'storage':
+        raise _BadFile('a reference to something outside of it')
+    _, kind, key, _, count, *_ = pid
+    name = kind.name if isinstance(kind, _Other) else ''
+    kind = name.rpartition('.')[2].removesuffix('Storage')
+    if kind not in STORAGES or not isinstance(key, str):
+        raise _BadFile('a storage of unknown type')
+    if type(count) is not int or count < 0:
+        raise _BadFile(f'a storage of {shorten(count)} elements')
+    return _Storage(key, STORAGES[kind], count)
+
+
+def _view(storage: _Storage, offset: Any, size: Any, stride: Any) -> _View:
+    """A tensor that lies inside of its storage."""
+    if not isinstance(size, tuple) or not isinstance(stride, tuple):
+        raise _BadFile('a tensor whose shape is no tuple')
+    numbers = [offset, *size, *stride]
+    if any(type(number) is not int for number in numbers):
+        raise _BadFile('a tensor whose shape is not made of integers')
+    if min(numbers) < 0:
+        raise _BadFile(f'a tensor with a negative number in {numbers[:9]}')
+    if max(numbers) >= 2**63:
+        raise _BadFile('a tensor with a number beyond 64 bits')
+    if len(size) != len(stride) or len(size) > 64:
+        raise _BadFile('a tensor with more strides than axes, or fewer')
+    count = math.prod(size)
+    if count:
+        steps = zip(size, stride, strict=True)
+        last = offset + sum((n - 1) * step for n, step in steps)
+        if last >= storage.count or count > max(storage.count, SMALL):
+            raise _BadFile(
+                f'a tensor of shape {size[:9]} in a storage of '
+                f'{storage.count} elements'
+            )
+    else:  # nothing of it is ever read
+        offset, stride = 0, (1,) * len(size)
+    return _View(storage, offset, size, stride)
+
+
+class _Result:
+    """Turns what was read into plain values and tensors.
+
+    Args:
+        record: The bytes of a storage by its key.
+        size: Of the file, in bytes.
     """
 
-    def __init__(self, file: BinaryIO) -> None:
-        super().__init__(file)
-        self.storages: dict[str, int] = {}
+    def __init__(self, record: Callable[[str], bytes], size: int) -> None:
+        self.record, self.budget = record, 2 * size + 2**26
+        self.values = 0
+        self.storages: dict[str, bytearray] = {}
+        self.tensors: dict[int, Tensor] = {}
 
-    def find_class(self, module: str, name: str) -> _Thing:
-        if module == 'torch._utils' and name.startswith('_rebuild'):
-            if name not in TENSORS | PARAMETERS:
-                raise BadFile(f'{module}.{name}')
-            return _Builder(name)
-        if (module, name) == ('torch', 'Size'):
-            return _Size()
-        if name == 'bytearray':  # of any length
-            raise BadFile(f'{module}.{name}')
-        if module in ('torch', 'torch.storage'):
-            return _Thing(name)
-        return _Thing()
+    def __call__(self, value: Any, depth: int = 0) -> Any:
+        self.values += 1
+        if self.values > OBJECTS or depth > DEPTH:
+            raise _BadFile(
+                f'a nest of more than {OBJECTS} values or {DEPTH} levels'
+            )
+        if isinstance(value, dict):
+            return {
+                k: self(v, depth + 1)
+                for k, v in value.items()
+                if not isinstance(v, _Other)
+            }
+        if isinstance(value, (list, tuple)):
+            return type(value)(self(v, depth + 1) for v in value)
+        if isinstance(value, _Ordered):
+            result = OrderedDict(self(value.items, depth + 1))
+            state = self(value.state, depth + 1)
+            versions = state.get('_metadata') if type(state) is dict else None
+            if isinstance(versions, dict) and all(
+                isinstance(v, dict) for v in versions.values()
+            ):
+                result._metadata = versions  # type: ignore[attr-defined]
+            return result
+        if isinstance(value, _View):
+            if id(value) not in self.tensors:
+                self.tensors[id(value)] = self._tensor(value)
+            return self.tensors[id(value)]
+        if isinstance(value, (_Other, _Storage)):
+            return None
+        return value
 
-    def persistent_load(self, pid: Any) -> _Storage:
-        if not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != 'storage':
-            raise BadFile('a reference to something outside of it')
-        _, kind, key, _, count, *_ = pid
-        name = kind.name if isinstance(kind, _Thing) else ''
-        size = SIZES.get(name.removesuffix('Storage'))
-        if size is None or not isinstance(key, str):
-            raise BadFile('a storage of unknown type')
-        if type(count) is not int or count < 0:
-            raise BadFile(f'a storage of {count!r} elements')
-        if self.storages.setdefault(key, count * size) != count * size:
-            raise BadFile('a storage with two sizes')
-        return _Storage(count)
-
-    def get_extension(self, code: int) -> None:
-        raise BadFile('an extension code')
-
-    def _load_object(self, arguments: int) -> None:
-        del self.stack[-1 - arguments :]
-        self.append(_Thing())
-
-    dispatch = {
-        **pickle._Unpickler.dispatch,  # type: ignore[attr-defined]
-        pickle.NEWOBJ[0]: lambda self: self._load_object(1),
-        pickle.NEWOBJ_EX[0]: lambda self: self._load_object(2),
-    }
+    def _tensor(self, view: _View) -> Tensor:
+        storage = view.storage
+        length = storage.count * storage.dtype.itemsize
+        self.budget -= math.prod(view.size) * storage.dtype.itemsize
+        if self.budget < 0:
+            raise _BadFile('tensors that repeat the same numbers many times')
+        if storage.key not in self.storages:
+            self.storages[storage.key] = bytearray(self.record(storage.key))
+        data = self.storages[storage.key]
+        if len(data) != length:
+            raise _BadFile(
+                f'a storage that claims {length} bytes and has {len(data)}'
+            )
+        if not math.prod(view.size):
+            return torch.empty(view.size, dtype=storage.dtype)
+        if storage.dtype == torch.bool and max(data) > 1:
+            raise _BadFile('a bool that is neither 0 nor 1')
+        flat = torch.frombuffer(data, dtype=storage.dtype)
+        return flat.as_strided(view.size, view.stride, view.offset)

@@ -11,7 +11,7 @@ from tests.commands import (
     export_command,
     train,
 )
-from tests.support.crafted import CRAFTED
+from tests.support.crafted import CRAFTED, LEFT_OUT
 
 HEADLESS = "model = dict(type='ImageClassifier', backbone=dict(type='VGG'))"
 
@@ -136,7 +136,9 @@ def test_crafted_checkpoints(fails, project, command):
     }
     for name, build in CRAFTED.items():
         (project / 'c.pth').write_bytes(build())
-        assert 'checkpoint c.pth is ' in fails(*words[command]), name
+        line = fails(*words[command])
+        assert ('checkpoint c.pth is ' in line) != (name in LEFT_OUT), line
+        assert 'c.pth' in line or 'checkpoint' in line, line
         assert not (project / 'ran').exists(), name
         assert not list(project.glob('**/*.part')), name
 

@@ -215,13 +215,14 @@ class Checked:
                 kinds[known] = _kinds_of_state(wrapper.optimizer, group)
             self._state(place, values, parameter, kinds[known])
         result['state'] = state
-        for key in ('loss_scaler', 'base_param_settings'):
-            if own.get(key) and key in got:
-                place = f'optimizer.{key}'
-                result[key] = self.fields(place, own[key], got[key])
-        if 'loss_scaler' in result:
-            for key, value in result['loss_scaler'].items():
-                self.number(f'optimizer.loss_scaler.{key}', value, 0)
+        for key in result.keys() & got.keys() - {'param_groups', 'state'}:
+            place, mine = f'optimizer.{key}', own[key]
+            if mine and key == 'base_param_settings':
+                result[key] = self._settings(place, mine, got[key])
+            elif mine:
+                result[key] = self.fields(place, mine, got[key])
+        for key, value in result.get('loss_scaler', {}).items():
+            self.number(f'optimizer.loss_scaler.{key}', value, 0)
         return result
 
     def _groups(self, own: list[dict], got: Any) -> list[dict]:
@@ -237,18 +238,22 @@ class Checked:
                     f'{len(mine["params"])} parameters of this model',
                     theirs.get('params'),
                 )
-            group = dict(mine)
-            for key in mine.keys() & theirs.keys() - OF_DEVICE - {'params'}:
-                where, value = f'{place}.{i}.{key}', theirs[key]
-                if type(mine[key]) in (int, float):
-                    low = -math.inf if key == 'dampening' else 0
-                    group[key] = self.number(where, value, low)
-                else:
-                    group[key] = self.like(where, mine[key], value)
-            for beta in group.get('betas', ()):
-                if not 0 <= beta < 1:
-                    raise self.wrong(f'{place}.{i}.betas', '0 to 1', beta)
-            result.append(group)
+            result.append(self._settings(f'{place}.{i}', mine, theirs))
+        return result
+
+    def _settings(self, place: str, own: dict, got: Any) -> dict:
+        """Learning rate and the like, as far as the optimizer has them."""
+        result = dict(own)
+        for key in own.keys() & self.mapping(place, got).keys() - OF_DEVICE:
+            where, value = f'{place}.{key}', got[key]
+            if type(own[key]) in (int, float):
+                low = -math.inf if key == 'dampening' else 0
+                result[key] = self.number(where, value, low)
+            else:
+                result[key] = self.like(where, own[key], value)
+        for beta in result.get('betas', ()):
+            if not 0 <= beta < 1:
+                raise self.wrong(f'{place}.betas', 'numbers below 1', beta)
         return result
 
     def _state(

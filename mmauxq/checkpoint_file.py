@@ -20,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
+from urllib.parse import urlparse
 
 import torch
 from torch import Tensor
@@ -92,6 +93,32 @@ def read_checkpoint(path: str | os.PathLike) -> Any:
             f'checkpoint {file} is truncated or not a checkpoint '
             f'({type(error).__name__})'
         ) from error
+
+
+def read_source(source: str, folder: str | None = None) -> Any:
+    """As :func:`read_checkpoint`, also for an address.
+
+    Args:
+        source: A file, or an address that begins with http:// or https://.
+        folder: Where the file of an address is kept; by default where torch
+            keeps those that it downloads.
+
+    Raises:
+        UsageError: As :func:`read_checkpoint`.
+    """
+    scheme, found, _ = source.partition('://')
+    if not found:
+        return read_checkpoint(source)
+    name = Path(urlparse(source).path).name
+    if scheme not in ('http', 'https') or not name:
+        raise UsageError(
+            f'checkpoint {source}: expected a file or the http address of one'
+        )
+    kept = Path(folder or Path(torch.hub.get_dir(), 'checkpoints'), name)
+    if not kept.is_file():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(source, str(kept))
+    return read_checkpoint(kept)
 
 
 def _read(path: Path) -> Any:

@@ -13,11 +13,8 @@ import importlib.util
 import os
 import warnings
 from functools import partialmethod
-from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
-from .errors import UsageError
 from .files import write_atomically
 
 
@@ -181,7 +178,7 @@ def enable_safe_checkpoints() -> None:
     """Let every checkpoint come through ``read_checkpoint``, and resume ours.
 
     What: the loaders of MMEngine, for files and for addresses, read with
-    :func:`mmauxq.checkpoint_file.read_checkpoint`; ``Runner.resume`` is
+    :func:`mmauxq.checkpoint_file.read_source`; ``Runner.resume`` is
     :func:`mmauxq.engine.resume.resume`, since MMEngine's runs a config that
     the file holds; and any other ``torch.load`` of the process is made safe
     through torch's own environment switch, also with ``weights_only=False``.
@@ -196,46 +193,24 @@ def enable_safe_checkpoints() -> None:
     """
     from mmengine.runner import Runner, checkpoint
 
-    from .checkpoint_file import read_checkpoint
+    from .checkpoint_file import read_source
     from .engine.resume import resume
 
     os.environ.pop('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', None)
     os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
 
-    def load_from_local(filename: str, map_location: Any = None) -> Any:
-        return read_checkpoint(filename)
+    def load(filename: str, map_location: Any = None) -> Any:
+        return read_source(filename)
 
-    def load_url(
-        url: str, model_dir: str | None = None, *_: Any, **kwargs: Any
-    ) -> Any:
-        return read_checkpoint(_downloaded(url, model_dir))
-
-    def refuse(filename: str, map_location: Any = None) -> Any:
-        raise UsageError(
-            f'checkpoint {filename}: expected a file or an http address'
-        )
+    def load_url(url: str, model_dir: str | None = None, **_: Any) -> Any:
+        return read_source(url, model_dir)
 
     loader = checkpoint.CheckpointLoader
-    loader.register_scheme('', load_from_local, force=True)
-    remote = ('pavi://', r'(\S+\:)?s3://')
-    loader.register_scheme(remote, refuse, force=True)
+    remote = [r'(\S+\:)?s3://', r'(\S+\:)?petrel://', 'pavi://']
+    loader.register_scheme(['', *remote], load, force=True)
     checkpoint.load_url = load_url
     checkpoint.get_torch_safe_globals = list  # onedl
     Runner.resume = resume
-
-
-def _downloaded(url: str, model_dir: str | None) -> Path:
-    """Where torch keeps the file of an address, once it is there."""
-    import torch
-
-    folder = Path(model_dir or Path(torch.hub.get_dir(), 'checkpoints'))
-    name = Path(urlparse(url).path).name
-    if not name:
-        raise UsageError(f'checkpoint {url}: expected the address of a file')
-    if not (folder / name).is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(folder / name))
-    return folder / name
 
 
 def write_files_atomically() -> None:

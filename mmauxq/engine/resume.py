@@ -13,7 +13,7 @@ from torch import Tensor
 from mmauxq.checkpoint_file import read_checkpoint
 from mmauxq.errors import UsageError
 from mmauxq.files import PART
-from mmauxq.network.checkpoint import check_same_bits
+from mmauxq.network.checkpoint import check_same_bits, normalise
 from mmauxq.ranks import rank
 
 from .running import bare_model
@@ -38,7 +38,7 @@ def set_start(cfg: Config, resume: str | None) -> None:
         resume = cfg.get('load_from') or 'auto'
     if resume is None:
         if cfg.get('load_from') and '://' not in cfg.load_from:
-            read_checkpoint(cfg.load_from)
+            normalise(read_checkpoint(cfg.load_from), cfg.load_from)
         return
     if resume == 'auto':
         found = find_checkpoint(

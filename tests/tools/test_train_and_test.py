@@ -19,7 +19,7 @@ def test_train_resume_evaluate(tool, project, capfd):
     assert done.returncode == 0, done.stderr
     assert 'Traceback' not in done.stderr
     first = read_checkpoint('run/epoch_1.pth')
-    assert first['message_hub']['log_scalars']['train/loss'].data
+    assert first['message_hub']['log_scalars']['train/loss']['log'].tolist()
 
     words = ['config.py', '--work-dir', 'run', '--resume']
     assert train([*words, '--cfg-options', 'train_cfg.max_epochs=2']) == 0

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 LAUNCHER = 'MMAUXQ_LAUNCHER'
 """Environment variable: the process that started this rank."""
@@ -142,3 +143,22 @@ def end_with(parent: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def end_quietly() -> None:
+    """Let an interrupt that nobody catches end the program in one line.
+
+    For Ctrl-C while the package is imported, before a command can say how it
+    ends. Nothing changes in an interactive session.
+    """
+    report = sys.excepthook
+
+    def hook(kind: Any, error: Any, trace: Any) -> None:
+        if not issubclass(kind, KeyboardInterrupt) or hasattr(sys, 'ps1'):
+            report(kind, error, trace)
+            return
+        if 'RANK' not in os.environ:  # else the launcher says it
+            print(Stopped(signal.SIGINT), file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT)
+
+    sys.excepthook = hook

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 LAUNCHER = 'MMAUXQ_LAUNCHER'
 """Environment variable: the process that started this rank."""
@@ -83,7 +83,7 @@ def stoppable() -> Iterator[Callable[[], None]]:
             first = number, now
         elif number != signal.SIGALRM:
             if now - first[1] > TWICE:
-                os._exit(128 + number)
+                _end_now(number)
             return
         # loader processes that end, too, are no errors of their own
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -157,8 +157,18 @@ def end_quietly() -> None:
         if not issubclass(kind, KeyboardInterrupt) or hasattr(sys, 'ps1'):
             report(kind, error, trace)
             return
-        if 'RANK' not in os.environ:  # else the launcher says it
-            print(Stopped(signal.SIGINT), file=sys.stderr)
-        raise SystemExit(128 + signal.SIGINT)
+        _end_now(signal.SIGINT)
 
     sys.excepthook = hook
+
+
+def finish() -> None:
+    """Let a signal end the process at once from now on: its work is done."""
+    for kind in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(kind, lambda number, _: _end_now(number))
+
+
+def _end_now(number: int) -> NoReturn:
+    if 'RANK' not in os.environ:  # else the launcher says it
+        print(Stopped(number), file=sys.stderr, flush=True)
+    os._exit(128 + number)

@@ -112,6 +112,18 @@ def test_loader_processes_leave_a_terminals_signal_to_their_owner():
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 143
 
 
+@pytest.mark.parametrize('kind, status', KINDS)
+def test_a_signal_while_the_process_ends(capfd, kind, status):
+    child = os.fork()
+    if not child:
+        stopping.finish()
+        os.kill(os.getpid(), kind)
+        time.sleep(60)
+        os._exit(99)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == status
+    assert capfd.readouterr().err == f'stopped by {kind.name}\n'
+
+
 def test_another_thread_has_no_signals():
     seen = []
 

@@ -32,6 +32,7 @@ from mmauxq.stopping import (
     Stopped,
     end_children,
     end_with,
+    finish,
     stoppable,
 )
 
@@ -236,8 +237,7 @@ def exit_process(status: int) -> NoReturn:
     meanwhile would abort the process ("terminate called without an active
     exception").
     """
-    for kind in (signal.SIGINT, signal.SIGTERM):  # no traceback any more
-        signal.signal(kind, signal.SIG_DFL)
+    finish()
     stopped = status >= 128
     if 'RANK' not in os.environ and not stopped:
         sys.exit(status)

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from mmauxq.errors import UsageError
-from mmauxq.stopping import LAUNCHER, Stopped, stoppable
+from mmauxq.stopping import LAUNCHER, Stopped, finish, stoppable
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -108,4 +108,6 @@ def _free_port() -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    status = main()
+    finish()
+    sys.exit(status)

@@ -152,7 +152,9 @@ def test_a_job_that_is_told_to_stop_says_so_in_one_line(monkeypatch, capsys):
     monkeypatch.setattr(run, 'run', stopped)
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 0)
     assert dist_launch.main(['3', 'train.py', 'config.py']) == 143
-    assert capsys.readouterr().err == 'error: signal 15 stopped the job\n'
+    assert capsys.readouterr().err == (
+        'stopped by SIGTERM; go on with --resume\n'
+    )
 
 
 @pytest.mark.parametrize(

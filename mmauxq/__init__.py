@@ -8,6 +8,11 @@ from .version import __version__
 
 try:
     import mmengine  # noqa: F401
+except KeyboardInterrupt:
+    from .stopping import end_quietly
+
+    end_quietly()
+    raise
 except ModuleNotFoundError as error:
     if error.name != 'mmengine':
         raise

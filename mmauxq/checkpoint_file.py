@@ -1,256 +1,221 @@
-"""What a checkpoint file claims, checked before any of it is believed.
+"""Reads checkpoint files of any origin, and calls nothing that they name.
 
-``torch.load(..., weights_only=True)`` runs no code, but it trusts numbers: a
-file of a few bytes may claim storages and shapes of terabytes, views beyond
-the end of their storage, or be packed so that it unfolds to any size. Here
-the file is read without building anything of it.
+What comes out are tensors, numbers, text, lists, tuples and dicts; objects of
+NumPy, MMEngine and the like are left out. What the values mean is checked by
+those who use them.
 """
 
 import io
 import math
-import pickle
+import os
 import zipfile
-from collections.abc import Iterable
+from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
+from urllib.parse import urlparse
+
+import torch
+from torch import Tensor
+
+from mmauxq.errors import UsageError, shorten
+from mmauxq.pickle_opcodes import (
+    OBJECTS,
+    BadFile,
+    Ordered,
+    Other,
+    Storage,
+    View,
+    follow,
+)
 
 MAGIC = 0x1950A86A20F9469CFC6C
 """First object of a file in torch's format from before 1.6."""
-SIZES = {
-    'Untyped': 1, 'Byte': 1, 'Char': 1, 'Bool': 1, 'Half': 2, 'BFloat16': 2,
-    'Short': 2, 'Int': 4, 'Float': 4, 'Long': 8, 'Double': 8,
-    'ComplexFloat': 8, 'ComplexDouble': 16,
-}  # fmt: skip
-"""Bytes of an element of torch.NAMEStorage."""
-SMALL = 2**20
-"""A tensor with so many elements may repeat those of its storage."""
-TENSORS = {
-    '_rebuild_tensor', '_rebuild_tensor_v2', '_rebuild_tensor_v3',
-}  # fmt: skip
-PARAMETERS = {'_rebuild_parameter', '_rebuild_parameter_with_state'}
+DEPTH = 32
 
 
-class BadFile(Exception):
-    """A file that is refused; the message completes "it holds ...".
+def read_checkpoint(path: str | os.PathLike) -> Any:
+    """The content of a checkpoint file: plain values, and tensors on the CPU.
+
+    Objects of other kinds are left out of dicts, and ``None`` in lists.
 
     Args:
-        reason: ``None`` if it is just damaged.
-    """
-
-    def __init__(self, reason: str | None = None) -> None:
-        super().__init__(reason or 'damaged')
-        self.reason = reason
-
-
-def inspect(path: Path) -> None:
-    """See that what a checkpoint file claims fits what it is.
+        path: A local file in one of torch's two formats.
 
     Raises:
-        BadFile: If not.
-        OSError: If it cannot be read.
+        UsageError: If the file is missing, may not be read, is damaged or
+            truncated, or claims what cannot be true.
     """
+    file = Path(path).expanduser()
+    try:
+        if not file.exists():
+            raise UsageError(f'checkpoint {file} does not exist')
+        if not file.is_file():  # a pipe would never end
+            raise UsageError(f'checkpoint {file} is not a file')
+        return _read(file)
+    except UsageError:
+        raise
+    except BadFile as error:
+        raise UsageError(
+            f'checkpoint {file} is refused because it holds {error}; expected '
+            'tensors, numbers and text'
+        ) from error
+    except PermissionError as error:
+        raise UsageError(f'checkpoint {file} may not be read') from error
+    except Exception as error:
+        # a damaged file can fail in any way: zip directory, opcodes, sizes
+        raise UsageError(
+            f'checkpoint {file} is truncated or not a checkpoint '
+            f'({type(error).__name__})'
+        ) from error
+
+
+def read_source(source: str, folder: str | None = None) -> Any:
+    """As :func:`read_checkpoint`, also for an address.
+
+    Args:
+        source: A file, or an address that begins with http:// or https://.
+        folder: Where the file of an address is kept; by default where torch
+            keeps those that it downloads.
+
+    Raises:
+        UsageError: As :func:`read_checkpoint`.
+    """
+    scheme, found, _ = source.partition('://')
+    if not found:
+        return read_checkpoint(source)
+    name = Path(urlparse(source).path).name
+    if scheme not in ('http', 'https') or not name:
+        raise UsageError(
+            f'checkpoint {source}: expected a file or the http address of one'
+        )
+    kept = Path(folder or Path(torch.hub.get_dir(), 'checkpoints'), name)
+    if not kept.is_file():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(source, str(kept))
+    return read_checkpoint(kept)
+
+
+def _read(path: Path) -> Any:
+    size = path.stat().st_size
     with open(path, 'rb') as file:
         start = file.read(4)
         file.seek(0)
-        try:
-            if start == b'PK\x03\x04':
-                _inspect_zip(path)
-            else:
-                _inspect_legacy(file, path.stat().st_size)
-        except (BadFile, OSError):
-            raise
-        except Exception as error:  # damaged in any way
-            raise BadFile() from error
+        if start == b'PK\x03\x04':
+            with zipfile.ZipFile(file) as archive:
+                records = _records(archive, size)
+                value = follow(io.BytesIO(records('data.pkl')), {})
+                return _Result(lambda key: records(f'data/{key}'), size)(value)
+        return _read_old(file, size)
 
 
-def _inspect_zip(path: Path) -> None:
-    import torch
+def _read_old(file: BinaryIO, size: int) -> Any:
+    """Torch's format from before 1.6."""
+    storages: dict[str, Storage] = {}
+    try:
+        first = follow(file, {})
+    except BadFile:  # it was no checkpoint in the first place
+        first = None
+    if first != MAGIC:
+        raise ValueError('not in a format of torch')
+    follow(file, {})  # version
+    follow(file, {})  # byte order
+    value = follow(file, storages)
+    content: dict[str, bytes] = {}
+    for key in follow(file, {}):
+        count = int.from_bytes(file.read(8), 'little', signed=True)
+        length = count * storages[key].dtype.itemsize
+        if not 0 <= length <= size - file.tell():
+            raise EOFError
+        content[key] = file.read(length)
+    return _Result(content.__getitem__, size)(value)
 
-    with zipfile.ZipFile(path) as archive:
-        entries = archive.infolist()
+
+def _records(archive: zipfile.ZipFile, size: int) -> Callable[[str], bytes]:
+    """Reads an entry of torch's archive; all were checked."""
+    entries = archive.infolist()
     names = [entry.filename for entry in entries]
     if len(set(names)) < len(names):
         raise BadFile('two entries of one name')
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
         raise BadFile('compressed entries, which may unfold to any size')
-    if sum(entry.file_size for entry in entries) > path.stat().st_size:
+    if sum(max(e.file_size, e.compress_size) for e in entries) > size:
         raise BadFile('entries that overlap')
     for name in names:
         if '\\' in name or name.startswith('/') or '..' in name.split('/'):
-            raise BadFile(f'an entry with the path {name[:80]!r}')
+            raise BadFile(f'an entry with the path {shorten(name)}')
     top = names[0].partition('/')[0] + '/' if names else ''
     if not all(name.startswith(top) for name in names):
         raise BadFile('entries outside of its folder')
-    # torch reads the archive with another library: both must see the same
-    reader = torch._C.PyTorchFileReader(str(path))
-    theirs = {
-        name: reader.get_record_header_offset(name)
-        for name in reader.get_all_records()
-    }
-    ours = {e.filename[len(top) :]: e.header_offset for e in entries}
-    if theirs != ours:
-        raise BadFile('an archive in an archive, or a table that lies')
-    if 'constants.pkl' in ours or 'code' in {n.split('/')[0] for n in ours}:
+    if f'{top}constants.pkl' in names:
         raise BadFile('a TorchScript program')
-    sizes = {
-        e.filename[len(top) :].removeprefix('data/'): e.file_size
-        for e in entries
-        if e.filename.startswith(f'{top}data/')
-    }
-    claims = _Claims(io.BytesIO(reader.get_record('data.pkl')))
-    claims.load()
-    for key, count in claims.storages.items():
-        if sizes.get(key) != count:
+    order = f'{top}byteorder'
+    if order in names and archive.read(order) != b'little':
+        raise BadFile('numbers in another byte order')
+    return lambda name: archive.read(top + name)
+
+
+class _Result:
+    """Turns what was read into plain values and tensors.
+
+    Args:
+        record: The bytes of a storage by its key.
+        size: Of the file, in bytes.
+    """
+
+    def __init__(self, record: Callable[[str], bytes], size: int) -> None:
+        self.record, self.budget = record, 2 * size + 2**26
+        self.values = 0
+        self.storages: dict[str, bytearray] = {}
+        self.tensors: dict[int, Tensor] = {}
+
+    def __call__(self, value: Any, depth: int = 0) -> Any:
+        self.values += 1
+        if self.values > OBJECTS or depth > DEPTH:
             raise BadFile(
-                f'a storage that claims {count} bytes and has '
-                f'{sizes.get(key, 0)}'
+                f'a nest of more than {OBJECTS} values or {DEPTH} levels'
             )
+        if isinstance(value, dict):
+            return {
+                k: self(v, depth + 1)
+                for k, v in value.items()
+                if not isinstance(v, Other)
+            }
+        if isinstance(value, (list, tuple)):
+            return type(value)(self(v, depth + 1) for v in value)
+        if isinstance(value, Ordered):
+            result = OrderedDict(self(value.items, depth + 1))
+            state = self(value.state, depth + 1)
+            versions = state.get('_metadata') if type(state) is dict else None
+            if isinstance(versions, dict) and all(
+                isinstance(v, dict) for v in versions.values()
+            ):
+                result._metadata = versions  # type: ignore[attr-defined]
+            return result
+        if isinstance(value, View):
+            if id(value) not in self.tensors:
+                self.tensors[id(value)] = self._tensor(value)
+            return self.tensors[id(value)]
+        if isinstance(value, (Other, Storage)):
+            return None
+        return value
 
-
-def _inspect_legacy(file: BinaryIO, size: int) -> None:
-    try:
-        first = _Claims(file).load()
-    except BadFile as error:  # it was no checkpoint in the first place
-        raise BadFile() from error
-    if first != MAGIC:
-        raise BadFile()
-    _Claims(file).load()  # protocol
-    _Claims(file).load()  # byte order and the like
-    claims = _Claims(file)
-    claims.load()
-    total = sum(claims.storages.values())
-    if total > size - file.tell():
-        raise BadFile()  # cut, or a claim
-
-
-class _Thing:
-    """What stands for everything that is not built."""
-
-    def __init__(self, name: str = '') -> None:
-        self.name = name
-
-    def __call__(self, *args: Any) -> Any:
-        return _Thing()
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        pass
-
-    def append(self, value: Any) -> None:
-        pass
-
-    def extend(self, values: Any) -> None:
-        pass
-
-    def add(self, value: Any) -> None:
-        pass
-
-
-class _Storage(_Thing):
-    def __init__(self, count: int) -> None:
-        super().__init__()
-        self.count = count
-
-
-class _Builder(_Thing):
-    """``torch._utils._rebuild_*``."""
-
-    def __call__(self, *args: Any) -> Any:
-        if self.name in PARAMETERS:
-            return _Thing()
-        storage, offset, size, *rest = args
-        check_view(storage, offset, size, rest[0] if rest else ())
-        return _Thing()
-
-
-class _Size(_Thing):
-    def __call__(self, size: Iterable[int] = ()) -> Any:
-        return tuple(size)
-
-
-def check_view(storage: Any, offset: Any, size: Any, stride: Any) -> None:
-    """See that a tensor lies inside of its storage.
-
-    Raises:
-        BadFile: If a number is negative, no integer or too large.
-    """
-    if not isinstance(storage, _Storage):
-        raise BadFile('a tensor without a storage')
-    numbers = [offset, *_tuple(size), *_tuple(stride)]
-    if any(type(number) is not int for number in numbers):
-        raise BadFile('a tensor whose shape is not made of integers')
-    if min(numbers) < 0:
-        raise BadFile(f'a tensor with a negative number in {numbers[:9]}')
-    if len(size) != len(stride) or len(size) > 64:
-        raise BadFile('a tensor with more strides than axes, or fewer')
-    count = math.prod(size)
-    if not count:
-        return
-    last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
-    if last >= storage.count or count > max(storage.count, SMALL):
-        raise BadFile(
-            f'a tensor of shape {tuple(size)[:9]} in a storage of '
-            f'{storage.count} elements'
-        )
-
-
-def _tuple(value: Any) -> tuple:
-    if not isinstance(value, tuple):
-        raise BadFile('a tensor whose shape is no tuple')
-    return value
-
-
-class _Claims(pickle._Unpickler):  # type: ignore[name-defined]
-    """Reads a pickle without building any of its objects.
-
-    The one in Python: that in C reserves what a crafted memo index asks for.
-
-    Attributes:
-        storages: Key -> bytes that the storage of this key claims.
-    """
-
-    def __init__(self, file: BinaryIO) -> None:
-        super().__init__(file)
-        self.storages: dict[str, int] = {}
-
-    def find_class(self, module: str, name: str) -> _Thing:
-        if module == 'torch._utils' and name.startswith('_rebuild'):
-            if name not in TENSORS | PARAMETERS:
-                raise BadFile(f'{module}.{name}')
-            return _Builder(name)
-        if (module, name) == ('torch', 'Size'):
-            return _Size()
-        if name == 'bytearray':  # of any length
-            raise BadFile(f'{module}.{name}')
-        if module in ('torch', 'torch.storage'):
-            return _Thing(name)
-        return _Thing()
-
-    def persistent_load(self, pid: Any) -> _Storage:
-        if not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != 'storage':
-            raise BadFile('a reference to something outside of it')
-        _, kind, key, _, count, *_ = pid
-        name = kind.name if isinstance(kind, _Thing) else ''
-        size = SIZES.get(name.removesuffix('Storage'))
-        if size is None or not isinstance(key, str):
-            raise BadFile('a storage of unknown type')
-        if type(count) is not int or count < 0:
-            raise BadFile(f'a storage of {count!r} elements')
-        if self.storages.setdefault(key, count * size) != count * size:
-            raise BadFile('a storage with two sizes')
-        return _Storage(count)
-
-    def get_extension(self, code: int) -> None:
-        raise BadFile('an extension code')
-
-    def _load_object(self, arguments: int) -> None:
-        del self.stack[-1 - arguments :]
-        self.append(_Thing())
-
-    dispatch = {
-        **pickle._Unpickler.dispatch,  # type: ignore[attr-defined]
-        pickle.NEWOBJ[0]: lambda self: self._load_object(1),
-        pickle.NEWOBJ_EX[0]: lambda self: self._load_object(2),
-    }
+    def _tensor(self, view: View) -> Tensor:
+        storage = view.storage
+        length = storage.count * storage.dtype.itemsize
+        self.budget -= math.prod(view.size) * storage.dtype.itemsize
+        if self.budget < 0:
+            raise BadFile('tensors that repeat the same numbers many times')
+        if storage.key not in self.storages:
+            self.storages[storage.key] = bytearray(self.record(storage.key))
+        data = self.storages[storage.key]
+        if len(data) != length:
+            raise BadFile(
+                f'a storage that claims {length} bytes and has {len(data)}'
+            )
+        if not math.prod(view.size):
+            return torch.empty(view.size, dtype=storage.dtype)
+        if storage.dtype == torch.bool and max(data) > 1:
+            raise BadFile('a bool that is neither 0 nor 1')
+        flat = torch.frombuffer(data, dtype=storage.dtype)
+        return flat.as_strided(view.size, view.stride, view.offset)

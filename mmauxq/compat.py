@@ -11,14 +11,10 @@ Tested with torch 2.11, mmengine 0.10.7 (onedl-mmengine 0.10.12), mmpretrain
 import importlib
 import importlib.util
 import os
-import pickle
 import warnings
 from functools import partialmethod
-from pathlib import Path
 from typing import Any
 
-from .checkpoint_file import BadFile, inspect
-from .errors import UsageError
 from .files import write_atomically
 
 
@@ -175,212 +171,46 @@ def _cause_behind_placeholder(error: BaseException) -> BaseException:
     return error
 
 
-# --- checkpoints under weights_only=True -----------------------------------
-
-
-class _PickledDtype:
-    """Stands in for ``numpy.dtype`` while a checkpoint is unpickled.
-
-    numpy's own ``dtype.__setstate__`` trusts its argument: a crafted state
-    turns float64 into a record of object pointers that are then read from
-    raw bytes. This one takes plain numbers and a byte order, no more.
-    """
-
-    def __init__(self, code: str, align: bool = False, copy: bool = True):
-        import numpy as np
-
-        if not isinstance(code, str) or np.dtype(code).kind not in 'biufc':
-            raise pickle.UnpicklingError(
-                f'numpy data of type {code!r} (allowed: plain numbers)'
-            )
-        self.dtype = np.dtype(code)
-
-    def __setstate__(self, state: tuple) -> None:
-        order = state[1]
-        if order not in ('<', '>', '|', '=') or any(state[2:5]):
-            raise pickle.UnpicklingError(f'a numpy dtype of state {state!r}')
-        self.dtype = self.dtype.newbyteorder(order)
-
-
-def _unpickle_scalar(dtype: _PickledDtype, raw: bytes):
-    import numpy as np
-
-    return np.frombuffer(raw, dtype.dtype, count=1)[0]
-
-
-def _pickled_array_class() -> type:
-    """The class of arrays read from a checkpoint (made once)."""
-    import numpy as np
-
-    class PickledArray(np.ndarray):
-        """An array whose pickled state is checked before numpy sees it."""
-
-        def __setstate__(self, state: tuple) -> None:  # type: ignore
-            version, shape, dtype, fortran, raw = state
-            if type(dtype) is not _PickledDtype or type(raw) is not bytes:
-                raise pickle.UnpicklingError('an array that is not numbers')
-            super().__setstate__((version, shape, dtype.dtype, fortran, raw))
-
-        def __reduce__(self) -> tuple:  # type: ignore
-            return self.view(np.ndarray).__reduce__()
-
-    return PickledArray
+# --- checkpoints -----------------------------------------------------------
 
 
 def enable_safe_checkpoints() -> None:
-    """Load and resume checkpoints under ``weights_only=True``, always.
+    """Let every checkpoint come through ``read_checkpoint``, and resume ours.
 
-    What: allow-lists what MMEngine stores beside tensors - HistoryBuffer and
-    numpy numbers - through stand-ins that accept nothing else; makes every
-    loader of the process safe through torch's own environment switch, also
-    those that ask for ``weights_only=False``; gives local files the one-line
-    errors of :func:`load_checkpoint`; and makes HistoryBuffer store its data
-    alone, so that new checkpoints do not name ``builtins.getattr``.
+    What: the loaders of MMEngine, for files and for addresses, read with
+    :func:`mmauxq.checkpoint_file.read_source`; ``Runner.resume`` is
+    :func:`mmauxq.engine.resume.resume`, since MMEngine's runs a config that
+    the file holds; and any other ``torch.load`` of the process is made safe
+    through torch's own environment switch, also with ``weights_only=False``.
 
     Why: torch >= 2.6 refuses MMEngine's own checkpoints. onedl-mmengine
-    allow-lists the real ``getattr`` and ``numpy.dtype`` for each load and
-    answers a refusal by loading unsafely; its list is emptied here.
+    allow-lists ``getattr`` and ``numpy.dtype`` for each load and answers a
+    refusal by loading unsafely.
 
-    Until: MMEngine stores plain types (0.10.7 and onedl 0.10.12 do not).
+    Until: MMEngine stores plain types, and believes none that it reads
+    (0.10.7 and onedl 0.10.12 do not).
     https://github.com/open-mmlab/mmengine/issues/1655
     """
-    import torch
+    from mmengine.runner import Runner, checkpoint
 
-    # Outside the guard: somebody may have changed the environment since.
+    from .checkpoint_file import read_source
+    from .engine.resume import resume
+
     os.environ.pop('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', None)
     os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
-    if getattr(enable_safe_checkpoints, 'done', False):
-        return
 
-    import numpy as np
-    from mmengine.logging import HistoryBuffer
-    from mmengine.runner import checkpoint as mmengine_checkpoint
+    def load(filename: str, map_location: Any = None) -> Any:
+        return read_source(filename)
 
-    array_class = _pickled_array_class()
+    def load_url(url: str, model_dir: str | None = None, **_: Any) -> Any:
+        return read_source(url, model_dir)
 
-    def reconstruct(cls: type, shape: tuple, typecode: Any):
-        if cls is not array_class:
-            raise pickle.UnpicklingError(f'a numpy array of class {cls!r}')
-        return np.ndarray.__new__(array_class, (0,), 'b')
-
-    def history_method(owner: Any, name: str):
-        # Protocol 2 writes the function HistoryBuffer.min as
-        # getattr(HistoryBuffer, 'min').
-        methods = HistoryBuffer._statistics_methods
-        if owner is not HistoryBuffer or name not in (
-            {'min', 'max', 'mean', 'current'} | set(methods)
-        ):
-            raise pickle.UnpicklingError(f'getattr({owner!r}, {name!r})')
-        return getattr(HistoryBuffer, name)
-
-    stand_ins = [
-        HistoryBuffer,
-        (history_method, 'builtins.getattr'),
-        (history_method, '__builtin__.getattr'),
-        (array_class, 'numpy.ndarray'),
-        (_PickledDtype, 'numpy.dtype'),
-    ]
-    for core in ('numpy.core', 'numpy._core'):  # numpy 1.x, numpy 2.x
-        stand_ins.append((reconstruct, f'{core}.multiarray._reconstruct'))
-        stand_ins.append((_unpickle_scalar, f'{core}.multiarray.scalar'))
-    torch.serialization.add_safe_globals(stand_ins)
-
-    def get_state(self) -> dict:
-        state = dict(self.__dict__)
-        state.pop('statistics_methods', None)
-        return state
-
-    def set_state(self, state: dict) -> None:
-        self._set_default_statistics()
-        for key in ('max_length', '_log_history', '_count_history'):
-            value = state[key]
-            if isinstance(value, np.ndarray):
-                value = np.array(value)
-            self.__dict__[key] = value
-
-    HistoryBuffer.__getstate__ = get_state
-    HistoryBuffer.__setstate__ = set_state
-
-    def load_from_local(filename, map_location):
-        return load_checkpoint(filename, map_location)
-
-    mmengine_checkpoint.CheckpointLoader.register_scheme(
-        '', load_from_local, force=True
-    )
-    if hasattr(mmengine_checkpoint, 'get_torch_safe_globals'):  # onedl
-        mmengine_checkpoint.get_torch_safe_globals = list
-    enable_safe_checkpoints.done = True  # type: ignore[attr-defined]
-
-
-def load_checkpoint(path, map_location='cpu') -> Any:
-    """Read a checkpoint file, or say in one line why not.
-
-    Args:
-        path: A local file.
-        map_location: As in :func:`torch.load`.
-
-    Raises:
-        UsageError: If the file is missing, unreadable, truncated, no
-            checkpoint, or holds anything but tensors, plain Python types and
-            MMEngine's own records. In no case is its code run.
-    """
-    import torch
-
-    enable_safe_checkpoints()
-    file = Path(path).expanduser()
-    if not file.exists():
-        raise UsageError(f'checkpoint {file} does not exist')
-    if not file.is_file():
-        raise UsageError(f'checkpoint {file} is not a file')
-    try:
-        inspect(file)
-        return torch.load(file, map_location=map_location, weights_only=True)
-    except BadFile as error:
-        if error.reason is None:
-            raise UsageError(
-                f'checkpoint {file} is truncated or not a checkpoint'
-            ) from error
-        raise UsageError(_refused(file, error.reason)) from error
-    except PermissionError as error:
-        raise UsageError(f'checkpoint {file} may not be read') from error
-    except pickle.UnpicklingError as error:
-        reason = _refusal(error)
-        if reason is None:
-            raise UsageError(
-                f'checkpoint {file} is truncated or not a checkpoint'
-            ) from error
-        raise UsageError(_refused(file, reason)) from error
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:
-        # A damaged file can fail in any way: zip directory, pickle
-        # opcodes, storage sizes.
-        if 'CUDA' in str(error):
-            raise
-        raise UsageError(
-            f'checkpoint {file} is truncated or not a checkpoint '
-            f'({type(error).__name__})'
-        ) from error
-
-
-def _refused(file: Path, reason: str) -> str:
-    return (
-        f'checkpoint {file} is refused because it holds {reason}; allowed '
-        'are tensors, plain Python types and what MMEngine stores'
-    )
-
-
-def _refusal(error: pickle.UnpicklingError) -> str | None:
-    """What the safe loader found and did not allow; None if just damaged."""
-    text = str(error)
-    for mark in ('GLOBAL ', 'getattr(', 'a numpy', 'an array', 'numpy data'):
-        start = text.find(mark)
-        if start >= 0:
-            found = text[start:].removeprefix('GLOBAL ').split('\n')[0]
-            return found.split(' was not an allowed')[0][:120]
-    if 'unrecognized function' in text or 'allowlisted' in text:
-        return 'a call of an object that is no class of a checkpoint'
-    return None
+    loader = checkpoint.CheckpointLoader
+    remote = [r'(\S+\:)?s3://', r'(\S+\:)?petrel://', 'pavi://']
+    loader.register_scheme(['', *remote], load, force=True)
+    checkpoint.load_url = load_url
+    checkpoint.get_torch_safe_globals = list  # onedl
+    Runner.resume = resume
 
 
 def write_files_atomically() -> None:

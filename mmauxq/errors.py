@@ -47,12 +47,31 @@ def one_line(error: BaseException, width: int = 600) -> str:
         if len(text.split()) < 2:
             text = f'missing key {text!r}'
     elif not isinstance(error, (UsageError, TrainingError)):
-        text = f'{type(error).__name__}: {text}'
+        text = f'{type(error).__name__}: {text}'.removesuffix(': ')
     return _cut(text, width)
 
 
+def visible(text: str, kept: str = '') -> str:
+    """Text in which characters that a terminal obeys are written out.
+
+    These are controls, such as the escape of colours and the bell, marks that
+    turn the direction of a line, and bytes that are no text. What people of
+    any language write stays.
+
+    Args:
+        text: From anywhere.
+        kept: Controls that stay, such as a line break.
+    """
+    kept += '\u200c\u200d'  # letters are joined by them, or are not
+    return ''.join(
+        c if c.isprintable() or c in kept
+        else c.encode('unicode_escape').decode()
+        for c in text
+    )  # fmt: skip
+
+
 def _cut(text: str, width: int) -> str:
-    text = ' '.join(text.split())
+    text = visible(' '.join(text.split()))
     return text if len(text) <= width else f'{text[: width - 3]}...'
 
 

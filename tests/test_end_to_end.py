@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 
-from mmauxq import compat
+from mmauxq.checkpoint_file import read_checkpoint
 from tests.commands import evaluate, train
 from tests.conftest import ROOT, process_environment
 from tests.support import killing
@@ -54,9 +54,9 @@ def test_two_processes_train_and_the_slim_network_is_what_they_logged(
         metrics = json.loads(out.splitlines()[-1])
         assert metrics['accuracy/top1'] == pytest.approx(logged, abs=1e-4)
     # of 1,198 images, 64 in a step of each process
-    checkpoint = compat.load_checkpoint(tmp_path / 'epoch_1.pth')
+    checkpoint = read_checkpoint(tmp_path / 'epoch_1.pth')
     assert checkpoint['meta']['iter'] == 10
-    state = compat.load_checkpoint(tmp_path / 'slim.pth')['state_dict']
+    state = read_checkpoint(tmp_path / 'slim.pth')['state_dict']
     assert not any('guidance' in name for name in state)
     flags = [v for k, v in state.items() if k.endswith('calibrated')]
     assert len(flags) == 40 and all(flags)
@@ -78,7 +78,7 @@ def test_a_killed_run_is_resumed(tmp_path):
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     assert pointer.exists() and not (tmp_path / 'slim.pth').exists()
-    kept = compat.load_checkpoint(pointer.read_text())
+    kept = read_checkpoint(pointer.read_text())
     epoch = kept['meta']['epoch']
     log.unlink()
     status = killing.run_train(
@@ -89,7 +89,7 @@ def test_a_killed_run_is_resumed(tmp_path):
     assert f'resumed epoch: {epoch}' in text
     # calibrated already: nothing to warn of, nothing done again
     assert 'WITHOUT A FLOAT CHECKPOINT' not in text
-    last = compat.load_checkpoint(tmp_path / f'epoch_{epoch + 1}.pth')
+    last = read_checkpoint(tmp_path / f'epoch_{epoch + 1}.pth')
     assert last['meta']['epoch'] == epoch + 1
     assert last['meta']['iter'] == (epoch + 1) * kept['meta']['iter'] // epoch
     assert (tmp_path / 'slim.pth').exists()

@@ -1,5 +1,7 @@
 """Messages in one line."""
 
+import os
+
 import pytest
 
 from mmauxq.errors import (
@@ -8,6 +10,7 @@ from mmauxq.errors import (
     check_integer,
     one_line,
     shorten,
+    visible,
 )
 
 
@@ -43,3 +46,28 @@ def test_what_is_no_integer_from_1(value):
 def test_integers_pass():
     check_integer('a.b', 1, 1)
     check_integer('a.b', 7, -1)
+
+
+@pytest.mark.parametrize(
+    'text, shown',
+    [
+        ('plain Ünï 日本 नमस्ते', 'plain Ünï 日本 नमस्ते'),
+        ('می\u200cخواهم', 'می\u200cخواهم'),  # the letters are not joined
+        ('\x1b[31m', r'\x1b[31m'),
+        ('a\r\n\x07b', r'a\r\n\x07b'),
+        ('a\u202eb\u2066', r'a\u202eb\u2066'),
+        (os.fsdecode(b'\xff'), r'\udcff'),
+        ('\x9b', r'\x9b'),
+    ],
+)
+def test_a_terminal_obeys_no_text(text, shown):
+    assert visible(text) == shown
+
+
+def test_controls_that_stay():
+    assert visible('a\n\tb\x1b', '\n\t') == 'a\n\tb\\x1b'
+
+
+def test_messages_are_visible():
+    assert one_line(UsageError('a\x1b\n b')) == r'a\x1b b'
+    assert one_line(MemoryError()) == 'MemoryError'

@@ -3,7 +3,7 @@
 SCRIPT = """
 import os, pickle
 import torch, mmengine, mmpretrain.models, mmengine.optim
-from mmengine.logging import HistoryBuffer
+from mmengine.runner import Runner
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as C
 from mmengine.fileio.backends import registry_utils as files
 from mmengine.runner.checkpoint import CheckpointLoader
@@ -16,8 +16,7 @@ def state():
         C.get('DefaultOptimWrapperConstructor'),
         dict(files.backends), dict(files.prefix_to_backends),
         dict(CheckpointLoader._schemes),
-        vars(HistoryBuffer).get('__getstate__'),
-        vars(HistoryBuffer).get('__setstate__'),
+        Runner.resume,
         torch.serialization.get_safe_globals(),
         torch.get_rng_state().tolist(),
     )

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from mmengine.dist import get_world_size
 from mmengine.model import BaseModel
-from mmengine.runner import CheckpointLoader
 from mmpretrain.models import ImageClassifier
 from torch import Tensor, nn
 
+from mmauxq.checkpoint_file import read_source
 from mmauxq.guidance import Guidance, Tap, TapRecorder
 from mmauxq.guidance.taps import IMAGE
 from mmauxq.network import profile, restoring, seed_generators
@@ -262,7 +262,7 @@ class JointQAT(BaseModel):
         source, network = self.float_checkpoint, self.architecture
         if source is None:
             return
-        checkpoint = CheckpointLoader.load_checkpoint(source, 'cpu')
+        checkpoint = read_source(source)
         state = normalise(checkpoint, source)
         state = check_architecture(network, state, source, other_head=True)
         network.load_state_dict(state, strict=False)

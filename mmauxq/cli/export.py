@@ -14,8 +14,10 @@ from .parser import add_network_arguments, integer
 
 def load(args: argparse.Namespace):
     """The network of ``args.config`` and ``args.checkpoint``."""
+    from mmauxq.checkpoint_file import read_checkpoint
+
     cfg = load_config(args)
-    compat.load_checkpoint(args.checkpoint)  # before anything is built
+    read_checkpoint(args.checkpoint)  # before anything is built
     compat.enable()
     from mmauxq.deploy.network import load_network
     from mmauxq.engine.image_shape import set_image_shape

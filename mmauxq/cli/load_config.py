@@ -33,7 +33,7 @@ def load_config(args: argparse.Namespace) -> 'Config':
         raise UsageError(f'config {path} does not exist or is not a file')
     try:
         cfg = Config.fromfile(path)
-    except Exception as error:  # a config is code: it may raise anything
+    except BaseException as error:  # a config is code: it may raise anything
         if compat.needs_pkg_resources(error):
             raise UsageError(
                 f'config {path}: bases such as mmpretrain:: need '

@@ -5,24 +5,36 @@ goes wrong there, so it ends as one line on stderr and exit status 2
 (``--debug`` shows the traceback). From the first iteration on, errors keep
 their traceback and exit with 1, except :class:`~mmauxq.errors.UsageError`.
 A :class:`~mmauxq.errors.TrainingError` is one line and exit status 1, whenever
-it happens.
+it happens, and so is a full disk. SIGINT and SIGTERM are one line and exit
+status 130 and 143.
 """
 
 import atexit
+import errno
 import io
+import logging
 import os
 import signal
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from mmauxq import compat
-from mmauxq.errors import TrainingError, UsageError, one_line
+from mmauxq.errors import TrainingError, UsageError, one_line, visible
 from mmauxq.ranks import rank
+from mmauxq.stopping import (
+    LAUNCHER,
+    Stopped,
+    end_children,
+    end_with,
+    finish,
+    stoppable,
+)
 
 from .parser import Parser
 
@@ -34,8 +46,16 @@ EXPECTED = (
     ArithmeticError, AssertionError, AttributeError, ImportError, LookupError,
     OSError, RuntimeError, TypeError, ValueError,
 )  # fmt: skip
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG}
+"""What a disk that is full, read-only or broken says."""
+LOADER_DIED = 'DataLoader worker (pid'
+"""What torch's error says when a process of the data loader dies."""
 RANK_PATIENCE = 10
 """Seconds after which other ranks report an error that rank 0 has not."""
+SIGNAL_PATIENCE = 0.5
+"""Seconds in which a signal that ended other processes reaches this one."""
+UNDER_TORCHRUN = 'TORCHELASTIC_RUN_ID'
+"""Environment variable of the ranks that torchrun starts."""
 
 
 def run_command(
@@ -56,6 +76,25 @@ def run_command(
         The exit status.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        with stoppable() as check, _visible_logs():
+            return _run_command(command, argv, prog, check)
+    except Stopped as stopped:
+        end_children()
+        if UNDER_TORCHRUN not in os.environ and not rank():
+            line = stopped.line(command.__name__.rpartition('.')[2])
+            print(line, file=sys.stderr, flush=True)
+        return stopped.status
+
+
+def _run_command(
+    command: ModuleType,
+    argv: list[str],
+    prog: str | None,
+    check_signals: Callable[[], None],
+) -> int:
+    if UNDER_TORCHRUN in os.environ:
+        end_with(int(os.environ.get(LAUNCHER) or os.getppid()))
     parser = Parser(prog=prog, description=command.__doc__)
     command.add_arguments(parser)
     parser.add_argument(
@@ -71,7 +110,7 @@ def run_command(
         running = True
         held.release()
 
-    args, status = None, 0
+    args, status = None, 1
     try:
         args = parser.parse_args(argv)
         local = getattr(args, 'local_rank', 0)
@@ -79,24 +118,55 @@ def run_command(
         if getattr(command, 'QUIET_SETUP', False) and not debug:
             sys.stdout = held  # type: ignore[assignment]
         status = command.run(args, mark_running) or 0
-    except Exception as raised:
-        error = _named(raised)
+    except BaseException as raised:
+        if args is None and isinstance(raised, SystemExit):
+            raise  # --help
+        if LOADER_DIED in str(raised):
+            # the next one to die would raise while this one is reported
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        if LOADER_DIED in str(raised) or _is_distributed():
+            time.sleep(SIGNAL_PATIENCE)
+        check_signals()
+        error = _named(raised, getattr(args, 'loaded', None))
         mendable = isinstance(error, UsageError)
         mendable |= not running and _is_expected(error)
         known = mendable or isinstance(error, TrainingError)
         held.release(show=not known)  # MMEngine's output would hide the line
         if debug or not known:
-            traceback.print_exc()
+            text = visible(traceback.format_exc(), '\n\t')
+            print(text, end='', file=sys.stderr, flush=True)
         if known:
             _print_error(_with_place(error, getattr(args, 'loaded', None)))
         status = 2 if mendable else 1
     finally:
         if sys.stdout is held:
-            held.release()
+            held.release(show=running or not status)
             sys.stdout = held.stream
-        if _is_distributed():
-            sys.modules['torch.distributed'].destroy_process_group()
+    if _is_distributed():
+        sys.modules['torch.distributed'].destroy_process_group()
     return status
+
+
+@contextmanager
+def _visible_logs() -> Iterator[None]:
+    """Log lines hold no characters that a terminal obeys, whatever the text
+    of a file is; one that cannot be written is left out, without a traceback.
+    """
+    make, shown = logging.getLogRecordFactory(), logging.raiseExceptions
+
+    def record(*args: Any, **options: Any) -> logging.LogRecord:
+        made = make(*args, **options)
+        if isinstance(made.msg, str):
+            made.msg, made.args = visible(made.getMessage(), '\n\t'), None
+        return made
+
+    logging.setLogRecordFactory(record)
+    logging.raiseExceptions = False
+    try:
+        yield
+    finally:
+        logging.setLogRecordFactory(make)
+        logging.raiseExceptions = shown
 
 
 class HeldOutput:
@@ -127,23 +197,28 @@ class HeldOutput:
         return getattr(self.stream, name)
 
 
-def _named(error: Exception) -> Exception:
-    """The error, or a TrainingError if a process of the data loader died.
+def _named(error: BaseException, cfg: 'Config | None') -> BaseException:
+    """The error, or a TrainingError if it is one of the machine: the disk is
+    full, or a process of the data loader died.
 
-    torch raises that one from a signal handler, so also in a step. Errors of
+    torch raises the latter from a signal handler, so also in a step. Errors of
     the data set in a loader process have other messages.
     """
-    if 'DataLoader worker (pid' not in str(error):
+    if isinstance(error, OSError) and error.errno in DISK:
+        where = error.filename or (cfg and cfg.get('work_dir')) or 'a file'
+        return TrainingError(
+            f'{where} cannot be written: {error.strerror}; files that were '
+            'complete before are unchanged'
+        )
+    if LOADER_DIED not in str(error):
         return error
-    # the next process to die would raise while this one is reported
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     return TrainingError(
         f'a process of the data loader died ({error}); it may have run out of '
         'memory, of which fewer num_workers need less'
     )
 
 
-def _with_place(error: Exception, cfg: 'Config | None') -> str:
+def _with_place(error: BaseException, cfg: 'Config | None') -> str:
     """The message, with the part of the config if another package wrote it."""
     message = one_line(error)
     if cfg is None or isinstance(error, (UsageError, TrainingError)):
@@ -157,13 +232,16 @@ def _with_place(error: Exception, cfg: 'Config | None') -> str:
 def exit_process(status: int) -> NoReturn:
     """End the process with ``status``, as the last act of a command.
 
-    A rank of a distributed job skips the end of the interpreter: a thread of
-    Gloo that takes Python's lock meanwhile would abort the process ("terminate
-    called without an active exception").
+    A command that was stopped, and a rank of a distributed job, skip the end
+    of the interpreter: a thread, such as one of Gloo, that takes Python's lock
+    meanwhile would abort the process ("terminate called without an active
+    exception").
     """
-    if 'RANK' not in os.environ:
+    finish()
+    stopped = status >= 128
+    if 'RANK' not in os.environ and not stopped:
         sys.exit(status)
-    for thread in threading.enumerate():
+    for thread in () if stopped else threading.enumerate():
         if thread is not threading.current_thread() and not thread.daemon:
             thread.join()
     atexit._run_exitfuncs()  # loggers and visualizers write what they hold
@@ -172,10 +250,12 @@ def exit_process(status: int) -> NoReturn:
     os._exit(status)
 
 
-def _is_expected(error: Exception) -> bool:
+def _is_expected(error: BaseException) -> bool:
+    if isinstance(error, TrainingError):
+        return False
     if isinstance(error, RuntimeError) and _is_distributed():
         return False  # as a rule, another rank died
-    return isinstance(error, EXPECTED)
+    return isinstance(error, EXPECTED) or not isinstance(error, Exception)
 
 
 def _print_error(message: str) -> None:
@@ -188,7 +268,7 @@ def _print_error(message: str) -> None:
     if own:
         time.sleep(RANK_PATIENCE)
         message = f'(rank {own}) {message}'
-    print(f'error: {message}', file=sys.stderr, flush=True)
+    print(f'error: {visible(message)}', file=sys.stderr, flush=True)
 
 
 def _is_distributed() -> bool:

@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, mark_running: Callable) -> None:
     """Evaluate, and print the metrics as one line of JSON."""
     cfg = load_config(args)
+    from mmauxq.checkpoint_file import read_checkpoint
     from mmauxq.engine.build_runner import build_runner, set_work_dir
 
     for key in ('test_dataloader', 'test_evaluator', 'test_cfg'):
@@ -35,7 +36,7 @@ def run(args: argparse.Namespace, mark_running: Callable) -> None:
             raise UsageError(f'{args.config} has no `{key}`')
     if args.out:
         check_file('--out', args.out)
-    compat.load_checkpoint(args.checkpoint)  # before anything is built
+    read_checkpoint(args.checkpoint)  # before anything is built
     set_work_dir(cfg, args.config, args.work_dir)
     if cfg.model.get('type') == 'mmauxq.JointQAT':
         cfg.model.guidance = None

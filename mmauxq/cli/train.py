@@ -83,15 +83,16 @@ def run(args: argparse.Namespace, mark_running: Callable) -> None:
     set_image_shape(cfg)
     build_runner(cfg, mark_running).train()
     if joint and rank() == 0:
-        _write_slim(Path(cfg.work_dir))
+        _write_slim(cfg)
 
 
-def _write_slim(work_dir: Path) -> None:
+def _write_slim(cfg: 'Config') -> None:
     """Leave what ships, the last network alone, beside the checkpoints."""
     from mmauxq.deploy import save_slim
-    from mmauxq.engine.resume import named_checkpoint
+    from mmauxq.engine.resume import checkpoint_folder, named_checkpoint
 
-    last = named_checkpoint(work_dir)
+    work_dir = Path(cfg.work_dir)
+    last = named_checkpoint(work_dir, checkpoint_folder(cfg, work_dir))
     if last is None:
         print('No checkpoint was saved, so no slim.pth', file=sys.stderr)
         return

@@ -9,11 +9,12 @@ import torch
 from mmengine.config import Config
 from torch import Tensor
 
-from mmauxq import compat
+from mmauxq.checkpoint_file import read_checkpoint
 from mmauxq.errors import UsageError
 from mmauxq.network import sample_images
 from mmauxq.network.checkpoint import (
     check_architecture,
+    check_same_bits,
     check_scales,
     normalise,
 )
@@ -99,13 +100,15 @@ def load_network(cfg: Config, checkpoint: str) -> Network:
 
     init_default_scope(cfg.get('default_scope', 'mmpretrain'))
     check_config(cfg)
-    content = compat.load_checkpoint(checkpoint)
+    content = read_checkpoint(checkpoint)
     state = normalise(content, str(checkpoint))
     algorithm = build(cfg, None).cpu().eval()
     check_architecture(algorithm.architecture, state, str(checkpoint))
     check_scales(algorithm.architecture, state, str(checkpoint))
+    meta = content.get('meta') if 'state_dict' in content else None
+    check_same_bits(algorithm.architecture, meta, str(checkpoint))
     algorithm.architecture.load_state_dict(state, strict=False)
-    return Network(algorithm, cfg, content.get('meta') or {})
+    return Network(algorithm, cfg, meta if isinstance(meta, dict) else {})
 
 
 def check_config(cfg: Config) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from mmauxq import compat
+from mmauxq.checkpoint_file import read_checkpoint
 from mmauxq.errors import UsageError
 from mmauxq.files import write_atomically
 from mmauxq.network.checkpoint import is_joint, normalise
@@ -33,7 +33,7 @@ def save_slim(
     Raises:
         UsageError: If the checkpoint is not one of a quantized network.
     """
-    source = compat.load_checkpoint(checkpoint)
+    source = read_checkpoint(checkpoint)
     state = normalise(source, str(checkpoint))
     # a JointQAT with 32 bits everywhere has no quantizer
     if not is_joint(source.get('state_dict', source)) and not any(
@@ -45,14 +45,16 @@ def save_slim(
         )
     if architecture is not None:
         state = architecture.state_dict()
-    meta = source.get('meta', {})
+    meta = source.get('meta')
+    meta = meta if isinstance(meta, dict) else {}
     slim = dict(
         meta=dict(
             mmauxq_version=__version__,
-            epoch=int(meta.get('epoch', 0)),
-            iter=int(meta.get('iter', 0)),
+            epoch=meta.get('epoch', 0),
+            iter=meta.get('iter', 0),
             cfg=str(meta.get('cfg', '')),
             classes=class_names(meta),
+            quantizer_bits=meta.get('quantizer_bits'),
         ),
         state_dict={key: value.cpu().clone() for key, value in state.items()},
     )
@@ -64,5 +66,7 @@ def save_slim(
 
 def class_names(meta: dict) -> list[str]:
     """Names of the classes in the meta of a checkpoint, if it has them."""
-    dataset = meta.get('dataset_meta') or {}
-    return [str(c) for c in meta.get('classes') or dataset.get('classes', ())]
+    dataset = meta.get('dataset_meta')
+    dataset = dataset if isinstance(dataset, dict) else {}
+    names = meta.get('classes') or dataset.get('classes')
+    return list(map(str, names)) if isinstance(names, (list, tuple)) else []

@@ -15,6 +15,7 @@ from mmengine.runner import Runner
 from mmauxq.errors import UsageError
 
 from .hooks import DataCheckHook, EpochLengthHook, TeacherCheckHook
+from .resumable_loops import check_length
 
 
 def set_work_dir(cfg: Config, config: str, work_dir: str | None) -> None:
@@ -32,6 +33,13 @@ def set_work_dir(cfg: Config, config: str, work_dir: str | None) -> None:
         cfg.work_dir = work_dir
     elif cfg.get('work_dir') is None:
         cfg.work_dir = os.path.join('work_dirs', Path(config).stem)
+    try:  # it is in the text of the config, and in logs
+        os.path.abspath(cfg.work_dir).encode()
+    except UnicodeEncodeError:
+        raise UsageError(
+            f'work dir {os.path.abspath(cfg.work_dir)}: expected a path that '
+            'is text in UTF-8; choose another by --work-dir'
+        ) from None
     try:
         os.makedirs(cfg.work_dir, exist_ok=True)
         with tempfile.TemporaryFile(dir=cfg.work_dir):
@@ -135,4 +143,6 @@ class _StartHook(Hook):
     def before_train(self, runner: Any) -> None:
         self.mark_running()
 
-    before_test = before_train
+    def before_test(self, runner: Any) -> None:
+        check_length(runner.test_loop.dataloader, 'test_dataloader')
+        self.mark_running()

@@ -10,19 +10,24 @@ import os
 import signal
 import socket
 import sys
+from pathlib import Path
 
 from mmauxq.errors import UsageError
+from mmauxq.stopping import LAUNCHER, Stopped, finish, stoppable
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run ``GPUS SCRIPT [ARGS]``; returns the exit status."""
     gpus, *script = sys.argv[1:] if argv is None else argv
     try:
-        processes = check_gpus(gpus)
+        with stoppable():
+            return _run(check_gpus(gpus), script)
     except UsageError as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
-    return _run(processes, script)
+    except Stopped as stopped:
+        print(stopped.line(Path(script[0]).stem), file=sys.stderr)
+        return stopped.status
 
 
 def check_gpus(gpus: str) -> int:
@@ -45,10 +50,13 @@ def _run(processes: int, script: list[str]) -> int:
         errors,
     )
 
+    os.environ[LAUNCHER] = str(os.getpid())
     # torchrun and MMEngine would set them too, with a warning
     for name in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS'):
         os.environ.setdefault(name, '1')
-    logging.getLogger('torch.distributed.elastic').setLevel(logging.CRITICAL)
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith('torch.distributed.elastic'):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     args = run.get_args_parser().parse_args(
         [
             f'--nnodes={os.environ.get("NNODES", 1)}',
@@ -62,9 +70,7 @@ def _run(processes: int, script: list[str]) -> int:
     try:
         run.run(args)
     except SignalException as error:
-        number = int(error.sigval)
-        print(f'error: signal {number} stopped the job', file=sys.stderr)
-        return 128 + number
+        raise Stopped(error.sigval) from error
     except errors.ChildFailedError as error:
         statuses = {r: f.exitcode for r, f in error.failures.items()}
         if 2 in statuses.values():  # that rank has printed why
@@ -88,9 +94,10 @@ def _cause(statuses: dict[int, int]) -> tuple[int, int]:
     Args:
         statuses: Rank -> exit status, negative for a signal.
     """
+    ended = -signal.SIGTERM, 128 + signal.SIGTERM
     return min(
         statuses.items(),
-        key=lambda item: (item[1] == -signal.SIGTERM, item[1] >= 0, item[0]),
+        key=lambda item: (item[1] in ended, item[1] >= 0, item[0]),
     )
 
 
@@ -101,4 +108,6 @@ def _free_port() -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    status = main()
+    finish()
+    sys.exit(status)

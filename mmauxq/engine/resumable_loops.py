@@ -60,8 +60,14 @@ class ResumableLoop(EpochBasedTrainLoop):
 
         Raises:
             UsageError: If ranks have different numbers of batches, so that
-                one would wait for another for ever.
+                one would wait for another for ever; or if a pass over the
+                data has no batch, or no end.
         """
+        check_length(
+            self.dataloader, 'train_dataloader', endless=not self.by_epoch
+        )
+        if self.runner.val_loop is not None:
+            check_length(self.runner.val_loop.dataloader, 'val_dataloader')
         lengths = all_gather_object(len(self.dataloader))
         if len(set(lengths)) > 1:
             raise UsageError(
@@ -163,6 +169,12 @@ class EpochLoop(ResumableLoop):
         self.runner.model.train()
         start = self._done_in_epoch()
         for index, batch in enumerate(self._batches_from(start), start):
+            if index == len(self.dataloader):
+                raise UsageError(
+                    'train_dataloader: expected an epoch to end after the '
+                    f'{index} batches of its length, got another; see its '
+                    'sampler or batch_sampler'
+                )
             self.run_iter(index, batch)
         self.runner.call_hook('after_train_epoch')
         self._epoch += 1
@@ -223,6 +235,32 @@ class IterLoop(ResumableLoop):
                 sampler.set_epoch(number)
             yield from self._batches_from(start)
             start = 0
+
+
+def check_length(loader: Any, place: str, endless: bool = False) -> None:
+    """Check that a pass over the data has a first batch and a last one.
+
+    Args:
+        loader: Of a loop.
+        place: Its section in the config.
+        endless: Whether it may go on for ever.
+
+    Raises:
+        UsageError: If it has no batch, or its sampler never ends.
+    """
+    cutter = getattr(loader, 'batch_sampler', None)
+    sampler = getattr(cutter, 'sampler', None)
+    if not endless and isinstance(sampler, InfiniteSampler):
+        raise UsageError(
+            f'{place}.sampler: expected one that ends, such as '
+            'DefaultSampler, got InfiniteSampler; in training, '
+            "train_cfg.type='IterBasedTrainLoop' takes it"
+        )
+    if cutter is not None and len(cutter) == 0 < len(loader.dataset):
+        raise UsageError(
+            f'{place}: expected at least one batch, got none; a smaller '
+            'batch_size or drop_last=False'
+        )
 
 
 def starting_at(loader: DataLoader, start: int) -> Iterator[Any]:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import torch
 from mmengine.logging import print_log
 from mmengine.model import ModuleList
-from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
+from mmauxq.checkpoint_file import read_source
 from mmauxq.errors import UsageError, one_line
 from mmauxq.network import (
     TrainingPass,
@@ -177,7 +177,7 @@ class KnowledgeDistillation(Guidance):
                 )
         self.check_size(image.shape[-1])
         if checkpoint is not None:
-            state = CheckpointLoader.load_checkpoint(checkpoint, 'cpu')
+            state = read_source(checkpoint)
             source = f'guidance.checkpoint={checkpoint}'
             state = check_architecture(model, normalise(state, source), source)
             model.load_state_dict(state, strict=False)

@@ -9,7 +9,7 @@ from typing import Any
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from mmauxq.errors import UsageError
+from mmauxq.errors import UsageError, shorten
 from mmauxq.quantizers import Quantizer, named_quantizers
 
 
@@ -58,12 +58,14 @@ def check_architecture(
             another number of classes.
 
     Raises:
-        UsageError: If parameters are missing, or differ in shape or type.
+        UsageError: If parameters are missing, differ in shape or type, or
+            have values that no training gives.
     """
     state = dict(state)
     seen = _as_loaded(architecture, state)
     modules = architecture.named_modules()
     quantizers = tuple(f'{n}.' for n, m in modules if isinstance(m, Quantizer))
+    positive = {f'{n}.{q.scale}' for n, q in named_quantizers(architecture)}
     problems = []
     for key, value in architecture.state_dict().items():
         got = seen.get(key)
@@ -84,6 +86,8 @@ def check_architecture(
             )
         elif got.is_floating_point() != value.is_floating_point():
             problems.append(f'{key}: expected {value.dtype}, got {got.dtype}')
+        else:
+            _check_values(key, got, key in positive, source)
     if problems:
         name = type(getattr(architecture, 'backbone', architecture)).__name__
         raise UsageError(
@@ -92,6 +96,46 @@ def check_architecture(
             + (f', and {len(problems) - 1} more' if problems[1:] else '')
         )
     return state
+
+
+def _check_values(
+    key: str, value: Tensor, positive: bool, source: str
+) -> None:
+    expected = None
+    if not value.isfinite().all():
+        expected, got = 'finite numbers', 'NaN or infinity'
+    elif positive and not (value > 0).all():
+        expected, got = 'steps above 0', f'{value.min().item():g}'
+    elif key.endswith('running_var') and (value < 0).any():
+        expected, got = 'variances from 0', f'{value.min().item():g}'
+    if expected:
+        raise UsageError(f'{source}: {key}: expected {expected}, got {got}')
+
+
+def bits_of(architecture: nn.Module) -> dict[str, int]:
+    """Name -> bits of all quantizers, for the meta of a checkpoint."""
+    return {name: q.bits for name, q in named_quantizers(architecture)}
+
+
+def check_same_bits(architecture: nn.Module, meta: Any, source: str) -> None:
+    """Raise a UsageError if a checkpoint was trained with other bits.
+
+    Args:
+        architecture: Of the config.
+        meta: Of the checkpoint; one without ``quantizer_bits`` passes.
+        source: Its name, for the message.
+    """
+    stored = meta.get('quantizer_bits') if isinstance(meta, dict) else None
+    if not isinstance(stored, dict):
+        return
+    own = bits_of(architecture)
+    for name in own.keys() & stored.keys():
+        if own[name] != stored[name]:
+            raise UsageError(
+                f'{source}: {name}: expected {own[name]} bits, as the config '
+                f'says, got {shorten(stored[name])}; use the config that it '
+                'was trained with'
+            )
 
 
 def _as_loaded(

@@ -9,7 +9,7 @@ import shutil
 
 import pytest
 
-from mmauxq import compat
+from mmauxq.checkpoint_file import read_checkpoint
 from mmauxq.optional import INSTALL
 from tests.conftest import ROOT
 from tests.support.children import in_children
@@ -68,7 +68,7 @@ def runs():
 def succeeded(folder) -> bool:
     """Whether a network was trained, made slim and tested."""
     metrics = json.loads((folder / 'metrics.json').read_text())
-    slim = compat.load_checkpoint(folder / 'run/slim.pth')
+    slim = read_checkpoint(folder / 'run/slim.pth')
     return 0 <= metrics['accuracy/top1'] <= 100 and bool(slim['state_dict'])
 
 

@@ -1,5 +1,10 @@
 """How commands end."""
 
+import errno
+import logging
+import os
+from types import ModuleType
+
 import pytest
 
 from mmauxq.cli import run_command
@@ -22,3 +27,58 @@ def test_ranks_name_themselves(monkeypatch, capsys, variables, said):
     monkeypatch.setattr(run_command, 'RANK_PATIENCE', 0)
     run_command._print_error('it broke')
     assert capsys.readouterr().err == said
+
+
+def command(run):
+    """A command that does nothing but ``run``."""
+    module = ModuleType('mmauxq.cli.fake')
+    module.add_arguments = lambda parser: None
+    module.run = run
+    return module
+
+
+@pytest.mark.parametrize('running', [False, True])
+@pytest.mark.parametrize('kind', [errno.ENOSPC, errno.EROFS, errno.EDQUOT])
+def test_a_disk_that_cannot_be_written_is_one_line(capsys, kind, running):
+    def run(args, mark_running):
+        if running:
+            mark_running()
+        raise OSError(kind, os.strerror(kind), 'run/scalars.json')
+
+    assert run_command.run_command(command(run), []) == 1
+    assert capsys.readouterr().err == (
+        f'error: run/scalars.json cannot be written: {os.strerror(kind)}; '
+        'files that were complete before are unchanged\n'
+    )
+
+
+@pytest.mark.parametrize('raised', [SystemExit(0), KeyboardInterrupt()])
+@pytest.mark.parametrize('running, status', [(False, 2), (True, 1)])
+def test_what_leaves_a_command_is_no_success(capsys, raised, running, status):
+    def run(args, mark_running):
+        if running:
+            mark_running()
+        raise raised
+
+    assert run_command.run_command(command(run), []) == status
+    assert type(raised).__name__ in capsys.readouterr().err
+
+
+def test_help_is_a_success(capsys):
+    with pytest.raises(SystemExit) as leaves:
+        run_command.run_command(command(None), ['--help'])
+    assert leaves.value.code == 0
+
+
+def test_a_terminal_obeys_no_error(capsys, caplog):
+    def run(args, mark_running):
+        logging.getLogger('files').warning('key %s', '\x1b[31m\u202e日本')
+        mark_running()
+        raise RuntimeError('\x1b[2J\a')
+
+    before = logging.getLogRecordFactory(), logging.raiseExceptions
+    assert run_command.run_command(command(run), []) == 1
+    said = capsys.readouterr().err
+    assert r'key \x1b[31m\u202e日本' in caplog.text
+    assert said.endswith('RuntimeError: \\x1b[2J\\x07\n')
+    assert before == (logging.getLogRecordFactory(), logging.raiseExceptions)

@@ -233,6 +233,46 @@ def test_the_pointer_decides_over_leftovers_of_an_older_run(tmp_path):
     assert resume.find_checkpoint(tmp_path)[0].endswith('epoch_3.pth')
 
 
+def test_without_a_pointer_the_highest_step_counts(tmp_path):
+    for step, time in ((9, 30), (10, 20), (2, 40)):
+        os.utime(save(tmp_path / f'epoch_{step}.pth', step), (time, time))
+    os.utime(save(tmp_path / 'iter_99.pth', 99), (1, 1))  # of an older run
+    assert resume.find_checkpoint(tmp_path)[0].endswith('epoch_10.pth')
+
+
+def test_a_pointer_leads_nowhere_else(tmp_path):
+    """A copied run goes on from its own files."""
+    first, second = tmp_path / 'first', tmp_path / 'second'
+    for folder in (first, second):
+        folder.mkdir()
+        save(folder / 'epoch_2.pth', 2)
+        (folder / 'last_checkpoint').write_text(str(first / 'epoch_2.pth'))
+    path, _ = resume.find_checkpoint(second)
+    assert Path(path) == second / 'epoch_2.pth'
+
+
+def test_what_is_no_file_is_passed_over(tmp_path):
+    good = save(tmp_path / 'epoch_1.pth')
+    os.mkfifo(tmp_path / 'epoch_9.pth')
+    (tmp_path / 'epoch_8.pth').mkdir()
+    (tmp_path / 'epoch_7.pth').symlink_to(tmp_path / 'gone.pth')
+    (tmp_path / 'epoch_6.pth').symlink_to(tmp_path / 'epoch_6.pth')
+    os.mkfifo(tmp_path / 'last_checkpoint')
+    assert Path(resume.find_checkpoint(tmp_path)[0]) == good
+    for name in (9, 8, 7, 6):
+        with pytest.raises(UsageError, match='is not a file|does not exist'):
+            resume.load_resumable(tmp_path / f'epoch_{name}.pth')
+
+
+def test_the_folder_of_checkpoints():
+    from mmengine.config import Config
+
+    hook = dict(checkpoint=dict(out_dir='/a/b'))
+    assert resume.checkpoint_folder(Config(), 'x/run') == Path('x/run')
+    cfg = Config(dict(default_hooks=hook))
+    assert resume.checkpoint_folder(cfg, 'x/run') == Path('/a/b/run')
+
+
 def test_nothing_there(tmp_path):
     assert resume.find_checkpoint(tmp_path) is None
 

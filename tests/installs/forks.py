@@ -8,7 +8,6 @@ import os
 from importlib.metadata import distributions
 
 import torch
-from mmengine.logging import HistoryBuffer
 from mmengine.runner.checkpoint import CheckpointLoader, _safe_torch_load
 
 from mmauxq import compat
@@ -38,7 +37,7 @@ assert os.path.isdir('ran'), (
 os.rmdir('ran')
 
 compat.enable()
-torch.save({'log': HistoryBuffer([1.0, 3.0], [1, 1])}, 'good.pth')
+torch.save({'a': torch.ones(2)}, 'good.pth')
 for load in (_safe_torch_load, CheckpointLoader.load_checkpoint):
     for name in ('evil.pth', 'getattr.pth'):
         try:
@@ -47,5 +46,5 @@ for load in (_safe_torch_load, CheckpointLoader.load_checkpoint):
             print(name, load.__name__, 'refused:', error)
         else:
             raise SystemExit(f'{load.__name__} takes {name}')
-    assert load('good.pth')['log'].mean() == 2.0
+    assert load('good.pth')['a'].tolist() == [1, 1]
 assert not os.path.isdir('ran'), 'code of a checkpoint ran'

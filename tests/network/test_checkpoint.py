@@ -193,3 +193,24 @@ def test_more_scales_than_the_config_quantizes(joint):
     assert message.startswith(
         'file: quantizes more than this config: backbone.layer3.0.conv'
     )
+
+
+@pytest.mark.parametrize(
+    'key, value, message',
+    [
+        ('head.fc.weight', float('nan'), 'expected finite numbers, got NaN'),
+        ('head.fc.bias', float('inf'), 'expected finite numbers, got NaN or'),
+        ('running_var', -1.0, 'expected variances from 0, got -1'),
+        ('weight_quantizer', -0.5, 'expected steps above 0, got -0.5'),
+        ('weight_quantizer', 0.0, 'expected steps above 0, got 0'),
+        ('input_quantizer', float('nan'), 'expected finite numbers, got NaN'),
+    ],
+)
+def test_values_that_no_training_gives(joint, key, value, message):
+    state = joint.architecture.state_dict()
+    name = next(n for n in state if key in n and state[n].is_floating_point())
+    state[name] = torch.full_like(state[name], value)
+    text = refused(check_architecture, joint.architecture, state, 'a.pth')
+    assert text.startswith(f'a.pth: {name}: {message}')
+    with pytest.raises(UsageError, match=name):  # the way of load_from
+        joint.load_state_dict(state)

@@ -7,7 +7,8 @@ last rank kills itself in the middle of the second epoch. The job must end
 within a minute with a message and no exit status of success. Then it is
 resumed on each number of ranks, each time from a copy of what was left, and
 must go on at the step that follows the last checkpoint, counted in its own
-steps, and end with a checkpoint of the last epoch.
+steps, and end with a checkpoint of the last epoch. At last the launcher itself
+is killed in the second epoch, and all ranks must be gone half a minute later.
 """
 
 import argparse
@@ -53,26 +54,51 @@ default_hooks = dict(logger=dict(interval=5),
     checkpoint=dict(interval=5, by_epoch=False, max_keep_ckpts=-1))
 sync_bn = {sync_bn!r}
 """
+ENDLESS = '--cfg-options', 'train_cfg.max_epochs=1000000'
 STEPS = 20
 """In an epoch, on all ranks."""
 
 
-def start(folder: Path, ranks: int, run: Path, *more: str):
-    """(exit status, seconds, output) of a job."""
+def job(folder: Path, ranks: int, run: Path, *more: str) -> dict:
+    """Arguments of subprocess for a job."""
     environment = {
         **os.environ,
         'PYTHON': sys.executable,
         'PYTHONPATH': f'{ROOT}:{folder}',
     }
+    words = ['bash', f'{ROOT}/tools/dist_train.sh', f'{folder}/config.py']
+    words += [str(ranks), '--work-dir', str(run), *more]
+    return dict(args=words, env=environment, text=True)
+
+
+def start(folder: Path, ranks: int, run: Path, *more: str):
+    """(exit status, seconds, output) of a job."""
     begin = time.time()
     done = subprocess.run(
-        ['bash', f'{ROOT}/tools/dist_train.sh', f'{folder}/config.py',
-         str(ranks), '--work-dir', str(run), *more],
-        env=environment, capture_output=True, text=True, timeout=1200,
-    )  # fmt: skip
+        **job(folder, ranks, run, *more), capture_output=True, timeout=1200
+    )
     text = done.stdout + done.stderr
     (folder / f'{run.name}.txt').write_text(text)
     return done.returncode, time.time() - begin, text
+
+
+def orphans(folder: Path, ranks: int) -> list[str]:
+    """The ranks that live half a minute after their launcher."""
+    run = folder / 'launcher'
+    with open(f'{run}.txt', 'w') as log:
+        launcher = subprocess.Popen(
+            **job(folder, ranks, run, *ENDLESS), stdout=log, stderr=log
+        )
+    saved = run / f'iter_{STEPS + 5}.pth'
+    while not saved.exists() and launcher.poll() is None:
+        time.sleep(0.1)
+    launcher.kill()
+    launcher.wait()
+    time.sleep(30)
+    words = ['pgrep', '-f', f'train.py {folder}/config.py']
+    found = subprocess.run(words, capture_output=True, text=True).stdout
+    assert saved.exists(), 'the launcher was killed too early'
+    return found.split()
 
 
 def main() -> int:
@@ -123,6 +149,11 @@ def main() -> int:
         good = good and line['last'] == f'iter_{3 * length}.pth'
         print(line, flush=True)
         lines.append(line)
+    (folder / 'died').touch()  # no rank kills itself any more
+    line = dict(ranks=args.ranks, orphans=orphans(folder, args.ranks))
+    good = good and not line['orphans']
+    print(line, flush=True)
+    lines.append(line)
     with (folder / 'results.jsonl').open('w') as file:
         file.writelines(json.dumps(line) + '\n' for line in lines)
     return 0 if good else 1

@@ -18,7 +18,7 @@ import torch
 from hypothesis import strategies as st
 from mmengine.config import Config
 
-from mmauxq import compat
+from mmauxq.checkpoint_file import read_checkpoint
 from tests.commands import train
 from tests.conftest import ROOT
 
@@ -166,7 +166,7 @@ def verdict(mutation: Mutation, status: int, out: str, folder: Path) -> str:
         pointer = folder / 'run/last_checkpoint'
         if not pointer.exists():
             return 'trained'  # asked to save nothing
-        state = compat.load_checkpoint(pointer.read_text())['state_dict']
+        state = read_checkpoint(pointer.read_text())['state_dict']
         finite = all(
             bool(torch.isfinite(v.float()).all()) for v in state.values()
         )

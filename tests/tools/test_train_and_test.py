@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from mmauxq import compat
+from mmauxq.checkpoint_file import read_checkpoint
 from mmauxq.engine import dist_launch
 from mmauxq.errors import UsageError
 from tests.commands import evaluate, train
@@ -18,14 +18,14 @@ def test_train_resume_evaluate(tool, project, capfd):
     done = tool('train.py', 'config.py', '--work-dir', 'run')
     assert done.returncode == 0, done.stderr
     assert 'Traceback' not in done.stderr
-    first = compat.load_checkpoint('run/epoch_1.pth')
-    assert first['message_hub']['log_scalars']['train/loss'].data
+    first = read_checkpoint('run/epoch_1.pth')
+    assert first['message_hub']['log_scalars']['train/loss']['log'].tolist()
 
     words = ['config.py', '--work-dir', 'run', '--resume']
     assert train([*words, '--cfg-options', 'train_cfg.max_epochs=2']) == 0
     trained = ''.join(capfd.readouterr())
     assert 'resumed epoch: 1, iter: 2' in trained
-    second = compat.load_checkpoint('run/epoch_2.pth')
+    second = read_checkpoint('run/epoch_2.pth')
     assert second['meta']['iter'] == 4
     assert second['optimizer']['state'].keys()
 
@@ -59,7 +59,7 @@ def test_amp(project):
     if not torch.cuda.is_available():
         pytest.skip('needs a GPU')
     assert train(['config.py', '--work-dir', 'run', '--amp']) == 0
-    state = compat.load_checkpoint('run/epoch_1.pth')['optimizer']
+    state = read_checkpoint('run/epoch_1.pth')['optimizer']
     assert 'loss_scaler' in state
 
 
@@ -152,7 +152,9 @@ def test_a_job_that_is_told_to_stop_says_so_in_one_line(monkeypatch, capsys):
     monkeypatch.setattr(run, 'run', stopped)
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 0)
     assert dist_launch.main(['3', 'train.py', 'config.py']) == 143
-    assert capsys.readouterr().err == 'error: signal 15 stopped the job\n'
+    assert capsys.readouterr().err == (
+        'stopped by SIGTERM; go on with --resume\n'
+    )
 
 
 @pytest.mark.parametrize(

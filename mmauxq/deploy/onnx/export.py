@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmauxq import compat
 from mmauxq.analysis import count_levels, deployed_bytes
+from mmauxq.checkpoint_file import read_checkpoint
 from mmauxq.engine.hooks import reestimate_batch_norm
 from mmauxq.errors import UsageError
 from mmauxq.files import write_atomically, written_together
@@ -189,7 +189,7 @@ def _write_checkpoints(
         if file is packed:
             load_packed(file, again)
         else:
-            state = normalise(compat.load_checkpoint(file), str(file))
+            state = normalise(read_checkpoint(file), str(file))
             again.load_state_dict(state)
         if not torch.equal(logits_of(again, sample), logits):
             raise UsageError(

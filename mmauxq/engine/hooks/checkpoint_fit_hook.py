@@ -4,6 +4,7 @@ from mmengine.hooks import Hook
 
 from mmauxq.network.checkpoint import (
     check_architecture,
+    check_same_bits,
     check_scales,
     is_joint,
     normalise,
@@ -40,3 +41,4 @@ class CheckpointFitHook(Hook):
             state = loaded  # a plain classifier takes its names as they are
         check_architecture(network, state, self.path)
         check_scales(network, state, self.path)
+        check_same_bits(network, checkpoint.get('meta'), self.path)

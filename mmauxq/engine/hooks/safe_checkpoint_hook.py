@@ -9,11 +9,12 @@ from mmengine.hooks import CheckpointHook
 
 from mmauxq.errors import TrainingError, UsageError, check_integer
 from mmauxq.files import write_atomically
+from mmauxq.network.checkpoint import bits_of, check_same_bits
 from mmauxq.registry import HOOKS
 
+from ..resume import GRADIENTS
 from ..running import bare_model
-
-GRADIENTS = 'gradients'
+from ..training_state import checkpoint_name, plain
 
 
 @HOOKS.register_module()
@@ -47,12 +48,30 @@ class SafeCheckpointHook(CheckpointHook):
         check_integer(f'{place}.max_keep_ckpts', self.max_keep_ckpts, -1)
 
     def before_train(self, runner: Any) -> None:
-        """Remember what was saved last before a resume."""
+        """Remember what was saved before a resume.
+
+        The message hub holds names; the files are those in the folder that
+        this run saves to.
+        """
         super().before_train(runner)
-        self.last_ckpt = runner.message_hub.runtime_info.get('last_ckpt')
+        info = runner.message_hub.runtime_info
+        self.last_ckpt = self._path(info.get('last_ckpt'))
+        if self.save_best is None:
+            return
+        if len(self.key_indicators) == 1:
+            self.best_ckpt_path = self._path(info.get('best_ckpt'))
+            return
+        for key in self.key_indicators:
+            path = self._path(info.get(f'best_ckpt_{key}'))
+            self.best_ckpt_path_dict[key] = path
+
+    def _path(self, stored: Any) -> str | None:
+        name = checkpoint_name(stored)
+        return name and self.file_backend.join_path(self.out_dir, name)
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:
-        """Refuse what is not finite; add gradients that wait for a step.
+        """Refuse what is not finite; add gradients that wait for a step;
+        leave plain values alone, of paths the names.
 
         Raises:
             TrainingError: If a parameter or buffer is NaN or infinite: a bad
@@ -64,18 +83,33 @@ class SafeCheckpointHook(CheckpointHook):
                     f'step {runner.iter + 1}: {name} holds NaN or infinity; '
                     'no checkpoint is written, earlier ones are unchanged'
                 )
-        if 'optimizer' not in checkpoint or get_world_size() > 1:
-            return
-        waiting = {
-            name: parameter.grad.detach().cpu().clone()
-            for name, parameter in bare_model(runner).named_parameters()
-            if parameter.grad is not None
-        }
-        if waiting:
-            checkpoint[GRADIENTS] = waiting
+        if 'optimizer' in checkpoint and get_world_size() == 1:
+            waiting = {
+                name: parameter.grad.detach().cpu().clone()
+                for name, parameter in bare_model(runner).named_parameters()
+                if parameter.grad is not None
+            }
+            if waiting:
+                checkpoint[GRADIENTS] = waiting
+        network = getattr(bare_model(runner), 'architecture', None)
+        if network is not None:
+            checkpoint['meta']['quantizer_bits'] = bits_of(network)
+        info = checkpoint['message_hub']['runtime_info']
+        for key, value in info.items():
+            if key == 'last_ckpt' or key.startswith('best_ckpt'):
+                info[key] = checkpoint_name(value)
+        for key in checkpoint.keys() - {'state_dict'}:
+            checkpoint[key] = plain(checkpoint[key], key)
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:
-        """Put gradients that wait for a step back."""
+        """Put gradients that wait for a step back; warn of other bits."""
+        network = getattr(bare_model(runner), 'architecture', None)
+        if network is not None and not runner._resume:
+            try:
+                source = str(runner._load_from)
+                check_same_bits(network, checkpoint.get('meta'), source)
+            except UsageError as error:  # a start from more bits is allowed
+                runner.logger.warning(str(error))
         waiting = checkpoint.get(GRADIENTS, {})
         if not runner._resume or get_world_size() > 1:
             return
@@ -114,7 +148,7 @@ class SafeCheckpointHook(CheckpointHook):
             return
         write_atomically(
             os.path.join(runner.work_dir, 'last_checkpoint'),
-            self.last_ckpt.encode(),
+            os.fsencode(self.last_ckpt),
         )
         if oldest is not None:
             name = self.filename_tmpl.format(oldest)
@@ -148,8 +182,6 @@ class SafeCheckpointHook(CheckpointHook):
 def _remove(backend: Any, path: str) -> None:
     if backend.isfile(path):
         backend.remove(path)
-    elif backend.isdir(path):  # checkpoints of deepspeed
-        backend.rmtree(path)
 
 
 class _RemoveLater:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mmauxq import compat
+from mmauxq.checkpoint_file import read_checkpoint
 from mmauxq.deploy.onnx import latency
 from tests.commands import latency_command
 from tests.deploy.conftest import CONFIG, OPTIONS
@@ -29,7 +29,7 @@ def test_the_table(capfd, tmp_path):
         ('float', 0), ('typed', 0), ('int8', 3), ('int8, residual int8', 8)
     ]  # fmt: skip
     assert rows[0][6] == '1.00' and all(float(r[5]) >= 0 for r in rows)
-    state = compat.load_checkpoint(file)['state_dict']
+    state = read_checkpoint(file)['state_dict']
     calibrated = [v for k, v in state.items() if k.endswith('calibrated')]
     assert len(calibrated) == 16 and all(calibrated)
 

@@ -5,7 +5,7 @@ import torch
 from mmengine.hooks import Hook
 from torch import nn
 
-from mmauxq import compat
+from mmauxq.checkpoint_file import read_checkpoint
 from mmauxq.engine.hooks import reestimate_batch_norm
 from mmauxq.errors import UsageError
 from mmauxq.registry import HOOKS
@@ -156,7 +156,7 @@ def test_what_is_saved_and_validated_last_is_reestimated(
     # those before, also the one after which the run was stopped, are not
     assert len(watch.validated) == 3
     assert not torch.allclose(watch.validated[-2], expected, rtol=1e-2)
-    last = compat.load_checkpoint((tmp_path / 'last_checkpoint').read_text())
+    last = read_checkpoint((tmp_path / 'last_checkpoint').read_text())
     (name,) = [n for n, m in runner.model.named_modules()
                if m is first_norm(runner.model)]  # fmt: skip
     saved = last['state_dict'][f'{name}.running_mean']

@@ -10,6 +10,7 @@ import torch
 
 import mmauxq.algorithms  # noqa: F401  (before anything is forked)
 from mmauxq import compat
+from mmauxq.checkpoint_file import read_checkpoint
 from mmauxq.engine import resumable_loops as loops
 from mmauxq.engine.hooks import EpochLengthHook
 from mmauxq.engine.hooks.epoch_length_hook import IMAGES, LENGTH
@@ -186,8 +187,8 @@ def config(tmp_path):
 def rates(work_dir: Path) -> list[float]:
     """Learning rate of each step, those before the kill at the beginning."""
     last = Path((work_dir / 'last_checkpoint').read_text())
-    hub = compat.load_checkpoint(last)['message_hub']
-    return hub['log_scalars']['train/lr'].data[0].tolist()
+    hub = read_checkpoint(last)['message_hub']
+    return hub['log_scalars']['train/lr']['log'].tolist()
 
 
 def cosine(top: float, begin: int, end: int) -> list[float]:
@@ -207,9 +208,9 @@ def test_no_epoch_is_skipped_with_larger_batches(tmp_path, config):
     found = rates(run)
     assert len(found) == 8 + 2 * 4
     assert found[8:] == pytest.approx(cosine(found[0], 4, 12), rel=1e-6)
-    hub = compat.load_checkpoint(run / 'epoch_3.pth')['message_hub']
+    hub = read_checkpoint(run / 'epoch_3.pth')['message_hub']
     # that of the first epoch was owed, that of the third is yet to come
-    assert len(hub['log_scalars']['val/accuracy/top1'].data[0]) == 2
+    assert len(hub['log_scalars']['val/accuracy/top1']['log']) == 2
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='for gloo')

@@ -1,22 +1,19 @@
 """The network at its real width: ``packed.safetensors``.
 
-A file of few tensors, because a header entry for each of the 250 of a
-ResNet-20 takes more room than its 2-bit weights:
+A safetensors file with a tensor for each entry of the state dict, under its
+name. Quantized weights are ``uint8`` of one axis, their codes side by side;
+all others have their own type and shape. The metadata hold
 
-* ``uint8``, ``float32``, ...: everything of the state dict that has this type,
-  one after another; quantized weights are in ``uint8``, packed;
-* ``layout``: JSON, compressed with zlib: ``tensors`` nests the names as the
-  modules are nested; a leaf is ``[stored type, shape, type]`` or, for a
-  quantized weight, ``[stored type, shape, type, bits, lowest code, stride]``.
-  ``meta`` describes the network.
+* ``format``: :data:`FORMAT`;
+* ``layout``: JSON; for each quantized weight ``[bits, lowest code, stride,
+  shape]``, so that ``code = lowest + stride * index``;
+* ``meta``: JSON; describes the network.
 """
 
 import json
 import math
 import os
-import zlib
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -24,12 +21,14 @@ import torch
 from torch import Tensor, nn
 
 from mmauxq.analysis import quantized_weights
-from mmauxq.errors import UsageError
+from mmauxq.errors import UsageError, shorten
+from mmauxq.files import parse_json, write_atomically
 from mmauxq.forward_hooks import forward_hooks
+from mmauxq.network.checkpoint import check_values
 from mmauxq.optional import need
 from mmauxq.quantizers import Quantizer, named_quantizers
 
-FORMAT = 'mmauxq-packed-2'
+FORMAT = 'mmauxq-packed-3'
 
 
 def pack(codes: np.ndarray, bits: int) -> np.ndarray:
@@ -91,19 +90,17 @@ def save_packed(
             computed from a weight.
     """
     need('safetensors')
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     weights = quantized_weights(architecture)
     operands = weight_operands(architecture, image)
-    parts: dict[str, list[Tensor]] = {}
-    tree: dict[str, Any] = {}
+    tensors: dict[str, Tensor] = {}
+    layout: dict[str, list] = {}
     for name, tensor in architecture.state_dict().items():
-        tensor = tensor.cpu()
-        leaf: list[Any] = [list(tensor.shape), _type_name(tensor)]
-        path = name.split('.')
         if name in weights:
             weight, quantizer = weights[name]
-            operand = operands.get('.'.join([*path[:-1], 'weight_quantizer']))
+            layer = name.rpartition('.')[0]
+            operand = operands.get(f'{layer}.weight_quantizer')
             if operand is None or not torch.equal(operand, weight):
                 raise UsageError(
                     f'{name}: what is quantized is computed from it '
@@ -111,25 +108,24 @@ def save_packed(
                     'cannot stand for it in packed.safetensors; keep that '
                     'layer float with policy.layers'
                 )
-            grid = quantizer.grid()
-            leaf += [quantizer.bits, grid.qmin, grid.stride]
+            layout[name] = [*_grid(quantizer), list(tensor.shape)]
             tensor = _packed(name, weight, quantizer)
-        elif tensor.dtype == torch.int64 and not (tensor - tensor.int()).any():
-            tensor = tensor.int()  # the batch counts of batch norms
-        parts.setdefault(_type_name(tensor), []).append(tensor.reshape(-1))
-        place = tree
-        for part in path[:-1]:
-            place = place.setdefault(part, {})
-        place[path[-1]] = [_type_name(tensor), *leaf]
-    layout = json.dumps(
-        dict(tensors=tree, meta=meta or {}), separators=(',', ':')
-    )
-    tensors = {name: torch.cat(values) for name, values in parts.items()}
-    tensors['layout'] = torch.from_numpy(
-        np.frombuffer(zlib.compress(layout.encode(), 9), np.uint8).copy()
-    )
-    save_file(tensors, str(out), dict(format=FORMAT))
-    return Path(out).stat().st_size
+        # a copy, since safetensors takes no views of one storage
+        tensors[name] = tensor.cpu().contiguous().clone()
+    texts = dict(layout=layout, meta=meta or {})
+    metadata = {
+        key: json.dumps(value, separators=(',', ':'))
+        for key, value in texts.items()
+    }
+    content = save(tensors, dict(format=FORMAT, **metadata))
+    write_atomically(out, content)
+    return len(content)
+
+
+def _grid(quantizer: Quantizer) -> tuple[int, int, int]:
+    """Bits, lowest code and stride."""
+    grid = quantizer.grid()
+    return quantizer.bits, grid.qmin, grid.stride
 
 
 def _packed(name: str, weight: Tensor, quantizer: Quantizer) -> Tensor:
@@ -145,18 +141,6 @@ def _packed(name: str, weight: Tensor, quantizer: Quantizer) -> Tensor:
     return torch.from_numpy(pack(index.numpy(force=True), quantizer.bits))
 
 
-def _type_name(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix('torch.')
-
-
-def _leaves(tree: dict[str, Any], prefix: str = '') -> Iterator:
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f'{prefix}{name}.')
-        else:
-            yield prefix + name, value
-
-
 @torch.no_grad()
 def load_packed(
     file: str | os.PathLike, architecture: nn.Module
@@ -169,31 +153,41 @@ def load_packed(
     Raises:
         UsageError: If the file is not a packed one, or one of another network.
     """
-    state, codes, meta = read_packed(file)
+    state, codes, layout, meta = _read(file)
     weights = quantized_weights(architecture)
-    differing = codes.keys() ^ weights.keys()
+    own = architecture.state_dict()
+    differing = (codes.keys() ^ weights.keys()) | (
+        (state.keys() | codes.keys()) ^ own.keys()
+    )
     if differing:
         raise UsageError(
-            f'{file}: is of another network: only one of the two quantizes '
-            f'{min(differing)}'
+            f'{file}: expected the tensors of this network, got one of '
+            f'another, which differs in {min(differing)}'
         )
-    for name, (code, bits) in codes.items():
+    for name, code in codes.items():
         weight, quantizer = weights[name]
-        if bits != quantizer.bits or code.shape != weight.shape:
+        expected = *_grid(quantizer), tuple(weight.shape)
+        got = *layout[name], tuple(code.shape)
+        if got != expected:
             raise UsageError(
-                f'{file}: {name}: expected {quantizer.bits} bits and shape '
-                f'{list(weight.shape)}, got {bits} bits and shape '
-                f'{list(code.shape)}'
+                f'{file}: {name}: expected bits, lowest code, stride and '
+                f'shape {expected}, got {got}'
             )
-    own = architecture.state_dict()
-    differing = state.keys() ^ (own.keys() - codes.keys()) or {
-        name for name in state if own[name].shape != state[name].shape
-    }
-    if differing:
-        raise UsageError(f'{file}: is of another network: {min(differing)}')
+        if code.numel() and code.max() > quantizer.grid().qmax:
+            raise UsageError(
+                f'{file}: {name}: expected codes up to '
+                f'{quantizer.grid().qmax}, got {code.max()}'
+            )
+    scales = {f'{n}.{q.scale}' for n, q in named_quantizers(architecture)}
+    for name, tensor in state.items():
+        expected = own[name].dtype, tuple(own[name].shape)
+        got = tensor.dtype, tuple(tensor.shape)
+        if got != expected:
+            raise UsageError(f'{file}: {name}: expected {expected}, got {got}')
+        check_values(name, tensor, name in scales, str(file))
     architecture.load_state_dict(state, strict=False)
     for name, (weight, quantizer) in weights.items():
-        weight.copy_(quantizer.weight_of(codes[name][0].to(weight.device)))
+        weight.copy_(quantizer.weight_of(codes[name].to(weight.device)))
     return meta
 
 
@@ -204,32 +198,77 @@ def read_packed(
     codes, bits) of these by name; ``meta``.
 
     Raises:
-        UsageError: If the file is not a packed network.
+        UsageError: If the file is not a packed network, or is damaged.
     """
+    state, codes, layout, meta = _read(file)
+    pairs = {name: (code, layout[name][0]) for name, code in codes.items()}
+    return state, pairs, meta
+
+
+def _read(file: str | os.PathLike) -> tuple[dict, dict, dict, dict]:
+    """State, codes, (bits, lowest code, stride) of these, and ``meta``."""
     need('safetensors')
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(str(file), 'pt') as content:
-            written = (content.metadata() or {}).get('format')
+            metadata = content.metadata() or {}
+            written = metadata.get('format')
             if written != FORMAT:
                 raise UsageError(
-                    f'{file}: expected the format {FORMAT!r}, got {written!r}'
+                    f'{file}: expected the format {FORMAT!r}, got '
+                    f'{shorten(written)}; export the network again'
                 )
-            parts = {name: content.get_tensor(name) for name in content.keys()}
+            state = {name: content.get_tensor(name) for name in content.keys()}
     except (OSError, SafetensorError) as error:
         raise UsageError(f'{file}: cannot be read ({error})') from error
-    layout = json.loads(zlib.decompress(parts.pop('layout').numpy().tobytes()))
-    state, codes = {}, {}
-    for name, (stored, shape, kind, *grid) in _leaves(layout['tensors']):
-        count = math.prod(shape)
-        size = math.ceil(count * grid[0] / 8) if grid else count
-        flat, parts[stored] = parts[stored][:size], parts[stored][size:]
-        if grid:
-            bits, lowest, stride = grid
-            index = unpack(flat.numpy(), bits, count)
-            code = torch.from_numpy(index).int() * stride + lowest
-            codes[name] = code.reshape(shape), bits
-        else:
-            state[name] = flat.reshape(shape).to(getattr(torch, kind))
-    return state, codes, layout['meta']
+    except (ValueError, OverflowError, RuntimeError) as error:
+        raise UsageError(f'{file}: is damaged ({error})') from error
+    layout = _json(file, 'layout', metadata)
+    codes = {}
+    for name, entry in layout.items():
+        place = f'{file}: {name}'
+        if not _is_layout(entry) or name not in state:
+            raise UsageError(
+                f'{place}: expected a tensor, and its bits, lowest code, '
+                f'stride and shape in the layout, got {shorten(entry)}'
+            )
+        bits, lowest, stride, shape = entry
+        packed, count = state.pop(name), math.prod(shape)
+        size = math.ceil(count * bits / 8)
+        if packed.dtype != torch.uint8 or packed.shape != (size,):
+            raise UsageError(
+                f'{place}: expected {size} bytes for {count} codes of {bits} '
+                f'bits, got {packed.dtype}, {tuple(packed.shape)}'
+            )
+        if size and int(packed[-1]) >> (8 - (size * 8 - count * bits)):
+            raise UsageError(f'{place}: expected zeros after the last code')
+        index = torch.from_numpy(unpack(packed.numpy(), bits, count))
+        codes[name] = (index.int() * stride + lowest).reshape(shape)
+        layout[name] = bits, lowest, stride
+    return state, codes, layout, _json(file, 'meta', metadata)
+
+
+def _json(file: str | os.PathLike, key: str, metadata: Mapping) -> dict:
+    try:
+        value = parse_json(metadata.get(key, ''))
+    except ValueError as error:
+        raise UsageError(f'{file}: {key}: expected JSON ({error})') from error
+    if not isinstance(value, dict):
+        raise UsageError(f'{file}: {key}: expected a dict of JSON')
+    return value
+
+
+def _is_layout(entry: Any) -> bool:
+    if not isinstance(entry, list) or len(entry) != 4:
+        return False
+    bits, lowest, stride, shape = entry
+    numbers = [bits, lowest, stride, *(shape if type(shape) is list else [''])]
+    return (
+        all(type(number) is int for number in numbers)
+        and 1 <= bits <= 8
+        and abs(lowest) < 256
+        and stride in (1, 2)
+        and len(shape) <= 8
+        and all(0 <= length < 2**31 for length in shape)
+    )

@@ -87,7 +87,7 @@ def check_architecture(
         elif got.is_floating_point() != value.is_floating_point():
             problems.append(f'{key}: expected {value.dtype}, got {got.dtype}')
         else:
-            _check_values(key, got, key in positive, source)
+            check_values(key, got, key in positive, source)
     if problems:
         name = type(getattr(architecture, 'backbone', architecture)).__name__
         raise UsageError(
@@ -98,9 +98,16 @@ def check_architecture(
     return state
 
 
-def _check_values(
-    key: str, value: Tensor, positive: bool, source: str
-) -> None:
+def check_values(key: str, value: Tensor, positive: bool, source: str) -> None:
+    """Raise a UsageError if a tensor of a state dict holds what no training
+    gives: NaN, infinity, negative variances, steps that are not positive.
+
+    Args:
+        key: In the state dict.
+        value: Any shape.
+        positive: Whether it is the step of a quantizer.
+        source: Name of the file, for the message.
+    """
     expected = None
     if not value.isfinite().all():
         expected, got = 'finite numbers', 'NaN or infinity'

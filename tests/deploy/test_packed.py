@@ -68,8 +68,8 @@ def test_it_loads_back_to_the_bit(tmp_path, weight, bits):
     )
 
 
-def test_its_size_is_the_sum_of_bits(tmp_path):
-    """Of the smallest network that the repository trains: 25 kB."""
+def test_its_size_is_the_sum_of_bits_and_of_names(tmp_path):
+    """Of the smallest network: 25 kB of numbers, and as much for names."""
     compat.enable()
     from mmengine.config import Config
 
@@ -78,7 +78,8 @@ def test_its_size_is_the_sum_of_bits(tmp_path):
     meta = dict(mean=[77.84], std=[95.89], channel_order='as read')
     meta['classes'] = list('0123456789')
     size = save_packed(network, tmp_path / 'p', IMAGE, meta)
-    assert 1 <= size / deployed_bytes(network) < 1.03
+    names = size - deployed_bytes(network)
+    assert 0 < names < 160 * len(network.state_dict())
 
 
 def test_codes_can_be_read_without_the_network(tmp_path):
@@ -95,16 +96,16 @@ def test_codes_can_be_read_without_the_network(tmp_path):
     assert state.keys() | codes.keys() == whole.keys()
     assert all(torch.equal(state[key], whole[key]) for key in state)
     with safe_open(tmp_path / 'p', 'pt') as content:
-        assert set(content.keys()) == {'float32', 'int32', 'uint8', 'layout'}
+        assert set(content.keys()) == set(whole)
 
 
 def test_another_network_is_refused(tmp_path):
     save_packed(trained(), tmp_path / 'p', IMAGE)
     with pytest.raises(
-        UsageError, match='expected 3 bits and shape .* got 2 bits'
+        UsageError, match=r'shape \(3, -4, 1, .* got \(2, -2, 1, '
     ):
         load_packed(tmp_path / 'p', trained(bits=3))
-    with pytest.raises(UsageError, match='quantizes backbone.layer1.0.conv1'):
+    with pytest.raises(UsageError, match='differs in backbone.layer1.0.conv1'):
         load_packed(
             tmp_path / 'p',
             trained(policy=dict(layers={'backbone.layer1.0.conv1': 32})),

@@ -1,12 +1,14 @@
 """The audit of an exported file."""
 
-import json
 import os
+from typing import Any
 
 import numpy as np
 
 from mmauxq.analysis import LevelCount
-from mmauxq.errors import UsageError
+from mmauxq.errors import UsageError, one_line, shorten
+from mmauxq.files import parse_json
+from mmauxq.quantizers.base import ROLES
 
 from .runtime import inner_values
 
@@ -19,21 +21,62 @@ def audit_onnx(
 
     Weights are counted for each scale, activations per tensor. The metadata
     say which values hold codes, and of how many bits.
+
+    Raises:
+        UsageError: If the file is damaged, or was not made by an export.
     """
     import onnx
-    from onnx import numpy_helper
 
     try:
         model = onnx.load(str(file))
     except Exception as error:  # whatever protobuf raises
         raise UsageError(f'{file}: expected an ONNX model') from error
     metadata = {entry.key: entry.value for entry in model.metadata_props}
-    if 'mmauxq_quantizers' not in metadata:
+    quantizers = _quantizers(file, metadata.get('mmauxq_quantizers'))
+    try:
+        return _count(model, quantizers, images)
+    except Exception as error:  # whatever a damaged graph brings about
+        raise UsageError(
+            f'{file}: expected a file of an export as it was written, got one '
+            f'that cannot be audited ({one_line(error, 200)})'
+        ) from error
+
+
+def _quantizers(file: str | os.PathLike, text: str | None) -> dict[str, dict]:
+    """What the metadata say of each quantizer."""
+    if text is None:
         raise UsageError(
             f'{file}: expected a file of tools/export.py, whose metadata say '
             'which tensors are quantized'
         )
-    quantizers = json.loads(metadata['mmauxq_quantizers'])
+    try:
+        entries: Any = parse_json(text)
+    except ValueError as error:
+        raise UsageError(
+            f'{file}: mmauxq_quantizers: expected JSON ({error})'
+        ) from error
+    if not isinstance(entries, dict):
+        entries = {'': entries}
+    for name, entry in entries.items():
+        known = isinstance(entry, dict) and (
+            type(entry.get('bits')) is int
+            and 1 <= entry['bits'] <= 8
+            and entry.get('role') in ROLES
+            and isinstance(entry.get('codes'), str)
+        )
+        if not known:
+            raise UsageError(
+                f'{file}: mmauxq_quantizers: {shorten(name)}: expected bits '
+                f'from 1 to 8, a role and codes, got {shorten(entry)}'
+            )
+    return entries
+
+
+def _count(
+    model: Any, quantizers: dict[str, dict], images: np.ndarray
+) -> list[LevelCount]:
+    from onnx import numpy_helper
+
     tensors = {t.name: t for t in model.graph.initializer}
     pairs = {
         node.input[0]: node

@@ -26,6 +26,7 @@ from pathlib import Path
 from mmauxq.errors import UsageError
 from mmauxq.files import check_folder, write_atomically
 from mmauxq.optional import need
+from mmauxq.stopping import Stopped
 
 from .parser import add_cfg_options, integer
 
@@ -85,9 +86,9 @@ def run(args: argparse.Namespace, mark_running: Callable) -> int:
     try:
         if args.table is None:
             _train(args)
-    except KeyboardInterrupt:
-        print('stopped; the same command goes on from here', file=sys.stderr)
-        return 130
+    except Stopped as stopped:
+        print(stopped.line('compare'), file=sys.stderr)
+        return stopped.status
     from mmauxq.compare import comparison
     from mmauxq.compare.figures import plot_comparison
 

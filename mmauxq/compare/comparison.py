@@ -28,6 +28,7 @@ from mmengine.config import Config
 from mmauxq import text
 from mmauxq.errors import TrainingError, UsageError, shorten, unknown_name
 from mmauxq.files import write_atomically
+from mmauxq.stopping import Stopped
 
 from . import records as checked
 from .placement import Placement, Run
@@ -114,7 +115,7 @@ def train(
     Raises:
         UsageError: If a run fails; the others are stopped.
         TrainingError: If it fails for a full disk or the like.
-        KeyboardInterrupt: On SIGINT and SIGTERM, after the runs are stopped.
+        Stopped: On SIGINT and SIGTERM, after the runs are stopped.
     """
     waiting = [run for run in runs if not _is_finished(run)]
     active: dict[Run, subprocess.Popen] = {}
@@ -127,7 +128,7 @@ def train(
                     active[run] = _begin(run, start, gpu)
                 time.sleep(0.5)
                 if signals:
-                    raise KeyboardInterrupt
+                    raise Stopped(signals[0])
                 for run, process in list(active.items()):
                     if process.poll() is not None:
                         del active[run]

@@ -15,6 +15,7 @@ from mmauxq.compare import training_run as trial
 from mmauxq.compare.arms import read_arms
 from mmauxq.compare.figures import _mean_norms, plot_comparison
 from mmauxq.errors import TrainingError, UsageError
+from mmauxq.stopping import Stopped
 from tests.compare.conftest import record
 from tests.conftest import ROOT
 from tests.support.file_operations import killed_at
@@ -296,7 +297,7 @@ def test_a_signal_stops_the_runs_wherever_it_comes(
 
     monkeypatch.setattr(comparison, '_begin', begin)
     before = [signal.getsignal(k) for k in (signal.SIGINT, signal.SIGTERM)]
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Stopped, match=kind.name):
         for active in comparison.train(runs, 2):
             assert list(active) == runs[:2]
             with contextlib.suppress(BaseException):

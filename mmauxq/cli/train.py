@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmauxq import compat
-from mmauxq.errors import UsageError
+from mmauxq.errors import UsageError, visible
 from mmauxq.ranks import rank
 
 from .load_config import load_config
@@ -71,7 +71,8 @@ def run(args: argparse.Namespace, mark_running: Callable) -> None:
     if rank() == 0:
         # at once, while other output is held
         shown = getattr(sys.stdout, 'stream', sys.stdout)
-        print(f'Setting up; logs go to {cfg.work_dir}', file=shown, flush=True)
+        where = visible(cfg.work_dir)
+        print(f'Setting up; logs go to {where}', file=shown, flush=True)
     if args.amp:
         _set_amp(cfg)
     joint = cfg.model.get('type') == 'mmauxq.JointQAT'
@@ -97,7 +98,8 @@ def _write_slim(cfg: 'Config') -> None:
         print('No checkpoint was saved, so no slim.pth', file=sys.stderr)
         return
     size = save_slim(last, work_dir / 'slim.pth')
-    print(f'{work_dir / "slim.pth"}: the network of {last.name}, {size} bytes')
+    slim = visible(str(work_dir / 'slim.pth'))
+    print(f'{slim}: the network of {last.name}, {size} bytes')
 
 
 def _set_amp(cfg: 'Config') -> None:

@@ -29,6 +29,7 @@ from mmauxq.engine.image_shape import set_image_shape
 from mmauxq.engine.resume import named_checkpoint, set_start
 from mmauxq.errors import TrainingError
 from mmauxq.files import link_atomically, write_atomically
+from mmauxq.stopping import end_with
 
 from .records import check_record
 
@@ -166,12 +167,9 @@ def run_one(folder: Path, seed: int, start: str | None = None) -> None:
     config = Config.fromfile(folder / 'recipe.py')
     if start is not None and config.model.type == 'mmauxq.JointQAT':
         config.model.float_checkpoint = start
-    parent = os.getppid()
     on_gpu = torch.cuda.is_available()
 
     def report(done: int, total: int) -> None:
-        if os.getppid() != parent:  # killed; the next one trains this run
-            raise SystemExit('the comparison that began this run is gone')
         if done % 10 == 0 or done == total:
             with suppress(OSError):  # nothing is lost without them
                 (folder / 'progress').write_text(f'{done} {total}')
@@ -202,4 +200,5 @@ def _commit() -> str | None:
 
 
 if __name__ == '__main__':
+    end_with(os.getppid())  # the next comparison trains this run
     run_one(Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:4])

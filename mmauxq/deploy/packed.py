@@ -178,13 +178,11 @@ def load_packed(
                 f'{file}: {name}: expected codes up to '
                 f'{quantizer.grid().qmax}, got {code.max()}'
             )
-    scales = {f'{n}.{q.scale}' for n, q in named_quantizers(architecture)}
     for name, tensor in state.items():
         expected = own[name].dtype, tuple(own[name].shape)
         got = tensor.dtype, tuple(tensor.shape)
         if got != expected:
             raise UsageError(f'{file}: {name}: expected {expected}, got {got}')
-        check_values(name, tensor, name in scales, str(file))
     architecture.load_state_dict(state, strict=False)
     for name, (weight, quantizer) in weights.items():
         weight.copy_(quantizer.weight_of(codes[name].to(weight.device)))
@@ -246,6 +244,9 @@ def _read(file: str | os.PathLike) -> tuple[dict, dict, dict, dict]:
         index = torch.from_numpy(unpack(packed.numpy(), bits, count))
         codes[name] = (index.int() * stride + lowest).reshape(shape)
         layout[name] = bits, lowest, stride
+    for name, tensor in state.items():
+        step = name.endswith(('_quantizer.step', '_quantizer.alpha'))
+        check_values(name, tensor, step, str(file))
     return state, codes, layout, _json(file, 'meta', metadata)
 
 

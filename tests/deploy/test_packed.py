@@ -1,16 +1,19 @@
+import json
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from mmauxq import compat
 from mmauxq.analysis import deployed_bytes, quantized_weights
 from mmauxq.deploy import load_packed, save_packed
 from mmauxq.deploy.onnx.latency import calibrated_network
-from mmauxq.deploy.packed import pack, read_packed, unpack
+from mmauxq.deploy.packed import FORMAT, pack, read_packed, unpack
 from mmauxq.errors import UsageError
 from mmauxq.layers import quant_class
 from mmauxq.quantizers import LSQ, calibrate
@@ -200,3 +203,111 @@ def test_projections_of_attention(tmp_path):
     nn.init.zeros_(attention.in_proj_weight)
     load_packed(tmp_path / 'p', network)
     assert torch.equal(network(x), expected)
+
+
+def rewritten(file, tensors=None, **metadata):
+    """The file with other tensors (name -> function) and metadata."""
+    with safe_open(file, 'pt') as content:
+        kept = content.metadata()
+        whole = {name: content.get_tensor(name) for name in content.keys()}
+    for name, change in (tensors or {}).items():
+        whole[name] = change(whole.get(name))
+    whole = {
+        name: tensor for name, tensor in whole.items() if tensor is not None
+    }
+    for key, change in metadata.items():
+        kept[key] = change(kept[key])
+    save_file(whole, file, kept)
+
+
+WEIGHT = 'backbone.layer1.0.conv1.weight'
+STEP = 'backbone.layer1.0.conv1.weight_quantizer.step'
+
+
+def layout(**entries):
+    """A change of the layout; ``None`` leaves the entry out."""
+
+    def change(text):
+        content = json.loads(text)
+        for key, value in entries.items():
+            content[WEIGHT if key == 'weight' else key] = value
+        return json.dumps({k: v for k, v in content.items() if v is not None})
+
+    return dict(layout=change)
+
+
+@pytest.mark.parametrize(
+    'changes, message',
+    [
+        (layout(weight=[2, -2, 1]), 'its bits, lowest code, stride and shape'),
+        (layout(weight=[99, -2, 1, [4, 4, 3, 3]]), 'its bits, lowest code'),
+        (layout(weight=[2, -2, 1, [4, 4, 3, -3]]), 'its bits, lowest code'),
+        (layout(weight=[2, -2, 1, [2**40]]), 'its bits, lowest code'),
+        (layout(weight=[2.0, -2, 1, [4, 4, 3, 3]]), 'its bits, lowest code'),
+        (layout(weight=[2, -2, 1, [4, 4, 3, 4]]), 'expected 48 bytes for 192'),
+        (layout(weight=[2, -1, 1, [4, 4, 3, 3]]), 'got .2, -1, 1, '),
+        (layout(weight=[2, -2, 1, [4, 4, 9]]), 'got .2, -2, 1, .4, 4, 9'),
+        (layout(weight=None), 'which differs in backbone.layer1.0.conv1'),
+        (layout(other=[2, -2, 1, [4]]), 'other: expected a tensor, and its'),
+        (dict(layout=lambda _: '[]'), 'layout: expected a dict of JSON'),
+        (dict(layout=lambda _: '{'), 'layout: expected JSON'),
+        (dict(layout=lambda _: '[' * 10**5), 'layout: expected JSON'),
+        (dict(meta=lambda _: '3'), 'meta: expected a dict of JSON'),
+        (dict(format=lambda _: 'mmauxq-packed-2'), 'export the network again'),
+        (
+            dict(tensors={WEIGHT: lambda t: t[:-1]}),
+            'expected 36 bytes for 144',
+        ),
+        (dict(tensors={WEIGHT: lambda t: t.float()}), 'got torch.float32'),
+        (dict(tensors={WEIGHT: lambda t: None}), 'expected a tensor, and its'),
+        (dict(tensors={STEP: lambda t: -t}), 'expected steps above 0'),
+        (
+            dict(tensors={STEP: lambda t: t * 0}),
+            'expected steps above 0, got 0',
+        ),
+        (dict(tensors={STEP: lambda t: t / 0}), 'expected finite numbers'),
+        (dict(tensors={STEP: lambda t: t[None]}), 'expected .torch.float32, '),
+        (dict(tensors={STEP: lambda t: t.double()}), 'got .torch.float64, '),
+        (dict(tensors={'head.fc.bias': lambda t: t * float('nan')}), 'finite'),
+        (
+            dict(tensors={'backbone.bn1.running_var': lambda t: -t}),
+            'variances',
+        ),
+        (dict(tensors={'a.b': lambda t: torch.zeros(1)}), 'differs in a.b'),
+        (
+            dict(tensors={'head.fc.bias': lambda t: None}),
+            'differs in head.fc.',
+        ),
+    ],
+)
+def test_every_field_is_checked(tmp_path, changes, message):
+    file = tmp_path / 'p'
+    save_packed(trained(), file, IMAGE)
+    rewritten(file, **changes)
+    network = trained(seed=5)
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    with pytest.raises(UsageError, match=message) as error:
+        load_packed(file, network)
+    assert str(error.value).startswith(f'{file}: ')
+    after = network.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_codes_outside_of_the_grid(tmp_path):
+    """Three bits for the values of two, and bits behind the last code."""
+    file = tmp_path / 'p'
+    network = trained(bits=3)
+    name = 'backbone.layer1.0.conv1.weight'
+    layer = network.backbone.layer1[0].conv1
+    save_packed(network, file, IMAGE)
+    layer.weight_quantizer.qmax = 0
+    with pytest.raises(UsageError, match=f'{name}: expected codes up to 0'):
+        load_packed(file, network)
+    odd = torch.full((2,), 255, dtype=torch.uint8)
+    save_file(
+        {'w': odd},
+        file,
+        dict(format=FORMAT, layout='{"w": [3, -4, 1, [5]]}', meta='{}'),
+    )
+    with pytest.raises(UsageError, match='w: expected zeros after the last'):
+        read_packed(file)

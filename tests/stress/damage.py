@@ -123,8 +123,8 @@ def results(folder: Path) -> tuple[Path, Callable[[], Any]]:
     file.write_text(''.join(json.dumps(r) + '\n' for r in records))
 
     def load() -> None:
-        for record in collect(folder):
-            assert 0 <= record['final'] <= 100
+        for run in collect(folder):
+            assert 0 <= run['final'] <= 100
 
     return file, load
 

@@ -74,6 +74,7 @@ class Export:
         words = command(
             'train', recipe, '--work-dir', run_dir, '--cfg-options',
             'train_cfg.max_epochs=2', 'param_scheduler.T_max=2',
+            'default_hooks.checkpoint.max_keep_ckpts=2',
         )  # fmt: skip
         assert run(words, self.log) == 0, self.log.read_text()[-2000:]
         self.folder = out / 'ship'

@@ -190,6 +190,7 @@ def test_a_first_export_that_was_killed_goes_on(
     'writer, file',
     [
         ('save_slim', 'slim.pth'),
+        ('save_packed', 'packed.safetensors'),
         ('write_atomically', 'model.onnx'),
     ],
 )

@@ -10,6 +10,7 @@ all others have their own type and shape. The metadata hold
 * ``meta``: JSON; describes the network.
 """
 
+import copy
 import json
 import math
 import os
@@ -154,8 +155,9 @@ def load_packed(
         UsageError: If the file is not a packed one, or one of another network.
     """
     state, codes, layout, meta = _read(file)
-    weights = quantized_weights(architecture)
-    own = architecture.state_dict()
+    whole = copy.deepcopy(architecture)  # so that an error changes nothing
+    weights = quantized_weights(whole)
+    own = whole.state_dict()
     differing = (codes.keys() ^ weights.keys()) | (
         (state.keys() | codes.keys()) ^ own.keys()
     )
@@ -164,8 +166,15 @@ def load_packed(
             f'{file}: expected the tensors of this network, got one of '
             f'another, which differs in {min(differing)}'
         )
+    for name, tensor in state.items():
+        expected = own[name].dtype, tuple(own[name].shape)
+        got = tensor.dtype, tuple(tensor.shape)
+        if got != expected:
+            raise UsageError(f'{file}: {name}: expected {expected}, got {got}')
+    whole.load_state_dict(state, strict=False)
     for name, code in codes.items():
         weight, quantizer = weights[name]
+        # of as many bits, all that it can hold are codes of the grid
         expected = *_grid(quantizer), tuple(weight.shape)
         got = *layout[name], tuple(code.shape)
         if got != expected:
@@ -173,19 +182,8 @@ def load_packed(
                 f'{file}: {name}: expected bits, lowest code, stride and '
                 f'shape {expected}, got {got}'
             )
-        if code.numel() and code.max() > quantizer.grid().qmax:
-            raise UsageError(
-                f'{file}: {name}: expected codes up to '
-                f'{quantizer.grid().qmax}, got {code.max()}'
-            )
-    for name, tensor in state.items():
-        expected = own[name].dtype, tuple(own[name].shape)
-        got = tensor.dtype, tuple(tensor.shape)
-        if got != expected:
-            raise UsageError(f'{file}: {name}: expected {expected}, got {got}')
-    architecture.load_state_dict(state, strict=False)
-    for name, (weight, quantizer) in weights.items():
-        weight.copy_(quantizer.weight_of(codes[name].to(weight.device)))
+        weight.copy_(quantizer.weight_of(code.to(weight.device)))
+    architecture.load_state_dict(whole.state_dict())
     return meta
 
 

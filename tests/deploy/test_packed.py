@@ -16,7 +16,7 @@ from mmauxq.deploy.onnx.latency import calibrated_network
 from mmauxq.deploy.packed import FORMAT, pack, read_packed, unpack
 from mmauxq.errors import UsageError
 from mmauxq.layers import quant_class
-from mmauxq.quantizers import LSQ, calibrate
+from mmauxq.quantizers import LSQ, calibrate, named_quantizers
 from tests.conftest import ROOT
 from tests.networks import batch, joint_qat
 
@@ -293,16 +293,8 @@ def test_every_field_is_checked(tmp_path, changes, message):
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 
-def test_codes_outside_of_the_grid(tmp_path):
-    """Three bits for the values of two, and bits behind the last code."""
+def test_bits_behind_the_last_code(tmp_path):
     file = tmp_path / 'p'
-    network = trained(bits=3)
-    name = 'backbone.layer1.0.conv1.weight'
-    layer = network.backbone.layer1[0].conv1
-    save_packed(network, file, IMAGE)
-    layer.weight_quantizer.qmax = 0
-    with pytest.raises(UsageError, match=f'{name}: expected codes up to 0'):
-        load_packed(file, network)
     odd = torch.full((2,), 255, dtype=torch.uint8)
     save_file(
         {'w': odd},
@@ -311,3 +303,12 @@ def test_codes_outside_of_the_grid(tmp_path):
     )
     with pytest.raises(UsageError, match='w: expected zeros after the last'):
         read_packed(file)
+
+
+@pytest.mark.parametrize('kind', ['LSQ', 'LSQPlus', 'DoReFaWeight'])
+@pytest.mark.parametrize('bits', [2, 3, 8])
+def test_no_code_is_outside_of_the_grid(kind, bits):
+    """So that bits, lowest code and stride are all that is compared."""
+    for _, quantizer in named_quantizers(trained(kind, bits)):
+        grid = quantizer.grid()
+        assert grid.qmin + grid.stride * (2**quantizer.bits - 1) == grid.qmax

@@ -9,6 +9,7 @@ the counts; the exit status is 0 only if no file did anything else.
 """
 
 import argparse
+import copy
 import json
 import sys
 import time
@@ -69,10 +70,10 @@ def _state(folder: Path, zipped: bool) -> tuple[Path, Callable[[], Any]]:
 
     def load() -> None:
         state = normalise(read_checkpoint(file), str(file))
-        network.load_state_dict(
-            check_architecture(network, state, str(file)), strict=False
-        )
-        _in_order(network.state_dict())
+        state = check_architecture(network, state, str(file))
+        filled = copy.deepcopy(network)
+        filled.load_state_dict(state, strict=False)
+        _in_order(filled.state_dict())
 
     return file, load
 
@@ -98,8 +99,9 @@ def packed(folder: Path) -> tuple[Path, Callable[[], Any]]:
     save_packed(network, file, torch.zeros(1, 1, 8, 8), dict(mean=[0.5]))
 
     def load() -> None:
-        load_packed(file, network)
-        _in_order(network.state_dict())
+        filled = copy.deepcopy(network)  # what is taken changes its grids
+        load_packed(file, filled)
+        _in_order(filled.state_dict())
 
     return file, load
 

@@ -75,6 +75,7 @@ class Export:
             'train', recipe, '--work-dir', run_dir, '--cfg-options',
             'train_cfg.max_epochs=2', 'param_scheduler.T_max=2',
             'default_hooks.checkpoint.max_keep_ckpts=2',
+            'default_hooks.checkpoint.interval=1',
         )  # fmt: skip
         assert run(words, self.log) == 0, self.log.read_text()[-2000:]
         self.folder = out / 'ship'
@@ -140,8 +141,8 @@ class Compare:
             f'qat={ROOT}/configs/qat_r8_w2a2_digits.py',
             f'aux={ROOT}/configs/aux_r8_w2a2_digits.py',
             '--seeds', '0', '--jobs', '2', '--out', self.folder,
-            '--cfg-options', 'train_cfg.max_epochs=2',
-            'param_scheduler.T_max=2',
+            '--cfg-options', 'train_cfg.max_epochs=1',
+            'param_scheduler.T_max=1',
         )  # fmt: skip
         assert run(self.words, self.log) == 0, self.log.read_text()[-2000:]
         self.expected = self.results()

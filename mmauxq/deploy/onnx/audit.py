@@ -26,11 +26,17 @@ def audit_onnx(
         UsageError: If the file is damaged, or was not made by an export.
     """
     import onnx
+    from onnx.external_data_helper import uses_external_data
 
     try:
-        model = onnx.load(str(file))
+        model = onnx.load(str(file), load_external_data=False)
     except Exception as error:  # whatever protobuf raises
         raise UsageError(f'{file}: expected an ONNX model') from error
+    if any(uses_external_data(t) for t in model.graph.initializer):
+        raise UsageError(
+            f'{file}: expected a file of an export, got one whose tensors '
+            'are in other files'
+        )
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     quantizers = _quantizers(file, metadata.get('mmauxq_quantizers'))
     try:

@@ -6,6 +6,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from mmauxq.deploy.onnx.audit import audit_onnx
+from mmauxq.errors import UsageError
 from mmauxq.quantizers import LSQ
 from tests.commands import audit_command, export_command
 from tests.deploy.conftest import CONFIG, OPTIONS
@@ -134,3 +135,67 @@ def test_a_file_that_is_none_of_ours(
         file.write_bytes(content)
     line = fails(audit_command, CONFIG, checkpoint, '--onnx', file, *OPTIONS)
     assert message in line
+
+
+def with_text(change):
+    def rewrite(model):
+        for entry in model.metadata_props:
+            if entry.key == 'mmauxq_quantizers':
+                entry.value = change(entry.value)
+
+    return rewrite
+
+
+def with_first(**fields):
+    """Another description of the first quantizer."""
+
+    def change(text):
+        entries = json.loads(text)
+        next(iter(entries.values())).update(fields)
+        return json.dumps(entries)
+
+    return with_text(change)
+
+
+def external(model):
+    tensor = model.graph.initializer[0]
+    onnx.external_data_helper.set_external_data(tensor, '../secret')
+    tensor.ClearField('raw_data')
+
+
+def claim_shape(model):
+    weight = next(t for t in model.graph.initializer if len(t.dims) == 4)
+    weight.dims[0] = 2**40
+
+
+def without_nodes(model):
+    del model.graph.node[:]
+
+
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (with_first(bits=10**11), 'expected bits from 1 to 8'),
+        (with_first(bits='2'), 'expected bits from 1 to 8'),
+        (with_first(bits=True), 'expected bits from 1 to 8'),
+        (with_first(role='other'), 'expected bits from 1 to 8, a role'),
+        (with_first(role=[]), 'expected bits from 1 to 8, a role'),
+        (with_first(codes=3), 'expected bits from 1 to 8, a role and codes'),
+        (with_first(codes='nowhere'), 'that cannot be audited'),
+        (with_text(lambda text: text[:-1]), 'expected JSON'),
+        (with_text(lambda text: '[' * 10**5), 'expected JSON'),
+        (with_text(lambda text: '[1]'), 'expected bits from 1 to 8'),
+        (with_text(lambda text: '{"a": null}'), 'expected bits from 1 to 8'),
+        (external, 'whose tensors are in other files'),
+        (claim_shape, 'that cannot be audited'),
+        (without_nodes, 'that cannot be audited'),
+    ],
+)
+def test_a_damaged_file_is_refused(exported, tmp_path, change, message):
+    model = onnx.load(exported / 'typed' / 'model.onnx')
+    change(model)
+    file = tmp_path / 'damaged.onnx'
+    file.write_bytes(model.SerializeToString())
+    with pytest.raises(UsageError, match=message) as error:
+        audit_onnx(file, np.zeros((1, 1, 8, 8), np.float32))
+    assert '\n' not in str(error.value) and str(file) in str(error.value)

@@ -2,12 +2,13 @@
 
 A safetensors file with a tensor for each entry of the state dict, under its
 name. Quantized weights are ``uint8`` of one axis, their codes side by side;
-all others have their own type and shape. The metadata hold
+all others have their own type and shape. The metadata have one entry,
+``mmauxq``, a JSON text that holds
 
 * ``format``: :data:`FORMAT`;
-* ``layout``: JSON; for each quantized weight ``[bits, lowest code, stride,
-  shape]``, so that ``code = lowest + stride * index``;
-* ``meta``: JSON; describes the network.
+* ``layout``: for each quantized weight ``[bits, lowest code, stride, shape]``,
+  so that ``code = lowest + stride * index``;
+* ``meta``: describes the network.
 """
 
 import copy
@@ -113,12 +114,10 @@ def save_packed(
             tensor = _packed(name, weight, quantizer)
         # a copy, since safetensors takes no views of one storage
         tensors[name] = tensor.cpu().contiguous().clone()
-    texts = dict(layout=layout, meta=meta or {})
-    metadata = {
-        key: json.dumps(value, separators=(',', ':'))
-        for key, value in texts.items()
-    }
-    content = save(tensors, dict(format=FORMAT, **metadata))
+    about = dict(format=FORMAT, layout=layout, meta=meta or {})
+    # one entry: safetensors writes several in another order each time
+    text = json.dumps(about, separators=(',', ':'))
+    content = save(tensors, dict(mmauxq=text))
     write_atomically(out, content)
     return len(content)
 
@@ -208,19 +207,15 @@ def _read(file: str | os.PathLike) -> tuple[dict, dict, dict, dict]:
 
     try:
         with safe_open(str(file), 'pt') as content:
-            metadata = content.metadata() or {}
-            written = metadata.get('format')
-            if written != FORMAT:
-                raise UsageError(
-                    f'{file}: expected the format {FORMAT!r}, got '
-                    f'{shorten(written)}; export the network again'
-                )
+            about = _json(file, content.metadata() or {})
             state = {name: content.get_tensor(name) for name in content.keys()}
     except (OSError, SafetensorError) as error:
         raise UsageError(f'{file}: cannot be read ({error})') from error
     except (ValueError, OverflowError, RuntimeError) as error:
         raise UsageError(f'{file}: is damaged ({error})') from error
-    layout = _json(file, 'layout', metadata)
+    layout, meta = about.get('layout'), about.get('meta')
+    if not isinstance(layout, dict) or not isinstance(meta, dict):
+        raise UsageError(f'{file}: expected a layout and meta, got none')
     codes = {}
     for name, entry in layout.items():
         place = f'{file}: {name}'
@@ -245,17 +240,24 @@ def _read(file: str | os.PathLike) -> tuple[dict, dict, dict, dict]:
     for name, tensor in state.items():
         step = name.endswith(('_quantizer.step', '_quantizer.alpha'))
         check_values(name, tensor, step, str(file))
-    return state, codes, layout, _json(file, 'meta', metadata)
+    return state, codes, layout, meta
 
 
-def _json(file: str | os.PathLike, key: str, metadata: Mapping) -> dict:
-    try:
-        value = parse_json(metadata.get(key, ''))
-    except ValueError as error:
-        raise UsageError(f'{file}: {key}: expected JSON ({error})') from error
-    if not isinstance(value, dict):
-        raise UsageError(f'{file}: {key}: expected a dict of JSON')
-    return value
+def _json(file: str | os.PathLike, metadata: Mapping) -> dict:
+    """What the metadata say of the network."""
+    about, written = None, metadata.get('format')
+    if 'mmauxq' in metadata:
+        try:
+            about = parse_json(metadata['mmauxq'])
+        except ValueError as error:
+            raise UsageError(f'{file}: expected JSON ({error})') from error
+        written = about.get('format') if isinstance(about, dict) else about
+    if written != FORMAT or about is None:
+        raise UsageError(
+            f'{file}: expected the format {FORMAT!r}, got {shorten(written)}; '
+            'export the network again'
+        )
+    return about
 
 
 def _is_layout(entry: Any) -> bool:

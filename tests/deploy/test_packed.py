@@ -71,6 +71,22 @@ def test_it_loads_back_to_the_bit(tmp_path, weight, bits):
     )
 
 
+def test_equal_networks_give_equal_files(tmp_path, run_python):
+    network = trained()
+    save_packed(network, tmp_path / 'p', IMAGE, dict(mean=[0], std=[1]))
+    torch.save(network, tmp_path / 'network')
+    done = run_python(
+        '-c',
+        'import torch\nfrom mmauxq.deploy import save_packed\n'
+        "network = torch.load('network', weights_only=False)\n"
+        "save_packed(network, 'q', torch.zeros(1, 1, 8, 8), "
+        'dict(mean=[0], std=[1]))\n',
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / 'p').read_bytes() == (tmp_path / 'q').read_bytes()
+
+
 def test_its_size_is_the_sum_of_bits_and_of_names(tmp_path):
     """Of the smallest network: 25 kB of numbers, and as much for names."""
     compat.enable()
@@ -215,8 +231,12 @@ def rewritten(file, tensors=None, **metadata):
     whole = {
         name: tensor for name, tensor in whole.items() if tensor is not None
     }
-    for key, change in metadata.items():
-        kept[key] = change(kept[key])
+    if 'text' in metadata:
+        kept['mmauxq'] = metadata['text'](kept['mmauxq'])
+    about = json.loads(kept['mmauxq']) if metadata.keys() - {'text'} else {}
+    for key, change in metadata.items() if about else ():
+        about[key] = change(about[key])
+        kept['mmauxq'] = json.dumps(about)
     save_file(whole, file, kept)
 
 
@@ -227,11 +247,10 @@ STEP = 'backbone.layer1.0.conv1.weight_quantizer.step'
 def layout(**entries):
     """A change of the layout; ``None`` leaves the entry out."""
 
-    def change(text):
-        content = json.loads(text)
+    def change(content):
         for key, value in entries.items():
             content[WEIGHT if key == 'weight' else key] = value
-        return json.dumps({k: v for k, v in content.items() if v is not None})
+        return {k: v for k, v in content.items() if v is not None}
 
     return dict(layout=change)
 
@@ -249,10 +268,11 @@ def layout(**entries):
         (layout(weight=[2, -2, 1, [4, 4, 9]]), 'got .2, -2, 1, .4, 4, 9'),
         (layout(weight=None), 'which differs in backbone.layer1.0.conv1'),
         (layout(other=[2, -2, 1, [4]]), 'other: expected a tensor, and its'),
-        (dict(layout=lambda _: '[]'), 'layout: expected a dict of JSON'),
-        (dict(layout=lambda _: '{'), 'layout: expected JSON'),
-        (dict(layout=lambda _: '[' * 10**5), 'layout: expected JSON'),
-        (dict(meta=lambda _: '3'), 'meta: expected a dict of JSON'),
+        (dict(layout=lambda _: []), 'expected a layout and meta'),
+        (dict(text=lambda _: '{'), 'expected JSON'),
+        (dict(text=lambda _: '[' * 10**5), 'expected JSON'),
+        (dict(text=lambda _: '[1]'), 'export the network again'),
+        (dict(meta=lambda _: 3), 'expected a layout and meta'),
         (dict(format=lambda _: 'mmauxq-packed-2'), 'export the network again'),
         (
             dict(tensors={WEIGHT: lambda t: t[:-1]}),
@@ -295,11 +315,12 @@ def test_every_field_is_checked(tmp_path, changes, message):
 
 def test_bits_behind_the_last_code(tmp_path):
     file = tmp_path / 'p'
+    about = dict(format=FORMAT, layout=dict(w=[3, -4, 1, [5]]), meta={})
     odd = torch.full((2,), 255, dtype=torch.uint8)
     save_file(
         {'w': odd},
         file,
-        dict(format=FORMAT, layout='{"w": [3, -4, 1, [5]]}', meta='{}'),
+        dict(mmauxq=json.dumps(about)),
     )
     with pytest.raises(UsageError, match='w: expected zeros after the last'):
         read_packed(file)

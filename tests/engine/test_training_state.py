@@ -294,6 +294,17 @@ def test_a_checkpoint_holds_plain_values(run):
     assert '/' not in info['best_ckpt']
 
 
+def test_a_config_in_a_file_is_not_run(finished, tmp_path, monkeypatch):
+    """MMEngine would run it."""
+    monkeypatch.chdir(tmp_path)
+    content = read_checkpoint(finished / 'epoch_2.pth')
+    content['meta']['config'] = "import os\nos.mkdir('ran')\n"
+    torch.save(content, 'epoch_2.pth')
+    runner = unstarted(runner_of(tmp_path))
+    resume(runner, 'epoch_2.pth')
+    assert runner.iter == 8 and not Path('ran').exists()
+
+
 FOREIGN = [
     '/etc',
     '../..',

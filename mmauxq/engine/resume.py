@@ -13,7 +13,11 @@ from torch import Tensor
 from mmauxq.checkpoint_file import read_checkpoint
 from mmauxq.errors import UsageError
 from mmauxq.files import PART
-from mmauxq.network.checkpoint import check_same_bits, normalise
+from mmauxq.network.checkpoint import (
+    check_architecture,
+    check_same_bits,
+    normalise,
+)
 from mmauxq.ranks import rank
 
 from .running import bare_model
@@ -77,14 +81,17 @@ def resume(runner: Any, filename: str, *_: Any, **kwargs: Any) -> None:
     check = Checked(filename)
     model = bare_model(runner)
     named = dict(model.named_parameters())
+    own = model.state_dict()
     for key, value in checkpoint['state_dict'].items():
-        check.tensor(f'state_dict.{key}', value, value.shape)
+        check.tensor(f'state_dict.{key}', value, own.get(key, value).shape)
+    network = getattr(model, 'architecture', None)
+    state = normalise(checkpoint, filename)
+    check_architecture(network or model, state, filename)
     ema = checkpoint.get('ema_state_dict', {})
     for key, value in check.mapping('ema_state_dict', ema).items():
         if isinstance(value, Tensor):
             check.tensor(f'ema_state_dict.{key}', value, value.shape)
     check.weights(GRADIENTS, checkpoint.get(GRADIENTS, {}), named)
-    network = getattr(model, 'architecture', None)
     if network is not None:
         check_same_bits(network, checkpoint['meta'], filename)
     folder = checkpoint_folder(runner.cfg, runner.work_dir)

@@ -24,8 +24,8 @@ COUNTS = {
     'epoch', 'iter', 'max_epochs', 'max_iters', 'mmauxq/epoch_length',
     'mmauxq/validated',
 }  # fmt: skip
-CHECKPOINT = re.compile(r'[^/\\\0]{0,200}?(epoch|iter)_\d{1,12}\.pth')
-"""Names of files that the checkpoint hook writes."""
+CHECKPOINT = re.compile(r'[^/\\\0.][^/\\\0]{0,250}\.pth')
+"""Names of files that the checkpoint hook may write."""
 OF_DEVICE = {'capturable', 'differentiable', 'foreach', 'fused'}
 """Settings of an optimizer that do not change its numbers."""
 
@@ -329,7 +329,7 @@ class Checked:
             elif name == 'keep_ckpt_ids':
                 value = self._steps(place, value)
             elif name == 'last_ckpt' or name.startswith('best_ckpt'):
-                value = checkpoint_name(value)
+                value = checkpoint_name(value, name)
             if here or 'ckpt' not in name:
                 info[name] = value
         kept = {*log, *info}
@@ -349,11 +349,18 @@ class Checked:
         return [self.count(place, step) for step in got]
 
 
-def checkpoint_name(value: Any) -> str | None:
+def checkpoint_name(value: Any, key: str = 'last_ckpt') -> str | None:
     """The name of a checkpoint, without folders, if ``value`` is a path of
-    one; ``None`` if not."""
+    one; ``None`` if not.
+
+    Args:
+        value: Of an entry of the message hub, or of ``last_checkpoint``.
+        key: Of that entry; what ``best_ckpt...`` names is removed when there
+            is a better one, and so must begin with ``best_``.
+    """
     name = value.rpartition('/')[2] if isinstance(value, str) else ''
-    return name if CHECKPOINT.fullmatch(name) else None
+    known = key == 'last_ckpt' or name.startswith('best_')
+    return name if known and CHECKPOINT.fullmatch(name) else None
 
 
 def _kinds_of_state(

@@ -315,7 +315,8 @@ FOREIGN = [
     None,
     ['a'],
     'best_x_epoch_1.pth/..',
-    '/a/b/epoch_.pth',
+    '/a/b/.pth',
+    '/a/.hidden.pth',
     'epoch_1.pth\0',
 ]
 
@@ -325,11 +326,19 @@ def test_paths_of_a_file_are_names_or_nothing(stored):
     assert checkpoint_name(stored) is None
 
 
+@pytest.mark.parametrize('stored', [*FOREIGN, 'epoch_1.pth', '/a/slim.pth'])
+def test_only_a_best_checkpoint_may_be_removed(stored):
+    assert checkpoint_name(stored, 'best_ckpt') is None
+    name = 'best_accuracy_top1_epoch_3.pth'
+    assert checkpoint_name(f'/a/{name}', 'best_ckpt_accuracy/top1') == name
+
+
 @pytest.mark.parametrize(
     'stored, name',
     [
         ('/home/a/run/epoch_3.pth', 'epoch_3.pth'),
         ('../iter_30.pth', 'iter_30.pth'),
+        ('/a/of my own, 3.pth', 'of my own, 3.pth'),
         ('best_accuracy_top1_epoch_3.pth', 'best_accuracy_top1_epoch_3.pth'),
     ],
 )

@@ -55,18 +55,18 @@ class SafeCheckpointHook(CheckpointHook):
         """
         super().before_train(runner)
         info = runner.message_hub.runtime_info
-        self.last_ckpt = self._path(info.get('last_ckpt'))
+        self.last_ckpt = self._path(info, 'last_ckpt')
         if self.save_best is None:
             return
         if len(self.key_indicators) == 1:
-            self.best_ckpt_path = self._path(info.get('best_ckpt'))
+            self.best_ckpt_path = self._path(info, 'best_ckpt')
             return
         for key in self.key_indicators:
-            path = self._path(info.get(f'best_ckpt_{key}'))
+            path = self._path(info, f'best_ckpt_{key}')
             self.best_ckpt_path_dict[key] = path
 
-    def _path(self, stored: Any) -> str | None:
-        name = checkpoint_name(stored)
+    def _path(self, info: dict, key: str) -> str | None:
+        name = checkpoint_name(info.get(key), key)
         return name and self.file_backend.join_path(self.out_dir, name)
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:
@@ -97,7 +97,7 @@ class SafeCheckpointHook(CheckpointHook):
         info = checkpoint['message_hub']['runtime_info']
         for key, value in info.items():
             if key == 'last_ckpt' or key.startswith('best_ckpt'):
-                info[key] = checkpoint_name(value)
+                info[key] = checkpoint_name(value, key)
         for key in checkpoint.keys() - {'state_dict'}:
             checkpoint[key] = plain(checkpoint[key], key)
 

@@ -199,6 +199,13 @@ def _commit() -> str | None:
     return git.stdout.strip() or None
 
 
+def main(words: list[str]) -> None:
+    """Train the run FOLDER SEED [CHECKPOINT], and end with the comparison
+    that began it: the next one trains it, and would do so beside it."""
+    end_with(os.getppid())
+    folder, seed, *start = words
+    run_one(Path(folder), int(seed), *start)
+
+
 if __name__ == '__main__':
-    end_with(os.getppid())  # the next comparison trains this run
-    run_one(Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:4])
+    main(sys.argv[1:])

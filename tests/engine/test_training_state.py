@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -231,6 +232,33 @@ def test_an_honest_file_is_taken(run, tmp_path):
     for index, values in content['optimizer']['state'].items():
         stored = values['momentum_buffer']
         assert torch.equal(stored, again[index]['momentum_buffer'])
+    assert runner.param_schedulers[1].milestones == {1: 1, 2: 1}
+
+
+def test_a_checkpoint_as_mmengine_writes_it(finished, tmp_path):
+    """Those of earlier versions: objects, and paths of another machine."""
+    content = read_checkpoint(finished / 'epoch_2.pth')
+    hub = content['message_hub']
+    log = hub['log_scalars']
+    for name, entry in log.items():
+        log[name] = HistoryBuffer(entry['log'].numpy(), entry['count'].numpy())
+    info = hub['runtime_info']
+    best = info['best_ckpt']
+    info.update(
+        last_ckpt='/elsewhere/run/epoch_2.pth',
+        best_ckpt=f'/elsewhere/run/{best}',
+        best_score=np.float64(info['best_score']),
+    )
+    steps = content['param_schedulers'][1]
+    steps['milestones'] = Counter(steps['milestones'])
+    del content['meta']['quantizer_bits']
+    path = tmp_path / 'epoch_2.pth'
+    torch.save(content, path)
+    runner = unstarted(runner_of(tmp_path))
+    resume(runner, str(path))
+    info = runner.message_hub.runtime_info
+    assert (runner.iter, info['best_ckpt']) == (8, best)
+    assert 'train/lr' not in runner.message_hub.log_scalars  # left out
     assert runner.param_schedulers[1].milestones == {1: 1, 2: 1}
 
 

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from mmauxq.errors import UsageError, shorten
 from mmauxq.pickle_opcodes import (
-    OBJECTS,
     BadFile,
     Ordered,
     Other,
@@ -31,7 +30,9 @@ from mmauxq.pickle_opcodes import (
 
 MAGIC = 0x1950A86A20F9469CFC6C
 """First object of a file in torch's format from before 1.6."""
-DEPTH = 32
+VALUES, DEPTH = 300_000, 32
+"""What the result may hold. Twenty thousand tensors of a training checkpoint
+come with sixty thousand other values."""
 
 
 def read_checkpoint(path: str | os.PathLike) -> Any:
@@ -104,7 +105,7 @@ def _read(path: Path) -> Any:
         if start == b'PK\x03\x04':
             with zipfile.ZipFile(file) as archive:
                 records = _records(archive, size)
-                value = follow(io.BytesIO(records('data.pkl')), {})
+                value = follow(io.BytesIO(records('data.pkl')), size, {})
                 return _Result(lambda key: records(f'data/{key}'), size)(value)
         return _read_old(file, size)
 
@@ -113,16 +114,16 @@ def _read_old(file: BinaryIO, size: int) -> Any:
     """Torch's format from before 1.6."""
     storages: dict[str, Storage] = {}
     try:
-        first = follow(file, {})
+        first = follow(file, size, {})
     except BadFile:  # it was no checkpoint in the first place
         first = None
     if first != MAGIC:
         raise ValueError('not in a format of torch')
-    follow(file, {})  # version
-    follow(file, {})  # byte order
-    value = follow(file, storages)
+    follow(file, size, {})  # version
+    follow(file, size, {})  # byte order
+    value = follow(file, size, storages)
     content: dict[str, bytes] = {}
-    for key in follow(file, {}):
+    for key in follow(file, size, {}):
         count = int.from_bytes(file.read(8), 'little', signed=True)
         length = count * storages[key].dtype.itemsize
         if not 0 <= length <= size - file.tell():
@@ -171,9 +172,9 @@ class _Result:
 
     def __call__(self, value: Any, depth: int = 0) -> Any:
         self.values += 1
-        if self.values > OBJECTS or depth > DEPTH:
+        if self.values > VALUES or depth > DEPTH:
             raise BadFile(
-                f'a nest of more than {OBJECTS} values or {DEPTH} levels'
+                f'a nest of more than {VALUES} values or {DEPTH} levels'
             )
         if isinstance(value, dict):
             return {

@@ -18,9 +18,10 @@ import torch
 
 from mmauxq.errors import shorten
 
-OBJECTS = 1_000_000
-"""Opcodes, and values in the result. A network of a thousand layers with its
-optimizer has a tenth of it."""
+LEAST, MOST = 300_000, 4_000_000
+"""Opcodes that a file of any size may have, and that none may exceed. A tensor
+takes some 44, and 300 bytes of a file; beyond the first number there is one
+opcode for four bytes."""
 SMALL = 2**20
 """A tensor with so many elements may repeat those of its storage."""
 LARGEST_KEY = 2**24
@@ -83,13 +84,15 @@ class Ordered:
 MARK = Other('mark')
 
 
-def follow(file: BinaryIO, storages: dict[str, Storage]) -> Any:
+def follow(file: BinaryIO, size: int, storages: dict[str, Storage]) -> Any:
     """The value that a pickle describes. Nothing of it is called.
 
     Args:
         file: Is left behind the pickle.
+        size: Of the whole file, in bytes.
         storages: Filled with those that it refers to.
     """
+    limit = min(max(LEAST, size // 4), MOST)
     stack: list[Any] = []
     memo: dict[int, Any] = {}
     count = 0
@@ -106,8 +109,8 @@ def follow(file: BinaryIO, storages: dict[str, Storage]) -> Any:
 
     for opcode, argument, _ in pickletools.genops(file):
         count += 1
-        if count > OBJECTS:
-            raise BadFile(f'more than {OBJECTS} objects')
+        if count > limit:
+            raise BadFile(f'more than {limit} objects')
         name = opcode.name
         if name in _CONSTANTS:
             if isinstance(argument, int) and argument.bit_length() > 128:

@@ -24,6 +24,7 @@ import time
 from pathlib import Path
 
 from tests.conftest import ROOT, process_environment
+from tests.support.killing import keep_line
 
 NOTE = 'notes.txt'
 
@@ -205,9 +206,7 @@ def main() -> int:
             line['again'] = run(case.words, case.log)
             line['complete'] = line['again'] == 0 and case.complete()
             lost += 'lost' in line['found'] or not line['complete']
-            print(kills, line, flush=True)
-            results.write(json.dumps(line) + '\n')
-            results.flush()
+            keep_line(results, kills, line)
     print(f'{kills} kills, {lost} with a loss')
     return 1 if lost else 0
 

@@ -9,7 +9,6 @@ differs.
 """
 
 import argparse
-import json
 import random
 import shutil
 import sys
@@ -143,9 +142,7 @@ def main() -> int:
             line = dict(
                 kind=kind, extra=extra, killed=points, differing=differing
             )
-            print(done, line, flush=True)
-            results.write(json.dumps(line) + '\n')
-            results.flush()
+            killing.keep_line(results, done, line)
     print(f'{done} kills, {lost} runs that differ')
     return 1 if lost else 0
 

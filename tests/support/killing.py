@@ -5,6 +5,7 @@ imports. Nothing here is a test; see engine/test_resume.py and
 stress/resume.py.
 """
 
+import json
 import os
 import signal
 import socket
@@ -13,7 +14,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 
@@ -181,6 +182,13 @@ def run_ranks(
     words = [*words, '--launcher', 'pytorch']
     ranks = [fork_train(words, log, rank_of(i)) for i in range(count)]
     return [os.waitstatus_to_exitcode(os.waitpid(i, 0)[1]) for i in ranks]
+
+
+def keep_line(results: TextIO, number: int, line: dict) -> None:
+    """Show what came of a kill, and add it to a file of JSON lines."""
+    print(number, line, flush=True)
+    results.write(json.dumps(line) + '\n')
+    results.flush()
 
 
 def content(path: Path) -> dict[str, Any]:

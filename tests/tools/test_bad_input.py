@@ -110,10 +110,10 @@ def test_work_dir(fails, project):
     assert 'work dir file/run cannot be written: Not a directory' in line
 
 
-def test_a_config_that_inherits_itself(run_python):
+def test_a_config_that_inherits_itself(run_python, tmp_path):
     """In a process of its own: MMEngine leaves a file open at each turn, of
     which there may be too many before there are too many turns."""
-    path = os.path.abspath(write('_base_ = "bad.py"'))
+    path = write('_base_ = "bad.py"', tmp_path / 'bad.py')
     done = run_python('-m', 'mmauxq', 'train', path)
     (line,) = done.stderr.splitlines()
     assert done.returncode == 2 and line.startswith(f'error: config {path}: ')

@@ -24,7 +24,7 @@ def enable() -> None:
     silence_neighbours()
     enable_safe_checkpoints()
     write_files_atomically()
-    default_optim_constructor()
+    spare_scales_from_decay()
 
 
 def silence_neighbours() -> None:
@@ -240,22 +240,38 @@ def write_files_atomically() -> None:
 # --- weight decay ----------------------------------------------------------
 
 
-def default_optim_constructor() -> None:
-    """Make the default optimizer constructor spare quantizer scales.
+def spare_scales_from_decay() -> None:
+    """Let no optimizer that MMEngine builds decay the scales of quantizers.
 
-    Why: learned scales must not decay, and a recipe cannot name a constructor,
-    since it inherits the optimizer of an mmpretrain config unchanged. Without
-    quantizers the replacement does what MMEngine's own does.
+    What: after ``build_optim_wrapper``, whatever constructor a config names,
+    :func:`mmauxq.engine.optimizers.spare_scales` sets the groups of scales
+    apart. Without quantizers nothing changes.
+
+    Why: learned scales must not decay, and recipes inherit the optimizer of an
+    mmpretrain config, with its constructor, unchanged.
 
     Until: MMEngine lets a module say which parameters do not decay (0.10.7
     and onedl 0.10.12 do not).
     """
-    from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
+    from mmengine import optim
+    from mmengine.optim import optimizer
+    from mmengine.optim.optimizer import builder
+    from mmengine.runner import runner
 
-    from .engine.optimizers import QuantizerAwareOptimWrapperConstructor
+    from .engine.optimizers import spare_scales
 
-    OPTIM_WRAPPER_CONSTRUCTORS.register_module(
-        name='DefaultOptimWrapperConstructor',
-        module=QuantizerAwareOptimWrapperConstructor,
-        force=True,
-    )
+    build = builder.build_optim_wrapper
+    if build.__module__ == __name__:
+        return
+
+    def build_optim_wrapper(model: Any, cfg: dict) -> Any:
+        wrapper = build(model, cfg)
+        paramwise = cfg.get('paramwise_cfg') or {}
+        keys = (paramwise.get('custom_keys') or {}).items()
+        several = isinstance(wrapper, optim.OptimWrapperDict)
+        for each in wrapper.values() if several else [wrapper]:
+            spare_scales(each.optimizer, model, keys)
+        return wrapper
+
+    for module in (optim, optimizer, builder, runner):
+        module.build_optim_wrapper = build_optim_wrapper

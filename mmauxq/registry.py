@@ -25,7 +25,4 @@ DATASETS = _node(registry.DATASETS, 'datasets')
 FUNCTIONS = _node(registry.FUNCTIONS, 'datasets')
 HOOKS = _node(registry.HOOKS, 'engine.hooks')
 LOOPS = _node(registry.LOOPS, 'engine.resumable_loops')
-OPTIM_WRAPPER_CONSTRUCTORS = _node(
-    registry.OPTIM_WRAPPER_CONSTRUCTORS, 'engine.optimizers'
-)
 OPTIM_WRAPPERS = _node(registry.OPTIM_WRAPPERS, 'engine.optimizers')

@@ -258,19 +258,23 @@ def test_neighbours_are_silent_and_warn_without_compat(run_python):
 # --- weight decay ----------------------------------------------------------
 
 
-def test_default_optim_constructor_replaces_and_is_needed(run_python):
+def test_scales_are_spared_and_mmengine_would_not(run_python):
     done = run_python(
         '-c',
-        'from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as r\n'
-        'import mmengine.optim\n'
-        'name = "DefaultOptimWrapperConstructor"\n'
-        'print(hasattr(r.get(name), "_knows_decay"))\n'
+        'import torch\n'
+        'from mmengine.runner import runner\n'
+        'model = torch.nn.Linear(2, 2)\n'
+        'model.input_quantizer = torch.nn.Linear(1, 1)\n'
+        'cfg = dict(optimizer=dict(type="SGD", lr=1.0, weight_decay=1.0))\n'
+        'def groups():\n'
+        '    wrapper = runner.build_optim_wrapper(model, cfg)\n'
+        '    return [g["weight_decay"] for g in wrapper.param_groups]\n'
+        'print(groups())\n'
         'from mmauxq import compat\n'
-        'compat.default_optim_constructor()\n'
-        'compat.default_optim_constructor()\n'
-        'import mmpretrain.registry as m\n'
-        'print(m.OPTIM_WRAPPER_CONSTRUCTORS.get(name).__name__)',
+        'compat.spare_scales_from_decay()\n'
+        'once = runner.build_optim_wrapper\n'
+        'compat.spare_scales_from_decay()\n'
+        'assert runner.build_optim_wrapper is once\n'
+        'print(groups())',
     )
-    before, after = done.stdout.split()
-    assert before == 'False'
-    assert after == 'QuantizerAwareOptimWrapperConstructor'
+    assert done.stdout.splitlines() == ['[1.0]', '[1.0, 0.0]']

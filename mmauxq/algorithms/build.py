@@ -30,6 +30,7 @@ from mmauxq.quantizers.base import ROLES, check_bits
 from mmauxq.registry import MODELS
 
 from .arguments import check_taps
+from .head_loss import check_task_loss
 
 LOW_BITS = 4
 SPEEDS = (None, 'auto', 'eager')
@@ -167,6 +168,7 @@ def build_guidance(
     Raises:
         UsageError: If a config asks for something that does not exist.
     """
+    check_task_loss(model.architecture.head)
     several = isinstance(config, (list, tuple))
     run = TrainingPass(model.architecture, found.images)
     # F starts from the same weights whatever guides it
@@ -207,9 +209,7 @@ def _build_guidance(
     if taps is not None:
         check_taps(taps)
         places = find_taps(run, taps, cls.uses_stem)
-    given = dict(
-        taps=places.taps, head=network.head, num_classes=found.num_classes
-    )
+    given = dict(taps=places.taps, num_classes=found.num_classes)
     if cls.uses_image:
         given.update(
             taps=[Tap(IMAGE, found.shape), *places.taps],

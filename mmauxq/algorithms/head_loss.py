@@ -5,6 +5,7 @@ from typing import Any
 from mmpretrain.models import ClsHead, ImageClassifier, MultiLabelClsHead
 from torch import Tensor, nn
 
+from mmauxq.errors import UsageError
 from mmauxq.forward_hooks import forward_hooks
 
 PLAIN_LOSSES = (ClsHead.loss, MultiLabelClsHead.loss)
@@ -17,6 +18,26 @@ def is_plain(classifier: nn.Module) -> bool:
         type(classifier).loss is ImageClassifier.loss
         and type(classifier.head).loss in PLAIN_LOSSES
     )
+
+
+def check_task_loss(head: nn.Module) -> None:
+    """Raise a UsageError if a head has no loss that takes logits."""
+    if not isinstance(getattr(head, 'loss_module', None), nn.Module):
+        raise UsageError(
+            'architecture.head: expected a head with a loss_module, which '
+            f'guidance uses too, got a {type(head).__name__}'
+        )
+
+
+def task_loss(head: nn.Module, data_samples: Any, logits: Tensor) -> Tensor:
+    """The loss of a head on logits (N, K) that need not be its own, ()."""
+    if type(head).loss in PLAIN_LOSSES:
+        compute = type(head)._get_loss
+    elif isinstance(head, MultiLabelClsHead):
+        compute = MultiLabelClsHead._get_loss
+    else:
+        compute = ClsHead._get_loss
+    return compute(head, logits, data_samples)['loss']
 
 
 def head_logits(head: nn.Module, features: Any) -> Any:

@@ -21,7 +21,7 @@ from mmauxq.registry import MODELS
 
 from . import build
 from .arguments import check_sections, check_shape
-from .head_loss import head_logits, is_plain, own_loss
+from .head_loss import head_logits, is_plain, own_loss, task_loss
 from .state import adapt_state, initialising, keep_all
 
 
@@ -104,6 +104,46 @@ class JointQAT(BaseModel):
         """Whether the loss of F needs more than its logits."""
         return not is_plain(self.architecture)
 
+    # --- the classifier inside ---------------------------------------------
+
+    # Hooks, optimizer constructors and tools of MMEngine and MMPretrain find
+    # in this model what they look for in a classifier.
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The backbone of the classifier."""
+        return self.architecture.backbone
+
+    @property
+    def neck(self) -> nn.Module | None:
+        """The neck of the classifier."""
+        return getattr(self.architecture, 'neck', None)
+
+    @property
+    def with_neck(self) -> bool:
+        """Whether the classifier has a neck."""
+        return self.neck is not None
+
+    @property
+    def head(self) -> nn.Module:
+        """The head of the classifier."""
+        return self.architecture.head
+
+    @property
+    def with_head(self) -> bool:
+        """True."""
+        return True
+
+    def extract_feat(self, *args: Any, **kwargs: Any) -> Any:
+        """That of the classifier, with the same arguments."""
+        return self.architecture.extract_feat(*args, **kwargs)
+
+    def get_layer_depth(self, param_name: str) -> tuple[int, int]:
+        """(depth, number of depths) of a parameter, for learning rates that
+        decay with depth; those of guidance are as deep as the head."""
+        name = param_name.removeprefix('architecture.')
+        return self.architecture.get_layer_depth(name)
+
     # --- a training step ---------------------------------------------------
 
     def forward(
@@ -141,11 +181,12 @@ class JointQAT(BaseModel):
             logits, outputs = self._run(self.compute, inputs)
             student = self.architecture.head._get_loss(logits, data_samples)
         losses = add_prefix(student, 'student')
+        task = partial(task_loss, self.architecture.head, data_samples)
         pairs = list(zip(self.guidances, outputs, strict=True))
         aux_logits = next((o for g, o in pairs if g.gives_aux_logits), None)
         for i, (guidance, output) in enumerate(pairs):
             name = 'guidance' if guidance is self.guidance else f'guidance.{i}'
-            found = guidance.losses(output, logits, aux_logits, data_samples)
+            found = guidance.losses(output, logits, aux_logits, task)
             losses |= add_prefix(found, name)
         return losses
 

@@ -4,14 +4,19 @@ CHECKPOINT (a training checkpoint or a slim one)."""
 import argparse
 import json
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from mmauxq import compat
+from mmauxq.config_types import joint_section
 from mmauxq.errors import UsageError
 from mmauxq.files import check_file, write_atomically
 from mmauxq.ranks import rank
 
 from .load_config import load_config
 from .parser import add_config_arguments, add_runner_arguments
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
 
 QUIET_SETUP = True
 
@@ -21,6 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument(
         '--out', metavar='FILE', help='write the metrics to this JSON file'
+    )
+    parser.add_argument(
+        '--tta',
+        action='store_true',
+        help='test-time augmentation: that of `tta_model` and `tta_pipeline` '
+        'in the config, by default the mean of an image and its mirror image',
     )
     add_runner_arguments(parser)
 
@@ -38,8 +49,11 @@ def run(args: argparse.Namespace, mark_running: Callable) -> None:
         check_file('--out', args.out)
     read_checkpoint(args.checkpoint)  # before anything is built
     set_work_dir(cfg, args.config, args.work_dir)
-    if cfg.model.get('type') == 'mmauxq.JointQAT':
-        cfg.model.guidance = None
+    if args.tta:
+        _use_tta(cfg)
+    joint = joint_section(cfg.model)
+    if joint is not None:
+        joint['guidance'] = None
     cfg.resume, cfg.load_from = False, args.checkpoint
     compat.enable()
     from mmauxq.engine.hooks import CheckpointFitHook
@@ -54,3 +68,23 @@ def run(args: argparse.Namespace, mark_running: Callable) -> None:
         if args.out:
             write_atomically(args.out, f'{line}\n'.encode())
         print(line, flush=True)
+
+
+def _use_tta(cfg: 'Config') -> None:
+    """Wrap the model and change the pipeline, as MMPretrain's test.py."""
+    dataset = cfg.test_dataloader.get('dataset')
+    pipeline = cfg.get('tta_pipeline')
+    if pipeline is None:
+        steps = dataset.get('pipeline') if isinstance(dataset, dict) else None
+        if not steps:
+            raise UsageError(
+                '--tta: expected a `pipeline` of test_dataloader.dataset, or '
+                'a `tta_pipeline`, got none'
+            )
+        *before, last = steps
+        flips = [dict(type='RandomFlip', prob=p) for p in (1.0, 0.0)]
+        both = dict(type='TestTimeAug', transforms=[flips, [last]])
+        pipeline = [*before, both]
+    dataset['pipeline'] = pipeline
+    model = cfg.get('tta_model') or dict(type='AverageClsScoreTTA')
+    cfg.model = dict(model, module=cfg.model)

@@ -1,12 +1,14 @@
 """Train a classifier as CONFIG says."""
 
 import argparse
+import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmauxq import compat
+from mmauxq.config_types import joint_section
 from mmauxq.errors import UsageError, visible
 from mmauxq.ranks import rank
 
@@ -75,7 +77,7 @@ def run(args: argparse.Namespace, mark_running: Callable) -> None:
         print(f'Setting up; logs go to {where}', file=shown, flush=True)
     if args.amp:
         _set_amp(cfg)
-    joint = cfg.model.get('type') == 'mmauxq.JointQAT'
+    joint = joint_section(cfg.model) is not None
     _set_speed(cfg, args, joint)
     set_start(cfg, args.resume)
     use_resumable_loop(cfg)
@@ -155,14 +157,24 @@ def _set_speed(cfg: 'Config', args: argparse.Namespace, joint: bool) -> None:
 def _fuse_optimizer(cfg: 'Config') -> None:
     import torch
 
-    from mmauxq.engine.optimizers import optimizer_takes
-
-    compat.enable()  # its type may be one of MMPretrain's
     optimizer = cfg.optim_wrapper.get('optimizer')
     if (
         torch.cuda.is_available()
         and isinstance(optimizer, dict)
         and not {'fused', 'foreach', 'differentiable'} & set(optimizer)
-        and optimizer_takes(optimizer, 'fused')
+        and 'fused' in _optimizer_arguments(optimizer['type'])
     ):
         optimizer.fused = True
+
+
+def _optimizer_arguments(kind: str | type) -> Collection[str]:
+    from mmengine.registry import OPTIMIZERS
+
+    compat.enable()  # it may be one of MMPretrain's
+    if isinstance(kind, str):
+        with OPTIMIZERS.switch_scope_and_registry(None) as registry:
+            found = registry.get(kind)
+        if found is None:  # MMEngine says "None is not a callable object"
+            raise UsageError(f'optimizer {kind!r} is not registered')
+        kind = found
+    return inspect.signature(kind).parameters

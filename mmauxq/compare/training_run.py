@@ -23,6 +23,7 @@ from mmengine.runner import Runner
 from mmauxq import compat
 from mmauxq.algorithms import JointQAT
 from mmauxq.analysis import block_gradient_norms
+from mmauxq.config_types import JOINT, type_name
 from mmauxq.engine.defaults import add_watch_hooks, use_resumable_loop
 from mmauxq.engine.hooks import EpochLengthHook, TeacherCheckHook
 from mmauxq.engine.image_shape import set_image_shape
@@ -165,7 +166,7 @@ def run_one(folder: Path, seed: int, start: str | None = None) -> None:
     """Train one run in this process and write its ``result.json``."""
     compat.enable()
     config = Config.fromfile(folder / 'recipe.py')
-    if start is not None and config.model.type == 'mmauxq.JointQAT':
+    if start is not None and type_name(config.model.type) == JOINT:
         config.model.float_checkpoint = start
     on_gpu = torch.cuda.is_available()
 

@@ -10,6 +10,7 @@ from mmengine.config import Config
 from torch import Tensor
 
 from mmauxq.checkpoint_file import read_checkpoint
+from mmauxq.config_types import JOINT, type_name
 from mmauxq.errors import UsageError
 from mmauxq.network import sample_images
 from mmauxq.network.checkpoint import (
@@ -113,7 +114,7 @@ def load_network(cfg: Config, checkpoint: str) -> Network:
 
 def check_config(cfg: Config) -> None:
     """Raise a :class:`UsageError` if a config trains no quantized network."""
-    if cfg.model.get('type') != 'mmauxq.JointQAT':
+    if type_name(cfg.model.get('type')) != JOINT:
         raise UsageError(
             "model.type: expected 'mmauxq.JointQAT', which trains quantized "
             f'networks, got {cfg.model.get("type")!r}'
@@ -142,7 +143,7 @@ def guidance_cost(
     if guidance is None:
         return dict(type=None, parameters=0, multiply_adds=0)
     parts = guidance if isinstance(guidance, (list, tuple)) else [guidance]
-    names = ' and '.join(part['type'] for part in parts)
+    names = ' and '.join(type_name(part['type']) for part in parts)
     settings = {} if shape is None else dict(input_shape=tuple(shape))
     try:
         cost = build(cfg, guidance, **settings).cost

@@ -32,7 +32,7 @@ ALIKE = 0.8
 """Similarity of a class to suggest; all names share the scope's letters."""
 MARKS = {'type', '_scope_', '_delete_'}
 BUILDERS: dict[type, tuple[set[str], set[str]]] = {
-    Guidance: (set(), {'head', 'num_classes', 'network', 'data_preprocessor'}),
+    Guidance: (set(), {'num_classes', 'network', 'data_preprocessor'}),
     Quantizer: ({'per_channel'}, {'role', 'num_channels', 'channel_axis'}),
     Hook: ({'priority'}, set()),
     BaseLoop: ({'by_epoch'}, {'runner', 'dataloader'}),

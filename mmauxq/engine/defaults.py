@@ -2,6 +2,8 @@
 
 from mmengine.config import Config
 
+from mmauxq.config_types import type_name
+
 LOOPS = {
     'EpochBasedTrainLoop': 'mmauxq.EpochLoop',
     'IterBasedTrainLoop': 'mmauxq.IterLoop',
@@ -12,7 +14,7 @@ WATCHES = ('mmauxq.FiniteNumbersHook', 'mmauxq.QuantizerWatchHook')
 def add_watch_hooks(cfg: Config) -> None:
     """Add the hooks that watch numbers and quantizers, where not set."""
     hooks = list(cfg.get('custom_hooks') or [])
-    present = {h.get('type') for h in hooks if isinstance(h, dict)}
+    present = {type_name(h.get('type')) for h in hooks if isinstance(h, dict)}
     cfg.custom_hooks = hooks + [
         dict(type=kind) for kind in WATCHES if kind not in present
     ]
@@ -29,9 +31,12 @@ def use_resumable_loop(cfg: Config) -> None:
         if 'type' not in loop and 'by_epoch' in loop:
             by_epoch = loop.pop('by_epoch')
             loop['type'] = f'mmauxq.{"Epoch" if by_epoch else "Iter"}Loop'
-        elif loop.get('type') in LOOPS:
-            loop['type'] = LOOPS[loop['type']]
+        else:
+            kind = type_name(loop.get('type'))
+            loop['type'] = LOOPS.get(kind, loop.get('type'))
     hooks = list((cfg.get('default_hooks') or {}).values())
     for hook in hooks + list(cfg.get('custom_hooks') or []):
-        if isinstance(hook, dict) and hook.get('type') == 'CheckpointHook':
+        if not isinstance(hook, dict):
+            continue
+        if type_name(hook.get('type')) == 'CheckpointHook':
             hook['type'] = 'mmauxq.SafeCheckpointHook'

@@ -19,6 +19,7 @@ from mmengine.dataset import Compose
 from mmengine.registry import DATASETS, DefaultScope
 from torch import Tensor
 
+from mmauxq.config_types import joint_section
 from mmauxq.errors import UsageError, one_line
 from mmauxq.network import forked_generators
 from mmauxq.ranks import is_distributed, rank
@@ -41,9 +42,10 @@ def set_image_shape(cfg: Config, split: str = 'train') -> None:
         cfg: A complete recipe; recipes of other models are left alone.
         split: ``'train'``, or ``'val'`` for commands that only evaluate.
     """
-    if cfg.model.get('type') != 'mmauxq.JointQAT':
+    joint = joint_section(cfg.model)
+    if joint is None:
         return
-    given = cfg.model.get('input_shape')
+    given = joint.get('input_shape')
     for name in (split, 'val', 'test', 'train'):
         loader = f'{name}_dataloader'
         section = cfg.get(loader)
@@ -63,7 +65,7 @@ def set_image_shape(cfg: Config, split: str = 'train') -> None:
             )
         return
     if given is None:
-        cfg.model.input_shape = shape
+        joint['input_shape'] = shape
     elif isinstance(given, (list, tuple)) and tuple(given) != shape:
         _warn(
             f'model.input_shape: expected {shape}, the images of {loader}, '

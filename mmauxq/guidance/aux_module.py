@@ -12,7 +12,14 @@ from mmauxq.errors import UsageError, check_integer
 from mmauxq.registry import MODELS
 
 from .auxiliary_bn import AuxiliaryBN
-from .base import Guidance, is_weight, linear_classifier, pool, student_logits
+from .base import (
+    Guidance,
+    LinearClassifier,
+    TaskLoss,
+    is_weight,
+    pool,
+    student_logits,
+)
 from .distance import build_distance
 from .taps import CHANNELS_LAST, IMAGE, MAP, TOKENS, Tap, TapRecorder
 from .tokens import resize_tokens, to_map
@@ -47,7 +54,7 @@ class AuxAdaptorAggregator(Guidance):
     (adaptor and aggregator: 3.1, joint training: 3.2).
 
     Args:
-        taps, head, num_classes, dtype: See :class:`.base.Guidance`.
+        taps, num_classes, dtype: See :class:`.base.Guidance`.
         loss_weight: Weight of the auxiliary loss.
         width_ratio: Channels of g_p over those of O_p, in (0, 1]; 1 is the
             paper's, and the cost of H is about proportional.
@@ -74,7 +81,6 @@ class AuxAdaptorAggregator(Guidance):
     def __init__(
         self,
         taps: Sequence[Tap],
-        head: nn.Module,
         num_classes: int,
         loss_weight: float = 1.0,
         width_ratio: float = 1.0,
@@ -103,7 +109,7 @@ class AuxAdaptorAggregator(Guidance):
         for _, block in groupby(taps, key=lambda t: t.name.partition(':')[0]):
             self.adaptors.append(Adaptor(list(block), g, width_ratio, groups))
             g = self.adaptors[-1].result
-        self.head = linear_classifier(head, g.channels, num_classes)
+        self.head = LinearClassifier(g.channels, num_classes)
         self.guides_student = build_distance(
             guides_student, 'guidance.guides_student', num_classes
         )
@@ -130,18 +136,17 @@ class AuxAdaptorAggregator(Guidance):
             g = None
             for adaptor in self.adaptors:
                 g = adaptor([self.cast(outputs[n]) for n in adaptor.names], g)
-            return self.head((pool(g, adaptor.result.layout),))
+            return self.head(pool(g, adaptor.result.layout))
 
     def losses(
         self,
         output: Tensor,
         logits: Tensor | None,
         aux_logits: Tensor | None,
-        data_samples: list,
+        task_loss: TaskLoss,
     ) -> dict[str, Tensor]:
         """``loss_aux`` and ``loss_to_student``, from logits (N, K)."""
-        loss = self.head._get_loss(output, data_samples)['loss']
-        losses = dict(loss_aux=loss * self.loss_weight)
+        losses = dict(loss_aux=task_loss(output) * self.loss_weight)
         if self.guides_student is not None:
             distance = self.guides_student(student_logits(logits), output)
             losses['loss_to_student'] = distance * self.loss_weight

@@ -20,26 +20,23 @@ blocks. Guidance computes losses from them; here with the auxiliary module H::
       F: low precision, shipped          H: full precision, training only
 """
 
-import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from mmengine.model import BaseModule
-from mmpretrain.models.heads import (
-    LinearClsHead,
-    MultiLabelClsHead,
-    MultiLabelLinearClsHead,
-)
 from torch import Tensor, nn
 
 from mmauxq.errors import UsageError
 from mmauxq.network import forked_generators
 
 from .taps import CHANNELS_LAST, MAP, Tap, TapRecorder
+
+TaskLoss = Callable[[Tensor], Tensor]
+"""From logits (N, K) to the loss () that F has for the targets of a batch."""
 
 
 class Guidance(BaseModule):
@@ -50,10 +47,8 @@ class Guidance(BaseModule):
 
     The algorithm also gives a subclass ``taps``, what is read from F, in the
     order of running, the images first if ``uses_image``, the stem first if
-    ``uses_stem``; the ``head`` of F, whose loss module serves the guidance
-    too, with its label smoothing and mixed targets; ``num_classes``, K; and if
-    ``uses_image`` the ``network`` F in floating point with its
-    ``data_preprocessor``.
+    ``uses_stem``; ``num_classes``, K; and if ``uses_image`` the ``network`` F
+    in floating point with its ``data_preprocessor``.
 
     Args:
         loss_weight: Factor on all losses returned, not negative. A schedule
@@ -128,7 +123,7 @@ class Guidance(BaseModule):
         output: Any,
         logits: Tensor | None,
         aux_logits: Tensor | None,
-        data_samples: list,
+        task_loss: TaskLoss,
     ) -> dict[str, Tensor]:
         """Name -> weighted loss of shape (); logged only without ``loss`` in
         the name.
@@ -137,7 +132,8 @@ class Guidance(BaseModule):
             output: Result of :meth:`forward`.
             logits: Logits of F, (N, K); ``None`` if its head hides them.
             aux_logits: Logits of the auxiliary module, (N, K), if any.
-            data_samples: N of them, with the targets.
+            task_loss: The loss of F, with its label smoothing and the targets
+                of the batch, mixed ones too.
         """
         raise NotImplementedError
 
@@ -202,17 +198,14 @@ def pool(features: Tensor, layout: str) -> Tensor:
     return features.mean((1, 2) if layout == CHANNELS_LAST else 1)
 
 
-def linear_classifier(
-    head: nn.Module, in_channels: int, num_classes: int
-) -> nn.Module:
-    """A linear head of mmpretrain with a copy of the loss of ``head``, or a
-    UsageError if that has none."""
-    if not isinstance(getattr(head, 'loss_module', None), nn.Module):
-        raise UsageError(
-            'architecture.head: expected a head with a loss_module, which '
-            f'guidance uses too, got a {type(head).__name__}'
-        )
-    several = isinstance(head, MultiLabelClsHead)
-    kind = MultiLabelLinearClsHead if several else LinearClsHead
-    loss_module = copy.deepcopy(head.loss_module)
-    return kind(num_classes, in_channels, loss=loss_module)
+class LinearClassifier(BaseModule):
+    """From pooled features (N, C) to logits (N, K), initialised as the linear
+    head of MMPretrain."""
+
+    def __init__(self, in_channels: int, num_classes: int) -> None:
+        super().__init__(dict(type='Normal', layer='Linear', std=0.01))
+        self.fc = nn.Linear(in_channels, num_classes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits (N, K)."""
+        return self.fc(features)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mmauxq.registry import MODELS
 
-from .base import Guidance, check_weights, linear_classifier, pool
+from .base import Guidance, LinearClassifier, TaskLoss, check_weights, pool
 from .taps import Tap
 
 
@@ -23,7 +23,7 @@ class IntermediateClassifiers(Guidance):
     "additional loss" of the auxiliary module's paper, arXiv:1903.11236.
 
     Args:
-        taps, head, num_classes, loss_weight, dtype: See
+        taps, num_classes, loss_weight, dtype: See
             :class:`.base.Guidance`.
         alphas: Weight of each classifier, in the order of the taps, not
             negative; one number for all.
@@ -32,7 +32,6 @@ class IntermediateClassifiers(Guidance):
     def __init__(
         self,
         taps: Sequence[Tap],
-        head: nn.Module,
         num_classes: int,
         loss_weight: float = 1.0,
         alphas: float | Sequence[float] = 1.0,
@@ -43,7 +42,7 @@ class IntermediateClassifiers(Guidance):
         self.taps = list(taps)
         self.alphas = check_weights(alphas, taps, 'guidance.alphas')
         self.classifiers = nn.ModuleList(
-            linear_classifier(head, tap.channels, num_classes) for tap in taps
+            LinearClassifier(tap.channels, num_classes) for tap in taps
         )
 
     def forward(self, outputs: dict[str, Tensor]) -> Tensor:
@@ -52,7 +51,7 @@ class IntermediateClassifiers(Guidance):
         with self.precision():
             for tap, classifier in pairs:
                 features = pool(self.cast(outputs[tap.name]), tap.layout)
-                logits.append(classifier((features,)))
+                logits.append(classifier(features))
             return torch.stack(logits)
 
     def losses(
@@ -60,13 +59,13 @@ class IntermediateClassifiers(Guidance):
         output: Tensor,
         logits: Tensor | None,
         aux_logits: Tensor | None,
-        data_samples: list,
+        task_loss: TaskLoss,
     ) -> dict[str, Tensor]:
         """``loss_TAP`` for each tap, from the logits (P, N, K)."""
         losses = {}
-        places = self.taps, self.alphas, self.classifiers, output
-        for tap, alpha, classifier, tap_logits in zip(*places, strict=True):
+        places = zip(self.taps, self.alphas, output, strict=True)
+        for tap, alpha, tap_logits in places:
             name = tap.name.removeprefix('backbone.')
-            loss = classifier._get_loss(tap_logits, data_samples)['loss']
-            losses[f'loss_{name}'] = loss * alpha * self.loss_weight
+            loss = task_loss(tap_logits) * alpha
+            losses[f'loss_{name}'] = loss * self.loss_weight
         return losses

@@ -21,7 +21,7 @@ from mmauxq.network.profile import logits_in
 from mmauxq.quantizers.base import flag
 from mmauxq.registry import MODELS
 
-from .base import Guidance, check_weights, student_logits
+from .base import Guidance, TaskLoss, check_weights, student_logits
 from .distance import build_connector, build_distance, comparable
 from .find_taps import STAGE_ENDS, Taps, find_taps
 from .taps import IMAGE, MAP, Tap
@@ -60,7 +60,7 @@ class KnowledgeDistillation(Guidance):
 
     Args:
         taps: What is read from F: the images, then the features to compare.
-        head, num_classes, network, data_preprocessor: See
+        num_classes, network, data_preprocessor: See
             :class:`.base.Guidance`. The network is copied if it teaches.
         teacher: See :func:`.teacher.build_network`; by default F's
             architecture.
@@ -92,7 +92,6 @@ class KnowledgeDistillation(Guidance):
     def __init__(
         self,
         taps: Sequence[Tap],
-        head: nn.Module,
         num_classes: int,
         network: nn.Module,
         data_preprocessor: nn.Module | None = None,
@@ -182,11 +181,6 @@ class KnowledgeDistillation(Guidance):
             state = check_architecture(model, normalise(state, source), source)
             model.load_state_dict(state, strict=False)
             self.title += f' from {checkpoint}'
-        if self.train_teacher and not hasattr(model.head, '_get_loss'):
-            raise UsageError(
-                'guidance.train_teacher: expected a teacher whose head has a '
-                f'loss that takes logits, got a {type(model.head).__name__}'
-            )
         return model
 
     def check_size(self, width: int) -> None:
@@ -266,7 +260,7 @@ class KnowledgeDistillation(Guidance):
         output: dict[str, Tensor],
         logits: Tensor | None,
         aux_logits: Tensor | None,
-        data_samples: list,
+        task_loss: TaskLoss,
     ) -> dict[str, Tensor]:
         """``loss_logits``, ``loss_TAP``, ``loss_to_aux``, ``loss_teacher``."""
         taught = output['teacher']
@@ -277,9 +271,7 @@ class KnowledgeDistillation(Guidance):
             losses['loss_to_aux'] = self.guides_aux(aux_logits.float(), taught)
         losses = {k: v * self.loss_weight for k, v in losses.items()}
         if self.train_teacher:
-            head = self.teacher.network.head
-            loss = head._get_loss(taught, data_samples)['loss']
-            losses['loss_teacher'] = loss
+            losses['loss_teacher'] = task_loss(taught)
         return losses
 
 

@@ -119,11 +119,10 @@ class LayerTracer(WeightTracer):
             return func(*args, **kwargs)
         kind = getattr(func, '__name__', '').strip('_')
         if OTHER_PRODUCTS.fullmatch(kind):
-            for name in {n for a in args for n in self.owners_of(a)}:
-                if isinstance(self._modules[name], QUANTIZABLE):
-                    use = self._use(name)
-                    if not use.called and not use.readers:
-                        use.reason = f'its weight enters a {kind}'
+            for name in sorted({n for a in args for n in self.owners_of(a)}):
+                use = self._use(name)
+                if not use.called and not use.readers:
+                    use.reason = f'its weight enters a {kind}'
         return func(*args, **kwargs)
 
     def _note_attention(self, q: Tensor, k: Tensor, v: Tensor) -> None:

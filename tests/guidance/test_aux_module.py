@@ -1,9 +1,12 @@
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
 from mmpretrain.models.heads import LinearClsHead, MultiLabelLinearClsHead
 from mmpretrain.structures import DataSample
 
+from mmauxq.algorithms.head_loss import task_loss
 from mmauxq.errors import UsageError
 from mmauxq.guidance import AuxAdaptorAggregator, Tap
 from tests.networks import AUX, batch, classifier, joint_qat
@@ -19,6 +22,10 @@ def head(**loss):
     return LinearClsHead(10, 8, loss=dict(type='CrossEntropyLoss', **loss))
 
 
+def task(samples, of=None):
+    return partial(task_loss, of or head(), samples)
+
+
 def outputs(count=3, taps=TAPS):
     torch.manual_seed(1)
     return {
@@ -26,12 +33,13 @@ def outputs(count=3, taps=TAPS):
     }
 
 
-def loss_of(module, given, samples):
-    return module.losses(module(given), None, None, samples)['loss_aux']
+def loss_of(module, given, samples, of=None):
+    output = module(given)
+    return module.losses(output, None, None, task(samples, of))['loss_aux']
 
 
 def test_the_recursion_of_the_paper():
-    module = AuxAdaptorAggregator(TAPS, head(), 10).eval()
+    module = AuxAdaptorAggregator(TAPS, 10).eval()
     given = outputs()
     g = module.adaptors[0].phi(given['stem'])
     g = F.relu(module.adaptors[1].phi(given['a']) + g)
@@ -43,7 +51,7 @@ def test_the_recursion_of_the_paper():
 
 
 def test_projections_only_where_the_shape_changes():
-    module = AuxAdaptorAggregator(TAPS, head(), 10)
+    module = AuxAdaptorAggregator(TAPS, 10)
     assert module.adaptors[0].project is None
     assert isinstance(module.adaptors[1].project, torch.nn.Identity)
     conv, norm = module.adaptors[2].project
@@ -53,14 +61,14 @@ def test_projections_only_where_the_shape_changes():
 
 def test_a_projection_where_only_the_size_changes():
     taps = [Tap('a', (4, 8, 8)), Tap('b', (4, 4, 4))]
-    conv, _ = AuxAdaptorAggregator(taps, head(), 10).adaptors[1].project
+    conv, _ = AuxAdaptorAggregator(taps, 10).adaptors[1].project
     assert (conv.in_channels, conv.out_channels) == (4, 4)
     assert conv.stride == (2, 2)
     tokens = [Tap('a', (16, 4), 'tokens'), Tap('b', (4, 4), 'tokens')]
-    linear, _ = AuxAdaptorAggregator(tokens, head(), 10).adaptors[1].project
+    linear, _ = AuxAdaptorAggregator(tokens, 10).adaptors[1].project
     assert (linear.in_features, linear.out_features) == (4, 4)
     same = [Tap('a', (2, 4, 4)), Tap('b', (16, 2), 'tokens')]
-    project = AuxAdaptorAggregator(same, head(), 10).adaptors[1].project
+    project = AuxAdaptorAggregator(same, 10).adaptors[1].project
     assert isinstance(project, torch.nn.Identity)
 
 
@@ -70,15 +78,15 @@ def test_odd_sizes_are_rounded_as_the_blocks_do(sizes):
         Tap('stem', (2, sizes[0], sizes[0])),
         Tap('a', (4, *sizes[1:] * 2)),
     ]
-    module = AuxAdaptorAggregator(taps, head(), 10)
+    module = AuxAdaptorAggregator(taps, 10)
     assert module(outputs(2, taps)).shape == (2, 10)
 
 
 def test_every_tap_gets_a_gradient():
-    module = AuxAdaptorAggregator(TAPS, head(), 10)
+    module = AuxAdaptorAggregator(TAPS, 10)
     given = outputs()
     samples = [DataSample().set_gt_label(i) for i in range(3)]
-    module.losses(module(given), None, None, samples)['loss_aux'].backward()
+    loss_of(module, given, samples).backward()
     for name, value in given.items():
         assert value.grad.abs().sum() > 0, name
 
@@ -88,10 +96,8 @@ def test_the_loss_weight_scales_the_loss_and_is_not_stored():
     losses = []
     for weight in (1.0, 0.25):
         torch.manual_seed(0)
-        module = AuxAdaptorAggregator(TAPS, head(), 10, loss_weight=weight)
-        losses.append(
-            module.losses(module(outputs()), None, None, samples)['loss_aux']
-        )
+        module = AuxAdaptorAggregator(TAPS, 10, loss_weight=weight)
+        losses.append(loss_of(module, outputs(), samples))
     torch.testing.assert_close(losses[1], losses[0] / 4)
     assert not any('loss_weight' in key for key in module.state_dict())
 
@@ -100,27 +106,27 @@ def test_the_loss_is_of_the_kind_of_the_main_head():
     smooth = LinearClsHead(
         10, 8, loss=dict(type='LabelSmoothLoss', label_smooth_val=0.1)
     )
-    module = AuxAdaptorAggregator(TAPS, smooth, 10)
+    module = AuxAdaptorAggregator(TAPS, 10)
     samples = [DataSample().set_gt_label(i) for i in range(3)]
     logits = module(outputs())
     expected = F.cross_entropy(logits, torch.arange(3), label_smoothing=0.1)
     # mmpretrain's mode 'original': smoothed over all classes
     torch.testing.assert_close(
-        module.losses(module(outputs()), None, None, samples)['loss_aux'],
+        loss_of(module, outputs(), samples, smooth),
         expected,
     )
 
 
 def test_mixed_targets():
     soft = head(use_soft=True)
-    module = AuxAdaptorAggregator(TAPS, soft, 10)
+    module = AuxAdaptorAggregator(TAPS, 10)
     score = torch.full((10,), 0.05)
     score[3] = 0.55
     samples = [DataSample().set_gt_score(score) for _ in range(3)]
     logits = module(outputs())
     expected = -(score * logits.log_softmax(1)).sum(1).mean()
     torch.testing.assert_close(
-        module.losses(module(outputs()), None, None, samples)['loss_aux'],
+        loss_of(module, outputs(), samples, soft),
         expected,
     )
 
@@ -131,7 +137,7 @@ def test_full_precision_under_autocast():
         ('float32', torch.float32),
         (None, torch.bfloat16),
     ):
-        module = AuxAdaptorAggregator(TAPS, head(), 10, dtype=dtype)
+        module = AuxAdaptorAggregator(TAPS, 10, dtype=dtype)
         seen = []
         for part in module.modules():
             if isinstance(part, torch.nn.Conv2d):
@@ -149,7 +155,7 @@ def test_narrow_and_grouped_adaptors_cost_what_they_should():
     taps = [Tap('stem', (channels, 4, 4)), Tap('a', (channels, 4, 4))]
 
     def convolution_weights(**settings):
-        module = AuxAdaptorAggregator(taps, head(), 10, **settings)
+        module = AuxAdaptorAggregator(taps, 10, **settings)
         return sum(
             m.weight.numel()
             for m in module.adaptors.modules()
@@ -203,7 +209,7 @@ def test_bad_settings(settings, message):
 
 def test_taps_must_be_feature_maps_or_tokens():
     with pytest.raises(UsageError, match='feature maps .C, H, W. or tokens'):
-        AuxAdaptorAggregator([Tap('stem', (10,))], head(), 10)
+        AuxAdaptorAggregator([Tap('stem', (10,))], 10)
 
 
 MIXED = [
@@ -219,7 +225,7 @@ MIXED = [
 
 def test_g_is_carried_across_all_layouts():
     torch.manual_seed(0)
-    module = AuxAdaptorAggregator(MIXED, head(), 10)
+    module = AuxAdaptorAggregator(MIXED, 10)
     seen = outputs(2, MIXED)
     logits = module(seen)
     assert logits.shape == (2, 10)
@@ -230,7 +236,7 @@ def test_g_is_carried_across_all_layouts():
 
 def test_tokens_are_adapted_by_a_linear_layer_and_a_norm():
     taps = [Tap('a', (16, 6), 'tokens'), Tap('b', (4, 8), 'tokens')]
-    module = AuxAdaptorAggregator(taps, head(), 10)
+    module = AuxAdaptorAggregator(taps, 10)
     for layers in (module.adaptors[0].phi, module.adaptors[1].project):
         linear, norm = layers
         assert isinstance(linear, torch.nn.Linear) and linear.bias is None
@@ -240,7 +246,7 @@ def test_tokens_are_adapted_by_a_linear_layer_and_a_norm():
 
 def test_tokens_between_maps_have_the_size_of_the_next_map():
     taps = [Tap('a', (16, 8), 'tokens'), Tap('b', (8, 2, 8))]
-    module = AuxAdaptorAggregator(taps, head(), 10)
+    module = AuxAdaptorAggregator(taps, 10)
     adaptor, image = module.adaptors[1].eval(), torch.randn(2, 8, 2, 8)
     seen = torch.randn(2, 8, 2, 8)
     torch.testing.assert_close(
@@ -254,7 +260,7 @@ def test_several_token_tensors_of_one_tap_are_added():
         Tap('a:0', (17, 6), 'tokens'),
         Tap('a:1', (5, 4), 'tokens'),
     ]
-    module = AuxAdaptorAggregator(taps, head(), 10)
+    module = AuxAdaptorAggregator(taps, 10)
     seen = outputs(2, taps)
     # as many as there are of the fewest
     assert module.adaptors[0](list(seen.values()), None).shape == (2, 5, 4)
@@ -267,23 +273,14 @@ def test_several_token_tensors_of_one_tap_are_added():
 def test_of_several_maps_of_one_size_the_widest_counts():
     taps = [Tap('a:0', (4, 4, 4)), Tap('a:1', (8, 4, 4))]
     for order in (taps, taps[::-1]):
-        module = AuxAdaptorAggregator(order, head(), 10)
+        module = AuxAdaptorAggregator(order, 10)
         assert module.adaptors[0].result.shape == (8, 4, 4)
         assert module(outputs(2, order)).shape == (2, 10)
 
 
-def test_a_head_without_a_loss_cannot_be_copied():
-    with pytest.raises(UsageError) as error:
-        AuxAdaptorAggregator(TAPS, torch.nn.Linear(8, 10), 10)
-    assert str(error.value) == (
-        'architecture.head: expected a head with a loss_module, which '
-        'guidance uses too, got a Linear'
-    )
-
-
 def test_a_head_of_several_labels():
     several = MultiLabelLinearClsHead(10, 8)
-    module = AuxAdaptorAggregator(TAPS, several, 10)
+    module = AuxAdaptorAggregator(TAPS, 10)
     samples = [DataSample().set_gt_label([i, i + 1]) for i in range(3)]
     logits = module(outputs())
     target = torch.zeros(3, 10)
@@ -293,15 +290,13 @@ def test_a_head_of_several_labels():
     expected = F.binary_cross_entropy_with_logits(
         logits, target, reduction='sum'
     )
-    found = module.losses(module(outputs()), None, None, samples)['loss_aux']
+    found = loss_of(module, outputs(), samples, several)
     torch.testing.assert_close(found, expected / 3)
 
 
 def test_groups_are_for_maps():
     with pytest.raises(UsageError, match='expected 1 for tokens'):
-        AuxAdaptorAggregator(
-            [Tap('a', (4, 8), 'tokens')], head(), 10, groups=2
-        )
+        AuxAdaptorAggregator([Tap('a', (4, 8), 'tokens')], 10, groups=2)
 
 
 def test_the_guidance_learns():

@@ -1,9 +1,12 @@
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
 from mmpretrain.models.heads import LinearClsHead
 from mmpretrain.structures import DataSample
 
+from mmauxq.algorithms.head_loss import task_loss
 from mmauxq.errors import UsageError
 from mmauxq.guidance import IntermediateClassifiers, Tap
 from tests.networks import batch, joint_qat
@@ -20,6 +23,10 @@ def head(**loss):
     return LinearClsHead(10, 8, loss=dict(type='CrossEntropyLoss', **loss))
 
 
+def task(samples):
+    return partial(task_loss, head(), samples)
+
+
 def outputs():
     torch.manual_seed(1)
     return {t.name: torch.randn(3, *t.shape) for t in TAPS}
@@ -27,7 +34,7 @@ def outputs():
 
 def test_each_loss_is_that_of_a_classifier_on_the_pooled_output():
     module = IntermediateClassifiers(
-        TAPS, head(), 10, loss_weight=0.5, alphas=[1.0, 2.0, 4.0]
+        TAPS, 10, loss_weight=0.5, alphas=[1.0, 2.0, 4.0]
     )
     given = outputs()
     pooled = dict(
@@ -36,7 +43,7 @@ def test_each_loss_is_that_of_a_classifier_on_the_pooled_output():
         c=given['c'].mean((1, 2)),
     )
     samples = [DataSample().set_gt_label(i) for i in range(3)]
-    losses = module.losses(module(given), None, None, samples)
+    losses = module.losses(module(given), None, None, task(samples))
     for i, (name, features) in enumerate(pooled.items()):
         logits = module.classifiers[i].fc(features)
         expected = 0.5 * 2.0**i * F.cross_entropy(logits, torch.arange(3))
@@ -95,8 +102,10 @@ def test_all_weights_are_1_if_none_is_set():
     losses = []
     for settings in ({}, dict(loss_weight=1.0, alphas=[1.0] * len(TAPS))):
         torch.manual_seed(0)
-        module = IntermediateClassifiers(TAPS, head(), 10, **settings)
-        losses.append(module.losses(module(outputs()), None, None, samples))
+        module = IntermediateClassifiers(TAPS, 10, **settings)
+        losses.append(
+            module.losses(module(outputs()), None, None, task(samples))
+        )
     assert losses[0].keys() == losses[1].keys() and len(losses[0])
     for name, value in losses[0].items():
         assert torch.equal(value, losses[1][name])
@@ -106,6 +115,6 @@ def test_all_weights_are_1_if_none_is_set():
     'dtype, expected', [('float32', torch.float32), (None, torch.bfloat16)]
 )
 def test_full_precision_under_autocast(dtype, expected):
-    module = IntermediateClassifiers(TAPS, head(), 10, dtype=dtype)
+    module = IntermediateClassifiers(TAPS, 10, dtype=dtype)
     with torch.autocast('cpu', torch.bfloat16):
         assert module(outputs()).dtype == expected

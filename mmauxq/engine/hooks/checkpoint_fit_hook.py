@@ -1,6 +1,7 @@
 from typing import Any
 
 from mmengine.hooks import Hook
+from mmengine.model import BaseTTAModel
 
 from mmauxq.network.checkpoint import (
     check_architecture,
@@ -34,6 +35,8 @@ class CheckpointFitHook(Hook):
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:
         model = bare_model(runner)
+        while isinstance(model, BaseTTAModel):
+            model = model.module
         network = getattr(model, 'architecture', model)
         state = normalise(checkpoint, self.path)
         loaded = checkpoint.get('state_dict', checkpoint)

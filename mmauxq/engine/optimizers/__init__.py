@@ -1,13 +1,6 @@
-"""Optimizer wrappers and constructors."""
+"""Optimizer wrappers, and which parameters decay."""
 
 from .cpu_amp_optim_wrapper import CPUAmpOptimWrapper
-from .quantizer_aware_constructor import (
-    QuantizerAwareOptimWrapperConstructor,
-    optimizer_takes,
-)
+from .spared_scales import spare_scales
 
-__all__ = [
-    'CPUAmpOptimWrapper',
-    'QuantizerAwareOptimWrapperConstructor',
-    'optimizer_takes',
-]
+__all__ = ['CPUAmpOptimWrapper', 'spare_scales']

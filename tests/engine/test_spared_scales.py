@@ -1,13 +1,12 @@
 import pytest
 import torch
-from mmengine.optim import DefaultOptimWrapperConstructor, build_optim_wrapper
+from mmengine import optim
+from mmengine.optim import DefaultOptimWrapperConstructor
+from mmengine.registry import DefaultScope
 from torch import nn
 
 from mmauxq import compat
-from mmauxq.engine.optimizers import (
-    QuantizerAwareOptimWrapperConstructor,
-    quantizer_aware_constructor,
-)
+from mmauxq.engine.optimizers import spared_scales
 
 SGD = dict(type='SGD', lr=0.1, momentum=0.9, weight_decay=1e-4)
 CUSTOM = dict(custom_keys={'conv.weight_quantizer': dict(lr_mult=0.1)})
@@ -29,11 +28,11 @@ class Network(nn.Module):
             self.conv.input_quantizer = Scale()
 
 
-def build(model, optimizer=SGD, **kwargs):
-    make = QuantizerAwareOptimWrapperConstructor(
-        dict(optimizer=dict(optimizer)), **kwargs
-    )
-    return make(model).optimizer
+def build(model, optimizer=SGD, scope='mmengine', **kwargs):
+    compat.spare_scales_from_decay()
+    cfg = dict(optimizer=dict(optimizer), **kwargs)
+    with DefaultScope.overwrite_default_scope(scope):
+        return optim.build_optim_wrapper(model, cfg).optimizer
 
 
 def decay_by_name(model, optimizer) -> dict:
@@ -98,7 +97,11 @@ def test_parameters_of_the_same_settings_share_a_group(
 
     other = Network()
     other.load_state_dict(model.state_dict())
-    monkeypatch.setattr(quantizer_aware_constructor, '_merged', list)
+
+    def apart(groups, settings, parameters):
+        groups[len(groups)] = dict(settings, params=parameters)
+
+    monkeypatch.setattr(spared_scales, '_join', apart)
     single = build(other, paramwise_cfg=paramwise)
     assert len(single.param_groups) == len(list(model.parameters()))
     for each, step in ((model, optimizer), (other, single)):
@@ -144,36 +147,61 @@ def test_frozen_parameters_are_kept_as_mmengine_does():
 @pytest.mark.parametrize('scope', ['mmengine', 'mmpretrain'])
 def test_default_of_every_scope(scope):
     import mmpretrain.engine  # noqa: F401
-    from mmengine.registry import DefaultScope
 
-    compat.default_optim_constructor()
-    model = Network()
-    with DefaultScope.overwrite_default_scope(scope):
-        wrapper = build_optim_wrapper(
-            model, dict(type='OptimWrapper', optimizer=dict(SGD))
-        )
-    assert len(wrapper.optimizer.param_groups) == 2
+    assert len(build(Network(), scope=scope).param_groups) == 2
 
 
-def test_layer_decay_constructor_spares_flat_parameters():
-    """mmpretrain's own constructor is not replaced: it need not be, for
-    scales of one dimension under flat_decay_mult=0."""
+@pytest.mark.parametrize('by_class', [False, True])
+def test_whatever_the_constructor(by_class):
+    """MMPretrain's, whose groups hold one parameter each, and know nothing of
+    scales of no dimension."""
     from mmpretrain.engine import LearningRateDecayOptimWrapperConstructor
 
     class Layered(Network):
         def get_layer_depth(self, name, prefix=''):
-            return 0, 1
+            return ('weight' in name), 2
 
+    kind = LearningRateDecayOptimWrapperConstructor
     model = Layered()
-    model.conv.weight_quantizer = Scale((4,))
-    make = LearningRateDecayOptimWrapperConstructor(
-        dict(optimizer=dict(type='AdamW', lr=0.1, weight_decay=0.05)),
-        paramwise_cfg=dict(layer_decay_rate=0.5, flat_decay_mult=0.0),
+    optimizer = build(
+        model,
+        dict(type='AdamW', lr=0.1, weight_decay=0.05),
+        scope='mmpretrain',
+        constructor=kind if by_class else kind.__name__,
+        paramwise_cfg=dict(layer_decay_rate=0.5),
     )
-    decays = decay_by_name(model, make(model).optimizer)
+    decays = decay_by_name(model, optimizer)
     assert decays['conv.weight_quantizer.scale'] == 0
-    # A scale of no dimension does decay there, so the recipe names it.
-    assert decays['conv.input_quantizer.scale'] == 0.05
+    assert decays['conv.input_quantizer.scale'] == 0
+    assert decays['conv.weight'] == 0.05
+    names = {id(p): n for n, p in model.named_parameters()}
+    rates = {
+        names[id(p)]: group['lr']
+        for group in optimizer.param_groups
+        for p in group['params']
+    }
+    assert rates['conv.bias'] == 0.05 and rates['conv.weight'] == 0.1
+    assert rates['conv.weight_quantizer.scale'] == 0.1
+
+
+def test_several_optimizers():
+    """Of a constructor that gives an OptimWrapperDict."""
+
+    class Two:
+        def __init__(self, optim_wrapper_cfg, paramwise_cfg=None):
+            self.cfg = optim_wrapper_cfg
+
+        def __call__(self, model):
+            make = DefaultOptimWrapperConstructor(self.cfg)
+            return optim.OptimWrapperDict(a=make(model), b=make(model))
+
+    compat.spare_scales_from_decay()
+    model = Network()
+    cfg = dict(optimizer=dict(SGD), constructor=Two)
+    wrapper = optim.build_optim_wrapper(model, cfg)
+    for each in wrapper.values():
+        decays = decay_by_name(model, each.optimizer)
+        assert decays['conv.input_quantizer.scale'] == 0
 
 
 def test_sgd_on_a_cpu_is_grouped_and_gives_the_same_numbers():

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from mmengine.logging import print_log
 from mmengine.model import BaseModel, ModuleList
+from mmpretrain.models import MultiLabelClsHead
 from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -30,7 +31,7 @@ from mmauxq.quantizers.base import ROLES, check_bits
 from mmauxq.registry import MODELS
 
 from .arguments import check_taps
-from .head_loss import check_task_loss
+from .head_loss import check_for_several_labels, check_task_loss
 
 LOW_BITS = 4
 SPEEDS = (None, 'auto', 'eager')
@@ -217,6 +218,8 @@ def _build_guidance(
             data_preprocessor=model.data_preprocessor,
         )
     guidance = MODELS.build(cfg, default_args=given)
+    if isinstance(network.head, MultiLabelClsHead):
+        check_for_several_labels(guidance, found.num_classes)
     model.recorders.append(guidance.attach(network, places.recorder(network)))
     model.taps += places.taps
     model.cost.add(

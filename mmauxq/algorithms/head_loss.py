@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from mmpretrain.models import ClsHead, ImageClassifier, MultiLabelClsHead
 from torch import Tensor, nn
 
@@ -27,6 +28,26 @@ def check_task_loss(head: nn.Module) -> None:
             'architecture.head: expected a head with a loss_module, which '
             f'guidance uses too, got a {type(head).__name__}'
         )
+
+
+def check_for_several_labels(guidance: nn.Module, num_classes: int) -> None:
+    """Raise a UsageError if a distance of logits (N, K) sees nothing but their
+    softmax, which assumes one label for each image."""
+    first, second = torch.randn(
+        2, 4, num_classes, generator=torch.Generator().manual_seed(0)
+    )
+    for name in ('logits', 'guides_aux', 'guides_student'):
+        distance = getattr(guidance, name, None)
+        if distance is None:
+            continue
+        before, after = distance(first, second), distance(first + 1, second)
+        if torch.allclose(before, after, atol=1e-5):
+            raise UsageError(
+                f'guidance.{name}: expected a distance for a head of several '
+                'labels, such as mmrazor.L2Loss, got '
+                f'{type(distance).__name__}, which compares softmax '
+                'probabilities'
+            )
 
 
 def task_loss(head: nn.Module, data_samples: Any, logits: Tensor) -> Tensor:

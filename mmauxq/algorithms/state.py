@@ -50,7 +50,8 @@ def adapt_state(model: Any, state: dict[str, Tensor], prefix: str) -> None:
     Args:
         model: What it is loaded into.
         state: Changed in place: keys of F get the prefix ``architecture.``,
-            those of a guidance that ``model`` does not have go.
+            those of a guidance that ``model`` does not have go, and without
+            any the guidance stays as it is.
         prefix: Of the keys of ``model``.
 
     Raises:
@@ -60,9 +61,13 @@ def adapt_state(model: Any, state: dict[str, Tensor], prefix: str) -> None:
     if not any(key.startswith(inner) for key in state):
         for key in [k for k in state if k.startswith(prefix)]:
             state[inner + key.removeprefix(prefix)] = state.pop(key)
+    stored = [key for key in state if key.startswith(f'{prefix}guidance.')]
     if model.guidance is None:
-        for key in [k for k in state if k.startswith(f'{prefix}guidance.')]:
+        for key in stored:
             del state[key]
+    elif not stored:
+        own = model.guidance.state_dict(prefix=f'{prefix}guidance.')
+        state.update(own)
     architecture = {
         key.removeprefix(inner): value
         for key, value in state.items()

@@ -6,11 +6,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from mmauxq.forward_hooks import forward_hooks
 from mmauxq.layers import QuantLayer
 from mmauxq.layers.weight_uses import QUANTIZABLE
 from mmauxq.quantizers import FLOAT_BITS, Quantizer
+
+NO_LAYER = '(in no layer)'
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,12 @@ def _bits(layer: nn.Module, role: str) -> int:
 @torch.no_grad()
 def layer_costs(model: nn.Module, image: Tensor) -> list[LayerCost]:
     """The layers that run, in their order, on an image (1, C, H, W), of an
-    algorithm or architecture in evaluation mode."""
+    algorithm or architecture in evaluation mode.
+
+    The last entry, :data:`NO_LAYER`, is what other parts multiply, in floating
+    point, if they do: transposed convolutions, attention, matrices of their
+    own.
+    """
     layers = {
         name: layer
         for name, layer in model.named_modules()
@@ -54,9 +62,13 @@ def layer_costs(model: nn.Module, image: Tensor) -> list[LayerCost]:
     def count(name: str, layer: nn.Module, _: Tensor, output: Tensor) -> None:
         products[name] += output.numel() * layer.weight[0].numel()
 
-    with forward_hooks(layers.items(), count):
+    with (
+        forward_hooks(layers.items(), count),
+        FlopCounterMode(display=False) as counter,
+    ):
         model(image, mode='tensor')
-    return [
+    rest = counter.get_total_flops() // 2 - sum(products.values())
+    costs = [
         LayerCost(
             name,
             _bits(layers[name], 'weight'),
@@ -66,6 +78,9 @@ def layer_costs(model: nn.Module, image: Tensor) -> list[LayerCost]:
         )
         for name, multiply_adds in products.items()
     ]
+    if rest > 0:
+        costs.append(LayerCost(NO_LAYER, FLOAT_BITS, FLOAT_BITS, 0, rest))
+    return costs
 
 
 def quantized_weights(model: nn.Module) -> dict[str, tuple[Tensor, Quantizer]]:

@@ -22,6 +22,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from mmauxq.errors import UsageError
 from mmauxq.files import check_folder, write_atomically
@@ -59,6 +60,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar='CONFIG|CHECKPOINT',
         help='float recipe (trained for each seed; KEY=VALUE may follow it as '
         'an arm) or checkpoint to start from; without it, from scratch',
+    )
+    parser.add_argument(
+        '--metric',
+        metavar='NAME',
+        help='what the validation gives in percent, the more the better '
+        '(default: accuracy/top1)',
     )
     parser.add_argument('--reference', help='arm to compare with (the first)')
     parser.add_argument('--table', type=Path, metavar='DIR')
@@ -104,9 +111,7 @@ def run(args: argparse.Namespace, mark_running: Callable) -> int:
     return 0
 
 
-def _watch(
-    runs: list, jobs: int, start: str | None, gpus: list[str], what: str
-) -> None:
+def _watch(runs: list, what: str, *settings: Any) -> None:
     """Train, with a bar for all runs and one for each that is under way."""
     from rich.console import Console
     from rich.progress import Progress
@@ -116,7 +121,7 @@ def _watch(
     with Progress(console=Console(stderr=True)) as bars:
         total = bars.add_task(what, total=len(runs))
         tasks: dict = {}
-        for active in comparison.train(runs, jobs, start, gpus):
+        for active in comparison.train(runs, *settings):
             done = sum(run.result.is_file() for run in runs)
             bars.update(total, completed=done)
             for run, where in active.items():
@@ -134,10 +139,10 @@ def _train(args: argparse.Namespace) -> None:
     """The float networks, then the arms."""
     from mmauxq.compare import arms, comparison
     from mmauxq.compare.placement import find_gpus
-    from mmauxq.compare.records import check_seeds
+    from mmauxq.compare.records import TOP1, check_seeds
 
     check_seeds(args.seeds)
-    gpus = find_gpus(args.gpus)
+    gpus, metric = find_gpus(args.gpus), args.metric or TOP1
     configs = arms.read_arms(args.arms, args.cfg_options)
     start = args.start
     trained = start is not None and start.partition(',')[0].endswith('.py')
@@ -148,9 +153,9 @@ def _train(args: argparse.Namespace) -> None:
     runs = comparison.plan(args.out, configs, args.seeds)
     if trained:
         floats = comparison.plan(args.out / FLOAT, float_config, args.seeds)
-        _watch(floats, args.jobs, None, gpus, 'float networks')
+        _watch(floats, 'float networks', args.jobs, None, gpus, metric)
         start = str(args.out / FLOAT / 'runs' / FLOAT / '{seed}/last.pth')
-    _watch(runs, args.jobs, start, gpus, 'arms x seeds')
+    _watch(runs, 'arms x seeds', args.jobs, start, gpus, metric)
 
 
 def _draw_map(args: argparse.Namespace) -> None:

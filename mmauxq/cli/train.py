@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmauxq import compat
-from mmauxq.config_types import joint_section
+from mmauxq.config_types import joint_section, type_name
 from mmauxq.errors import UsageError, visible
 from mmauxq.ranks import rank
 
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace, mark_running: Callable) -> None:
         shown = getattr(sys.stdout, 'stream', sys.stdout)
         where = visible(cfg.work_dir)
         print(f'Setting up; logs go to {where}', file=shown, flush=True)
-    if args.amp:
+    if args.amp or _is_amp(cfg):
         _set_amp(cfg)
     joint = joint_section(cfg.model) is not None
     _set_speed(cfg, args, joint)
@@ -83,8 +83,13 @@ def run(args: argparse.Namespace, mark_running: Callable) -> None:
     use_resumable_loop(cfg)
     add_watch_hooks(cfg)
     compat.enable()
+    from mmauxq.engine.hooks import CheckpointFitHook
+
     set_image_shape(cfg)
-    build_runner(cfg, mark_running).train()
+    runner = build_runner(cfg, mark_running)
+    if joint and cfg.get('load_from') and not cfg.get('resume'):
+        runner.register_hook(CheckpointFitHook(cfg.load_from, False))
+    runner.train()
     if joint and rank() == 0:
         _write_slim(cfg)
 
@@ -102,6 +107,10 @@ def _write_slim(cfg: 'Config') -> None:
     size = save_slim(last, work_dir / 'slim.pth')
     slim = visible(str(work_dir / 'slim.pth'))
     print(f'{slim}: the network of {last.name}, {size} bytes')
+
+
+def _is_amp(cfg: 'Config') -> bool:
+    return type_name(cfg.optim_wrapper.get('type')) == 'AmpOptimWrapper'
 
 
 def _set_amp(cfg: 'Config') -> None:

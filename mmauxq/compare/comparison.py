@@ -92,6 +92,7 @@ def train(
     jobs: int,
     start: str | None = None,
     gpus: Sequence[str] = (),
+    metric: str = checked.TOP1,
 ) -> Iterator[dict[Run, str]]:
     """Train the runs that are not finished, each in its own process.
 
@@ -107,6 +108,7 @@ def train(
             hold ``{seed}``.
         gpus: Result of :func:`mmauxq.compare.placement.find_gpus`; none for
             the CPU.
+        metric: What the validation gives in percent, the more the better.
 
     Yields:
         The runs under way and where they are, such as ``gpu 0`` (empty on the
@@ -125,7 +127,7 @@ def train(
             while waiting or active:
                 while waiting and (gpu := places.add(waiting[0])) is not None:
                     run = waiting.pop(0)
-                    active[run] = _begin(run, start, gpu)
+                    active[run] = _begin(run, start, gpu, metric)
                 time.sleep(0.5)
                 if signals:
                     raise Stopped(signals[0])
@@ -196,9 +198,11 @@ def _log(run: Run) -> list[str]:
     return (log.strip() or '?').splitlines()
 
 
-def _begin(run: Run, start: str | None, gpu: str) -> subprocess.Popen:
+def _begin(
+    run: Run, start: str | None, gpu: str, metric: str
+) -> subprocess.Popen:
     words = [sys.executable, '-m', 'mmauxq.compare.training_run']
-    words += [str(run.folder), str(run.seed)]
+    words += [str(run.folder), str(run.seed), metric]
     if start is not None:
         words.append(start.replace('{seed}', str(run.seed)))
     env = dict(os.environ, CUDA_VISIBLE_DEVICES=gpu)
@@ -267,12 +271,12 @@ def table(records: Sequence[dict], reference: str) -> str:
     arms = by_arm(records)
     if reference not in arms:
         raise unknown_name('--reference', reference, arms)
-    base = arms[reference]
+    base, metric = arms[reference], checked.metric(records)
     # (C, H, W) of the images for which multiply-adds are counted
     shapes = sorted({tuple(r['cost']['shape']) for r in records if r['cost']})
     work = 'multiply-adds' + ''.join(f' at {shape}' for shape in shapes)
     head = [
-        *('arm', 'seeds', 'final top-1', 'best top-1'),
+        *('arm', 'seeds', f'final {metric}', f'best {metric}'),
         *(f'final - {reference}, 95% interval, wins', 'step'),
         *(f'guidance: parameters, {work}', 'peak memory'),
     ]

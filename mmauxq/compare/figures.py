@@ -22,6 +22,7 @@ from mmauxq.files import write_atomically  # noqa: E402
 
 from .comparison import by_arm, steps_count  # noqa: E402
 from .meta_comparison import Effect  # noqa: E402
+from .records import metric  # noqa: E402
 
 # Okabe and Ito's colours, told apart by all common forms of sight
 COLOURS = ('#000000', '#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00')
@@ -31,6 +32,7 @@ def plot_accuracy(
     axes: Axes,
     curves: Mapping[str, np.ndarray],
     colours: Sequence[str] = COLOURS,
+    metric: str = 'top-1',
 ) -> None:
     """Accuracy over epochs: mean line, band from the least to the best seed.
 
@@ -38,13 +40,14 @@ def plot_accuracy(
         axes: To draw on.
         curves: Label -> (seeds, epochs), percent.
         colours: One for each label; they begin again at the end.
+        metric: What is drawn.
     """
     for colour, (label, runs) in _coloured(curves, colours):
         epochs = np.arange(1, runs.shape[1] + 1)
         axes.plot(epochs, runs.mean(0), color=colour, label=label)
         band = dict(color=colour, alpha=0.15, linewidth=0)
         axes.fill_between(epochs, runs.min(0), runs.max(0), **band)
-    axes.set(xlabel='epoch', ylabel='top-1 (%)')
+    axes.set(xlabel='epoch', ylabel=f'{metric} (%)')
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(frameon=False, fontsize=8, loc='lower right')
 
@@ -168,10 +171,10 @@ def plot_comparison(folder: Path, records: Sequence[Mapping]) -> None:
         for name, runs in arms.items()
     }
     with _sheet(folder / 'accuracy.png') as axes:
-        plot_accuracy(axes, curves)
+        plot_accuracy(axes, curves, metric=metric(records))
     cost = folder / 'cost.png'
     if steps_count(records):
-        _plot_cost(cost, arms)
+        _plot_cost(cost, arms, metric(records))
     else:  # it would be of other runs
         cost.unlink(missing_ok=True)
     norms = {name: _mean_norms(runs) for name, runs in arms.items()}
@@ -180,7 +183,9 @@ def plot_comparison(folder: Path, records: Sequence[Mapping]) -> None:
             plot_gradients(axes, norms)
 
 
-def _plot_cost(path: Path, arms: Mapping[str, Sequence[Mapping]]) -> None:
+def _plot_cost(
+    path: Path, arms: Mapping[str, Sequence[Mapping]], metric: str
+) -> None:
     """Final accuracy against the time of a step: arm -> records."""
     outline = [withStroke(linewidth=3, foreground='white')]
     with _sheet(path) as axes:
@@ -195,7 +200,7 @@ def _plot_cost(path: Path, arms: Mapping[str, Sequence[Mapping]]) -> None:
             )  # fmt: skip
         axes.set(
             xlabel='training step (ms)',
-            ylabel='final top-1 (%), mean and standard deviation',
+            ylabel=f'final {metric} (%), mean and standard deviation',
         )
 
 
@@ -238,7 +243,7 @@ def plot_effects(path: Path, effects: Sequence[Effect]) -> None:
         for row in headings:
             axes.get_yticklabels()[row].set_fontweight('bold')
         axes.set_ylim(rows - 0.5, -0.7)
-        axes.set(xlabel='final top-1 - that of the reference (points), 95%')
+        axes.set(xlabel='difference to the reference (points), 95% interval')
 
 
 def _coloured(items: Mapping, colours: Sequence[str] = COLOURS) -> Iterator:

@@ -20,7 +20,7 @@ class Effect:
     Args:
         setting: Name of the comparison's folder.
         arm: Name of the arm.
-        result: Its final top-1, percent, one for each shared seed.
+        result: Its final metric, percent, one for each shared seed.
         reference: That of the reference.
         step: Its median step time over that of the reference; None where the
             times of the comparison cannot be compared.
@@ -60,12 +60,12 @@ def effects(
             shared = sorted(set(runs) & set(arms[base]))
             if name == base or not shared:
                 continue
-            top1 = by_seed('final', shared, runs, arms[base])
+            finals = by_seed('final', shared, runs, arms[base])
             seconds = by_seed('step_seconds', shared, runs, arms[base])
             of, base_of = np.median(seconds, axis=1)
             step = of / base_of if steps_count(records) else None
             setting = folder.resolve().name
-            result.append(Effect(setting, name, *top1, step))
+            result.append(Effect(setting, name, *finals, step))
     if not result:
         raise UsageError(
             'no folder holds two arms that share a seed; nothing to compare'
@@ -101,7 +101,7 @@ def _median(steps: Sequence[float | None]) -> float | None:
 
 def table(effects: Sequence[Effect]) -> str:
     """A row of Markdown for each effect."""
-    head = ['setting', 'reference, top-1', 'arm',
+    head = ['setting', 'reference, percent', 'arm',
             'difference, 95% interval, wins', 'step']  # fmt: skip
     rows: list[list] = []
     for i, effect in enumerate(effects):

@@ -13,6 +13,7 @@ ARM = re.compile(r'[A-Za-z0-9_+-][A-Za-z0-9_.+-]{0,63}')
 ARM_RULE = (
     'a name of at most 64 letters, digits and _ - . + that begins with no dot'
 )
+TOP1 = 'accuracy/top1'
 MOST_SEED = 2**32 - 1
 LARGEST = sys.float_info.max
 
@@ -85,9 +86,31 @@ FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     'peak_memory': (_integer(0), 'an integer from 0'),
     'shared': (lambda value: isinstance(value, bool), 'true or false'),
     'gpu': (lambda v: v is None or isinstance(v, str), 'a name or null'),
+    'metric': (lambda value: isinstance(value, str), 'a name'),
 }
-LATER = {'peak_memory': 0, 'shared': False, 'gpu': None}
+LATER = {'peak_memory': 0, 'shared': False, 'gpu': None, 'metric': TOP1}
 """What records of early versions do not have."""
+
+
+def check_metric(name: str, found: dict) -> None:
+    """Raise a UsageError unless a validation gave this metric, in percent.
+
+    Args:
+        name: Of the metric, such as ``'accuracy/top1'``.
+        found: Name -> value of all that it gave.
+    """
+    known = [key for key, value in found.items() if PERCENT(value)]
+    if name not in known:
+        raise UsageError(
+            '--metric: expected one that the validation gives in percent, '
+            f'{" or ".join(known) or "and there is none"}, got {name!r}'
+        )
+
+
+def metric(records: Sequence[dict]) -> str:
+    """What the runs of a comparison are measured by, for people."""
+    name = records[0].get('metric', TOP1)
+    return 'top-1' if name == TOP1 else name
 
 
 def check_record(record: Any, place: object) -> dict:
@@ -141,9 +164,16 @@ def read_lines(file: Path) -> list[dict]:
 
 def check_together(records: Iterable[dict], place: object) -> None:
     """Raise a UsageError if a run comes twice, or the runs of an arm differ
-    in the number of epochs or in their blocks."""
+    in the number of epochs or in their blocks, or any in their metric."""
     seen: dict[str, dict[int, tuple]] = {}
+    metrics = set()
     for record in records:
+        metrics.add(record.get('metric', TOP1))
+        if len(metrics) > 1:
+            raise UsageError(
+                f'{place}: expected runs of one metric, got '
+                f'{" and ".join(sorted(metrics))}; choose another folder'
+            )
         arm, seed = record['arm'], record['seed']
         runs = seen.setdefault(arm, {})
         if seed in runs:

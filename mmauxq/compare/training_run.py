@@ -32,7 +32,7 @@ from mmauxq.errors import TrainingError
 from mmauxq.files import link_atomically, write_atomically
 from mmauxq.stopping import end_with
 
-from .records import check_record
+from .records import TOP1, check_metric, check_record
 
 SECONDS = 'mmauxq/seconds'
 
@@ -42,7 +42,8 @@ class Trial:
     """The results of one run.
 
     Args:
-        accuracy: Top-1 of F on the validation set after each epoch, percent.
+        accuracy: The metric of F on the validation set after each epoch,
+            percent.
         seconds: Wall time of training and validation, with the time that a
             resumed run took before its checkpoint.
         step_seconds: Median wall time of a training step in the process that
@@ -80,8 +81,10 @@ class _Progress(Hook):
     # before MMEngine's log sets back the count of memory
     priority = 'NORMAL'
 
-    def __init__(self, report: Callable[[int, int], None]) -> None:
-        self.report = report
+    def __init__(
+        self, report: Callable[[int, int], None], metric: str
+    ) -> None:
+        self.report, self.metric = report, metric
         self.steps: list[float] = []
         self.peak_memory = 0
         self.begin = self.start = 0.0
@@ -103,6 +106,9 @@ class _Progress(Hook):
         runner.message_hub.update_info(SECONDS, self.seconds)
         self.report(runner.iter + 1, runner.max_iters)
 
+    def after_val_epoch(self, runner, metrics=None) -> None:
+        check_metric(self.metric, metrics or {})
+
     @property
     def seconds(self) -> float:
         """Wall time of training, without that between a stop and a resume."""
@@ -115,6 +121,7 @@ def run_trial(
     seed: int,
     report: Callable[[int, int], None] = lambda done, total: None,
     resume: bool = False,
+    metric: str = TOP1,
 ) -> Trial:
     """Train a complete recipe in this process.
 
@@ -125,6 +132,10 @@ def run_trial(
         report: Called after each step with the steps done and their number.
         resume: Go on from the last checkpoint in ``work_dir``, if there is
             one.
+        metric: What the validation gives in percent, the more the better.
+
+    Raises:
+        UsageError: At the first validation without that metric.
     """
     config = copy.deepcopy(config)
     config.work_dir = str(work_dir)
@@ -135,7 +146,7 @@ def run_trial(
     add_watch_hooks(config)
     if resume and any(work_dir.glob('*_*.pth')):
         set_start(config, 'auto')
-    progress = _Progress(report)
+    progress = _Progress(report, metric)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     runner = Runner.from_cfg(config)
@@ -143,7 +154,7 @@ def run_trial(
         runner.register_hook(hook)
     runner.train()
     seconds = progress.seconds
-    accuracy, _ = runner.message_hub.get_scalar('val/accuracy/top1').data
+    accuracy, _ = runner.message_hub.get_scalar(f'val/{metric}').data
     cost, gradients = {}, {}
     if isinstance(runner.model, JointQAT):
         model = runner.model.train()
@@ -162,7 +173,9 @@ def run_trial(
     )
 
 
-def run_one(folder: Path, seed: int, start: str | None = None) -> None:
+def run_one(
+    folder: Path, seed: int, metric: str = TOP1, start: str | None = None
+) -> None:
     """Train one run in this process and write its ``result.json``."""
     compat.enable()
     config = Config.fromfile(folder / 'recipe.py')
@@ -179,8 +192,9 @@ def run_one(folder: Path, seed: int, start: str | None = None) -> None:
                     held = torch.cuda.memory_reserved()
                     (folder / 'memory').write_text(f'{free} {held}')
 
-    trial = run_trial(config, folder, seed, report, resume=True)
+    trial = run_trial(config, folder, seed, report, True, metric)
     record = dict(arm=folder.parent.name, seed=seed, commit=_commit())
+    record['metric'] = metric
     record |= dict(start=start, final=trial.accuracy[-1])
     record |= dict(best=max(trial.accuracy), **vars(trial))
     record['gpu'] = torch.cuda.get_device_name() if on_gpu else None
@@ -201,11 +215,11 @@ def _commit() -> str | None:
 
 
 def main(words: list[str]) -> None:
-    """Train the run FOLDER SEED [CHECKPOINT], and end with the comparison
-    that began it: the next one trains it, and would do so beside it."""
+    """Train the run FOLDER SEED METRIC [CHECKPOINT]; it ends together with the
+    comparison that began it, as the next one would train it beside it."""
     end_with(os.getppid())
-    folder, seed, *start = words
-    run_one(Path(folder), int(seed), *start)
+    folder, seed, metric, *start = words
+    run_one(Path(folder), int(seed), metric, *start)
 
 
 if __name__ == '__main__':

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmpretrain.models import MultiLabelClsHead
 from torch import Tensor
 
 from mmauxq.checkpoint_file import read_checkpoint
@@ -38,9 +39,14 @@ class Network:
         """F itself."""
         return self.algorithm.architecture
 
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image may have several labels, or none."""
+        return isinstance(self.architecture.head, MultiLabelClsHead)
+
     def batches(self, split: str = 'val') -> Iterator[tuple[Tensor, Tensor]]:
         """Preprocessed images (N, C, H, W) and labels (N,), -1 if unknown, of
-        the split ``'train'`` or ``'val'``."""
+        the split ``'train'`` or ``'val'``. Several labels count as unknown."""
         from mmengine.runner import Runner
 
         loader = self.cfg.get(f'{split}_dataloader')
@@ -50,8 +56,7 @@ class Network:
             data = self.algorithm.data_preprocessor(data, False)
             images = data['inputs'].float()
             samples = data.get('data_samples') or [{}] * len(images)
-            labels = [int(s.gt_label) if 'gt_label' in s else -1
-                      for s in samples]  # fmt: skip
+            labels = [-1 if self.multi_label else _label(s) for s in samples]
             yield images, torch.tensor(labels)
 
     def images(self, count: int) -> list[tuple[Tensor, Tensor]]:
@@ -88,6 +93,11 @@ class Network:
             channel_order='RGB' if swaps else 'as read',
             classes=class_names(self.meta),
         )
+
+
+def _label(sample: Any) -> int:
+    label = sample.get('gt_label')
+    return -1 if label is None or label.numel() != 1 else int(label)
 
 
 def load_network(cfg: Config, checkpoint: str) -> Network:

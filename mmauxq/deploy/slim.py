@@ -54,6 +54,8 @@ def save_slim(
             iter=meta.get('iter', 0),
             cfg=str(meta.get('cfg', '')),
             classes=class_names(meta),
+            # where MMPretrain's inferencers look for them
+            dataset_meta=dict(classes=class_names(meta)),
             quantizer_bits=meta.get('quantizer_bits'),
         ),
         state_dict={key: value.cpu().clone() for key, value in state.items()},

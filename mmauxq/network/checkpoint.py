@@ -54,8 +54,9 @@ def check_architecture(
 
     Args:
         source: Name of the checkpoint, for messages.
-        other_head: Whether to leave out a head of another shape, as for
-            another number of classes.
+        other_head: Whether the head may be missing, as in a checkpoint of
+            self-supervised training, or have another shape, as for another
+            number of classes; it is left out then.
 
     Raises:
         UsageError: If parameters are missing, differ in shape or type, or
@@ -66,35 +67,39 @@ def check_architecture(
     modules = architecture.named_modules()
     quantizers = tuple(f'{n}.' for n, m in modules if isinstance(m, Quantizer))
     positive = {f'{n}.{q.scale}' for n, q in named_quantizers(architecture)}
-    problems = []
+    problems: dict[str, str] = {}
     for key, value in architecture.state_dict().items():
         got = seen.get(key)
         if got is None:
             if not key.startswith(quantizers):
-                problems.append(f'{key} is missing')
+                problems[key] = f'{key} is missing'
         elif got.shape != value.shape:
             shapes = f'{tuple(value.shape)}, got {tuple(got.shape)}'
-            text = f'{key}: expected shape {shapes}'
-            if not (other_head and key.startswith('head.')):
-                problems.append(text)
-                continue
-            del state[key]
+            problems[key] = f'{key}: expected shape {shapes}'
+        elif got.is_floating_point() != value.is_floating_point():
+            types = f'{value.dtype}, got {got.dtype}'
+            problems[key] = f'{key}: expected {types}'
+        else:
+            check_values(key, got, key in positive, source)
+    only_head = all(key.startswith('head.') for key in problems)
+    if only_head and other_head:
+        for key, problem in problems.items():
+            state.pop(key, None)
             print_log(
-                f'{source}: {text}; it starts from random weights',
+                f'{source}: {problem}; it starts from random weights',
                 logger='current',
                 level=logging.WARNING,
             )
-        elif got.is_floating_point() != value.is_floating_point():
-            problems.append(f'{key}: expected {value.dtype}, got {got.dtype}')
-        else:
-            check_values(key, got, key in positive, source)
-    if problems:
+    elif problems:
         name = type(getattr(architecture, 'backbone', architecture)).__name__
+        first, *others = problems.values()
         raise UsageError(
             f'{source}: expected a checkpoint of this architecture ({name}), '
-            f'got one of another: {problems[0]}'
-            + (f', and {len(problems) - 1} more' if problems[1:] else '')
-        )
+            f'got one of another: {first}'
+            + (f', and {len(others)} more' if others else '')
+            + ('; model.float_checkpoint takes a float checkpoint with '
+               'another head' if only_head else '')
+        )  # fmt: skip
     return state
 
 

@@ -92,7 +92,7 @@ def test_a_resumed_run_counts_the_seconds_before_its_checkpoint(
 def feign(monkeypatch, file='epoch_1.pth', accuracy=50.0):
     """Runs that take no time."""
 
-    def run_trial(config, folder, seed, report, resume):
+    def run_trial(config, folder, seed, report, resume, metric):
         report(1, 1)
         (folder / file).touch()
         (folder / 'last_checkpoint').write_text(f'/somewhere/else/{file}')
@@ -155,7 +155,7 @@ def test_where_a_run_was_is_recorded(tmp_path, monkeypatch, shared):
     config.dump(tmp_path / 'recipe.py')
     reports = []
 
-    def run_trial(config, folder, seed, report, resume):
+    def run_trial(config, folder, seed, report, resume, metric):
         for step in (9, 10):
             report(step, 20)
             file = folder / 'memory'

@@ -236,7 +236,9 @@ def _add_metadata(lowered: Lowered, network: Network) -> None:
     entries = {
         **network.describe(),
         'preprocessing': 'images = (pixels 0..255 - mean) / std, NCHW',
-        'postprocessing': 'class = argmax(logits), probabilities = softmax',
+        'postprocessing': 'probabilities = sigmoid(logits)'
+        if network.multi_label
+        else 'class = argmax(logits), probabilities = softmax',
         'mmauxq_version': __version__,
         'mmauxq_quantizers': quantizers,
     }

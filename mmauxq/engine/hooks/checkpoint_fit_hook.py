@@ -21,6 +21,8 @@ class CheckpointFitHook(Hook):
 
     Args:
         path: Of the checkpoint, for the message.
+        trained: Whether the checkpoint must be as quantized as the network,
+            as for a test; else it may be a float one to start from.
 
     Raises:
         UsageError: If an entry of the network is missing in the checkpoint,
@@ -30,8 +32,8 @@ class CheckpointFitHook(Hook):
 
     priority = 'LOWEST'
 
-    def __init__(self, path: str) -> None:
-        self.path = path
+    def __init__(self, path: str, trained: bool = True) -> None:
+        self.path, self.trained = path, trained
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:
         model = bare_model(runner)
@@ -43,5 +45,7 @@ class CheckpointFitHook(Hook):
         if network is model and is_joint(loaded):
             state = loaded  # a plain classifier takes its names as they are
         check_architecture(network, state, self.path)
+        if not self.trained:
+            return
         check_scales(network, state, self.path)
         check_same_bits(network, checkpoint.get('meta'), self.path)

@@ -20,6 +20,15 @@ architecture['head'] = dict(
 WARMUP = """dict(
     type='WarmupParamHook', param_name='loss_weight',
     module_name='head.loss_module', warmup_epochs=1)"""
+TTA_HOOK = """dict(
+    type='PrepareTTAHook', tta_cfg=dict(type='AverageClsScoreTTA'))"""
+AUGMENTED = """
+test_dataloader = dict(val_dataloader, dataset=dict(test_data, pipeline=[
+    dict(type='LoadImageFromFile'),
+    dict(type='TestTimeAug', transforms=[
+        [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)],
+        [dict(type='PackInputs')]])]))
+"""
 SWAV = """dict(
     type='SwAVHook', batch_size=4, epoch_queue_starts=1,
     crops_for_assign=[0, 1], feat_dim=16, queue_length=16)"""
@@ -74,7 +83,10 @@ PARTS = (
          "dict(type='VisualizationHook', enable=True, interval=1, "
          "out_dir='drawn')",
          data='images', commands=(TRAIN, TEST), leaves='drawn/*.png'),
-    hook('mmpretrain.WarmupParamHook', WARMUP),
+    # the weight is 0 in the first step
+    hook('mmpretrain.WarmupParamHook', WARMUP,
+         'default_hooks = dict(logger=dict(interval=1))',
+         says=r'\[1\]\[1/3\] .*student.loss: 0\.0000'),
     default_hook('CheckpointHook',
                  "dict(checkpoint=dict(save_best='accuracy/top1'))",
                  leaves='run/best_accuracy_top1_*.pth'),
@@ -95,8 +107,7 @@ PARTS = (
                  "dict(logger=dict(type='LoggerHook', interval=1))",
                  says=r'Epoch\(train\) \[1\]\[1/3\]'),
     hook('mmengine.NPUProfilerHook', "dict(type='NPUProfilerHook')",
-         expect=NOT_FOR, because='torch_npu',
-         why='for Ascend processors (torch_npu)'),
+         expect='needs', because='torch_npu', why='torch_npu'),
     hook('mmengine.NaiveVisualizationHook',
          "dict(type='NaiveVisualizationHook')", data='images'),
     hook('mmengine.NaiveVisualizationHook in a test',
@@ -106,17 +117,8 @@ PARTS = (
                  "dict(param_scheduler=dict(type='ParamSchedulerHook'))\n"
                  "param_scheduler = dict(type='StepLR', step_size=1)",
                  says='lr: 1.0000e-03'),
-    hook('mmengine.PrepareTTAHook',
-         "dict(type='PrepareTTAHook', "
-         "tta_cfg=dict(type='AverageClsScoreTTA'))",
-         "test_data['pipeline'] = [dict(type='LoadImageFromFile'), "
-         "dict(type='TestTimeAug', transforms=[[dict(type='RandomFlip', "
-         "prob=p) for p in (0.0, 1.0)], [dict(type='PackInputs')]])]\n"
-         'val_dataloader["dataset"] = train_data\n'
-         'tta_loader = dict(val_dataloader, dataset=test_data)',
-         data='images',
-         commands=(TRAIN, TEST + ' --cfg-options test_dataloader.dataset.'
-                   'pipeline=${tta_loader.dataset.pipeline}')),
+    hook('mmengine.PrepareTTAHook', TTA_HOOK, AUGMENTED, data='images',
+         commands=(TRAIN, TEST), says='accuracy/top1: '),
     hook('mmengine.ProfilerHook',
          "dict(type='ProfilerHook', profile_times=2, "
          "json_trace_path='trace.json')", leaves='trace.json'),

@@ -74,6 +74,7 @@ train_dataloader = dict(
 val_dataloader = dict(
     batch_size=4, num_workers=0, dataset=test_data,
     sampler=dict(type='DefaultSampler', shuffle=False))
+test_dataloader = val_dataloader
 val_evaluator = dict(type={metric!r})
 train_cfg = dict(by_epoch=True, max_epochs=2)
 val_cfg = dict()
@@ -82,7 +83,6 @@ optim_wrapper = dict(
     optimizer=dict(type='SGD', lr=0.01, momentum=0.9, weight_decay=1e-4))
 """
 JOINT = """
-test_dataloader = val_dataloader
 test_evaluator = val_evaluator
 model = dict(architecture=architecture, **_base_.quantization)
 """

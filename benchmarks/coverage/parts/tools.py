@@ -3,7 +3,7 @@
 They do not call :func:`mmauxq.compat.enable`. They find a trained network.
 """
 
-from .part import NOT_FOR, Part
+from .part import Part
 
 CONVERTERS = frozenset(
     'tools/model_converters/' + name
@@ -51,15 +51,16 @@ def tool(path: str, arguments: str, *before: str, **how) -> Part:
 
 
 PARTS = (
-    tool('train.py', 'config.py --work-dir run', shared=False,
-         leaves='run/epoch_2.pth'),
+    tool('train.py', 'config.py --work-dir run --no-persistent-workers',
+         shared=False, leaves='run/epoch_2.pth'),
     tool('test.py', 'config.py run/slim.pth', says='accuracy/top1: '),
     tool('test.py checkpoint', 'config.py run/epoch_2.pth',
          says='accuracy/top1: '),
     tool('test.py --tta', 'config.py run/slim.pth --tta',
          says='accuracy/top1: '),
     tool('kfold-cross-valid.py',
-         'config.py --num-splits 2 --work-dir folds', shared=False,
+         'config.py --num-splits 2 --work-dir folds '
+         '--no-persistent-workers', shared=False,
          leaves='folds/fold1/epoch_2.pth'),
     tool('analysis_tools/analyze_logs.py cal_train_time',
          'cal_train_time run/*/vis_data/scalars.json',
@@ -77,7 +78,7 @@ PARTS = (
          says='Flops'),
     tool('analysis_tools/shape_bias.py',
          '--csv-dir shapes --result-dir shapes --model-names joint',
-         expect='needs', because='pandas'),
+         expect='needs', because="'pandas'", why='pandas'),
     tool('misc/print_config.py', 'config.py', says='mmauxq.JointQAT'),
     tool('misc/verify_dataset.py', 'config.py --out-path broken.log',
          says='no broken file'),
@@ -86,28 +87,41 @@ PARTS = (
     tool('model_converters/publish_model.py checkpoint',
          'run/epoch_2.pth published_full.pth', leaves='published_full*.pth'),
     tool('model_converters/merge_lora_weight.py',
-         'config.py run/slim.pth merged.pth', expect=NOT_FOR, because='.',
-         why='for LoRA models'),
+         'config.py run/slim.pth merged.pth', why='without effect, for LoRA'),
     tool('model_converters/reparameterize_model.py',
-         'config.py run/slim.pth deployed.pth', leaves='deployed.pth'),
+         'config.py run/slim.pth deployed.pth', expect='refused',
+         because='must be a `mmpretrain.classifiers.ImageClassifier`',
+         why='merges branches, which have quantizers of their own'),
     tool('torchserve/mmpretrain2torchserve.py',
          'config.py run/slim.pth --output-folder served', expect='needs',
          because='torch-model-archiver', why='torch-model-archiver'),
     tool('torchserve/test_torchserver.py',
-         '../images/a/0.png config.py run/slim.pth joint', expect=NOT_FOR,
-         because='.', why='asks a running TorchServe'),
+         '../images/a/0.png config.py run/slim.pth joint', expect='needs',
+         because="'requests'", why='requests, and a running TorchServe'),
     tool('visualization/browse_dataset.py',
-         'config.py --output-dir browsed --not-show', leaves='browsed/*'),
+         'config.py --output-dir browsed --not-show', expect='mmpretrain',
+         because="argument '_scope_'",
+         why='the tool does not take a visualizer that is inherited by '
+         '`mmpretrain::`'),
+    tool('visualization/browse_dataset.py own visualizer',
+         'config.py --output-dir browsed --not-show', shared=False,
+         settings='visualizer = dict(_delete_=True, '
+         "type='UniversalVisualizer', "
+         "vis_backends=[dict(type='LocalVisBackend')])\n",
+         leaves='browsed/*/*.png'),
     tool('visualization/vis_cam.py',
-         '../images/a/0.png config.py run/slim.pth --save-path cam.png '
-         '--target-layers backbone.layer3', expect='needs', because='.',
-         why='grad-cam'),
+         '../images/a/0.png config.py run/slim.pth --save-path cam.png',
+         leaves='cam.png', expect='needs', because='grad-cam',
+         why='grad-cam below 1.5'),
     tool('visualization/vis_scheduler.py',
-         'config.py --not-show --save-path schedule.png',
+         'config.py --not-show --save-path schedule.png', shared=False,
+         settings="param_scheduler = [dict(type='StepLR', step_size=1)]\n",
          leaves='schedule.png'),
     tool('visualization/vis_tsne.py',
          'config.py --checkpoint run/slim.pth --work-dir tsne --n-iter 250 '
-         '--perplexity 3', leaves='tsne/**/*.png'),
+         '--perplexity 3', expect='mmpretrain', because="'n_iter'",
+         why='scikit-learn 1.7 has no `n_iter` any more; the features of the '
+         'network are computed'),
     Part('tools/ImageClassificationInferencer', data='images', shared=True,
          commands=(INFER,), says=r'class [abc]'),
 )  # fmt: skip

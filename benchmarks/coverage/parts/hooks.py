@@ -112,7 +112,8 @@ PARTS = (
          "dict(type='NaiveVisualizationHook')", data='images'),
     hook('mmengine.NaiveVisualizationHook in a test',
          "dict(type='NaiveVisualizationHook')", data='images',
-         commands=(TRAIN, TEST), expect='mmpretrain', because='.'),
+         commands=(TRAIN, TEST), expect='mmpretrain',
+         because='string indices must be integers'),
     default_hook('ParamSchedulerHook',
                  "dict(param_scheduler=dict(type='ParamSchedulerHook'))\n"
                  "param_scheduler = dict(type='StepLR', step_size=1)",

@@ -33,6 +33,8 @@ class Part:
         says: Pattern of what the commands print.
         leaves: Glob of a file that they leave.
         check: Given the folder, says what is wrong there, or nothing.
+        own: Whether a failure is MMAuxQ's own, although the float network
+            fails with the same message.
         expect: The verdict.
         because: Pattern of the message of a command that fails.
         why: Reason of the verdict; by default the message.
@@ -48,6 +50,7 @@ class Part:
     says: str = ''
     leaves: str = ''
     check: Callable[[Path], str] | None = None
+    own: bool = False
     expect: str = 'works'
     because: str = ''
     why: str = ''

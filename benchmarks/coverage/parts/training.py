@@ -14,6 +14,17 @@ train_cfg = dict(type='IterBasedTrainLoop', max_iters=6, val_interval=3)
 default_hooks = dict(checkpoint=dict(by_epoch=False, interval=3))
 log_processor = dict(by_epoch=False)
 """
+STRATEGY = """
+runner_type = 'FlexibleRunner'
+strategy = dict(type='{}Strategy')
+"""
+NEEDS_COLOSSALAI = dict(
+    expect='needs', because='(?i)install.*colossalai', why='colossalai'
+)
+NEEDS_DEEPSPEED = dict(
+    expect='needs', because='(?i)deepspeed.*install|install.*deepspeed',
+    why='deepspeed',
+)  # fmt: skip
 TWO_RANKS = ('bash {root}/tools/dist_train.sh config.py 2 --work-dir run',)
 FULL = dict(commands=(TRAIN, TEST))
 
@@ -45,6 +56,14 @@ def parallel(name: str, **how) -> Part:
     return Part(
         f'MODEL_WRAPPERS/mmengine.{name}', text, commands=TWO_RANKS, **how
     )
+
+
+def strategy(name: str, kind: str, **how) -> Part:
+    text = (
+        f"{STRATEGY.format(kind)}strategy['model_wrapper'] = "
+        f"dict(type='{name}')\n"
+    )
+    return Part(f'MODEL_WRAPPERS/mmengine.{name}', text, **how)
 
 
 SCHEDULES = dict(
@@ -104,11 +123,12 @@ PARTS = (
             "optim_wrapper['clip_grad'] = dict(max_norm=1.0)",
             check=scales_spared),
     wrapper('AmpOptimWrapper', check=scales_spared),
-    wrapper('ApexOptimWrapper', expect='needs', because='.', why='apex'),
-    wrapper('ColossalAIOptimWrapper', expect='needs', because='.',
-            why='colossalai'),
-    wrapper('DeepSpeedOptimWrapper', expect='needs', because='.',
-            why='deepspeed'),
+    wrapper('ApexOptimWrapper', expect='needs', because='Apex is not inst',
+            why='apex'),
+    wrapper('ColossalAIOptimWrapper', STRATEGY.format('ColossalAI'),
+            **NEEDS_COLOSSALAI),
+    wrapper('DeepSpeedOptimWrapper', STRATEGY.format('DeepSpeed'),
+            **NEEDS_DEEPSPEED),
     optimizer('mmengine.ASGD'),
     optimizer('mmengine.Adadelta'),
     optimizer('mmengine.Adagrad'),
@@ -138,24 +158,26 @@ PARTS = (
     loop('mmengine.ValLoop', 'val_cfg'),
     loop('mmengine.TestLoop', 'test_cfg', **FULL),
     loop('mmpretrain.RetrievalValLoop', 'val_cfg', expect=NOT_FOR,
-         because='.', why='for retrieval of images and texts'),
+         because='tensors used as indices',
+         why='for retrieval of images and texts'),
     loop('mmpretrain.RetrievalTestLoop', 'test_cfg', **FULL, expect=NOT_FOR,
-         because='.', why='for retrieval of images and texts'),
+         because='tensors used as indices',
+         why='for retrieval of images and texts'),
     Part('RUNNERS/mmengine.Runner', "runner_type = 'Runner'\n", **FULL),
     Part('RUNNERS/mmengine.FlexibleRunner',
          "runner_type = 'FlexibleRunner'\n", **FULL),
     parallel('MMDistributedDataParallel'),
-    parallel('DistributedDataParallel', expect='mmpretrain', because='.'),
-    parallel('DataParallel', expect='mmpretrain', because='.'),
-    parallel('MMSeparateDistributedDataParallel', expect='mmpretrain',
-             because='.'),
-    parallel('MMFullyShardedDataParallel', expect='mmpretrain', because='.'),
-    parallel('ColossalAIModelWrapper', expect='needs', because='.',
-             why='colossalai'),
-    parallel('CollosalAIModelWrapper', expect='needs', because='.',
-             why='colossalai'),
-    parallel('MMDeepSpeedEngineWrapper', expect='needs', because='.',
-             why='deepspeed'),
+    parallel('DistributedDataParallel', expect='mmpretrain',
+             because="no attribute 'train_step'"),
+    parallel('DataParallel', expect='mmpretrain',
+             because="no attribute 'train_step'"),
+    parallel('MMSeparateDistributedDataParallel', expect=NOT_FOR,
+             because="'MMDistributedDataParallel' object is not iterable",
+             why='for models of several optimizers'),
+    parallel('MMFullyShardedDataParallel', own=True),
+    strategy('ColossalAIModelWrapper', 'ColossalAI', **NEEDS_COLOSSALAI),
+    strategy('CollosalAIModelWrapper', 'ColossalAI', **NEEDS_COLOSSALAI),
+    strategy('MMDeepSpeedEngineWrapper', 'DeepSpeed', **NEEDS_DEEPSPEED),
     Part('LOG_PROCESSORS/mmengine.LogProcessor',
          "log_processor = dict(type='LogProcessor', window_size=1, "
          'num_digits=6)\n', says=r'loss: \d+\.\d{6}'),

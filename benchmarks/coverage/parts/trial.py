@@ -39,7 +39,12 @@ class Outcome:
     @property
     def message(self) -> str:
         """Why it failed: a line."""
-        lines = [line for line in self.errors.splitlines() if line.strip()]
+        lines = [
+            line
+            for line in self.errors.splitlines()
+            # of a launcher; the lines of its ranks say why
+            if line.strip() and not line.endswith('job was stopped')
+        ]
         ours = [line for line in lines if line.startswith('error: ')]
         line = (ours or lines or [f'{STATUS} {self.status}'])[-1]
         line = re.sub(' at 0x[0-9a-f]+', '', line)  # differs between runs
@@ -84,9 +89,11 @@ def run_commands(commands: list[str], folder: Path) -> Outcome:
         try:
             shown, errors = process.communicate(timeout=PATIENCE)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
             return Outcome(1, output, f'takes more than {PATIENCE} s')
+        finally:  # also if this command is stopped
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.communicate()
         output += shown + errors
         with (folder / 'output.txt').open('a') as file:
             file.write(f'$ {command}\n{shown}{errors}')
@@ -154,6 +161,8 @@ def judge(part: Part, outcome: Outcome, folder: Path) -> tuple[str, str]:
         refuses |= message.startswith('AssertionError: ')
     if refuses and part.expect in ('refused', NOT_FOR):
         return part.expect, message
+    if part.own:
+        return 'fails', message
     alike = _comparable(fail_in_float(part, folder)) == _comparable(outcome)
     if alike:
         return NOT_FOR if part.expect == NOT_FOR else 'mmpretrain', message

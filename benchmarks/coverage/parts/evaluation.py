@@ -33,13 +33,21 @@ def metric(name: str, settings: str = '', **how) -> Part:
     return Part(f'METRICS/{name}', text, **{**FULL, **how})
 
 
-def other_task(kind: str, why: str, settings: str = '', because='.') -> Part:
-    return metric(f'mmpretrain.{kind}', settings, expect=NOT_FOR, why=why,
-                  because=because)  # fmt: skip
+def other_task(kind: str, why: str, because: str, settings='') -> Part:
+    return metric(
+        f'mmpretrain.{kind}', settings, expect=NOT_FOR, why=why,
+        because=because,
+    )  # fmt: skip
 
 
+NUMPY = dict(
+    expect='mmpretrain', because="'in1d'",
+    why='calls `numpy.in1d`, which NumPy 2.4 has no more',
+)  # fmt: skip
 QUESTIONS = 'of answers to questions about images'
-CAPTIONS = 'of captions'
+CAPTIONS = dict(
+    expect='needs', because='pycocoevalcap', why='pycocoevalcap, for captions'
+)
 
 PARTS = (
     Part('EVALUATORS/mmengine.Evaluator',
@@ -60,22 +68,21 @@ PARTS = (
     metric('mmpretrain.VOCAveragePrecision', data='labels',
            says='multi-label/mAP'),
     Part('METRICS/mmpretrain.MultiTasksMetric', TASKS, data='images',
-         **FULL, says='first_accuracy/top1'),
+         **FULL, expect='refused', because='gives logits'),
     Part('METRICS/mmpretrain.ShapeBiasMetric', SHAPES, data='images',
          **FULL, leaves='shapes/*.csv'),
-    metric('mmpretrain.RetrievalRecall', ', topk=1',
-           says='retrieval/Recall@1'),
-    metric('mmpretrain.RetrievalAveragePrecision', ', topk=2',
-           says='retrieval/mAP@2'),
-    other_task('ANLS', QUESTIONS, because='pred_answer'),
-    other_task('VQAAcc', QUESTIONS, because='pred_answer'),
-    other_task('GQAAcc', QUESTIONS, because='pred_answer'),
-    other_task('ReportVQA', QUESTIONS, ", file_path='answers.json'",
-               because='pred_answer'),
-    other_task('ScienceQAMetric', QUESTIONS),
-    other_task('COCOCaption', CAPTIONS, ", ann_file='captions.json'"),
-    other_task('NocapsSave', CAPTIONS, ", save_dir='.'"),
-    other_task('VisualGroundingMetric', 'of boxes'),
+    metric('mmpretrain.RetrievalRecall', ', topk=1', **NUMPY),
+    metric('mmpretrain.RetrievalAveragePrecision', ', topk=2', **NUMPY),
+    other_task('ANLS', QUESTIONS, "'NoneType' object has no"),
+    other_task('VQAAcc', QUESTIONS, "'NoneType' has no len"),
+    other_task('GQAAcc', QUESTIONS, "'NoneType' is not iterable"),
+    other_task('ReportVQA', QUESTIONS, 'question_id',
+               ", file_path='answers.json'"),
+    other_task('ScienceQAMetric', QUESTIONS, "'NoneType' has no len"),
+    metric('mmpretrain.COCOCaption', ", ann_file='captions.json'",
+           **CAPTIONS),
+    metric('mmpretrain.NocapsSave', ", save_dir='.'", **CAPTIONS),
+    other_task('VisualGroundingMetric', 'of boxes', 'pred_bboxes'),
     Part('VISUALIZERS/mmengine.Visualizer',
          "visualizer = dict(type='mmengine.Visualizer', _delete_=True, "
          "vis_backends=[dict(type='LocalVisBackend')])\n",

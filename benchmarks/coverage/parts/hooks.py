@@ -119,11 +119,12 @@ PARTS = (
                  "param_scheduler = dict(type='StepLR', step_size=1)",
                  says='lr: 1.0000e-03'),
     hook('mmengine.PrepareTTAHook', TTA_HOOK, AUGMENTED, data='images',
-         commands=(TRAIN, TEST), says='accuracy/top1: '),
+         own=True, commands=(TRAIN, TEST), says='accuracy/top1: '),
     hook('mmengine.ProfilerHook',
-         "dict(type='ProfilerHook', profile_times=2, "
+         "dict(type='ProfilerHook', by_epoch=False, profile_times=2, "
          "json_trace_path='trace.json')", leaves='trace.json'),
-    hook('mmengine.RFSearchHook', SEARCH, leaves='run/local_search_*.json'),
+    hook('mmengine.RFSearchHook', SEARCH, leaves='run/local_search_*.json',
+         why='without effect, only detectors of MMDetection start a search'),
     default_hook('RuntimeInfoHook',
                  "dict(runtime_info=dict(type='RuntimeInfoHook'))",
                  says='student.loss: '),

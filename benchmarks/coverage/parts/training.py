@@ -81,6 +81,11 @@ SCHEDULES = dict(
 )
 
 
+MONITORS = ('ReduceOnPlateau',)
+LONGER = "train_cfg['max_epochs'] = 4\n"
+"""A plateau is seen when an epoch is compared with one before it."""
+
+
 def schedulers() -> list[Part]:
     parts = []
     for kind, settings in SCHEDULES.items():
@@ -97,7 +102,7 @@ def schedulers() -> list[Part]:
                 Part(
                     f'PARAM_SCHEDULERS/mmengine.{kind}{suffix}',
                     f"param_scheduler = [dict(type='{kind}{suffix}', "
-                    f'{settings_of})]\n',
+                    f'{settings_of})]\n' + LONGER * (kind in MONITORS),
                     check=setting_moved(what),
                 )
             )

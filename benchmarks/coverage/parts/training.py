@@ -29,13 +29,11 @@ TWO_RANKS = ('bash {root}/tools/dist_train.sh config.py 2 --work-dir run',)
 FULL = dict(commands=(TRAIN, TEST))
 
 
-def optimizer(name: str, settings: str = '', **how) -> Part:
+def optimizer(name: str, settings: str = ', weight_decay=1e-4', **how) -> Part:
     kind = name.partition('.')[2]
-    text = (
-        f"optim_wrapper['optimizer'] = dict(type={kind!r}, lr=1e-3, "
-        f'weight_decay=1e-4{settings})\n'
-    )
-    how.setdefault('check', scales_spared)
+    text = f"optim_wrapper['optimizer'] = dict(type={kind!r}, lr=1e-3{settings})\n"
+    if 'weight_decay' in settings:
+        how.setdefault('check', scales_spared)
     return Part(f'OPTIMIZERS/{name}', text, **how)
 
 
@@ -140,20 +138,22 @@ PARTS = (
     optimizer('mmengine.Adam'),
     optimizer('mmengine.AdamW'),
     optimizer('mmengine.Adamax'),
-    optimizer('mmengine.LBFGS', expect='mmpretrain', because='.'),
+    optimizer('mmengine.LBFGS', '', expect='mmpretrain', because='closure'),
     optimizer('mmengine.Muon', expect='mmpretrain', because='2D'),
     optimizer('mmengine.NAdam'),
-    optimizer('mmengine.Optimizer', expect='mmpretrain', because='.'),
+    optimizer('mmengine.Optimizer', expect='mmpretrain',
+              because="keyword argument 'lr'", why='the base of all others'),
     optimizer('mmengine.RAdam'),
     optimizer('mmengine.RMSprop'),
-    optimizer('mmengine.Rprop', expect='mmpretrain', because='weight_decay'),
-    optimizer('mmengine.SGD', ', momentum=0.9'),
-    optimizer('mmengine.SparseAdam', expect='mmpretrain', because='.'),
+    optimizer('mmengine.Rprop', ''),
+    optimizer('mmengine.SGD', ', momentum=0.9, weight_decay=1e-4'),
+    optimizer('mmengine.SparseAdam', '', expect='mmpretrain',
+              because='dense gradients'),
     optimizer('mmengine.TorchAdafactor', check=None),
     optimizer('mmengine.ZeroRedundancyOptimizer',
-              ", optimizer_type='Adam'", commands=TWO_RANKS, check=None),
+              ", optimizer_type='Adam', weight_decay=1e-4", commands=TWO_RANKS, check=None),
     optimizer('mmpretrain.Adan'),
-    optimizer('mmpretrain.LARS', ', momentum=0.9'),
+    optimizer('mmpretrain.LARS', ', momentum=0.9, weight_decay=1e-4'),
     optimizer('mmpretrain.Lamb'),
     *schedulers(),
     loop('mmengine.EpochBasedTrainLoop', 'train_cfg',

@@ -31,7 +31,8 @@ FULL = dict(commands=(TRAIN, TEST))
 
 def optimizer(name: str, settings: str = ', weight_decay=1e-4', **how) -> Part:
     kind = name.partition('.')[2]
-    text = f"optim_wrapper['optimizer'] = dict(type={kind!r}, lr=1e-3{settings})\n"
+    section = f'dict(type={kind!r}, lr=1e-3{settings})'
+    text = f"optim_wrapper['optimizer'] = {section}\n"
     if 'weight_decay' in settings:
         how.setdefault('check', scales_spared)
     return Part(f'OPTIMIZERS/{name}', text, **how)
@@ -149,9 +150,10 @@ PARTS = (
     optimizer('mmengine.SGD', ', momentum=0.9, weight_decay=1e-4'),
     optimizer('mmengine.SparseAdam', '', expect='mmpretrain',
               because='dense gradients'),
-    optimizer('mmengine.TorchAdafactor', check=None),
+    optimizer('mmengine.TorchAdafactor'),
     optimizer('mmengine.ZeroRedundancyOptimizer',
-              ", optimizer_type='Adam', weight_decay=1e-4", commands=TWO_RANKS, check=None),
+              ", optimizer_type='Adam', weight_decay=1e-4",
+              commands=TWO_RANKS, check=None),
     optimizer('mmpretrain.Adan'),
     optimizer('mmpretrain.LARS', ', momentum=0.9, weight_decay=1e-4'),
     optimizer('mmpretrain.Lamb'),

@@ -15,7 +15,7 @@ from ..configs import WIDTH
 from .part import NOT_FOR, TRAIN, Part, Row
 from .project import ROOT, TOOLS, write_project
 
-PATIENCE = 300
+PATIENCE = 180
 """Seconds that one command may take."""
 STATUS = 'exit status'
 SHARED = 'trained'

@@ -29,8 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add('--out', type=Path, default='work_dirs/parts',
         help='where to save, without suffix: OUT.md, OUT.jsonl and OUT')
     add('--resume', action='store_true',
-        help='keep the rows of OUT.jsonl that are as expected, also those of '
-        'other parts, and try the others')
+        help='keep the rows of OUT.jsonl that are as expected, and those of '
+        'parts that are not named, and try the others')
     # fmt: on
 
 
@@ -53,7 +53,11 @@ def run(args: argparse.Namespace, started: Callable) -> int:
     out = args.out.resolve()
     lines = out.with_suffix('.jsonl')
     old = lines.read_text() if args.resume and lines.is_file() else ''
-    rows = {row.part: row for row in from_json_lines(old) if row.expected}
+    rows = {
+        row.part: row
+        for row in from_json_lines(old)
+        if row.expected or row.part not in trials
+    }
     lines.write_text(as_json_lines(list(rows.values())))
     columns = (
         *Progress.get_default_columns(),

@@ -14,7 +14,6 @@ from mmauxq.deploy.rebuild import rebuild
 from mmauxq.errors import UsageError
 from tests.networks import batch, classifier, joint_qat
 
-
 DEEP = dict(
     type='ConvMixer',
     arch=dict(embed_dims=2, depth=100000, patch_size=1, kernel_size=3),

@@ -4,6 +4,8 @@ Importing the package registers the config scope ``mmauxq::`` and nothing
 else; the heavy neighbours are imported when something asks for them.
 """
 
+from typing import Any
+
 from .version import __version__
 
 try:
@@ -25,4 +27,17 @@ from .compat import register_config_scope
 
 register_config_scope()
 
-__all__ = ['__version__']
+API = (
+    'audit', 'export_onnx', 'load_packed', 'load_slim', 'parameter_groups',
+    'prepare', 'save_packed', 'save_slim',
+)  # fmt: skip
+"""What :mod:`mmauxq.api` has, imported when it is asked for."""
+__all__ = ['__version__', *API]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in API:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    from . import api
+
+    return getattr(api, name)

@@ -23,6 +23,19 @@ def _path(kind: Any) -> str:
     return f'{getattr(kind, "__module__", "")}.{getattr(kind, "__name__", "")}'
 
 
+def with_names(value: Any) -> Any:
+    """A section of a config as plain dicts, lists and values, where classes
+    are named as :func:`type_name` does; ``None`` in place of other objects."""
+    if isinstance(value, dict):
+        return {str(k): with_names(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [with_names(v) for v in value]
+    if isinstance(value, type):
+        return type_name(value)
+    plain = isinstance(value, (bool, int, float, str))
+    return value if plain else None
+
+
 def joint_section(model: Any) -> dict | None:
     """The section of :class:`mmauxq.algorithms.JointQAT` in the ``model`` of a
     config, also where another model wraps it, as for test-time augmentation;

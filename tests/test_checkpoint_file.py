@@ -11,7 +11,7 @@ from mmengine.runner import load_checkpoint as load_mmengine
 
 from mmauxq import compat
 from mmauxq.checkpoint_file import read_checkpoint
-from mmauxq.deploy import save_slim
+from mmauxq.deploy import slim_checkpoint
 from mmauxq.engine.resume import load_resumable
 from mmauxq.errors import UsageError
 from mmauxq.pickle_opcodes import LEAST
@@ -199,7 +199,7 @@ READERS = {
     'mmengine CheckpointLoader': lambda path: CheckpointLoader.load_checkpoint(
         path, 'cpu'
     ),
-    'slim': lambda path: save_slim(path, 'slim.pth'),
+    'slim': lambda path: slim_checkpoint(path, 'slim.pth'),
     'resume': load_resumable,
     'float_checkpoint': lambda path: joint_qat(
         guidance=None, float_checkpoint=path

@@ -136,7 +136,7 @@ def test_rules_hold(root):
         ('mmauxq/quantizers/a.py', 'def f():\n    import mmauxq.engine.x'),
         ('mmauxq/guidance/a.py', 'from mmauxq import algorithms'),
         ('mmauxq/registry.py', 'import torch'),
-        ('mmauxq/engine/a.py', 'from mmauxq.deploy import save_slim'),
+        ('mmauxq/engine/a.py', 'from mmauxq.deploy import slim_checkpoint'),
         ('mmauxq/deploy/a.py', 'from mmauxq.cli import main'),
         ('mmauxq/layers/a.py', 'from mmcv.ops import nms'),
         ('mmauxq/layers/a.py', 'import torch\ntorch.nn.ReLU.forward = None'),

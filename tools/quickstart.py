@@ -230,11 +230,11 @@ def ship(out: Path, trial):
     import mmcv
     from mmengine.config import Config
 
-    from mmauxq.deploy import save_slim
+    from mmauxq.deploy import slim_checkpoint
     from mmauxq.deploy.network import load_network
 
     slim = out / 'slim.pth'
-    save_slim(trial.last_checkpoint, slim)
+    slim_checkpoint(trial.last_checkpoint, slim)
     config = copy.deepcopy(trial.config)
     config.model.update(guidance=None, float_checkpoint=None)
     network = load_network(config, str(slim))

@@ -275,7 +275,7 @@ def quantize(
 
     Returns:
         Name of a layer -> its bits, in the order of running. Layers that stay
-        in floating point have a reason; all of this is logged.
+        in floating point have a reason.
 
     Raises:
         UsageError: If there is no layer to quantize, or ``quantizers`` or
@@ -301,7 +301,6 @@ def quantize(
         bits[name] = LayerBits(
             FLOAT_BITS, FLOAT_BITS, 'its product was not found'
         )
-    _log_bits(bits)
     return bits
 
 
@@ -326,7 +325,8 @@ def assign_bits(
     return bits
 
 
-def _log_bits(bits: dict[str, LayerBits]) -> None:
+def log_bits(bits: dict[str, LayerBits]) -> None:
+    """Tell how many layers have which bits, and which stay float and why."""
     kept = [
         f'{name} ({layer.reason or "bits"})'
         for name, layer in bits.items()

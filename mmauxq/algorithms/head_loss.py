@@ -4,10 +4,13 @@ from typing import Any
 
 import torch
 from mmpretrain.models import ClsHead, ImageClassifier, MultiLabelClsHead
+from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
 from mmauxq.errors import UsageError
 from mmauxq.forward_hooks import forward_hooks
+
+from .plain_classifier import PlainHead
 
 PLAIN_LOSSES = (ClsHead.loss, MultiLabelClsHead.loss)
 """``head.loss`` that is ``head._get_loss(head(features), data_samples)``."""
@@ -48,6 +51,34 @@ def check_for_several_labels(guidance: nn.Module, num_classes: int) -> None:
                 f'{type(distance).__name__}, which compares softmax '
                 'probabilities'
             )
+
+
+def as_samples(head: nn.Module, targets: Tensor) -> Any:
+    """Targets as a head takes them.
+
+    Args:
+        head: Of the classifier.
+        targets: Indices of classes (N,), int64, or scores (N, K), which a head
+            of several labels takes for which labels an image has.
+
+    Returns:
+        Data samples for a head of MMPretrain, ``targets`` for another one.
+
+    Raises:
+        UsageError: If they are neither.
+    """
+    if isinstance(head, PlainHead):
+        return targets
+    indices = targets.dtype == torch.int64 and targets.dim() == 1
+    if indices and not isinstance(head, MultiLabelClsHead):
+        return [DataSample().set_gt_label(target) for target in targets]
+    if targets.is_floating_point() and targets.dim() == 2:
+        return [DataSample().set_gt_score(target) for target in targets]
+    raise UsageError(
+        'targets: expected indices of classes, int64 of shape (N,), or scores '
+        f'of shape (N, K), got {targets.dtype} of shape '
+        f'{tuple(targets.shape)}'
+    )
 
 
 def task_loss(head: nn.Module, data_samples: Any, logits: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from mmpretrain.models import ImageClassifier
 from torch import Tensor, nn
 
 from mmauxq.checkpoint_file import read_source
+from mmauxq.config_types import with_names
 from mmauxq.guidance import Guidance, Tap, TapRecorder
 from mmauxq.guidance.taps import IMAGE
 from mmauxq.network import profile, restoring, seed_generators
@@ -21,7 +22,13 @@ from mmauxq.registry import MODELS
 
 from . import build
 from .arguments import check_sections, check_shape
-from .head_loss import head_logits, is_plain, own_loss, task_loss
+from .head_loss import (
+    as_samples,
+    head_logits,
+    is_plain,
+    own_loss,
+    task_loss,
+)
 from .state import adapt_state, initialising, keep_all
 
 
@@ -55,6 +62,10 @@ class JointQAT(BaseModel):
             options of :class:`mmauxq.accelerate.Speed`. All compute the same.
         data_preprocessor: Handed down to the architecture.
 
+    Attributes:
+        description: What F is, in plain values: ``architecture``, ``None`` if
+            it was built already, ``quantizers``, ``policy``, ``input_shape``.
+
     Raises:
         UsageError: If a config asks for something that does not exist.
     """
@@ -72,6 +83,7 @@ class JointQAT(BaseModel):
         init_cfg: dict | None = None,
     ) -> None:
         check_sections(architecture, quantizers, policy, guidance)
+        given = architecture if isinstance(architecture, dict) else None
         architecture = build.build_architecture(
             architecture, data_preprocessor
         )
@@ -89,6 +101,15 @@ class JointQAT(BaseModel):
         if guidance is not None:
             self.guidance = build.build_guidance(self, guidance, found)
         self.bits = build.quantize(architecture, found, quantizers, policy)
+        build.log_bits(self.bits)
+        self.description = with_names(
+            dict(
+                architecture=given,
+                quantizers=quantizers,
+                policy=policy,
+                input_shape=found.shape,
+            )
+        )
         self._register_state_dict_hook(keep_all)
         self.step = build.accelerated_step(self, speed)
 
@@ -149,7 +170,7 @@ class JointQAT(BaseModel):
     def forward(
         self,
         inputs: Tensor,
-        data_samples: list | None = None,
+        data_samples: Any = None,
         mode: str = 'tensor',
     ) -> Any:
         """In mode ``'loss'`` that of :meth:`loss`, with the same arguments;
@@ -160,18 +181,22 @@ class JointQAT(BaseModel):
         return run() if self.step is None else self.step.evaluate(run)
 
     def loss(
-        self, inputs: Tensor, data_samples: list | None = None
+        self, inputs: Tensor, data_samples: Any = None
     ) -> dict[str, Tensor]:
         """Losses of F and of its guidance.
 
         Args:
             inputs: (N, C, H, W).
-            data_samples: With the targets, as mmpretrain's heads take them.
+            data_samples: With the targets, as mmpretrain's heads take them,
+                or the targets themselves: indices of classes (N,), int64, or
+                scores (N, K).
 
         Returns:
             ``student.*`` and ``guidance.*``; of a list of guidances
             ``guidance.0.*``, ``guidance.1.*``, ...
         """
+        if isinstance(data_samples, Tensor):
+            data_samples = as_samples(self.head, data_samples)
         if not self._started:
             self._start(inputs)
         if self.has_own_loss:
@@ -189,6 +214,9 @@ class JointQAT(BaseModel):
             found = guidance.losses(output, logits, aux_logits, task)
             losses |= add_prefix(found, name)
         return losses
+
+    losses = loss
+    """Another name of :meth:`loss`, for loops without MMEngine."""
 
     def _run(self, compute: Callable[[Tensor], Any], inputs: Tensor) -> Any:
         if self.step is not None:

@@ -96,7 +96,7 @@ def run(args: argparse.Namespace, mark_running: Callable) -> None:
 
 def _write_slim(cfg: 'Config') -> None:
     """Leave what ships, the last network alone, beside the checkpoints."""
-    from mmauxq.deploy import save_slim
+    from mmauxq.deploy import slim_checkpoint
     from mmauxq.engine.resume import checkpoint_folder, named_checkpoint
 
     work_dir = Path(cfg.work_dir)
@@ -104,7 +104,7 @@ def _write_slim(cfg: 'Config') -> None:
     if last is None:
         print('No checkpoint was saved, so no slim.pth', file=sys.stderr)
         return
-    size = save_slim(last, work_dir / 'slim.pth')
+    size = slim_checkpoint(last, work_dir / 'slim.pth')
     slim = visible(str(work_dir / 'slim.pth'))
     print(f'{slim}: the network of {last.name}, {size} bytes')
 

@@ -4,7 +4,7 @@ What needs ONNX is in :mod:`mmauxq.deploy.onnx`, imported by the commands that
 export, audit and time.
 """
 
-from .packed import load_packed, save_packed
-from .slim import save_slim
+from .packed import fill_packed, write_packed
+from .slim import slim_checkpoint
 
-__all__ = ['load_packed', 'save_packed', 'save_slim']
+__all__ = ['fill_packed', 'write_packed', 'slim_checkpoint']

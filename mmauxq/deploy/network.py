@@ -94,6 +94,14 @@ class Network:
             classes=class_names(self.meta),
         )
 
+    def usage(self) -> dict[str, str]:
+        """How to use an artefact, in words."""
+        after = 'class = argmax(logits), probabilities = softmax'
+        if self.multi_label:
+            after = 'probabilities = sigmoid(logits)'
+        before = 'images = (pixels 0..255 - mean) / std, NCHW'
+        return dict(preprocessing=before, postprocessing=after)
+
 
 def _label(sample: Any) -> int:
     label = sample.get('gt_label')

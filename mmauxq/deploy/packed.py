@@ -73,7 +73,7 @@ def weight_operands(
 
 
 @torch.no_grad()
-def save_packed(
+def write_packed(
     architecture: nn.Module,
     out: str | os.PathLike,
     image: Tensor,
@@ -142,7 +142,7 @@ def _packed(name: str, weight: Tensor, quantizer: Quantizer) -> Tensor:
 
 
 @torch.no_grad()
-def load_packed(
+def fill_packed(
     file: str | os.PathLike, architecture: nn.Module
 ) -> dict[str, Any]:
     """Fill ``architecture`` from a packed file; its ``meta``.

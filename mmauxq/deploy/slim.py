@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mmauxq.checkpoint_file import read_checkpoint
 from mmauxq.errors import UsageError
@@ -14,7 +14,7 @@ from mmauxq.network.checkpoint import is_joint, normalise
 from mmauxq.version import __version__
 
 
-def save_slim(
+def slim_checkpoint(
     checkpoint: str | os.PathLike,
     out: str | os.PathLike,
     architecture: nn.Module | None = None,
@@ -47,9 +47,10 @@ def save_slim(
         state = architecture.state_dict()
     meta = source.get('meta')
     meta = meta if isinstance(meta, dict) else {}
-    slim = dict(
-        meta=dict(
-            mmauxq_version=__version__,
+    return write_slim(
+        out,
+        state,
+        dict(
             epoch=meta.get('epoch', 0),
             iter=meta.get('iter', 0),
             cfg=str(meta.get('cfg', '')),
@@ -57,7 +58,23 @@ def save_slim(
             # where MMPretrain's inferencers look for them
             dataset_meta=dict(classes=class_names(meta)),
             quantizer_bits=meta.get('quantizer_bits'),
+            description=meta.get('description'),
         ),
+    )
+
+
+def write_slim(
+    out: str | os.PathLike, state: dict[str, Tensor], meta: dict
+) -> int:
+    """Write a state dict of F; the size of the file in bytes.
+
+    Args:
+        out: File to write; complete or absent, never half-written.
+        state: Of F.
+        meta: Plain values that describe it.
+    """
+    slim = dict(
+        meta=dict(mmauxq_version=__version__, **meta),
         state_dict={key: value.cpu().clone() for key, value in state.items()},
     )
     content = io.BytesIO()

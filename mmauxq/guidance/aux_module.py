@@ -14,9 +14,9 @@ from mmauxq.registry import MODELS
 from .auxiliary_bn import AuxiliaryBN
 from .base import (
     Guidance,
-    LinearClassifier,
     TaskLoss,
     is_weight,
+    linear_classifier,
     pool,
     student_logits,
 )
@@ -109,7 +109,7 @@ class AuxAdaptorAggregator(Guidance):
         for _, block in groupby(taps, key=lambda t: t.name.partition(':')[0]):
             self.adaptors.append(Adaptor(list(block), g, width_ratio, groups))
             g = self.adaptors[-1].result
-        self.head = LinearClassifier(g.channels, num_classes)
+        self.head = linear_classifier(g.channels, num_classes)
         self.guides_student = build_distance(
             guides_student, 'guidance.guides_student', num_classes
         )

@@ -21,13 +21,14 @@ blocks. Guidance computes losses from them; here with the auxiliary module H::
 """
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from mmengine.model import BaseModule
+from mmengine.model import BaseModule, Sequential
 from torch import Tensor, nn
 
 from mmauxq.errors import UsageError
@@ -198,14 +199,9 @@ def pool(features: Tensor, layout: str) -> Tensor:
     return features.mean((1, 2) if layout == CHANNELS_LAST else 1)
 
 
-class LinearClassifier(BaseModule):
+def linear_classifier(in_channels: int, num_classes: int) -> nn.Module:
     """From pooled features (N, C) to logits (N, K), initialised as the linear
     head of MMPretrain."""
-
-    def __init__(self, in_channels: int, num_classes: int) -> None:
-        super().__init__(dict(type='Normal', layer='Linear', std=0.01))
-        self.fc = nn.Linear(in_channels, num_classes)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Logits (N, K)."""
-        return self.fc(features)
+    layer = OrderedDict(fc=nn.Linear(in_channels, num_classes))
+    init = dict(type='Normal', layer='Linear', std=0.01)
+    return Sequential(layer, init_cfg=init)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mmauxq.registry import MODELS
 
-from .base import Guidance, LinearClassifier, TaskLoss, check_weights, pool
+from .base import Guidance, TaskLoss, check_weights, linear_classifier, pool
 from .taps import Tap
 
 
@@ -42,7 +42,7 @@ class IntermediateClassifiers(Guidance):
         self.taps = list(taps)
         self.alphas = check_weights(alphas, taps, 'guidance.alphas')
         self.classifiers = nn.ModuleList(
-            LinearClassifier(tap.channels, num_classes) for tap in taps
+            linear_classifier(tap.channels, num_classes) for tap in taps
         )
 
     def forward(self, outputs: dict[str, Tensor]) -> Tensor:

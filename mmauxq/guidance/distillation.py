@@ -95,7 +95,7 @@ class KnowledgeDistillation(Guidance):
         num_classes: int,
         network: nn.Module,
         data_preprocessor: nn.Module | None = None,
-        teacher: str | dict | None = None,
+        teacher: str | dict | nn.Module | None = None,
         checkpoint: str | None = None,
         train_teacher: bool = False,
         logits: dict | None = KL,
@@ -159,13 +159,16 @@ class KnowledgeDistillation(Guidance):
     def _build_teacher(
         self,
         student: nn.Module,
-        teacher: str | dict | None,
+        teacher: str | dict | nn.Module | None,
         checkpoint: str | None,
         image: Tap,
     ) -> nn.Module:
         if teacher is None:
             model, self.size = copy.deepcopy(student), None
             self.title = f'{type(model.backbone).__name__}, as F in float'
+        elif isinstance(teacher, nn.Module):
+            model, self.size = copy.deepcopy(teacher), None
+            self.title = type(model.backbone).__name__
         else:
             model, self.size = build_network(teacher)
             self.title = type(model.backbone).__name__

@@ -68,6 +68,7 @@ def check_architecture(
     quantizers = tuple(f'{n}.' for n, m in modules if isinstance(m, Quantizer))
     positive = {f'{n}.{q.scale}' for n, q in named_quantizers(architecture)}
     problems: dict[str, str] = {}
+    other_types = False
     for key, value in architecture.state_dict().items():
         got = seen.get(key)
         if got is None:
@@ -79,9 +80,11 @@ def check_architecture(
         elif got.is_floating_point() != value.is_floating_point():
             types = f'{value.dtype}, got {got.dtype}'
             problems[key] = f'{key}: expected {types}'
+            other_types = True
         else:
             check_values(key, got, key in positive, source)
-    only_head = all(key.startswith('head.') for key in problems)
+    heads = [key.startswith('head.') for key in problems]
+    only_head = all(heads) and not other_types
     if only_head and other_head:
         for key, problem in problems.items():
             state.pop(key, None)

@@ -68,6 +68,6 @@ def sample_images(
 ) -> Tensor:
     """Random images (count, C, H, W) on the device of ``model``, always the
     same ones."""
-    device = next(model.parameters()).device
+    parameter = next(model.parameters(), torch.empty(0))
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(count, *shape, generator=generator).to(device)
+    return torch.randn(count, *shape, generator=generator).to(parameter.device)

@@ -11,7 +11,7 @@ from torch import nn
 
 from mmauxq import compat
 from mmauxq.analysis import deployed_bytes, quantized_weights
-from mmauxq.deploy import load_packed, save_packed
+from mmauxq.deploy import fill_packed, write_packed
 from mmauxq.deploy.onnx.latency import calibrated_network
 from mmauxq.deploy.packed import FORMAT, pack, read_packed, unpack
 from mmauxq.errors import UsageError
@@ -62,9 +62,9 @@ def trained(weight='LSQ', bits=2, **settings):
 def test_it_loads_back_to_the_bit(tmp_path, weight, bits):
     network = trained(weight, bits)
     file = tmp_path / 'packed.safetensors'
-    assert save_packed(network, file, IMAGE) == file.stat().st_size
+    assert write_packed(network, file, IMAGE) == file.stat().st_size
     again = trained(weight, bits, seed=5)
-    load_packed(file, again)
+    fill_packed(file, again)
     inputs = batch(seed=3)[0]
     assert torch.equal(
         again(inputs, mode='tensor'), network(inputs, mode='tensor')
@@ -73,13 +73,13 @@ def test_it_loads_back_to_the_bit(tmp_path, weight, bits):
 
 def test_equal_networks_give_equal_files(tmp_path, run_python):
     network = trained()
-    save_packed(network, tmp_path / 'p', IMAGE, dict(mean=[0], std=[1]))
+    write_packed(network, tmp_path / 'p', IMAGE, dict(mean=[0], std=[1]))
     torch.save(network, tmp_path / 'network')
     done = run_python(
         '-c',
-        'import torch\nfrom mmauxq.deploy import save_packed\n'
+        'import torch\nfrom mmauxq.deploy import write_packed\n'
         "network = torch.load('network', weights_only=False)\n"
-        "save_packed(network, 'q', torch.zeros(1, 1, 8, 8), "
+        "write_packed(network, 'q', torch.zeros(1, 1, 8, 8), "
         'dict(mean=[0], std=[1]))\n',
         cwd=tmp_path,
     )
@@ -96,14 +96,14 @@ def test_its_size_is_the_sum_of_bits_and_of_names(tmp_path):
     network = calibrated_network(cfg).architecture
     meta = dict(mean=[77.84], std=[95.89], channel_order='as read')
     meta['classes'] = list('0123456789')
-    size = save_packed(network, tmp_path / 'p', IMAGE, meta)
+    size = write_packed(network, tmp_path / 'p', IMAGE, meta)
     names = size - deployed_bytes(network)
     assert 0 < names < 160 * len(network.state_dict())
 
 
 def test_codes_can_be_read_without_the_network(tmp_path):
     network = trained()
-    save_packed(network, tmp_path / 'p', IMAGE, dict(mean=[0]))
+    write_packed(network, tmp_path / 'p', IMAGE, dict(mean=[0]))
     state, codes, meta = read_packed(tmp_path / 'p')
     name = 'backbone.layer1.0.conv1.weight'
     code, bits = codes[name]
@@ -119,13 +119,13 @@ def test_codes_can_be_read_without_the_network(tmp_path):
 
 
 def test_another_network_is_refused(tmp_path):
-    save_packed(trained(), tmp_path / 'p', IMAGE)
+    write_packed(trained(), tmp_path / 'p', IMAGE)
     with pytest.raises(
         UsageError, match=r'shape \(3, -4, 1, .* got \(2, -2, 1, '
     ):
-        load_packed(tmp_path / 'p', trained(bits=3))
+        fill_packed(tmp_path / 'p', trained(bits=3))
     with pytest.raises(UsageError, match='differs in backbone.layer1.0.conv1'):
-        load_packed(
+        fill_packed(
             tmp_path / 'p',
             trained(policy=dict(layers={'backbone.layer1.0.conv1': 32})),
         )
@@ -137,7 +137,7 @@ def test_another_file_is_refused(tmp_path, content):
     if content is not None:
         file.write_bytes(content)
     with pytest.raises(UsageError, match='p: cannot be read'):
-        load_packed(file, trained())
+        fill_packed(file, trained())
 
 
 def test_one_bit_dorefa_is_refused(tmp_path):
@@ -148,7 +148,7 @@ def test_one_bit_dorefa_is_refused(tmp_path):
     model = joint_qat(guidance=None, quantizers=quantizers)
     model.loss(*batch())
     with pytest.raises(UsageError, match='no integer form at 1 bits'):
-        save_packed(model.eval().architecture, tmp_path / 'p', IMAGE)
+        write_packed(model.eval().architecture, tmp_path / 'p', IMAGE)
 
 
 class Standardised(nn.Conv2d):
@@ -186,17 +186,17 @@ def calibrated(layer, x):
 def test_a_weight_that_is_computed_is_refused(tmp_path):
     network = calibrated(Standardised(1, 4, 3), IMAGE)
     with pytest.raises(UsageError, match='layer.weight: what is quantized'):
-        save_packed(network, tmp_path / 'p', IMAGE)
+        write_packed(network, tmp_path / 'p', IMAGE)
     assert not (tmp_path / 'p').exists()
 
 
 def test_a_weight_of_a_layer_with_its_own_forward(tmp_path):
     torch.manual_seed(0)
     network = calibrated(Padded(1, 4, 3), IMAGE)
-    save_packed(network, tmp_path / 'p', IMAGE)
+    write_packed(network, tmp_path / 'p', IMAGE)
     expected = network(IMAGE)
     nn.init.zeros_(network.layer.weight)
-    load_packed(tmp_path / 'p', network)
+    fill_packed(tmp_path / 'p', network)
     assert torch.equal(network(IMAGE), expected)
 
 
@@ -215,9 +215,9 @@ def test_projections_of_attention(tmp_path):
     calibrate(network, lambda: network(x))
     expected = network(x).detach()
     assert set(quantized_weights(network)) == {'layer.in_proj_weight'}
-    save_packed(network, tmp_path / 'p', x)
+    write_packed(network, tmp_path / 'p', x)
     nn.init.zeros_(attention.in_proj_weight)
-    load_packed(tmp_path / 'p', network)
+    fill_packed(tmp_path / 'p', network)
     assert torch.equal(network(x), expected)
 
 
@@ -302,12 +302,12 @@ def layout(**entries):
 )
 def test_every_field_is_checked(tmp_path, changes, message):
     file = tmp_path / 'p'
-    save_packed(trained(), file, IMAGE)
+    write_packed(trained(), file, IMAGE)
     rewritten(file, **changes)
     network = trained(seed=5)
     before = {k: v.clone() for k, v in network.state_dict().items()}
     with pytest.raises(UsageError, match=message) as error:
-        load_packed(file, network)
+        fill_packed(file, network)
     assert str(error.value).startswith(f'{file}: ')
     after = network.state_dict()
     assert all(torch.equal(before[key], after[key]) for key in before)

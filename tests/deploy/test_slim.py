@@ -4,7 +4,7 @@ import os
 import pytest
 import torch
 
-from mmauxq.deploy import save_slim
+from mmauxq.deploy import slim_checkpoint
 from mmauxq.errors import TrainingError, UsageError
 from tests.networks import QUANTIZERS, batch, joint_qat
 
@@ -28,7 +28,7 @@ def trained(tmp_path):
 def test_it_holds_the_network_alone(trained, tmp_path):
     model, file = trained
     slim = tmp_path / 'slim.pth'
-    size = save_slim(file, slim)
+    size = slim_checkpoint(file, slim)
     assert size == slim.stat().st_size < file.stat().st_size
     content = torch.load(slim, weights_only=True)
     assert (
@@ -40,7 +40,7 @@ def test_it_holds_the_network_alone(trained, tmp_path):
 
 def test_its_logits_are_those_of_the_training_network(trained, tmp_path):
     model, file = trained
-    save_slim(file, tmp_path / 'slim.pth')
+    slim_checkpoint(file, tmp_path / 'slim.pth')
     shipped = joint_qat(seed=7, guidance=None).eval()
     content = torch.load(tmp_path / 'slim.pth', weights_only=True)
     shipped.load_state_dict(content['state_dict'])
@@ -60,7 +60,7 @@ def test_nothing_is_left_half_written(trained, tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, 'fsync', full)
     with pytest.raises(TrainingError, match='No space left on device'):
-        save_slim(file, slim)
+        slim_checkpoint(file, slim)
     assert [f.name for f in tmp_path.iterdir() if f.name != file.name] == [
         'slim.pth'
     ]
@@ -73,7 +73,7 @@ def test_of_32_bits_it_is_the_float_network(tmp_path):
     model = joint_qat(quantizers=floats)
     file = tmp_path / 'epoch_1.pth'
     torch.save(dict(state_dict=model.state_dict()), file)
-    save_slim(file, tmp_path / 'slim.pth')
+    slim_checkpoint(file, tmp_path / 'slim.pth')
     state = torch.load(tmp_path / 'slim.pth', weights_only=True)['state_dict']
     expected = model.architecture.state_dict()
     assert state.keys() == expected.keys()
@@ -84,5 +84,5 @@ def test_a_float_checkpoint_is_refused(tmp_path):
     file = tmp_path / 'float.pth'
     torch.save(dict(state_dict=dict(w=torch.zeros(1))), file)
     with pytest.raises(UsageError, match='expected a quantized network'):
-        save_slim(file, tmp_path / 'slim.pth')
+        slim_checkpoint(file, tmp_path / 'slim.pth')
     assert not (tmp_path / 'slim.pth').exists()

@@ -24,6 +24,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -187,6 +188,15 @@ def try_additions(place: Place, additions: list[str]) -> None:
     )
 
 
+def try_program(place: Place) -> None:
+    """The program of docs/python.md, with what that page asks for."""
+    place.type('pip install "mmauxq[digits]"')
+    page = (ROOT / 'docs/python.md').read_text()
+    block = re.search(r'^    (?:.+\n|\n+(?=    ))+', page, flags=re.MULTILINE)
+    (place.outside / 'program.py').write_text(textwrap.dedent(block[0]))
+    place.type('python program.py', expected='correct: ')
+
+
 def versions(place: Place) -> str:
     """Of what matters; the forks have other names."""
     found = place.python(
@@ -224,6 +234,7 @@ def try_in(place: Place, lines: list[str], additions: list[str]) -> Row:
             try_commands(place, lines)
             if additions:
                 try_additions(place, additions)
+                try_program(place)
     except (Failed, subprocess.SubprocessError) as trouble:
         log = place.log.read_text() if place.log.is_file() else ''
         row.trouble = f'FAILED: {" ".join(str(trouble).split())[:300]}'

@@ -93,7 +93,8 @@ def test_another_shape_and_another_type():
     assert refused(check_architecture, network(), state, 'file') == (
         'file: expected a checkpoint of this architecture (CIFARResNet), '
         'got one of another: '
-        'head.fc.weight: expected shape (10, 16), got (7, 16)'
+        'head.fc.weight: expected shape (10, 16), got (7, 16); '
+        'model.float_checkpoint takes a float checkpoint with another head'
     )
     state['head.fc.weight'] = torch.ones(10, 16).int()
     assert refused(check_architecture, network(), state, 'file') == (

@@ -22,7 +22,7 @@ import torch
 
 from mmauxq.checkpoint_file import read_checkpoint
 from mmauxq.compare.comparison import collect, plan
-from mmauxq.deploy import load_packed, save_packed
+from mmauxq.deploy import fill_packed, write_packed
 from mmauxq.engine.resume import resume
 from mmauxq.errors import UsageError, one_line
 from mmauxq.network.checkpoint import check_architecture, normalise
@@ -96,11 +96,11 @@ def packed(folder: Path) -> tuple[Path, Callable[[], Any]]:
     """A packed network."""
     network = _network().architecture
     file = folder / 'packed.safetensors'
-    save_packed(network, file, torch.zeros(1, 1, 8, 8), dict(mean=[0.5]))
+    write_packed(network, file, torch.zeros(1, 1, 8, 8), dict(mean=[0.5]))
 
     def load() -> None:
         filled = copy.deepcopy(network)  # what is taken changes its grids
-        load_packed(file, filled)
+        fill_packed(file, filled)
         _in_order(filled.state_dict())
 
     return file, load

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmauxq.analysis import count_levels, deployed_bytes
 from mmauxq.checkpoint_file import read_checkpoint
@@ -24,8 +24,8 @@ from mmauxq.version import __version__
 
 from ..folder import REPORT, check_folder, checksums
 from ..network import Network, guidance_cost
-from ..packed import load_packed, save_packed
-from ..slim import save_slim
+from ..packed import fill_packed, write_packed
+from ..slim import slim_checkpoint
 from . import runtime, verify
 from .graph import Lowered
 from .onnx_model import to_onnx
@@ -91,8 +91,9 @@ def export(
         if wide:
             raise UsageError(f'{wide[0]} has more levels than its bits allow')
         say(f'levels: all {len(audit)} quantized tensors hold their bits')
-        lowered, notes = _to_onnx(network, sample, weights, residual, say)
-        _add_metadata(lowered, network)
+        lowered, notes = lower(architecture, sample, weights, residual, say)
+        about = network.describe() | network.usage()
+        add_metadata(lowered, architecture, about)
         content = lowered.model.SerializeToString()
         sizes['model.onnx'] = len(content)
         write_atomically(part / 'model.onnx', content)
@@ -102,7 +103,7 @@ def export(
             f'bytes; {len(kernels)} of {len(lowered.containers)} quantized '
             'products run in integer kernels'
         )
-        agreement = _check(network, lowered, residual, batches, say)
+        agreement = check(architecture, lowered, residual, batches, say)
         same = dict(bit_equal_on=len(sample), top1=agreement.top1_torch)
         report.update(
             layer_table(architecture, sample[:1], audit, kernels),
@@ -175,19 +176,19 @@ def _write_checkpoints(
     architecture = network.architecture
     logits = logits_of(architecture, sample)
     slim, packed = part / 'slim.pth', part / 'packed.safetensors'
-    meta = network.describe()
+    meta = network.describe() | dict(description=network.algorithm.description)
     sizes = {
         'float': deployed_bytes(restore(copy.deepcopy(architecture))),
         'sum_of_bits': deployed_bytes(architecture),
-        slim.name: save_slim(checkpoint, slim, architecture),
-        packed.name: save_packed(architecture, packed, sample[:1], meta),
+        slim.name: slim_checkpoint(checkpoint, slim, architecture),
+        packed.name: write_packed(architecture, packed, sample[:1], meta),
     }
     for file in (slim, packed):
         again = copy.deepcopy(architecture)
         for parameter in again.parameters():
             parameter.zero_()
         if file is packed:
-            load_packed(file, again)
+            fill_packed(file, again)
         else:
             state = normalise(read_checkpoint(file), str(file))
             again.load_state_dict(state)
@@ -205,14 +206,19 @@ def _write_checkpoints(
     return sizes
 
 
-def _to_onnx(
-    network: Network, images: Tensor, weights: str, residual: str, say: Say
+def lower(
+    architecture: nn.Module,
+    images: Tensor,
+    weights: str,
+    residual: str,
+    say: Say,
 ) -> tuple[Lowered, list[str]]:
-    """The requested form, or the int8 one if the runtime refuses it."""
+    """The requested form, or the int8 one if the runtime refuses it; and what
+    is to be told of that."""
     notes: list[str] = []
-    traced = trace(network.architecture, images.shape[1:])
+    traced = trace(architecture, images.shape[1:])
     for kind in (weights, 'int8'):
-        lowered = to_onnx(network.architecture, images, kind, residual, traced)
+        lowered = to_onnx(architecture, images, kind, residual, traced)
         try:
             runtime.session(lowered.model)
             break
@@ -224,21 +230,25 @@ def _to_onnx(
     return lowered, notes
 
 
-def _add_metadata(lowered: Lowered, network: Network) -> None:
-    """Write into the ONNX file how to use it, and where its codes are."""
+def add_metadata(
+    lowered: Lowered, architecture: nn.Module, about: dict[str, Any]
+) -> None:
+    """Write into the ONNX file what it is, and where its codes are.
+
+    Args:
+        lowered: Its model is changed.
+        architecture: What it was made of.
+        about: How to use it, for JSON.
+    """
     quantizers = {}
-    for name, quantizer in named_quantizers(network.architecture):
+    for name, quantizer in named_quantizers(architecture):
         if name in lowered.codes or name in lowered.containers:
             value, _ = lowered.codes.get(name, (f'{name}.codes', 0))
             quantizers[name] = dict(
                 bits=quantizer.bits, role=quantizer.role, codes=value
             )
     entries = {
-        **network.describe(),
-        'preprocessing': 'images = (pixels 0..255 - mean) / std, NCHW',
-        'postprocessing': 'probabilities = sigmoid(logits)'
-        if network.multi_label
-        else 'class = argmax(logits), probabilities = softmax',
+        **about,
         'mmauxq_version': __version__,
         'mmauxq_quantizers': quantizers,
     }
@@ -247,15 +257,16 @@ def _add_metadata(lowered: Lowered, network: Network) -> None:
         lowered.model.metadata_props.add(key=key, value=text)
 
 
-def _check(
-    network: Network,
+def check(
+    architecture: nn.Module,
     lowered: Lowered,
     residual: str,
     batches: Batches,
     say: Say,
 ) -> verify.Agreement:
-    """Compare model.onnx with PyTorch; raise if it is another network."""
-    architecture, model = network.architecture, lowered.model
+    """Compare model.onnx with PyTorch; a UsageError if it is another
+    network."""
+    model = lowered.model
     wrong = verify.differing_weights(architecture, lowered, batches[0][0][:1])
     if wrong:
         raise UsageError(

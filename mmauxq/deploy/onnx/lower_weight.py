@@ -192,6 +192,10 @@ def _product_of(value: ir.Value, name: str) -> tuple[ir.Node, bool]:
     ):
         value, transposed = product.outputs[0], True
         product = only_consumer(value)
+    elif product is not None and product.attributes.get_int('transB', 0):
+        # the exporter's form of a linear layer whose biases are zero
+        product.attributes['transB'] = ir.AttrInt64('transB', 0)
+        transposed = True
     if (
         product is None
         or product.op_type not in PRODUCTS

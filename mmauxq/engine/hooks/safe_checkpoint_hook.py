@@ -91,9 +91,13 @@ class SafeCheckpointHook(CheckpointHook):
             }
             if waiting:
                 checkpoint[GRADIENTS] = waiting
-        network = getattr(bare_model(runner), 'architecture', None)
+        model = bare_model(runner)
+        network = getattr(model, 'architecture', None)
         if network is not None:
             checkpoint['meta']['quantizer_bits'] = bits_of(network)
+            checkpoint['meta']['description'] = getattr(
+                model, 'description', None
+            )
         info = checkpoint['message_hub']['runtime_info']
         for key, value in info.items():
             if key == 'last_ckpt' or key.startswith('best_ckpt'):

@@ -189,8 +189,8 @@ def test_a_first_export_that_was_killed_goes_on(
 @pytest.mark.parametrize(
     'writer, file',
     [
-        ('save_slim', 'slim.pth'),
-        ('save_packed', 'packed.safetensors'),
+        ('slim_checkpoint', 'slim.pth'),
+        ('write_packed', 'packed.safetensors'),
         ('write_atomically', 'model.onnx'),
     ],
 )

@@ -17,6 +17,7 @@ from mmauxq.guidance import Guidance, Tap, TapRecorder
 from mmauxq.guidance.taps import IMAGE
 from mmauxq.network import profile, restoring, seed_generators
 from mmauxq.network.checkpoint import check_architecture, normalise
+from mmauxq.network.profile import floating
 from mmauxq.quantizers import calibrate, named_quantizers, uncalibrated
 from mmauxq.registry import MODELS
 
@@ -156,8 +157,13 @@ class JointQAT(BaseModel):
         return True
 
     def extract_feat(self, *args: Any, **kwargs: Any) -> Any:
-        """That of the classifier, with the same arguments."""
-        return self.architecture.extract_feat(*args, **kwargs)
+        """That of the classifier, with the same arguments; in floating point
+        as long as the scales are not set, as a tool that counts
+        multiply-adds asks for it."""
+        network = self.architecture
+        waiting = bool(uncalibrated(network))
+        with floating(network) if waiting else nullcontext():
+            return network.extract_feat(*args, **kwargs)
 
     def get_layer_depth(self, param_name: str) -> tuple[int, int]:
         """(depth, number of depths) of a parameter, for learning rates that

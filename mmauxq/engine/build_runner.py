@@ -12,6 +12,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from mmauxq.config_types import type_name
 from mmauxq.errors import UsageError
 
 from .hooks import DataCheckHook, EpochLengthHook, TeacherCheckHook
@@ -103,7 +104,9 @@ def _set_distributed(cfg: Config) -> None:
         broadcast_buffers=False,
         find_unused_parameters=cfg.get('find_unused_parameters', False),
     )
-    cfg.model_wrapper_cfg = dict(wrapper, device_ids=None)
+    if 'Distributed' in type_name(wrapper['type']):
+        wrapper = dict(wrapper, device_ids=None)
+    cfg.model_wrapper_cfg = wrapper
 
 
 class _RememberedText(Config):
@@ -133,9 +136,10 @@ _TEXTS: dict[str, str] = {}
 
 
 class _StartHook(Hook):
-    """Tells the command that its set-up is over."""
+    """Tells the command that its set-up is over, as the last of all hooks that
+    may object to what they find."""
 
-    priority = 'VERY_HIGH'
+    priority = 'LOWEST'
 
     def __init__(self, mark_running: Callable) -> None:
         self.mark_running = mark_running

@@ -5,6 +5,8 @@ import torch
 from mmpretrain.engine import SwitchRecipeHook
 from torch.nn.functional import cross_entropy
 
+from mmauxq.errors import UsageError
+from mmauxq.network.profile import floating
 from tests.networks import batch, joint_qat
 
 
@@ -87,3 +89,15 @@ def test_a_hook_exchanges_the_loss_of_all_classifiers(kind):
     expected = [cross_entropy(x, target, label_smoothing=0.5) for x in logits]
     given = [v for k, v in found.items() if k.startswith('guidance.loss')]
     torch.testing.assert_close(given, expected)
+
+
+def test_features_before_training_are_those_in_floating_point():
+    """As a tool asks for them that counts multiply-adds."""
+    model = joint_qat().eval()
+    inputs, _ = batch()
+    (found,) = model.extract_feat(inputs)
+    with floating(model.architecture):
+        (expected,) = model.architecture.extract_feat(inputs)
+    assert torch.equal(found, expected)
+    with pytest.raises(UsageError, match='never calibrated'):
+        model(inputs)  # but it is not evaluated like that

@@ -1,5 +1,6 @@
 import pytest
 import torch
+import torch.distributed as dist
 from mmengine import optim
 from mmengine.optim import DefaultOptimWrapperConstructor
 from mmengine.registry import DefaultScope
@@ -7,6 +8,7 @@ from torch import nn
 
 from mmauxq import compat
 from mmauxq.engine.optimizers import spared_scales
+from mmauxq.errors import UsageError
 
 SGD = dict(type='SGD', lr=0.1, momentum=0.9, weight_decay=1e-4)
 CUSTOM = dict(custom_keys={'conv.weight_quantizer': dict(lr_mult=0.1)})
@@ -228,3 +230,22 @@ def test_sgd_on_a_cpu_is_grouped_and_gives_the_same_numbers():
         assert torch.equal(one, other)
     adam = build(Network(), dict(type='Adam', lr=0.1))
     assert adam.param_groups[0]['foreach'] is None
+
+
+def test_an_optimizer_whose_groups_are_copied_is_refused(tmp_path):
+    dist.init_process_group(
+        'gloo', f'file://{tmp_path}/store', rank=0, world_size=1
+    )
+    try:
+        model = Network()
+        zero = dict(
+            type='ZeroRedundancyOptimizer',
+            optimizer_type='SGD',
+            lr=0.1,
+            weight_decay=1e-4,
+        )
+        with pytest.raises(UsageError, match='got ZeroRedundancyOptimizer'):
+            build(model, zero)
+        build(Network(quantized=False), zero)
+    finally:
+        dist.destroy_process_group()

@@ -307,3 +307,44 @@ def test_the_compared_metric_must_be_one():
         check_metric('b', dict(a=1.0, b=200.0))
     with pytest.raises(UsageError, match='there is none'):
         check_metric('b', {})
+
+
+def test_a_hook_that_wraps_the_model_for_a_test(aux, capfd):
+    """MMEngine's ``PrepareTTAHook``, which wraps it as the test begins."""
+    flips = "[dict(type='RandomFlip', prob=p) for p in (0.0, 1.0)]"
+    (aux / 'mirrored.py').write_text(MIRRORED.replace('BASE', 'aux.py'))
+    (aux / 'hook.py').write_text(
+        "_base_ = 'mirrored.py'\n"
+        "hook = dict(type='PrepareTTAHook', "
+        "tta_cfg=dict(type='AverageClsScoreTTA'))\n"
+        'custom_hooks = [hook]\n'
+        "data = dict(type='Mirrored', pipeline=[dict(type='TestTimeAug', "
+        f"transforms=[{flips}, [dict(type='PackInputs')]])])\n"
+        'test_dataloader = dict(dataset=data)\n'
+    )
+    assert train(['mirrored.py', '--work-dir', 'run']) == 0
+    found = []
+    for config in ('mirrored.py', 'hook.py'):
+        assert evaluate([config, 'run/slim.pth']) == 0
+        found.append(json.loads(last_line(capfd)))
+    assert found[0] == found[1]
+
+
+def test_a_hook_that_objects_before_the_first_step(aux, capfd):
+    """One line, not a traceback."""
+    (aux / 'objects.py').write_text(
+        'from mmengine.hooks import Hook\n'
+        'from mmengine.registry import HOOKS\n'
+        '@HOOKS.register_module(force=True)\n'
+        'class Objects(Hook):\n'
+        '    def before_train(self, runner):\n'
+        "        raise AssertionError('the model is not the right one')\n"
+    )
+    (aux / 'hook.py').write_text(
+        "_base_ = 'aux.py'\n"
+        "custom_imports = dict(imports=['toyset', 'moresets', 'objects'])\n"
+        "custom_hooks = [dict(type='Objects')]\n"
+    )
+    assert train(['hook.py', '--work-dir', 'run']) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert 'AssertionError: the model is not the right one' in line

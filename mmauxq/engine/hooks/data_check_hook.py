@@ -57,6 +57,8 @@ def _check(runner: Any, loader: Any, place: str) -> None:
             f'{place}.pipeline: expected `inputs`, got {got}; a pipeline ends '
             "with dict(type='PackInputs')"
         )
+    if isinstance(sample['inputs'], (list, tuple)):  # augmented for a test
+        batch = {key: views[0] for key, views in batch.items()}
     _check_images(model, batch, place, runner.cfg.get('data_preprocessor'))
     _check_classes(model, dataset, place, runner.logger)
 

@@ -4,7 +4,9 @@ from collections.abc import Iterable
 
 import torch
 from torch import nn
+from torch.distributed.optim import ZeroRedundancyOptimizer
 
+from mmauxq.errors import UsageError
 from mmauxq.guidance.teacher import Teacher
 
 QUANTIZERS = frozenset({'weight_quantizer', 'input_quantizer'})
@@ -28,6 +30,10 @@ def spare_scales(
         model: The network.
         custom_keys: Those of ``paramwise_cfg``. A key that names a quantizer
             and sets its ``decay_mult`` or ``weight_decay`` overrides the rule.
+
+    Raises:
+        UsageError: If the groups of the optimizer cannot be split, because
+            another one inside has copies of them.
     """
     scales = {
         parameter
@@ -36,6 +42,12 @@ def spare_scales(
     }
     if not scales:
         return
+    if isinstance(optimizer, ZeroRedundancyOptimizer):
+        raise UsageError(
+            'optim_wrapper.optimizer.type: expected an optimizer whose '
+            'parameters can be regrouped, so that the scales of quantizers do '
+            'not decay, got ZeroRedundancyOptimizer; use the one inside'
+        )
     frozen = {
         parameter
         for module in model.modules()

@@ -74,8 +74,8 @@ def load_slim(
             count; it is not changed. Not needed for classifiers of MMPretrain.
 
     Returns:
-        Of the class of ``float_net``. One of MMPretrain can be given to its
-        inferencers, and names the classes.
+        Of the class of ``float_net``. One of MMPretrain has the names of the
+        classes in ``_dataset_meta``, where its inferencers look for them.
 
     Raises:
         UsageError: If the file is none, is damaged, or is one of another

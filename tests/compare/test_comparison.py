@@ -291,7 +291,7 @@ def test_a_signal_stops_the_runs_wherever_it_comes(
         run.folder.mkdir()
     begun = []
 
-    def begin(run, start, gpu):
+    def begin(run, start, gpu, metric):
         begun.append(subprocess.Popen(['sleep', '600']))
         return begun[-1]
 

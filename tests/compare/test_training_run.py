@@ -32,7 +32,7 @@ class Work(Hook):
 
 def watched(work_dir, act, **settings):
     runner = make_runner(work_dir, **settings)
-    progress = trial._Progress(lambda done, of: None)
+    progress = trial._Progress(lambda done, of: None, 'accuracy/top1')
     runner.register_hook(progress)
     runner.register_hook(Work(act))
     return runner, progress

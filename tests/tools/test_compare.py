@@ -98,7 +98,7 @@ def test_the_bars_say_where_each_run_is(tmp_path, monkeypatch):
         return add(self, name, **kwargs)
 
     monkeypatch.setattr(Progress, 'add_task', add_task)
-    compare._watch(runs, 1, None, ['0', '1'], 'arms x seeds')
+    compare._watch(runs, 'arms x seeds', 1, None, ['0', '1'])
     assert names == ['arms x seeds', '  aux 3  gpu 1', '  aux 4']
 
 

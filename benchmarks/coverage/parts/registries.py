@@ -14,6 +14,9 @@ FAMILIES = (
     'DATA_SAMPLERS',
 )  # fmt: skip
 """Names of registries in the module ``registry`` of both packages."""
+PACKAGES = ('mmcv', 'mmengine', 'mmpretrain', 'torch')
+"""Whose parts count: MMRazor and others register theirs there, too, once they
+are imported."""
 
 
 def registered_parts() -> dict[str, str]:
@@ -24,7 +27,9 @@ def registered_parts() -> dict[str, str]:
         for registry in _registries(family):
             registry.import_from_location()
             for name, part in sorted(registry.module_dict.items()):
-                found[f'{family}/{registry.scope}.{name}'] = part.__module__
+                if part.__module__.partition('.')[0] in PACKAGES:
+                    key = f'{family}/{registry.scope}.{name}'
+                    found[key] = part.__module__
     return found
 
 

@@ -46,12 +46,6 @@ LARGEST = 2**17
 """Of the numbers that build a network."""
 
 
-def describe(algorithm: Any) -> dict[str, Any]:
-    """What a file holds of a :class:`mmauxq.algorithms.JointQAT`, so that
-    :func:`rebuild` can build its network again."""
-    return copy.deepcopy(algorithm.description)
-
-
 def rebuild(
     description: Any,
     state: dict[str, Tensor],
@@ -61,7 +55,8 @@ def rebuild(
     """The float network of a file, quantized as it was; without its weights.
 
     Args:
-        description: Of :func:`describe`, as it was read.
+        description: That of :class:`mmauxq.algorithms.JointQAT`, as it was
+            read.
         state: The state dict of the file, which bounds what is built.
         network: The float network, which is copied; by default the one that
             ``description`` names, if it is one of MMPretrain.

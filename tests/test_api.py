@@ -265,7 +265,7 @@ from tests.test_api import Own, SHAPE, batch
 torch.distributed.init_process_group('gloo')
 rank = torch.distributed.get_rank()
 torch.manual_seed(0)
-joint = mmauxq.prepare(Own(), SHAPE, 2, 2)
+joint = mmauxq.prepare(Own(), SHAPE, 2, 2, 'dsn')
 images, targets = batch(8)
 joint.losses(images, targets)  # the same scales everywhere
 ddp = torch.nn.parallel.DistributedDataParallel(joint)
@@ -280,11 +280,10 @@ print('close', bool(torch.allclose(weight, whole, atol=1e-4)), flush=True)
 
 
 def test_two_processes(tmp_path, run_python):
-    """Gradients are averaged: those of two halves are those of the whole,
-    but for batch norms, of which H alone has some."""
+    """The mean gradient of two halves is that of the whole batch, with
+    guidance that has no batch norms."""
     program = tmp_path / 'program.py'
-    text = RANKS.replace('Own(), SHAPE, 2, 2)', "Own(), SHAPE, 2, 2, 'dsn')")
-    program.write_text(text)
+    program.write_text(RANKS)
     done = run_python(
         '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2',
         program,

@@ -1,5 +1,6 @@
 """Any network from images to logits, as a classifier of MMPretrain."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -129,6 +130,14 @@ def as_classifier(
             f'has one, got {loss!r}'
         )
     return network
+
+
+def copied_classifier(
+    network: nn.Module, loss: Loss | None = None
+) -> ImageClassifier:
+    """:func:`as_classifier` of a copy of ``network`` on the CPU."""
+    check_network(network)
+    return as_classifier(copy.deepcopy(network).cpu(), loss)
 
 
 def bare_network(classifier: nn.Module) -> nn.Module:

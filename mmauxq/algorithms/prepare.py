@@ -12,11 +12,15 @@ from torch import Tensor, nn
 
 from mmauxq.errors import UsageError, unknown_name
 from mmauxq.guidance import KnowledgeDistillation
-from mmauxq.quantizers import named_quantizers
+from mmauxq.quantizers import scales_of
 from mmauxq.registry import MODELS
 
 from .joint_qat import JointQAT
-from .plain_classifier import PlainClassifier, as_classifier, check_network
+from .plain_classifier import (
+    PlainClassifier,
+    as_classifier,
+    copied_classifier,
+)
 
 GUIDANCE = ('aux', 'dsn', 'kd', 'auxkd')
 
@@ -76,8 +80,7 @@ def prepare(
         UsageError: If the network cannot be prepared; says which part, and
             what would help.
     """
-    check_network(net)
-    classifier = as_classifier(copy.deepcopy(net).cpu(), loss)
+    classifier = copied_classifier(net, loss)
     recipe = _recipe(guidance)
     quantizers = copy.deepcopy(quantizers or recipe['quantizers'])
     widths = dict(weight=weight_bits, activation=activation_bits)
@@ -121,11 +124,7 @@ def parameter_groups(
         joint: Of :func:`prepare`, with or without DDP.
         weight_decay: Of all other parameters.
     """
-    scales = {
-        parameter
-        for _, quantizer in named_quantizers(joint)
-        for parameter in quantizer.parameters()
-    }
+    scales = scales_of(joint)
     trained = [p for p in joint.parameters() if p.requires_grad]
     return [
         dict(

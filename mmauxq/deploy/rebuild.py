@@ -1,6 +1,5 @@
 """A quantized network from what its file says of it."""
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,8 +13,7 @@ from mmauxq.algorithms.arguments import check_sections, check_shape
 from mmauxq.algorithms.build import quantize
 from mmauxq.algorithms.plain_classifier import (
     PlainClassifier,
-    as_classifier,
-    check_network,
+    copied_classifier,
 )
 from mmauxq.engine.config_validation import own_names
 from mmauxq.errors import UsageError, one_line, shorten
@@ -85,8 +83,7 @@ def rebuild(
                 )
         shape = check_shape(description['input_shape'])
         if network is not None:
-            check_network(network)
-            classifier = as_classifier(copy.deepcopy(network).cpu())
+            classifier = copied_classifier(network)
         else:
             classifier = _from_architecture(architecture, state)
         found = profile(classifier, shape)

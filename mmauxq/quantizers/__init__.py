@@ -1,7 +1,7 @@
 """Modules that own scale, clip, offset and bits; functional.py has the
 arithmetic."""
 
-from .base import FLOAT_BITS, Quantizer, named_quantizers
+from .base import FLOAT_BITS, Quantizer, named_quantizers, scales_of
 from .calibrate import calibrate, uncalibrated
 from .dorefa import DoReFaActivation, DoReFaWeight
 from .lsq import LSQ, LearnedStepQuantizer, LSQPlus
@@ -18,5 +18,6 @@ __all__ = [
     'Quantizer',
     'calibrate',
     'named_quantizers',
+    'scales_of',
     'uncalibrated',
 ]

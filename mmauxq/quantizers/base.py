@@ -222,6 +222,16 @@ class Quantizer(nn.Module):
         return shown
 
 
+def scales_of(model: nn.Module) -> set[nn.Parameter]:
+    """The parameters of all quantizers, which are known by their names."""
+    quantizers = {'weight_quantizer', 'input_quantizer'}
+    return {
+        parameter
+        for name, parameter in model.named_parameters()
+        if not quantizers.isdisjoint(name.split('.'))
+    }
+
+
 def named_quantizers(model: nn.Module) -> Iterator[tuple[str, Quantizer]]:
     """(name, quantizer) of all quantizers in ``model`` below 32 bits."""
     for name, module in model.named_modules():

@@ -127,3 +127,11 @@ def test_a_changed_file_is_refused_or_in_order(tmp_path_factory, data):
         assert 'unpack' in str(error)
     else:
         assert 0 <= read['final'] <= 100 and records.is_arm(read['arm'])
+
+
+def test_the_compared_metric_must_be_one():
+    records.check_metric('a', dict(a=1.0, b=200.0))
+    with pytest.raises(UsageError, match="expected .* a, got 'b'"):
+        records.check_metric('b', dict(a=1.0, b=200.0))
+    with pytest.raises(UsageError, match='there is none'):
+        records.check_metric('b', {})

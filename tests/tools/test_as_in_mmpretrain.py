@@ -9,7 +9,6 @@ import torch
 from mmengine.config import Config
 
 from mmauxq.checkpoint_file import read_checkpoint
-from mmauxq.errors import UsageError
 from tests.commands import (
     audit_command,
     compare_command,
@@ -297,16 +296,6 @@ def test_a_backbone_without_a_head(aux, capfd):
     assert train(['aux.py', '--work-dir', 'run', *options]) == 0
     shown = ''.join(capfd.readouterr())
     assert 'head.fc.weight is missing; it starts from random' in shown
-
-
-def test_the_compared_metric_must_be_one():
-    from mmauxq.compare.records import check_metric
-
-    check_metric('a', dict(a=1.0, b=200.0))
-    with pytest.raises(UsageError, match="expected .* a, got 'b'"):
-        check_metric('b', dict(a=1.0, b=200.0))
-    with pytest.raises(UsageError, match='there is none'):
-        check_metric('b', {})
 
 
 def test_a_hook_that_wraps_the_model_for_a_test(aux, capfd):

@@ -8,8 +8,7 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 
 from mmauxq.errors import UsageError
 from mmauxq.guidance.teacher import Teacher
-
-QUANTIZERS = frozenset({'weight_quantizer', 'input_quantizer'})
+from mmauxq.quantizers import scales_of
 
 
 def spare_scales(
@@ -35,11 +34,7 @@ def spare_scales(
         UsageError: If the groups of the optimizer cannot be split, because
             another one inside has copies of them.
     """
-    scales = {
-        parameter
-        for name, parameter in model.named_parameters()
-        if not QUANTIZERS.isdisjoint(name.split('.'))
-    }
+    scales = scales_of(model)
     if not scales:
         return
     if isinstance(optimizer, ZeroRedundancyOptimizer):

@@ -243,7 +243,8 @@ def plot_effects(path: Path, effects: Sequence[Effect]) -> None:
         for row in headings:
             axes.get_yticklabels()[row].set_fontweight('bold')
         axes.set_ylim(rows - 0.5, -0.7)
-        axes.set(xlabel='difference to the reference (points), 95% interval')
+        of = f'final {effects[0].metric} - that of the reference'
+        axes.set(xlabel=f'{of} (points), 95%')
 
 
 def _coloured(items: Mapping, colours: Sequence[str] = COLOURS) -> Iterator:

@@ -10,6 +10,7 @@ from mmauxq import text
 from mmauxq.errors import UsageError
 
 from .comparison import by_arm, by_seed, collect, steps_count
+from .records import metric
 from .statistics import PairedDifference, paired_difference, spread
 
 
@@ -24,6 +25,7 @@ class Effect:
         reference: That of the reference.
         step: Its median step time over that of the reference; None where the
             times of the comparison cannot be compared.
+        metric: What is compared, for people.
     """
 
     setting: str
@@ -31,6 +33,7 @@ class Effect:
     result: tuple[float, ...]
     reference: tuple[float, ...]
     step: float | None
+    metric: str = 'top-1'
 
     @property
     def difference(self) -> PairedDifference:
@@ -45,7 +48,8 @@ def effects(
 
     Raises:
         UsageError: If a folder holds no finished run, lacks the reference, or
-            there is nothing to compare it with.
+            there is nothing to compare it with; or the folders differ in what
+            they compare.
     """
     result = []
     for folder in folders:
@@ -65,7 +69,14 @@ def effects(
             of, base_of = np.median(seconds, axis=1)
             step = of / base_of if steps_count(records) else None
             setting = folder.resolve().name
-            result.append(Effect(setting, name, *finals, step))
+            what = metric(records)
+            result.append(Effect(setting, name, *finals, step, what))
+    metrics = sorted({effect.metric for effect in result})
+    if len(metrics) > 1:
+        raise UsageError(
+            'expected comparisons by one metric, got some by '
+            f'{" and some by ".join(metrics)}'
+        )
     if not result:
         raise UsageError(
             'no folder holds two arms that share a seed; nothing to compare'
@@ -88,6 +99,7 @@ def together(effects: Sequence[Effect]) -> list[Effect]:
             sum((effect.result for effect in settings), ()),
             sum((effect.reference for effect in settings), ()),
             _median([effect.step for effect in settings]),
+            settings[0].metric,
         )
         for name, settings in arms.items()
         if len(settings) > 1
@@ -101,7 +113,7 @@ def _median(steps: Sequence[float | None]) -> float | None:
 
 def table(effects: Sequence[Effect]) -> str:
     """A row of Markdown for each effect."""
-    head = ['setting', 'reference, percent', 'arm',
+    head = ['setting', f'reference, {effects[0].metric}', 'arm',
             'difference, 95% interval, wins', 'step']  # fmt: skip
     rows: list[list] = []
     for i, effect in enumerate(effects):

@@ -114,3 +114,13 @@ def test_the_figure(folders, tmp_path, monkeypatch):
     ]
     assert points == [0.75, 1.5]
     plt.close(kept[0])
+
+
+def test_only_comparisons_by_one_metric_stand_side_by_side(folders):
+    file = folders[1] / 'results.jsonl'
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    other = [json.dumps(line | dict(metric='a/recall')) for line in lines]
+    file.write_text('\n'.join(other) + '\n')
+    with pytest.raises(UsageError, match='some by a/recall and some by top-1'):
+        effects(folders)
+    assert '| reference, a/recall |' in table(effects(folders[1:]))

@@ -121,10 +121,11 @@ def _run_command(
     except BaseException as raised:
         if args is None and isinstance(raised, SystemExit):
             raise  # --help
-        if LOADER_DIED in str(raised):
-            # the next one to die would raise while this one is reported
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        if LOADER_DIED in str(raised) or _is_distributed():
+        try:
+            loader_died = _is_of_loader(raised)
+        except RuntimeError:  # torch's, once a loader: another process died
+            loader_died = _is_of_loader(raised)
+        if loader_died or _is_distributed():
             time.sleep(SIGNAL_PATIENCE)
         check_signals()
         error = _named(raised, getattr(args, 'loaded', None))
@@ -195,6 +196,15 @@ class HeldOutput:
 
     def __getattr__(self, name: str):
         return getattr(self.stream, name)
+
+
+def _is_of_loader(error: BaseException) -> bool:
+    """Whether a process of the data loader died; torch then raises no more."""
+    if LOADER_DIED not in str(error):
+        return False
+    # not SIG_DFL: Python complains of a signal that waits for a handler
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    return True
 
 
 def _named(error: BaseException, cfg: 'Config | None') -> BaseException:

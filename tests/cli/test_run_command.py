@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import signal
 from types import ModuleType
 
 import pytest
@@ -49,6 +50,36 @@ def test_a_disk_that_cannot_be_written_is_one_line(capsys, kind, running):
     assert capsys.readouterr().err == (
         f'error: run/scalars.json cannot be written: {os.strerror(kind)}; '
         'files that were complete before are unchanged\n'
+    )
+
+
+def test_two_loader_processes_die_at_once(capsys):
+    """torch raises for the second while the first is reported."""
+    died, deaths = 'DataLoader worker (pid(s) 1) exited unexpectedly', []
+
+    def handler(number, frame):
+        deaths.append(number)
+        raise RuntimeError('DataLoader worker (pid 2) exited unexpectedly')
+
+    class FirstError(RuntimeError):
+        def __str__(self):
+            if not deaths:
+                os.kill(os.getpid(), signal.SIGCHLD)
+            return died
+
+    def run(args, mark_running):
+        mark_running()
+        raise FirstError
+
+    before = signal.signal(signal.SIGCHLD, handler)
+    try:
+        assert run_command.run_command(command(run), []) == 1
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    assert deaths == [signal.SIGCHLD]
+    assert capsys.readouterr().err == (
+        f'error: a process of the data loader died ({died}); it may have run '
+        'out of memory, of which fewer num_workers need less\n'
     )
 
 

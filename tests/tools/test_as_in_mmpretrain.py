@@ -144,7 +144,9 @@ def test_a_new_style_config(project, capfd):
     dumped = Config.fromfile('run/lazy.py')
     assert dumped.train_cfg.type == 'mmauxq.EpochLoop'
     assert dumped.default_hooks.checkpoint.type == 'mmauxq.SafeCheckpointHook'
-    assert evaluate(['lazy.py', 'run/slim.pth']) == 0
+    # MMEngine keeps runs of one process by their names, which hold the second
+    named = ['--cfg-options', 'experiment_name=tested']
+    assert evaluate(['lazy.py', 'run/slim.pth', *named]) == 0
     before = json.loads(last_line(capfd))
     words = ['run/slim.pth', '--images', '8']
     assert export_command(['lazy.py', *words, '--out', 'ship']) == 0
@@ -153,7 +155,8 @@ def test_a_new_style_config(project, capfd):
     assert 100 * top1 == before['accuracy/top1']
     assert report['guidance']['type'] == 'mmauxq.AuxAdaptorAggregator'
     # and as it was dumped, where types are paths
-    assert evaluate(['run/lazy.py', 'run/slim.pth']) == 0
+    named[-1] += '_again'
+    assert evaluate(['run/lazy.py', 'run/slim.pth', *named]) == 0
     assert json.loads(last_line(capfd)) == before
 
 

@@ -62,6 +62,8 @@ def _arms() -> Iterator[str]:
     yield f'runner/r50/float/compiled-fused/{BATCH}'
     for arm in (f'{PEER}/plain', 'w4a4/plain', 'aux/plain', 'aux/eager'):
         yield f'runner/r18/{arm}/{SMALL_BATCH}'
+    for arm in ('float', 'w4a4', 'aux'):
+        yield f'runner/r20/{arm}/plain/128'
     for network in ('deits', 'mbv2', 'r18'):
         for arm in (
             'float/compiled', 'float/eager', 'w4a4/compiled', 'w4a4/eager',

@@ -5,13 +5,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 NETWORKS = {
-    'r18': 'resnet/resnet18_8xb32_in1k.py',
-    'r34': 'resnet/resnet34_8xb32_in1k.py',
-    'r50': 'resnet/resnet50_8xb32_in1k.py',
-    'mbv2': 'mobilenet_v2/mobilenet-v2_8xb32_in1k.py',
-    'deits': 'deit/deit-small_4xb256_in1k.py',
+    'r18': 'mmpretrain::resnet/resnet18_8xb32_in1k.py',
+    'r34': 'mmpretrain::resnet/resnet34_8xb32_in1k.py',
+    'r50': 'mmpretrain::resnet/resnet50_8xb32_in1k.py',
+    'mbv2': 'mmpretrain::mobilenet_v2/mobilenet-v2_8xb32_in1k.py',
+    'deits': 'mmpretrain::deit/deit-small_4xb256_in1k.py',
+    'r20': str(ROOT / 'benchmarks/resnet20.py'),  # for --size 32
 }
-"""Short name of a network -> its config in mmpretrain."""
+"""Short name of a network -> its config."""
 
 DIGITS = ('r8', 'r20')
 """NETWORK of ``epoch``: those with a recipe for the digits."""
@@ -107,9 +108,9 @@ env_cfg = dict(cudnn_benchmark=True, mp_cfg=dict(mp_start_method='fork'))
 def recipe(what: str, network: str) -> str:
     """Text of the recipe of WHAT, and of a key of ``NETWORKS``."""
     if what == PEER:
-        return f"_base_ = 'mmpretrain::{NETWORKS[network]}'\n"
+        return f"_base_ = '{NETWORKS[network]}'\n"
     return (
-        f"_base_ = ['mmpretrain::{NETWORKS[network]}',\n"
+        f"_base_ = ['{NETWORKS[network]}',\n"
         f"          'mmauxq::_base_/{RECIPES[what][0]}_w4a4.py']\n"
         'model = dict(_delete_=True, architecture=_base_.model,\n'
         '             **_base_.quantization)\n'

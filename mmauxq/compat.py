@@ -25,6 +25,7 @@ def enable() -> None:
     enable_safe_checkpoints()
     write_files_atomically()
     spare_scales_from_decay()
+    read_losses_when_asked()
 
 
 def silence_neighbours() -> None:
@@ -235,6 +236,64 @@ def write_files_atomically() -> None:
             write_atomically(filepath, obj.encode(encoding))
 
     register_backend('local', AtomicLocalBackend, force=True, prefixes='')
+
+
+# --- losses ----------------------------------------------------------------
+
+
+def read_losses_when_asked() -> None:
+    """Let MMEngine's message hub fetch losses from a GPU when they are read.
+
+    Why: it asks for each value in each step. The host waits for the GPU, and
+    the GPU then for the host to launch the next step, which takes as long as
+    the step of a small network.
+
+    Until: the hub keeps tensors (0.10.7 and onedl 0.10.12 do not).
+    """
+    from mmengine.logging import MessageHub
+
+    update, save = MessageHub.update_scalar, MessageHub.state_dict
+    if update.__module__ == __name__:
+        return
+
+    def update_scalar(
+        self, key: str, value: Any, count: int = 1, resumed: bool = True
+    ) -> None:
+        kept = vars(self).setdefault('_kept', {})
+        if _is_on_gpu(value) and len(kept.get(key, ())) < 100:
+            kept.setdefault(key, []).append((value.detach(), count, resumed))
+            return
+        if key in kept:
+            fetch(self)
+        update(self, key, value, count, resumed)
+
+    def fetch(hub: Any) -> None:
+        import torch
+
+        kept, hub._kept = vars(hub).get('_kept', {}), {}
+        entries = [(key, *entry) for key in kept for entry in kept[key]]
+        if entries:
+            values = torch.stack([x.reshape(()) for _, x, *_ in entries])
+            for (key, _, *more), value in zip(
+                entries, values.tolist(), strict=True
+            ):
+                update(hub, key, value, *more)
+
+    def state_dict(self) -> dict:
+        fetch(self)
+        return save(self)
+
+    def log_scalars(self) -> Any:
+        fetch(self)
+        return self._log_scalars
+
+    MessageHub.update_scalar = update_scalar
+    MessageHub.state_dict = state_dict
+    MessageHub.log_scalars = property(log_scalars)
+
+
+def _is_on_gpu(value: Any) -> bool:
+    return getattr(value, 'is_cuda', False) and value.numel() == 1
 
 
 # --- weight decay ----------------------------------------------------------

@@ -7,6 +7,7 @@ from importlib.metadata import version
 
 import pytest
 import torch
+from mmengine.logging import MessageHub
 from mmengine.runner import checkpoint as mmengine_checkpoint
 from packaging.version import Version
 
@@ -253,6 +254,54 @@ def test_neighbours_are_silent_and_warn_without_compat(run_python):
     )
     assert quiet.returncode == 0
     assert quiet.stderr == ''
+
+
+# --- losses ----------------------------------------------------------------
+
+
+def test_losses_wait_until_they_are_read(monkeypatch):
+    """In their order; and what is read is what MMEngine would have kept."""
+    compat.read_losses_when_asked()
+    monkeypatch.setattr(compat, '_is_on_gpu', torch.is_tensor)
+    hub = MessageHub('waiting')
+    asked = []
+    monkeypatch.setattr(
+        torch,
+        'stack',
+        lambda x, stack=torch.stack: asked.append(1) or stack(x),
+    )
+    for step in range(3):
+        hub.update_scalar('lr', 0.5**step)
+        hub.update_scalars(dict(a=torch.tensor(step / 4), b=torch.tensor([3])))
+    assert not asked
+    hub.update_scalar('a', 7.0)  # after those that wait
+    assert len(asked) == 1
+    hub.update_scalar('a', torch.tensor(8.0), count=2)
+    values, counts = hub.get_scalar('a').data
+    assert values.tolist() == [0, 0.25, 0.5, 7, 8]
+    assert counts.tolist() == [1, 1, 1, 1, 2]
+    hub.update_scalar('b', torch.tensor(5), resumed=True)
+    saved = hub.state_dict()['log_scalars']
+    assert saved['b'].data[0].tolist() == [3, 3, 3, 5]
+    assert saved['lr'].data[0].tolist() == [1, 0.5, 0.25]
+    del asked[:]
+    for step in range(250):
+        hub.update_scalar('c', torch.tensor(float(step)))
+    assert len(asked) == 2  # not all of an epoch is kept
+    assert hub.get_scalar('c').data[0].tolist() == list(range(250))
+
+
+def test_mmengine_asks_for_each_loss(run_python):
+    """If this fails, compat.read_losses_when_asked can go."""
+    code = (
+        'import torch\n'
+        'from mmengine.logging import MessageHub\n'
+        'class Loss(torch.Tensor):\n'
+        '    def item(self): print("asked"); return 1.0\n'
+        'hub = MessageHub("a")\n'
+        'hub.update_scalar("loss", torch.zeros(()).as_subclass(Loss))\n'
+    )
+    assert run_python('-c', code).stdout == 'asked\n'
 
 
 # --- weight decay ----------------------------------------------------------

@@ -1,11 +1,13 @@
 """Training stops, or skips a step, where numbers are not finite."""
 
 import math
-from collections.abc import Set
+from collections import deque
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from mmengine.dist import get_world_size
+from mmengine.dist import all_gather_object, get_world_size
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from torch import Tensor, nn
@@ -18,7 +20,33 @@ from mmauxq.registry import HOOKS
 from ..running import bare_model, tensors_in
 
 SKIPPED = 'mmauxq/skipped_steps'
-Gradients = dict[nn.Parameter, Tensor]
+
+
+@dataclass
+class _Step:
+    """What is to be looked at of a step.
+
+    Args:
+        number: From 1.
+        batch: As it came from the data loader.
+        names: Of its losses, in the order of ``values``.
+        values: The losses, then flags that are not 0 where a gradient is not
+            finite; on their way to the host until ``arrived``.
+    """
+
+    number: int
+    batch: Any
+    names: list[str]
+    values: Tensor
+    arrived: torch.cuda.Event | None
+
+    def read(self) -> tuple[dict[str, float], bool]:
+        """Losses by name, and whether all gradients are finite."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        numbers = self.values.tolist()
+        losses = dict(zip(self.names, numbers, strict=False))
+        return losses, not any(numbers[len(losses) :])
 
 
 @HOOKS.register_module()
@@ -28,6 +56,10 @@ class FiniteNumbersHook(Hook):
     Gradients are checked before the optimizer uses them, losses after each
     step; the message names the step and the first layer where it appeared.
     Steps that a loss scaler (float16) leaves out do not count.
+
+    A fused optimizer leaves out a bad step, and all after it, by itself. The
+    host then looks at a step while the GPU computes the next one, so that
+    neither waits for the other.
 
     Args:
         on_bad: ``'stop'`` ends the run with exit status 1. ``'skip'`` leaves
@@ -40,8 +72,7 @@ class FiniteNumbersHook(Hook):
         UsageError: If an argument is out of its range.
     """
 
-    # before anything is saved, logged or averaged; and before the message hub
-    # fetches each loss from the GPU
+    # before anything is saved, logged or averaged
     priority = 'HIGHEST'
 
     def __init__(self, on_bad: str = 'stop', most: int = 10) -> None:
@@ -54,7 +85,10 @@ class FiniteNumbersHook(Hook):
         self.in_a_row = 0
         self._buffers: list[Tensor] = []
         self._skipped_this = False
-        self._unread: list[tuple[Tensor, Gradients]] = []
+        self._asked: dict[str, Tensor] = {}
+        self._unread: deque[_Step] = deque()
+        self._found: dict[torch.device, Tensor] = {}
+        self._ones: dict[torch.device, Tensor] = {}
 
     def before_train(self, runner: Any) -> None:
         self._runner = runner
@@ -67,84 +101,141 @@ class FiniteNumbersHook(Hook):
         self, runner: Any, batch_idx: int, data_batch: Any = None
     ) -> None:
         self._batch, self._skipped_this = data_batch, False
+        self._asked = {}
         if self.skips:
             self._buffers = [b.clone() for b in self._model.buffers()]
+            return
+        images = (
+            data_batch.get('inputs') if isinstance(data_batch, dict) else None
+        )
+        if self._found and isinstance(images, Tensor) and images.is_cuda:
+            if images.is_floating_point():
+                self._asked['the input'] = 1 / images.isfinite().all()
         elif (sample := bad_sample(data_batch)) is not None:
             self._stop(f'the input, sample {sample} of the batch')
 
     def _before_step(self, optimizer: Optimizer, *step: Any) -> None:
-        grads = {
-            p: p.grad
+        parameters = [
+            p
             for group in optimizer.param_groups
             for p in group['params']
             if p.grad is not None
-        }
-        if not grads:
+        ]
+        if not parameters:
             return
+        started = all(p in optimizer.state for p in parameters)
         scaler_found = getattr(optimizer, 'found_inf', None)
         if scaler_found is not None:
             # torch's SGD would keep a momentum that nothing was written to
-            if not _has_started(optimizer, grads) and scaler_found.item():
-                _pass_over(grads)
+            if not started and scaler_found.item():
+                _pass_over(parameters)
             return
-        fused = _is_fused(optimizer) and _has_started(optimizer, grads)
-        if not fused and _has_finite_sum(list(grads.values())):
-            return
-        # the largest magnitude cannot overflow, as the sum of squares can
-        largest = nn.utils.get_total_norm(list(grads.values()), torch.inf)
-        bad = (~largest.isfinite()).float()
-        if fused:
+        grads = [p.grad for p in parameters]
+        if started and _is_fused(optimizer):
             # its kernels skip the step, and the host need not wait for the GPU
-            optimizer.grad_scale, optimizer.found_inf = None, bad
-            self._unread.append((bad, grads))
-        elif bad.item():
-            self._leave_out(grads)
+            optimizer.grad_scale = None
+            optimizer.found_inf = self._look_for_bad(grads)
+        elif not _is_all_finite(grads):
+            _pass_over(parameters)
+            self._stop_or_skip(self._runner.iter + 1, self._bad_gradient())
+
+    def _look_for_bad(self, grads: list[Tensor]) -> Tensor:
+        """A flag that is 1 from the first bad gradient on, else 0."""
+        groups: dict[tuple, list[Tensor]] = {}
+        for grad in grads:
+            groups.setdefault((grad.device, grad.dtype), []).append(grad)
+        device = grads[0].device
+        if device not in self._found:
+            self._found[device] = torch.zeros((), device=device)
+            self._ones[device] = torch.ones((), device=device)
+        found, one = self._found[device], self._ones[device]
+        for values in groups.values():
+            # one launch; it multiplies by 1
+            torch._amp_foreach_non_finite_check_and_unscale_(
+                values, found, one
+            )
+        return found
 
     def _after_step(self, optimizer: Optimizer, *step: Any) -> None:
         own = getattr(optimizer, 'found_inf', None)
-        if self._unread and own is self._unread[-1][0]:
+        if any(own is found for found in self._found.values()):
             del optimizer.grad_scale, optimizer.found_inf
-
-    def _leave_out(self, grads: Gradients) -> None:
-        names = {p: n for n, p in self._model.named_parameters()}
-        bad = {
-            names.get(p, 'a parameter outside of the model')
-            for p, grad in grads.items()
-            if not is_finite(grad)
-        }
-        _pass_over(grads)
-        self._stop_or_skip(self._first_bad_place(bad))
-
-    def _first_bad_place(self, bad_gradients: Set[str] = frozenset()) -> str:
-        with self._runner.optim_wrapper.optim_context(self._model):
-            return first_bad_place(self._model, self._batch, bad_gradients)
 
     def after_train_iter(
         self, runner: Any, *step: Any, outputs: Any = None, **more: Any
     ) -> None:
         """Check the losses, which can be bad where no gradient is."""
         outputs = outputs or {}
-        unread, self._unread = self._unread, []
-        flags = _fetch(outputs, [bad for bad, _ in unread])
-        for (_, grads), bad in zip(unread, flags, strict=True):
-            if bad and not self._skipped_this:
-                self._leave_out(grads)
-        bad_losses = [k for k, v in outputs.items() if not is_finite(v)]
-        if bad_losses and not self._skipped_this:
-            place = bad_losses[0]
-            if get_world_size() == 1:  # other ranks would not repeat the pass
-                place = self._first_bad_place()
-            self._stop_or_skip(place)
+        later = {
+            name: value.detach().reshape(())
+            for name, value in outputs.items()
+            if isinstance(value, Tensor)
+            and value.numel() == 1
+            and (value.is_cuda or self._found)
+        }
+        now = {k: v for k, v in outputs.items() if k not in later}
+        self._check_losses(runner.iter + 1, self._batch, now)
+        names, flags = [*later, *self._asked], self._found.values()
+        if names or flags:
+            # a copy: the next step of a recording takes the memory of losses
+            values = torch.stack(
+                [*later.values(), *self._asked.values(), *flags]
+            )
+            outputs.update(zip(later, values, strict=False))
+            self._unread.append(
+                _Step(runner.iter + 1, self._batch, names, *_sent(values))
+            )
+        self._check_steps(1 if self._found and not self.skips else 0)
         if not self._skipped_this:
             self.in_a_row = 0
 
-    def _stop_or_skip(self, place: str) -> None:
+    def after_train_epoch(self, runner: Any) -> None:
+        self._check_steps()
+
+    def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:
+        self._check_steps()
+
+    def before_val(self, runner: Any) -> None:
+        self._check_steps()
+
+    def _check_steps(self, left: int = 0) -> None:
+        """Look at all steps but the last ``left``."""
+        while len(self._unread) > left:
+            step = self._unread.popleft()
+            losses, is_good = step.read()
+            if not is_good and not self._skipped_this:
+                for found in self._found.values():
+                    found.zero_()
+                place = self._bad_gradient(step.batch)
+                self._stop_or_skip(step.number, place)
+            self._check_losses(step.number, step.batch, losses)
+
+    def _check_losses(self, number: int, batch: Any, losses: dict) -> None:
+        bad = [name for name, value in losses.items() if not is_finite(value)]
+        if not bad or self._skipped_this:
+            return
+        place = None
+        if get_world_size() == 1:  # other ranks would not repeat the pass
+            place = self._first_bad_place(batch)
+        self._stop_or_skip(number, place or bad[0])
+
+    def _bad_gradient(self, batch: Any = None) -> str:
+        """Where it came from: all ranks have it, but one may know."""
+        place = self._first_bad_place(self._batch if batch is None else batch)
+        known = [found for found in all_gather_object(place) if found]
+        return known[0] if known else 'a gradient'
+
+    def _first_bad_place(self, batch: Any) -> str | None:
+        with self._runner.optim_wrapper.optim_context(self._model):
+            return first_bad_place(self._model, batch)
+
+    def _stop_or_skip(self, number: int, place: str) -> None:
         if not self.skips:
-            self._stop(place)
+            self._stop(place, number)
         self._skipped_this = True
         self.in_a_row += 1
         if self.in_a_row > self.most:
-            self._stop(f'{place}, and in the {self.most} steps before')
+            self._stop(f'{place}, and in the {self.most} steps before', number)
         hub = self._runner.message_hub
         count = hub.runtime_info.get(SKIPPED, 0) + 1
         hub.update_info(SKIPPED, count)
@@ -153,33 +244,42 @@ class FiniteNumbersHook(Hook):
             for buffer, value in buffers:
                 buffer.copy_(value)
         print_log(
-            f'step {self._runner.iter + 1} is skipped, {place} is not '
-            f'finite; {count} skipped so far',
+            f'step {number} is skipped, {place} is not finite; {count} '
+            'skipped so far',
             logger='current',
             level=30,
         )
 
-    def _stop(self, place: str) -> None:
+    def _stop(self, place: str, number: int | None = None) -> None:
         last = self._runner.message_hub.runtime_info.get('last_ckpt')
         raise TrainingError(
-            f'step {self._runner.iter + 1}: NaN or infinity, first in '
-            f'{place}; nothing was saved since '
+            f'step {number or self._runner.iter + 1}: NaN or infinity, first '
+            f'in {place}; nothing was saved since '
             f'{last or "training began"} (a lower learning rate may help; '
             "mmauxq.FiniteNumbersHook with on_bad='skip' passes over such "
             'steps)'
         )
 
 
-def _has_started(optimizer: Optimizer, grads: Gradients) -> bool:
-    return all(parameter in optimizer.state for parameter in grads)
+def _sent(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    """A copy on the host, and what tells that it is there."""
+    if not values.is_cuda:
+        return values, None
+    copy, arrived = values.to('cpu', non_blocking=True), torch.cuda.Event()
+    arrived.record()
+    return copy, arrived
 
 
-def _has_finite_sum(values: list[Tensor]) -> bool:
-    """Whether the sum of all numbers, on the CPU, is finite: then each of
-    them is. Small tensors cost less in this way than one by one."""
-    if any(x.device.type != 'cpu' or x.is_sparse for x in values):
-        return False
-    return math.isfinite(torch.cat([x.flatten() for x in values]).sum())
+def _is_all_finite(values: list[Tensor]) -> bool:
+    """Whether no number of ``values`` is NaN or infinity."""
+    if all(x.device.type == 'cpu' and not x.is_sparse for x in values):
+        # the sum of all is finite only if each is; small tensors cost less
+        # in this way than one by one
+        if math.isfinite(torch.cat([x.flatten() for x in values]).sum()):
+            return True
+    # the largest magnitude cannot overflow, as the sum of squares can
+    largest = nn.utils.get_total_norm(values, torch.inf)
+    return math.isfinite(largest)
 
 
 def _is_fused(optimizer: Optimizer) -> bool:
@@ -189,34 +289,15 @@ def _is_fused(optimizer: Optimizer) -> bool:
     )
 
 
-def _pass_over(grads: Gradients) -> None:
-    for parameter in grads:
+def _pass_over(parameters: list[nn.Parameter]) -> None:
+    for parameter in parameters:
         parameter.grad = None  # the optimizer passes over those
 
 
-def _fetch(outputs: dict, more: list[Tensor]) -> list[float]:
-    """Bring scalars of ``outputs``, and ``more``, to the host in one go.
-
-    Returns:
-        The values of ``more``; those of ``outputs`` take their places.
-    """
-    losses = {
-        name: value
-        for name, value in outputs.items()
-        if isinstance(value, Tensor) and value.is_cuda and value.numel() == 1
-    }
-    wanted = [*losses.values(), *more]
-    if not wanted:
-        return []
-    values = torch.stack(
-        [value.detach().double().reshape(()) for value in wanted]
-    ).cpu()
-    outputs.update(zip(losses, values, strict=False))
-    return values[len(losses) :].tolist()
-
-
 def is_finite(value: Any) -> bool:
-    """Whether no tensor in ``value`` holds NaN or infinity."""
+    """Whether no tensor in ``value``, and no number, is NaN or infinity."""
+    if isinstance(value, float):
+        return math.isfinite(value)
     answers: dict[torch.device, list[Tensor]] = {}
     for x in tensors_in(value):
         if not x.is_floating_point():
@@ -238,21 +319,20 @@ def bad_sample(batch: Any) -> int | None:
     return next(i for i, sample in enumerate(inputs) if not is_finite(sample))
 
 
-@torch.no_grad()
-def first_bad_place(
-    model: nn.Module, batch: Any, bad_gradients: Set[str] = frozenset()
-) -> str:
+@torch.enable_grad()
+def first_bad_place(model: nn.Module, batch: Any) -> str | None:
     """Name the first place where a training step is not finite.
 
-    The step is repeated without gradients: parameters, input, the output of
-    each layer in the order of running, losses. If all of them are finite,
-    it is a gradient: the first one that the backward pass computes. Buffers
-    change as in any step.
+    The step is repeated, kernel by kernel: parameters, input, the output of
+    each layer in the order of running, losses, gradients in the order of the
+    backward pass. Buffers change as in any step, gradients are lost.
 
     Args:
-        model: A model with ``data_preprocessor`` and mode ``loss``.
+        model: An MMEngine model, with a mode ``loss``.
         batch: As it came from the data loader.
-        bad_gradients: Names of parameters whose gradient is not finite.
+
+    Returns:
+        ``None`` if all is finite, or if there is too little memory.
     """
     for name, parameter in model.named_parameters():
         if not is_finite(parameter):
@@ -273,15 +353,28 @@ def first_bad_place(
         for name, module in model.named_modules()
         if next(module.children(), None) is None
     ]
-    with forward_hooks(layers, note):
-        losses = model(**model.data_preprocessor(batch, True), mode='loss')
-    if bad:
-        return f'the output of {bad[0]}'
-    for name, value in losses.items():
-        if not is_finite(value):
-            return name
+    model.zero_grad()
+    try:
+        with getattr(model, 'eager', nullcontext)():
+            with forward_hooks(layers, note):
+                data = model.data_preprocessor(batch, True)
+                losses = model(**data, mode='loss')
+            if bad:
+                return f'the output of {bad[0]}'
+            for name, value in losses.items():
+                if not is_finite(value):
+                    return name
+            model.parse_losses(losses)[0].backward()
+    except torch.OutOfMemoryError:
+        return None
+    found = {
+        name
+        for name, p in model.named_parameters()
+        if p.grad is not None and not is_finite(p.grad)
+    }
+    model.zero_grad()
     for module in reversed(order):
-        for name in sorted(bad_gradients):
+        for name in sorted(found):
             if name.rpartition('.')[0] == module:
                 return f'the gradient of {name}'
-    return f'the gradient of {min(bad_gradients, default="an unknown layer")}'
+    return f'the gradient of {min(found)}' if found else None

@@ -44,12 +44,9 @@ def spoil(model, name: str, step: int, how: str) -> None:
     calls = []
 
     def hook(module, args, output):
-        if not torch.is_grad_enabled():  # the repeated pass
-            seen = len(calls)
-        else:
+        if torch.is_grad_enabled():  # neither calibration nor validation
             calls.append(1)
-            seen = len(calls)
-        if seen <= step:
+        if len(calls) <= step:
             return output
         if how == 'output':
             return output * float('nan')
@@ -112,6 +109,32 @@ def test_gradient(tmp_path, fused):
     assert 'backbone.layer3.0.conv1' in text
     for name, value in parameters(model).items():  # the step was not made
         assert torch.equal(value, before[name]), name
+
+
+def test_a_fused_step_is_looked_at_during_the_next(tmp_path):
+    """And before anything is saved; outputs stay what the model gave."""
+    runner = runner_with(tmp_path, fused=True)
+    waiting, losses = [], []
+
+    class Watch(Hook):
+        priority = 'LOWEST'
+
+        def after_train_iter(self, runner, outputs=None, **kwargs):
+            waiting.append([step.number for step in hook._unread])
+            losses.append(outputs['loss'].item())
+
+        def before_save_checkpoint(self, runner, checkpoint):
+            waiting.append('saved' if not hook._unread else 'unread')
+
+    runner.register_hook(Watch())
+    (hook,) = [h for h in runner.hooks if isinstance(h, FiniteNumbersHook)]
+    runner.train()
+    # the first step of an optimizer is looked at before it is made
+    epoch = [[], [2], [3], [4], 'saved'], [[5], [6], [7], [8], 'saved']
+    assert waiting == [*epoch[0], *epoch[1]]
+    logged = runner.message_hub.get_scalar('train/loss').data[0]
+    assert logged == pytest.approx(losses)
+    assert len({*losses}) == 8
 
 
 def test_loss_alone(tmp_path):
@@ -298,8 +321,10 @@ def test_a_fused_optimizer_leaves_out_a_step(device, kind, value):
         optimizer.step()
         if device == 'cuda':
             torch.cuda.set_sync_debug_mode('default')
-        assert [flag.item() for flag, _ in hook._unread] == [bad] * bool(step)
+        flags = hook._found.values()
+        assert [flag.item() for flag in flags] == [bad] * bool(step)
         assert not hasattr(optimizer, 'found_inf')
-        hook._unread.clear()
+        for flag in flags:
+            flag.zero_()
         for weight, was in zip(weights, before, strict=True):
             assert torch.equal(weight, was) == bad

@@ -85,15 +85,28 @@ DECODERS = [
 ]  # fmt: skip
 """What may decode in ``loader``; the first is the recipes' own."""
 
-GENERATED = """\
-_base_ = './recipe.py'
+LOADED = """
+images = dict(
+    type='mmauxq.GeneratedImages', length={length}, shape=(3, {size}, {size}))
 train_dataloader = dict(
     _delete_=True, batch_size={batch}, num_workers={workers},
     persistent_workers=True, pin_memory=True, drop_last=True,
     sampler=dict(type='DefaultSampler', shuffle=True),
-    collate_fn=dict(type='default_collate'),
-    dataset=dict(type='mmauxq.GeneratedImages', length={length},
-                 shape=(3, {size}, {size})))
+    collate_fn=dict(type='default_collate'), dataset=images)
+"""
+IN_MEMORY = """
+images = dict(
+    type='mmauxq.GeneratedImages', length={length}, shape=(3, {size}, {size}))
+train_dataloader = dict(
+    _delete_=True, batch_size={batch}, num_workers=0, drop_last=True,
+    sampler=dict(type='DefaultSampler', shuffle=True),
+    collate_fn=dict(type='mmauxq.collated'),
+    dataset=dict(type='mmauxq.InMemoryImages', dataset=images, padding=4,
+                 flip=0.5))
+"""
+GENERATED = """\
+_base_ = './recipe.py'
+{loader}
 train_cfg = dict(_delete_=True, by_epoch=True, max_epochs=1)
 param_scheduler = []  # those of the recipe may begin later
 val_cfg = val_dataloader = val_evaluator = None
@@ -141,10 +154,14 @@ def write_config(
         model['quantizers'] = dict(
             weight=dict(bits=32), activation=dict(bits=32)
         )
+    # small images are held in memory, as in the recipes of those networks
+    loader = IN_MEMORY if network == 'r20' else LOADED
     text = GENERATED.format(
-        batch=batch, length=length,
-        workers=min(8, max(1, (os.cpu_count() or 2) // (2 * ranks))),
-        size=size, model='' if what == PEER else f'model = {model!r}',
+        loader=loader.format(
+            batch=batch, length=length, size=size,
+            workers=min(8, max(1, (os.cpu_count() or 2) // (2 * ranks))),
+        ),
+        model='' if what == PEER else f'model = {model!r}',
         more=more,
     )  # fmt: skip
     work_dir.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,8 @@ from pathlib import Path
 from mmauxq.compare.figures import COLOURS, plt
 from mmauxq.text import table
 
+from .recipes import PEER
+
 
 def markdown(rows: Sequence[dict]) -> str:
     """All tables.
@@ -135,17 +137,25 @@ def _steps(rows: Sequence[dict]) -> str:
 
 
 def _runner(rows: Sequence[dict]) -> str:
-    lines = [
-        [
-            f'{row["network"]}, batch {row["batch"]}',
-            row['what'],
-            row['form'],
-            _time(row),
-            f'{row["data_ms"]:.2f}',
-        ]
-        for row in rows
-    ]
-    return table(['network', 'what', 'form', 'ms', 'data ms'], lines)
+    latest = {row['arm']: row for row in rows}
+    lines = []
+    for row in latest.values():
+        peer = f'runner/{row["network"]}/{PEER}/plain/{row["batch"]}'
+        theirs = latest.get(peer, {}).get('ms')
+        lines.append(
+            [
+                f'{row["network"]}, batch {row["batch"]}',
+                row['what'],
+                row['form'],
+                _time(row),
+                f'{row["ms"] / theirs:.2f}' if theirs else '',
+                f'{row["data_ms"]:.2f}',
+            ]
+        )
+    return table(
+        ['network', 'what', 'form', 'ms', f'of {PEER} plain', 'data ms'],
+        lines,
+    )
 
 
 def _scaling(rows: Sequence[dict]) -> str:

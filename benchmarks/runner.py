@@ -57,9 +57,14 @@ def measure(
     # MMEngine counts memory anew after each record, and a recorded step
     # allocates nothing: the first record has the peak
     peak = max(record.get('memory', 0) for record in records) / 2**10
+    times = sorted(1e3 * record['time'] for record in late)
+    low, high = (times[round(p * (len(times) - 1))] for p in (0.1, 0.9))
+    data = [1e3 * record.get('data_time', 0.0) for record in late]
     return dict(
-        ms=_median_ms(late, 'time'),
-        data_ms=_median_ms(late, 'data_time'),
+        ms=round(statistics.median(times), 3),
+        low=round(low, 3),
+        high=round(high, 3),
+        data_ms=round(statistics.median(data), 3),
         repeats=len(late) * each,
         peak_gib=peak or None,
     )
@@ -75,8 +80,3 @@ def _train_peer(config: Path, form: str, work_dir: Path) -> None:
         cfg.optim_wrapper.dtype = 'bfloat16'
     init_default_scope('mmpretrain')
     Runner.from_cfg(cfg).train()
-
-
-def _median_ms(records: list[dict], key: str) -> float:
-    seconds = statistics.median(record.get(key, 0.0) for record in records)
-    return round(seconds * 1e3, 3)

@@ -73,10 +73,12 @@ class Recording:
         ]
         self.trained = [parameter for parameter, _ in pairs]
         self.grads = [grad for _, grad in pairs]
+        self.root = torch.zeros((), requires_grad=True)
 
     def replay(self, inputs: Tensor) -> Any:
         self._clone_pending_gradients()
-        outputs = iter(_Replay.apply(self, inputs, *self.trained))
+        trained = self.trained if self._is_observed() else [self.root]
+        outputs = iter(_Replay.apply(self, inputs, *trained))
         return tree_unflatten(
             [
                 next(outputs) if isinstance(v, Tensor) else v
@@ -84,6 +86,22 @@ class Recording:
             ],
             self.structure,
         )
+
+    def _is_observed(self) -> bool:
+        """Whether somebody is to hear of each gradient: DDP, or a hook. If
+        not, autograd need not visit each parameter, which takes the host as
+        long as all else in a step."""
+        return torch.distributed.is_initialized() or any(
+            p._backward_hooks or p._post_accumulate_grad_hooks
+            for p in self.trained
+        )
+
+    def keep_gradients(self) -> None:
+        """Add those of the last backward pass to the parameters', as autograd
+        would."""
+        for parameter, grad in zip(self.trained, self.grads, strict=True):
+            before = parameter.grad
+            parameter.grad = grad if before is None else before + grad
 
     def _clone_pending_gradients(self) -> None:
         """Those that accumulate lie in memory that the next step takes."""
@@ -147,6 +165,7 @@ class _Replay(torch.autograd.Function):
         recording.forward.replay()
         recording.replays += 1
         ctx.recording, ctx.number = recording, recording.replays
+        ctx.observed = trained[0] is not recording.root
         outputs = [
             v.detach() for v in recording.leaves if isinstance(v, Tensor)
         ]
@@ -168,4 +187,7 @@ class _Replay(torch.autograd.Function):
         for place, grad in zip(recording.given, needed, strict=True):
             place.copy_(grad)
         recording.backward.replay()
-        return None, None, *(grad.detach() for grad in recording.grads)
+        if ctx.observed:
+            return None, None, *(grad.detach() for grad in recording.grads)
+        recording.keep_gradients()
+        return None, None, None

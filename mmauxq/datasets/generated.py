@@ -1,3 +1,6 @@
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from mmpretrain.structures import DataSample
 from torch import Tensor
@@ -18,6 +21,7 @@ class GeneratedImages(Dataset):
         shape: (C, H, W).
         num_classes: K; labels are 0 to K - 1.
         distinct: Number of different images.
+        pipeline: Not used; for those who wrap a data set of MMPretrain.
     """
 
     def __init__(
@@ -26,6 +30,7 @@ class GeneratedImages(Dataset):
         shape: tuple[int, int, int] = (3, 224, 224),
         num_classes: int = 1000,
         distinct: int = 64,
+        pipeline: Sequence = (),
     ) -> None:
         self.length = length
         self.num_classes = num_classes
@@ -41,9 +46,18 @@ class GeneratedImages(Dataset):
     def __getitem__(self, index: int) -> dict[str, Tensor | DataSample]:
         if not 0 <= index < self.length:
             raise IndexError(f'{index} of {self.length} images')
-        # a label that differs between images that look the same
-        label = (index * 7919) % self.num_classes
         return dict(
             inputs=self.images[index % len(self.images)],
-            data_samples=DataSample().set_gt_label(label),
+            data_samples=DataSample().set_gt_label(self._label(index)),
         )
+
+    def get_data_info(self, index: int) -> dict[str, Any]:
+        """As of MMPretrain's data sets: ``img``, (H, W, C), and
+        ``gt_label``."""
+        image = self.images[index % len(self.images)]
+        image = image.permute(1, 2, 0).numpy()
+        return dict(img=image, gt_label=self._label(index))
+
+    def _label(self, index: int) -> int:
+        """It differs between images that look the same."""
+        return (index * 7919) % self.num_classes

@@ -94,6 +94,37 @@ def test_recorded_is_eager_to_the_bit(settings, deterministic):
     assert found[1].step.fused_norms.fusions
 
 
+@pytest.mark.parametrize('kind', ['backward', 'accumulated'])
+@pytest.mark.gpu
+@no_gpu
+def test_hooks_of_a_parameter_are_called(kind, deterministic):
+    """From the step on in which they come; numbers stay the same."""
+    seen: list = []
+    found = []
+    for hooked in (False, True):
+        model = joint_qat(cuda_graph=True).to(DEVICE)
+        inputs, samples = data()
+        weight = model.architecture.backbone.layer1[0].conv1.weight
+        for step in range(5):
+            if hooked and step == 3:
+                if kind == 'backward':
+                    weight.register_hook(lambda grad: seen.append(grad.sum()))
+                else:
+                    weight.register_post_accumulate_grad_hook(
+                        lambda p: seen.append(p.grad.sum())
+                    )
+            losses = model.loss(inputs, samples)
+            sum(losses.values()).backward()
+        assert model.step.recorded.recording.replays == 4
+        found.append([p.grad for p in model.parameters()])
+        expected = weight.grad
+    assert len(seen) == 2  # both steps add to what was there
+    if kind == 'accumulated':
+        assert seen[1] == expected.sum()
+    for a, b in zip(*found, strict=True):
+        assert (a is None and b is None) or torch.equal(a, b)
+
+
 @pytest.mark.gpu
 @no_gpu
 def test_what_changes_the_step_is_recorded_anew():

@@ -115,15 +115,16 @@ class FiniteNumbersHook(Hook):
             self._stop(f'the input, sample {sample} of the batch')
 
     def _before_step(self, optimizer: Optimizer, *step: Any) -> None:
-        parameters = [
-            p
-            for group in optimizer.param_groups
-            for p in group['params']
-            if p.grad is not None
+        every = [
+            p for group in optimizer.param_groups for p in group['params']
         ]
+        parameters = [p for p in every if p.grad is not None]
         if not parameters:
             return
-        started = all(p in optimizer.state for p in parameters)
+        state = optimizer.state
+        started = len(state) >= len(every) or all(
+            p in state for p in parameters
+        )
         scaler_found = getattr(optimizer, 'found_inf', None)
         if scaler_found is not None:
             # torch's SGD would keep a momentum that nothing was written to

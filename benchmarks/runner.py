@@ -29,14 +29,14 @@ def measure(
         batch: Images in a step.
         size: Height and width of the images in pixels.
         steps: Iterations; those before the 20th, or the first half of fewer,
-            do not count. The log has the mean of each ten.
+            do not count. The log has the mean of each fifty.
         work_dir: Folder of config and logs.
         turn: Taken for the whole run.
 
     Raises:
         RuntimeError: If the training fails.
     """
-    each = max(1, min(10, steps // 4))
+    each = max(1, min(50, steps // 4))
     config = write_config(
         work_dir, network, what, batch, batch * steps, size,
         more=f'default_hooks["logger"] = dict(interval={each})\n',
@@ -53,7 +53,7 @@ def measure(
     log = max(work_dir.rglob('scalars.json'))  # not those of earlier runs
     records = [json.loads(line) for line in log.read_text().splitlines()]
     records = [record for record in records if 'time' in record]
-    late = records[min(20 // each, len(records) // 2) :]
+    late = records[min(max(1, 20 // each), len(records) // 2) :]
     # MMEngine counts memory anew after each record, and a recorded step
     # allocates nothing: the first record has the peak
     peak = max(record.get('memory', 0) for record in records) / 2**10

@@ -152,11 +152,11 @@ def measure(
             return loss.detach()
 
         first = step().item()  # calibrates
-        if cuda:
+        if cuda and 'graphed' not in form:
             step()  # compiles, and chooses algorithms
 
         def steps() -> None:
-            for _ in range(3 if cuda else 1):
+            for _ in range(3 if cuda else 1):  # the first may be recorded
                 step()
 
         run = step

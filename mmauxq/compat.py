@@ -242,7 +242,10 @@ def write_files_atomically() -> None:
 
 
 def read_losses_when_asked() -> None:
-    """Let MMEngine's message hub fetch losses from a GPU when they are read.
+    """Let MMEngine fetch losses and norms from a GPU when they are read.
+
+    What: its message hub keeps tensors until then; an optimizer that clips
+    gradients hands their norm over as a tensor.
 
     Why: it asks for each value in each step. The host waits for the GPU, and
     the GPU then for the host to launch the next step, which takes as long as
@@ -251,6 +254,7 @@ def read_losses_when_asked() -> None:
     Until: the hub keeps tensors (0.10.7 and onedl 0.10.12 do not).
     """
     from mmengine.logging import MessageHub
+    from mmengine.optim import OptimWrapper
 
     update, save = MessageHub.update_scalar, MessageHub.state_dict
     if update.__module__ == __name__:
@@ -287,6 +291,21 @@ def read_losses_when_asked() -> None:
         fetch(self)
         return self._log_scalars
 
+    clip = OptimWrapper._clip_grad
+
+    def clip_grad(self) -> None:
+        norms, clip_func = [], self.clip_func
+        # one that returns nothing has nothing to be logged
+        self.clip_func = lambda *a, **k: norms.append(clip_func(*a, **k))
+        try:
+            clip(self)
+        finally:
+            self.clip_func = clip_func
+        for norm in norms:
+            if norm is not None:
+                self.message_hub.update_scalar(f'train/{self.grad_name}', norm)
+
+    OptimWrapper._clip_grad = clip_grad
     MessageHub.update_scalar = update_scalar
     MessageHub.state_dict = state_dict
     MessageHub.log_scalars = property(log_scalars)

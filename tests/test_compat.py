@@ -8,6 +8,7 @@ from importlib.metadata import version
 import pytest
 import torch
 from mmengine.logging import MessageHub
+from mmengine.optim import OptimWrapper
 from mmengine.runner import checkpoint as mmengine_checkpoint
 from packaging.version import Version
 
@@ -291,6 +292,28 @@ def test_losses_wait_until_they_are_read(monkeypatch):
     assert hub.get_scalar('c').data[0].tolist() == list(range(250))
 
 
+def test_norms_of_clipped_gradients_wait_too(monkeypatch):
+    compat.read_losses_when_asked()
+    monkeypatch.setattr(compat, '_is_on_gpu', torch.is_tensor)
+    weight = torch.nn.Parameter(torch.zeros(2))
+    wrapper = OptimWrapper(
+        torch.optim.SGD([weight], 1.0), clip_grad=dict(max_norm=1.0)
+    )
+    hub = wrapper.message_hub = MessageHub('clipping')
+    monkeypatch.setattr(torch.Tensor, '__float__', None)
+    wrapper.update_params(weight @ torch.tensor([3.0, 4.0]))
+    assert hub.get_scalar('train/grad_norm').data[0] == pytest.approx([5.0])
+    assert weight.tolist() == pytest.approx([-0.6, -0.8])
+    by_value = OptimWrapper(
+        torch.optim.SGD([weight], 1.0),
+        clip_grad=dict(type='value', clip_value=1),
+    )
+    by_value.message_hub = MessageHub('by value')
+    by_value.update_params(weight @ torch.tensor([3.0, 4.0]))
+    assert weight.tolist() == pytest.approx([-1.6, -1.8])
+    assert not by_value.message_hub.log_scalars
+
+
 def test_mmengine_asks_for_each_loss(run_python):
     """If this fails, compat.read_losses_when_asked can go."""
     code = (
@@ -300,8 +323,11 @@ def test_mmengine_asks_for_each_loss(run_python):
         '    def item(self): print("asked"); return 1.0\n'
         'hub = MessageHub("a")\n'
         'hub.update_scalar("loss", torch.zeros(()).as_subclass(Loss))\n'
+        'import inspect\n'
+        'from mmengine.optim import OptimWrapper\n'
+        'print("float(grad)" in inspect.getsource(OptimWrapper._clip_grad))\n'
     )
-    assert run_python('-c', code).stdout == 'asked\n'
+    assert run_python('-c', code).stdout == 'asked\nTrue\n'
 
 
 # --- weight decay ----------------------------------------------------------

@@ -257,6 +257,7 @@ def read_losses_when_asked() -> None:
     from mmengine.optim import OptimWrapper
 
     update, save = MessageHub.update_scalar, MessageHub.state_dict
+    get = MessageHub.get_scalar
     if update.__module__ == __name__:
         return
 
@@ -287,6 +288,13 @@ def read_losses_when_asked() -> None:
         fetch(self)
         return save(self)
 
+    def get_scalar(self, key: str) -> Any:
+        # that of another key, such as the time that each step reads, waits
+        # for none
+        if key in vars(self).get('_kept', {}) or key not in self._log_scalars:
+            return get(self, key)
+        return self._log_scalars[key]
+
     def log_scalars(self) -> Any:
         fetch(self)
         return self._log_scalars
@@ -308,6 +316,7 @@ def read_losses_when_asked() -> None:
     OptimWrapper._clip_grad = clip_grad
     MessageHub.update_scalar = update_scalar
     MessageHub.state_dict = state_dict
+    MessageHub.get_scalar = get_scalar
     MessageHub.log_scalars = property(log_scalars)
 
 

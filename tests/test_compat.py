@@ -274,13 +274,17 @@ def test_losses_wait_until_they_are_read(monkeypatch):
     for step in range(3):
         hub.update_scalar('lr', 0.5**step)
         hub.update_scalars(dict(a=torch.tensor(step / 4), b=torch.tensor([3])))
-    assert not asked
+    assert hub.get_scalar('lr').data[0].tolist() == [1, 0.5, 0.25]
+    with pytest.raises(KeyError, match='c is not found'):
+        hub.get_scalar('c')
+    hub.update_scalar('a', torch.tensor(0.75))
+    assert len(asked) == 1  # a key that is not there may wait as well
     hub.update_scalar('a', 7.0)  # after those that wait
-    assert len(asked) == 1
+    assert len(asked) == 2
     hub.update_scalar('a', torch.tensor(8.0), count=2)
     values, counts = hub.get_scalar('a').data
-    assert values.tolist() == [0, 0.25, 0.5, 7, 8]
-    assert counts.tolist() == [1, 1, 1, 1, 2]
+    assert values.tolist() == [0, 0.25, 0.5, 0.75, 7, 8]
+    assert counts.tolist() == [1, 1, 1, 1, 1, 2]
     hub.update_scalar('b', torch.tensor(5), resumed=True)
     saved = hub.state_dict()['log_scalars']
     assert saved['b'].data[0].tolist() == [3, 3, 3, 5]

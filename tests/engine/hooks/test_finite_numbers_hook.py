@@ -2,6 +2,7 @@ import pytest
 import torch
 from mmengine.hooks import Hook
 
+from mmauxq import compat
 from mmauxq.engine.hooks import FiniteNumbersHook
 from mmauxq.engine.hooks.finite_numbers_hook import SKIPPED
 from mmauxq.errors import TrainingError, UsageError
@@ -12,11 +13,16 @@ from tests.running import Samples, make_runner, state
 def runner_with(tmp_path, dataset=None, model=None, fused=False, **hook):
     kind = dict(type='mmauxq.FiniteNumbersHook', **hook)
     optimizer = dict(type='SGD', lr=0.01, momentum=0.9, fused=fused)
+    hooks = dict(
+        checkpoint=dict(type='mmauxq.SafeCheckpointHook', interval=1),
+        logger=dict(type='LoggerHook', interval=4),
+    )
     return make_runner(
         tmp_path,
         dataset,
         model,
         custom_hooks=[kind],
+        default_hooks=hooks,
         train_cfg=dict(type='mmauxq.EpochLoop', max_epochs=2),
         optim_wrapper=dict(optimizer=optimizer),
     )
@@ -111,10 +117,13 @@ def test_gradient(tmp_path, fused):
         assert torch.equal(value, before[name]), name
 
 
-def test_a_fused_step_is_looked_at_during_the_next(tmp_path):
-    """And before anything is saved; outputs stay what the model gave."""
+def test_a_fused_step_is_looked_at_during_the_next(tmp_path, monkeypatch):
+    """And before anything is saved; outputs stay what the model gave. The
+    message hub fetches losses where the log is written."""
+    compat.read_losses_when_asked()
+    monkeypatch.setattr(compat, '_is_on_gpu', torch.is_tensor)
     runner = runner_with(tmp_path, fused=True)
-    waiting, losses = [], []
+    waiting, losses, kept = [], [], []
 
     class Watch(Hook):
         priority = 'LOWEST'
@@ -122,6 +131,7 @@ def test_a_fused_step_is_looked_at_during_the_next(tmp_path):
         def after_train_iter(self, runner, outputs=None, **kwargs):
             waiting.append([step.number for step in hook._unread])
             losses.append(outputs['loss'].item())
+            kept.append(len(runner.message_hub._kept.get('train/loss', ())))
 
         def before_save_checkpoint(self, runner, checkpoint):
             waiting.append('saved' if not hook._unread else 'unread')
@@ -132,6 +142,7 @@ def test_a_fused_step_is_looked_at_during_the_next(tmp_path):
     # the first step of an optimizer is looked at before it is made
     epoch = [[], [2], [3], [4], 'saved'], [[5], [6], [7], [8], 'saved']
     assert waiting == [*epoch[0], *epoch[1]]
+    assert kept == [1, 2, 3, 0] * 2  # the log is written once in an epoch
     logged = runner.message_hub.get_scalar('train/loss').data[0]
     assert logged == pytest.approx(losses)
     assert len({*losses}) == 8

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS
 from torch import nn
 
 from mmauxq.algorithms import JointQAT
 from mmauxq.errors import UsageError, one_line
 from mmauxq.network.profile import count_parameters, floating, profile
 
+from .command import BATCH, set_up
 from .configs import (
     USUAL_SIZE,
     WIDTH,
@@ -23,7 +23,6 @@ from .configs import (
 )
 from .row import Row
 
-BATCH = 2
 SMALL_SIZE = 64
 
 
@@ -70,7 +69,7 @@ def build_small(cfg: Config, row: Row) -> JointQAT:
 
 
 def build(cfg: Config, row: Row) -> JointQAT:
-    """F and H, as MMEngine's runner builds them.
+    """F and H, as ``mmauxq train`` would train them.
 
     Args:
         cfg: Of :func:`prepare`.
@@ -80,7 +79,8 @@ def build(cfg: Config, row: Row) -> JointQAT:
         NetworkError: If the float network cannot be built or run.
     """
     try:
-        model = MODELS.build(settings(cfg))
+        shape = cfg.model.get('input_shape') or profile(float_of(cfg)).shape
+        model = set_up(cfg, shape)
     except Exception:
         _check_float(cfg, row)
         raise

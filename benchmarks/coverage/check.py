@@ -29,7 +29,6 @@ from mmauxq.network.profile import floating
 from mmauxq.quantizers import named_quantizers
 
 from .build import (
-    BATCH,
     batch,
     build,
     build_small,
@@ -38,10 +37,10 @@ from .build import (
     settings,
     small_shape,
 )
+from .command import BATCH, STEPS, train_on_generated
 from .configs import WIDTH, NetworkError, NoRandomFill, linear_head, recipe
 from .row import Row
 
-STEPS = 2
 LEARNING_RATE = 1e-3
 
 
@@ -86,7 +85,9 @@ def try_config(config: str, build_only: bool = False) -> Row:
             cfg = prepare(row)
             model = build_small(cfg, row) if build_only else build(cfg, row)
         if not build_only:
-            _check_training(cfg, model, row)
+            shape = small_shape(model)
+            _check_training(cfg, model, row, shape)
+            train_on_generated(cfg, shape)
         row.verdict = 'pass'
     except Exception as error:
         if isinstance(error, NetworkError):
@@ -103,20 +104,21 @@ def _reason(error: Exception) -> str:
     return one_line(error, WIDTH)
 
 
-def _check_training(cfg: Config, model: JointQAT, row: Row) -> None:
+def _check_training(
+    cfg: Config, model: JointQAT, row: Row, shape: Sequence[int]
+) -> None:
     """The checks that need training steps.
 
     Args:
         cfg: That of the model.
         model: As it was built; trained for two steps.
         row: Is told what was found.
+        shape: (C, H, W) of the images.
 
     Raises:
         CheckError: If one of the checks does not hold.
     """
     random.seed(0)
-    model.init_weights()
-    shape = small_shape(model)
     _check_conversion(model, shape)
     quantizers = dict(named_quantizers(model.architecture))
     negative: dict[str, bool] = {}

@@ -93,7 +93,8 @@ def recipe(config: str, head: dict | None = None) -> Config:
             head has no data and no schedule, which are then not checked.
 
     Raises:
-        UsageError: If ``mmauxq train`` would refuse it.
+        NetworkError: If MMEngine would not train it either.
+        UsageError: If ``mmauxq train`` alone refuses it.
     """
     base = config if Path(config).is_file() else f'mmpretrain::{config}'
     network = f'dict(_base_.model, **{head!r})' if head else '_base_.model'
@@ -106,6 +107,9 @@ def recipe(config: str, head: dict | None = None) -> Config:
         )
         cfg = load_config(Namespace(config=str(file), cfg_options=None))
     if not head:
+        for part in ('train_dataloader', 'train_cfg', 'optim_wrapper'):
+            if not cfg.get(part):
+                raise NetworkError(f'it has no {part}')
         check_settings(cfg, config)
     compat.enable()
     init_default_scope('mmpretrain')

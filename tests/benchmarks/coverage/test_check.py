@@ -26,13 +26,29 @@ def test_builds_with_small_images():
     assert row.moved == (0, 0)
 
 
-def test_what_the_command_refuses_does_not_pass():
-    """MMPretrain's own training refuses it as well."""
-    row = count_parameters(
-        'vision_transformer/vit-base-p16_4xb544-ipu_in1k.py'
+def test_what_mmengine_does_not_train_does_not_pass():
+    config = 'vision_transformer/vit-base-p16_4xb544-ipu_in1k.py'
+    assert count_parameters(config).verdict == 'fail'
+    row = try_config(config)
+    assert (row.verdict, row.reason) == ('mmpretrain', 'it has no train_cfg')
+
+
+def test_what_the_command_refuses_fails(tmp_path):
+    """Before the first step, or in it."""
+    own = tmp_path / 'own.py'
+    own.write_text(
+        f"_base_ = 'mmpretrain::{LENET}'\n"
+        'optim_wrapper = dict(optimizer=dict(lr=-1.0))\n'
     )
-    assert row.verdict == 'fail'
-    assert row.reason.endswith('has no `train_cfg`')
+    row = try_config(str(own), build_only=True)
+    assert row.verdict == 'fail' and 'learning rate: -1.0' in row.reason
+    own.write_text(
+        f"_base_ = 'mmpretrain::{LENET}'\n"
+        'optim_wrapper = dict(clip_grad=dict(no_such=1))\n'
+    )
+    assert try_config(str(own), build_only=True).verdict == 'pass'
+    row = try_config(str(own))
+    assert row.verdict == 'fail' and 'no_such' in row.reason
 
 
 def test_the_network_of_mmpretrain_may_be_at_fault(monkeypatch):

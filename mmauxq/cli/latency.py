@@ -1,12 +1,13 @@
-"""Measure each exported form of a network against its float export, forms
-taking turns. Without --checkpoint weights are random and scales come from
-generated images: speed does not depend on them."""
+"""Measure each exported form of a network against its float export. Each form
+has a process of its own, and they take turns. Without --checkpoint weights are
+random and scales come from generated images: speed does not depend on them."""
 
 import argparse
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from itertools import product
 from typing import Any
 
@@ -19,6 +20,13 @@ from mmauxq.text import table, table_row
 from .export import load
 from .load_config import load_config
 from .parser import add_config_arguments, integer
+
+HEAD = [
+    'runtime', 'batch', 'threads', 'form', 'integer', 'ms', 'speed-up',
+    'busy cores',
+]  # fmt: skip
+QUIET = 0.3
+"""Cores that other processes may keep busy."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,8 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='threads of the runtime (default: 1 2)',
     )  # fmt: skip
     parser.add_argument(
-        '--rounds', type=integer(1), default=15, metavar='N',
-        help='timed runs of each form (default: 15)',
+        '--rounds', type=integer(1), default=30, metavar='N',
+        help='timed runs of each form (default: 30)',
     )  # fmt: skip
     parser.add_argument(
         '--openvino', action='store_true', help='OpenVINO, too'
@@ -46,7 +54,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, mark_running: Callable) -> None:
     """Print a table of milliseconds."""
-    need('onnx', 'onnxscript', 'onnxruntime')
+    need('onnx', 'onnxscript', 'onnxruntime', 'rich')
+    if args.openvino:
+        need('openvino')
+    from rich.console import Console
+    from rich.progress import Progress
+
     if args.save:
         check_file('--save', args.save)
     network = _network(args)
@@ -59,27 +72,69 @@ def run(args: argparse.Namespace, mark_running: Callable) -> None:
     from mmauxq.deploy.onnx import latency, runtime
 
     models = latency.forms_of(network)
-    if args.openvino:  # before anything is timed
-        latency.openvino_runner(models['float'], 1)
+    kinds = ['onnxruntime', 'openvino'][: 1 + args.openvino]
     shape = network.algorithm.cost.shape
+    mark_running()
     print(
-        f'{runtime.cpu_name()} ({", ".join(runtime.cpu_features())}); '
-        f'load {os.getloadavg()[0]:.1f}; images of (C, H, W) = {shape}'
+        f'{runtime.cpu_name()} ({", ".join(runtime.cpu_features())}), '
+        f'{os.cpu_count()} cores; images of (C, H, W) = {shape}; '
+        f'{args.rounds} rounds: median and quartiles'
     )
     kernels = {n: len(runtime.operators(m)[1]) for n, m in models.items()}
-    head = ['runtime', 'batch', 'threads', 'form', 'integer', 'ms', 'speed-up']
-    print(table(head, align='lrrlrrr'), end='')
-    kinds = {'onnxruntime': latency.onnxruntime_runner}
-    if args.openvino:
-        kinds['openvino'] = latency.openvino_runner
+    print(table(HEAD, align='lrrlrrrr'), end='')
+    busy = 0.0
     for kind, batch, threads in product(kinds, args.batch, args.threads):
-        runners = _runners(kind, kinds[kind], models, threads)
-        seconds = latency.latencies(runners, (batch, *shape), args.rounds)
-        for name, value in seconds.items():
-            number = kernels[name] if kind == 'onnxruntime' else ''
-            cells = [kind, batch, threads, name, number, f'{1e3 * value:.2f}']
-            speed_up = f'{seconds["float"] / value:.2f}'
-            print(table_row([*cells, speed_up]), flush=True)
+        others = latency.busy_cores()
+        busy = max(busy, others or 0.0)
+        with ExitStack() as stack:
+            forms = {}
+            for name, model in models.items():
+                form = _form(kind, name, model, threads, (batch, *shape))
+                if form is not None:
+                    stack.callback(form.close)
+                    forms[name] = form
+            bar = stack.enter_context(
+                Progress(console=Console(stderr=True), transient=True)
+            )
+            task = bar.add_task(f'{kind}, {batch}', total=args.rounds)
+            found = latency.latencies(
+                forms,
+                args.rounds,
+                lambda bar=bar, task=task: bar.advance(task),
+            )
+        for name, of in found.items():
+            cells = [kind, batch, threads, name]
+            cells += [kernels[name] if kind == 'onnxruntime' else '']
+            cells += [_with_quartiles(of.seconds, 1e3)]
+            cells += [_with_quartiles(of.speed_up)]
+            cells += ['' if others is None else f'{others:.1f}']
+            print(table_row(cells), flush=True)
+    if busy > QUIET:
+        print(
+            f'other processes kept {busy:.1f} cores busy, so that these '
+            'figures are no evidence; measure again when nothing else runs',
+            file=sys.stderr,
+        )
+
+
+def _form(
+    kind: str, name: str, model: Any, threads: int, shape: Sequence[int]
+) -> Any:
+    """A form that the runtime takes; others but float are named on stderr."""
+    from mmauxq.deploy.onnx.latency import TimedForm
+
+    try:
+        return TimedForm(kind, model, threads, shape)
+    except UsageError as error:
+        if name == 'float':
+            raise
+        print(f'{kind}, {name}: {error}', file=sys.stderr)
+        return None
+
+
+def _with_quartiles(values: Sequence[float], scale: float = 1.0) -> str:
+    low, middle, high = (scale * value for value in values)
+    return f'{middle:.2f} ({low:.2f}-{high:.2f})'
 
 
 def _network(args: argparse.Namespace) -> Any:
@@ -97,18 +152,3 @@ def _network(args: argparse.Namespace) -> Any:
     check_config(cfg)
     set_image_shape(cfg, 'val')
     return latency.calibrated_network(cfg)
-
-
-def _runners(
-    kind: str, make: Callable, models: dict[str, Any], threads: int
-) -> dict[str, Callable]:
-    """The forms that the runtime takes; the others are named on stderr."""
-    runners = {}
-    for name, model in models.items():
-        try:
-            runners[name] = make(model, threads)
-        except UsageError as error:
-            if name == 'float':
-                raise
-            print(f'{kind}, {name}: {error}', file=sys.stderr)
-    return runners

@@ -1,22 +1,28 @@
 """How long a batch takes, form against form."""
 
-import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing import Pipe
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 
-from mmauxq.errors import UsageError, one_line
+from mmauxq.errors import TrainingError, UsageError, one_line
 from mmauxq.network import sample_images
-from mmauxq.optional import need
 
 from ..network import Network, build
-from . import runtime
+from . import timed_process
 from .onnx_model import float_onnx, to_onnx
-from .trace import INPUT, OUTPUT, trace
+from .trace import trace
 
 FORMS = {
     'typed': ('typed', 'float'),
@@ -24,14 +30,17 @@ FORMS = {
     'int8, residual int8': ('int8', 'int8'),
 }
 """Name -> weights and residual of :func:`.to_onnx`."""
-Runner = Callable[[np.ndarray], Any]
 
 
 def calibrated_network(cfg: Config) -> Network:
     """A network with random weights, and scales from generated images."""
     torch.manual_seed(0)
     algorithm = build(cfg, None).cpu()
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel('WARNING')  # MMEngine names each parameter
     algorithm.init_weights()
+    logger.setLevel(level)
     images = torch.randn(4, *algorithm.cost.shape)
     algorithm.train().calibrate(images)
     return Network(algorithm.eval(), cfg, {})
@@ -48,48 +57,120 @@ def forms_of(network: Network) -> dict[str, Any]:
     return models
 
 
-def onnxruntime_runner(model: Any, threads: int) -> Runner:
-    """A function that runs a model in ONNX Runtime, on the CPU."""
-    running = runtime.session(model, threads)
-    return lambda images: running.run([OUTPUT], {INPUT: images})
+class TimedForm:
+    """A process that holds one form of a network, and times it when asked.
+
+    Threads of a runtime wait actively for more work: in one process, those of
+    a form would take the cores from the next.
+
+    Args:
+        kind: ``'onnxruntime'`` or ``'openvino'``.
+        model: An ONNX model.
+        threads: Of the runtime.
+        shape: Of a batch, (N, C, H, W).
+
+    Raises:
+        UsageError: If the runtime refuses the model.
+    """
+
+    def __init__(
+        self, kind: str, model: Any, threads: int, shape: Sequence[int]
+    ) -> None:
+        self.connection, theirs = Pipe()
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / 'model.onnx'
+            file.write_bytes(model.SerializeToString())
+            words = [theirs.fileno(), kind, file, threads, *shape]
+            self.process = subprocess.Popen(
+                [sys.executable, timed_process.__file__, *map(str, words)],
+                pass_fds=[theirs.fileno()],
+                stdout=sys.stderr,
+            )
+            theirs.close()
+            refusal = self._answer()
+        if refusal is not None:
+            self.close()
+            raise UsageError(f'{kind} refuses the model ({one_line(refusal)})')
+
+    def _answer(self) -> Any:
+        try:
+            return self.connection.recv()
+        except (EOFError, ConnectionError):
+            return f'its process ended with status {self.process.wait()}'
+
+    def seconds(self) -> float:
+        """Of one batch, after one that is not timed.
+
+        Raises:
+            TrainingError: If the process died.
+        """
+        with suppress(ConnectionError):  # there will be no answer
+            self.connection.send(True)
+        answer = self._answer()
+        if isinstance(answer, str):
+            raise TrainingError(f'latency: {answer}')
+        return answer
+
+    def close(self) -> None:
+        """End the process."""
+        self.connection.close()
+        self.process.wait()
 
 
-def openvino_runner(model: Any, threads: int) -> Runner:
-    """A function that runs a model in OpenVINO, on the CPU."""
-    need('openvino')
-    import openvino
+@dataclass
+class Latency:
+    """Of one form.
 
-    try:
-        core = openvino.Core()
-        compiled = core.compile_model(
-            core.read_model(model.SerializeToString()),
-            'CPU',
-            {
-                'INFERENCE_NUM_THREADS': threads,
-                'INFERENCE_PRECISION_HINT': 'f32',
-                'PERFORMANCE_HINT': 'LATENCY',
-            },
-        )
-    except Exception as error:  # the runtime's classes are not public
-        raise UsageError(
-            f'OpenVINO refuses the model ({one_line(error)})'
-        ) from error
-    request = compiled.create_infer_request()
-    return lambda images: request.infer({INPUT: images})
+    Args:
+        seconds: First quartile, median and third quartile of a batch.
+        speed_up: The same of the ratio of the first form's time in a round to
+            this one's.
+    """
+
+    seconds: tuple[float, float, float]
+    speed_up: tuple[float, float, float]
 
 
 def latencies(
-    runners: Mapping[str, Runner], shape: Sequence[int], rounds: int
-) -> dict[str, float]:
-    """Median seconds of a batch (N, C, H, W), runners taking turns; before its
-    ``rounds`` timed runs each has two that are not."""
-    images = np.random.default_rng(0).standard_normal(shape)
-    images = images.astype(np.float32)
-    times: dict[str, list[float]] = {name: [] for name in runners}
-    for turn in range(rounds + 2):
-        for name, run in runners.items():
-            begin = time.perf_counter()
-            run(images)
-            if turn >= 2:
-                times[name].append(time.perf_counter() - begin)
-    return {name: statistics.median(values) for name, values in times.items()}
+    forms: Mapping[str, TimedForm],
+    rounds: int,
+    report: Callable[[], None] = lambda: None,
+) -> dict[str, Latency]:
+    """Time each form once in each round; each round begins with another one.
+
+    Args:
+        forms: Name -> form; the first is the one to compare with.
+        rounds: How many.
+        report: Called after each round.
+    """
+    names = list(forms)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(rounds):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            times[name].append(forms[name].seconds())
+        report()
+    base = np.array(times[names[0]])
+    return {
+        name: Latency(_quartiles(values), _quartiles(base / values))
+        for name, values in times.items()
+    }
+
+
+def _quartiles(values: Any) -> tuple[float, float, float]:
+    low, middle, high = np.quantile(values, (0.25, 0.5, 0.75)).tolist()
+    return low, middle, high
+
+
+def busy_cores(seconds: float = 1.0) -> float | None:
+    """How many threads of other processes run or wait for a core, on average
+    while this process waits; ``None`` if the system does not say."""
+    counts = []
+    for _ in range(max(1, round(seconds / 0.02))):
+        time.sleep(0.02)
+        try:
+            words = Path('/proc/loadavg').read_text().split()
+        except OSError:  # not Linux
+            return None
+        counts.append(int(words[3].partition('/')[0]) - 1)
+    return sum(counts) / len(counts)

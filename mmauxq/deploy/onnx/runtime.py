@@ -13,6 +13,7 @@ import numpy as np
 from mmauxq.errors import UsageError, one_line
 from mmauxq.optional import need
 
+from .timed_process import onnxruntime_session
 from .trace import INPUT
 
 INTEGER_OPS = (
@@ -31,17 +32,9 @@ def session(model: Any, threads: int = 1, optimised: Path | None = None):
     need('onnxruntime')
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    if optimised is not None:
-        options.optimized_model_filepath = str(optimised)
+    file = None if optimised is None else str(optimised)
     try:
-        return onnxruntime.InferenceSession(
-            model.SerializeToString(),
-            options,
-            providers=['CPUExecutionProvider'],
-        )
+        return onnxruntime_session(model.SerializeToString(), threads, file)
     except Exception as error:  # the runtime's classes are not public
         raise UsageError(
             f'onnxruntime {onnxruntime.__version__} refuses the model '

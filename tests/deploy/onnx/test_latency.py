@@ -1,34 +1,95 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from mmauxq.checkpoint_file import read_checkpoint
 from mmauxq.deploy.onnx import latency
+from mmauxq.errors import TrainingError, UsageError
 from tests.commands import latency_command
 from tests.deploy.conftest import CONFIG, OPTIONS
 
 
-def test_runners_take_turns():
-    calls = []
-    runners = {name: lambda x, n=name: calls.append(n) for name in 'ab'}
-    seconds = latency.latencies(runners, (2, 1, 4, 4), rounds=3)
-    assert ''.join(calls) == 'ab' * 5  # two rounds are not timed
-    assert set(seconds) == {'a', 'b'} and min(seconds.values()) >= 0
+class FakeForm:
+    """One that takes given times."""
+
+    def __init__(self, name, seconds, calls):
+        self.name, self.times, self.calls = name, iter(seconds), calls
+
+    def seconds(self):
+        self.calls.append(self.name)
+        return next(self.times)
 
 
-def test_the_table(capfd, tmp_path):
+def test_forms_take_turns_and_each_round_begins_with_another():
+    calls, rounds = [], []
+    forms = dict(
+        a=FakeForm('a', [4, 2, 6], calls),
+        b=FakeForm('b', [2, 2, 2], calls),
+        c=FakeForm('c', [4, 4, 4], calls),
+    )
+    found = latency.latencies(forms, 3, lambda: rounds.append(1))
+    assert ''.join(calls) == 'abcbcacab' and len(rounds) == 3
+    assert found['a'].seconds == (3, 4, 5)
+    assert found['a'].speed_up == (1, 1, 1)
+    # ratios of times of one round, not of medians
+    assert found['b'].speed_up == (1.5, 2, 2.5)
+    assert found['c'].speed_up == (0.75, 1, 1.25)
+
+
+def test_a_form_has_a_process_of_its_own(small_config):
+    network = latency.calibrated_network(small_config)
+    shape = network.algorithm.cost.shape
+    model = latency.forms_of(network)['float']
+    form = latency.TimedForm('onnxruntime', model, 1, (2, *shape))
+    try:
+        assert form.seconds() > 0 and form.process.poll() is None
+    finally:
+        form.close()
+    assert form.process.returncode == 0
+    # loaded without this package, so that no thread of torch is near
+    code = Path(latency.timed_process.__file__).read_text()
+    assert 'torch' not in code and 'import mmauxq' not in code
+    with pytest.raises(UsageError, match='onnxruntime refuses the model'):
+        latency.TimedForm('onnxruntime', model, 1, (2, *shape, 7))
+    killed = latency.TimedForm('onnxruntime', model, 1, (2, *shape))
+    killed.process.kill()
+    with pytest.raises(TrainingError, match='ended with status -9'):
+        killed.seconds()
+    killed.close()
+
+
+def test_busy_cores(monkeypatch):
+    """Threads that run or wait, but for the one that asks."""
+    counts = iter([1, 3, 2, 2])
+    monkeypatch.setattr(
+        Path, 'read_text', lambda self: f'0.1 0.2 0.3 {next(counts)}/99 1'
+    )
+    assert latency.busy_cores(0.08) == 1.0
+
+
+def test_the_table(capfd, tmp_path, monkeypatch):
+    monkeypatch.setattr(latency, 'busy_cores', lambda: 0.7)
     file = tmp_path / 'network.pth'
     args = [CONFIG, '--batch', 2, '--threads', 1, '--rounds', 1,
             '--save', file, *OPTIONS]  # fmt: skip
     assert latency_command([str(a) for a in args]) == 0
+    printed = capfd.readouterr()
+    assert (
+        'kept 0.7 cores busy, so that these figures are no ev' in printed.err
+    )
+    assert '(C, H, W) = (1, 8, 8); 1 rounds' in printed.out
     rows = [
         [cell.strip() for cell in line.split('|')[1:-1]]
-        for line in capfd.readouterr().out.splitlines()
+        for line in printed.out.splitlines()
         if line.startswith('| onnxruntime')
     ]
     assert [(r[3], int(r[4])) for r in rows] == [
         ('float', 0), ('typed', 0), ('int8', 3), ('int8, residual int8', 8)
     ]  # fmt: skip
-    assert rows[0][6] == '1.00' and all(float(r[5]) >= 0 for r in rows)
+    assert rows[0][6] == '1.00 (1.00-1.00)'
+    assert all(float(r[5].split()[0]) > 0 for r in rows)
+    assert {float(r[7]) for r in rows if r[7]} == {0.7}
     state = read_checkpoint(file)['state_dict']
     calibrated = [v for k, v in state.items() if k.endswith('calibrated')]
     assert len(calibrated) == 16 and all(calibrated)

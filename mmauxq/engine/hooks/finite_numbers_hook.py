@@ -2,7 +2,8 @@
 
 import math
 from collections import deque
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -215,20 +216,23 @@ class FiniteNumbersHook(Hook):
         bad = [name for name, value in losses.items() if not is_finite(value)]
         if not bad or self._skipped_this:
             return
-        place = None
+        place = bad[0]
         if get_world_size() == 1:  # other ranks would not repeat the pass
-            place = self._first_bad_place(batch)
-        self._stop_or_skip(number, place or bad[0])
+            places = filter(None, self._bad_places(batch))
+            place = next(places, place)
+        self._stop_or_skip(number, place)
 
     def _bad_gradient(self, batch: Any = None) -> str:
         """Where it came from: all ranks have it, but one may know."""
-        place = self._first_bad_place(self._batch if batch is None else batch)
-        known = [found for found in all_gather_object(place) if found]
-        return known[0] if known else 'a gradient'
+        for place in self._bad_places(self._batch if batch is None else batch):
+            for known in all_gather_object(place):
+                if known is not None:
+                    return known
+        return 'a gradient'
 
-    def _first_bad_place(self, batch: Any) -> str | None:
+    def _bad_places(self, batch: Any) -> Iterator[str | None]:
         with self._runner.optim_wrapper.optim_context(self._model):
-            return first_bad_place(self._model, batch)
+            yield from bad_places(self._model, batch)
 
     def _stop_or_skip(self, number: int, place: str) -> None:
         if not self.skips:
@@ -320,34 +324,31 @@ def bad_sample(batch: Any) -> int | None:
     return next(i for i, sample in enumerate(inputs) if not is_finite(sample))
 
 
-@torch.enable_grad()
-def first_bad_place(model: nn.Module, batch: Any) -> str | None:
-    """Name the first place where a training step is not finite.
+def bad_places(model: nn.Module, batch: Any) -> Iterator[str | None]:
+    """Look for the first place where a training step is not finite.
 
-    The step is repeated, kernel by kernel: parameters, input, the output of
-    each layer in the order of running, losses, gradients in the order of the
-    backward pass. Buffers change as in any step, gradients are lost.
+    The step is repeated, kernel by kernel. Buffers change as in any step,
+    gradients are lost.
 
     Args:
         model: An MMEngine model, with a mode ``loss``.
         batch: As it came from the data loader.
 
-    Returns:
-        ``None`` if all is finite, or if there is too little memory.
+    Yields:
+        Three answers, each ``None`` if nothing is found, or if memory runs
+        short: a parameter or the input; the output of the first layer in the
+        order of running, or a loss; the first gradient that the backward pass
+        computes. All ranks can ask for them together.
     """
-    for name, parameter in model.named_parameters():
-        if not is_finite(parameter):
-            return f'parameter {name}'
-    sample = bad_sample(batch)
-    if sample is not None:
-        return f'the input, sample {sample} of the batch'
+    yield _bad_start(model, batch)
     order: list[str] = []
     bad: list[str] = []
+    losses: dict[str, Tensor] = {}
 
     def note(name: str, module: Any, x: Any, output: Any) -> None:
         order.append(name)
-        if not bad and not is_finite(output):
-            bad.append(name)
+        if not is_finite(output):
+            bad.append(f'the output of {name}')
 
     layers = [
         (name, module)
@@ -355,19 +356,16 @@ def first_bad_place(model: nn.Module, batch: Any) -> str | None:
         if next(module.children(), None) is None
     ]
     model.zero_grad()
-    try:
+    with suppress(torch.OutOfMemoryError):
         with getattr(model, 'eager', nullcontext)():
             with forward_hooks(layers, note):
                 data = model.data_preprocessor(batch, True)
                 losses = model(**data, mode='loss')
-            if bad:
-                return f'the output of {bad[0]}'
-            for name, value in losses.items():
-                if not is_finite(value):
-                    return name
+        bad += (name for name, loss in losses.items() if not is_finite(loss))
+    yield bad[0] if bad else None
+    with suppress(torch.OutOfMemoryError):
+        if losses:
             model.parse_losses(losses)[0].backward()
-    except torch.OutOfMemoryError:
-        return None
     found = {
         name
         for name, p in model.named_parameters()
@@ -377,5 +375,16 @@ def first_bad_place(model: nn.Module, batch: Any) -> str | None:
     for module in reversed(order):
         for name in sorted(found):
             if name.rpartition('.')[0] == module:
-                return f'the gradient of {name}'
-    return f'the gradient of {min(found)}' if found else None
+                yield f'the gradient of {name}'
+                return
+    yield f'the gradient of {min(found)}' if found else None
+
+
+def _bad_start(model: nn.Module, batch: Any) -> str | None:
+    for name, parameter in model.named_parameters():
+        if not is_finite(parameter):
+            return f'parameter {name}'
+    sample = bad_sample(batch)
+    return (
+        None if sample is None else f'the input, sample {sample} of the batch'
+    )

@@ -37,7 +37,7 @@ from .build import (
     settings,
     small_shape,
 )
-from .command import BATCH, STEPS, train_on_generated
+from .command import BATCH, STEPS, train
 from .configs import WIDTH, NetworkError, NoRandomFill, linear_head, recipe
 from .row import Row
 
@@ -87,7 +87,7 @@ def try_config(config: str, build_only: bool = False) -> Row:
         if not build_only:
             shape = small_shape(model)
             _check_training(cfg, model, row, shape)
-            train_on_generated(cfg, shape)
+            train(cfg, shape)
         row.verdict = 'pass'
     except Exception as error:
         if isinstance(error, NetworkError):

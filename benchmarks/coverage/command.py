@@ -15,7 +15,7 @@ from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 
 from mmauxq.algorithms import JointQAT
-from mmauxq.cli import train
+from mmauxq.cli import train as command
 from mmauxq.datasets import GeneratedImages
 from mmauxq.engine.running import bare_model
 from mmauxq.registry import DATASETS, HOOKS
@@ -64,30 +64,38 @@ def set_up(cfg: Config, shape: Sequence[int]) -> JointQAT:
     Raises:
         Exception: Whatever the command raises before its first step.
     """
-    cfg = copy.deepcopy(cfg)
+    cfg = _with_generated_images(cfg, shape)
     cfg.custom_hooks = [
         *(cfg.get('custom_hooks') or ()),
         dict(type='mmauxq.EndBeforeTraining'),
     ]
     try:
-        train_on_generated(cfg, shape)
+        _train(cfg)
     except _Ready as ready:
         return ready.model
     raise RuntimeError('the command ended without a step')
 
 
-def train_on_generated(cfg: Config, shape: Sequence[int]) -> None:
+def train(cfg: Config, shape: Sequence[int]) -> None:
     """Run ``mmauxq train`` for two steps of two images.
 
     Args:
-        cfg: A recipe; its data are replaced. One without a schedule, such as
-            that of a backbone without a head, gets one.
+        cfg: A recipe; its schedule is for more steps and is left out.
         shape: (C, H, W) of the images.
 
     Raises:
         Exception: Whatever the command raises.
         RuntimeError: If it leaves no ``slim.pth``.
     """
+    cfg = _with_generated_images(cfg, shape)
+    cfg.train_cfg = dict(by_epoch=True, max_epochs=1)
+    cfg.param_scheduler = []
+    _train(cfg)
+
+
+def _with_generated_images(cfg: Config, shape: Sequence[int]) -> Config:
+    """A copy of the recipe. One without a schedule, such as that of a backbone
+    without a head, gets one."""
     cfg = copy.deepcopy(cfg)
     head = cfg.model.architecture.head
     several = issubclass(MODELS.get(head.type), MultiLabelClsHead)
@@ -103,20 +111,24 @@ def train_on_generated(cfg: Config, shape: Sequence[int]) -> None:
         sampler=dict(type='DefaultSampler', shuffle=True),
         collate_fn=dict(type='default_collate'),
     )
-    cfg.train_cfg = dict(by_epoch=True, max_epochs=1)
-    cfg.experiment_name = f'generated_{time.time_ns()}'
     for key in ('val', 'test'):
         for part in ('cfg', 'dataloader', 'evaluator'):
             cfg[f'{key}_{part}'] = None
+    cfg.setdefault('train_cfg', dict(by_epoch=True, max_epochs=1))
     cfg.setdefault(
         'optim_wrapper', dict(optimizer=dict(type='AdamW', lr=1e-3))
     )
+    cfg.experiment_name = f'generated_{time.time_ns()}'
+    return cfg
+
+
+def _train(cfg: Config) -> None:
     parser = argparse.ArgumentParser()
-    train.add_arguments(parser)
+    command.add_arguments(parser)
     with tempfile.TemporaryDirectory() as folder:
         file, run = Path(folder, 'recipe.py'), Path(folder, 'run')
         cfg.dump(file)
         words = [str(file), '--work-dir', str(run)]
-        train.run(parser.parse_args(words), lambda: None)
+        command.run(parser.parse_args(words), lambda: None)
         if not (run / 'slim.pth').is_file():
             raise RuntimeError('mmauxq train left no slim.pth')

@@ -81,9 +81,19 @@ def as_samples(head: nn.Module, targets: Tensor) -> Any:
     )
 
 
-def task_loss(head: nn.Module, data_samples: Any, logits: Tensor) -> Tensor:
-    """The loss of a head on logits (N, K) that need not be its own, ()."""
-    if type(head).loss in PLAIN_LOSSES:
+def task_loss(
+    head: nn.Module, data_samples: Any, logits: Tensor, own: Any = None
+) -> Tensor:
+    """The loss of a head on logits (N, K) that need not be its own, ().
+
+    Args:
+        head: Of the classifier.
+        data_samples: As the head takes them.
+        logits: Of another classifier.
+        own: What the head gave, if it is known. A head that gives several
+            logits, such as Conformer's, has a loss for all of them.
+    """
+    if type(head).loss in PLAIN_LOSSES and not isinstance(own, (tuple, list)):
         compute = type(head)._get_loss
     elif isinstance(head, MultiLabelClsHead):
         compute = MultiLabelClsHead._get_loss

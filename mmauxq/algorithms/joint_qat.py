@@ -212,7 +212,9 @@ class JointQAT(BaseModel):
             logits, outputs = self._run(self.compute, inputs)
             student = self.architecture.head._get_loss(logits, data_samples)
         losses = add_prefix(student, 'student')
-        task = partial(task_loss, self.architecture.head, data_samples)
+        task = partial(
+            task_loss, self.architecture.head, data_samples, own=logits
+        )
         pairs = list(zip(self.guidances, outputs, strict=True))
         aux_logits = next((o for g, o in pairs if g.gives_aux_logits), None)
         for i, (guidance, output) in enumerate(pairs):

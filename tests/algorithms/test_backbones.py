@@ -431,6 +431,42 @@ def test_a_head_that_declines_to_train_learns_the_targets(where):
     assert head.training
 
 
+def test_a_head_that_gives_several_logits():
+    """Conformer's has a loss for two; the module's classifier gives one."""
+    torch.manual_seed(0)
+    sizes = dict(embed_dims=16, depths=3, num_heads=2, channel_ratio=1)
+    loss = dict(type='LabelSmoothLoss', label_smooth_val=0.1, mode='original')
+    model = JointQAT(
+        architecture=dict(
+            type='ImageClassifier',
+            backbone=dict(type='Conformer', arch=sizes, base_channels=16),
+            head=dict(
+                type='ConformerHead',
+                num_classes=4,
+                in_channels=[64, 16],
+                loss=loss,
+            ),
+        ),
+        quantizers=QUANTIZERS,
+        guidance=AUX,
+        input_shape=(3, 32, 32),
+    )
+    given = []
+    model.guidance.register_forward_hook(lambda *call: given.append(call[-1]))
+    model.architecture.head.register_forward_hook(
+        lambda *call: given.extend(call[-1])
+    )
+    samples = [DataSample().set_gt_label(i) for i in range(3)]
+    losses = model.train()(torch.randn(3, 3, 32, 32), samples, mode='loss')
+    *own, aux = (
+        F.cross_entropy(x, torch.arange(3), label_smoothing=0.1)
+        for x in given[-3:]
+    )
+    assert [tuple(x.shape) for x in given[-3:]] == [(3, 4)] * 3
+    torch.testing.assert_close(losses['student.loss'], sum(own))
+    torch.testing.assert_close(losses['guidance.loss_aux'], aux)
+
+
 def test_scales_are_trained_in_a_frozen_backbone():
     """As in mmpretrain's linear evaluation of self-supervised networks."""
     model = JointQAT(

@@ -41,6 +41,9 @@ def test_the_promised_recipes_are_there():
         for network in ('r18', 'r34', 'r50')
         for bits in ('w4a4', 'w3a3', 'w2a2')
     }
+    promised |= {f'{arm}_r18_w2a2_tiny' for arm in GUIDANCE}
+    promised |= {f'{arm}_r20_w2a2_cifar10' for arm in ('aux', 'qat')}
+    promised |= {'float_r18_tiny', 'float_r20_cifar10'}
     assert promised == {p.stem for p in CONFIGS if p.stem not in RESULTS}
 
 

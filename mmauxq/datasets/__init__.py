@@ -3,5 +3,12 @@
 from .digits import Digits
 from .generated import GeneratedImages
 from .in_memory import InMemoryImages, collated
+from .tiny_imagenet import TinyImageNet
 
-__all__ = ['Digits', 'GeneratedImages', 'InMemoryImages', 'collated']
+__all__ = [
+    'Digits',
+    'GeneratedImages',
+    'InMemoryImages',
+    'TinyImageNet',
+    'collated',
+]

@@ -11,6 +11,8 @@ from torch.utils.data import Dataset
 from mmauxq.errors import UsageError
 from mmauxq.registry import DATASETS, FUNCTIONS
 
+from .read_images import read_images
+
 
 @DATASETS.register_module()
 class InMemoryImages(Dataset):
@@ -22,7 +24,9 @@ class InMemoryImages(Dataset):
 
     Args:
         dataset: Config of an mmpretrain data set whose entries hold ``img``,
-            (H, W) or (H, W, C) uint8, all of one size, and ``gt_label``.
+            (H, W) or (H, W, C) uint8, or ``img_path``, a file, and
+            ``gt_label``. All images have one size. Files are read by several
+            processes, as ``LoadImageFromFile`` reads them: blue first.
         padding: Width of the black border before the random crop back to the
             size of the images, as ``RandomCrop(padding=...)`` does it; 0 for
             no crop.
@@ -30,7 +34,8 @@ class InMemoryImages(Dataset):
         device: Where the images are; ``'auto'`` for the GPU if there is one.
 
     Raises:
-        UsageError: If images differ in size, or entries lack an image.
+        UsageError: If images differ in size, a file cannot be read, entries
+            lack an image, or there is too little memory.
     """
 
     def __init__(
@@ -98,21 +103,31 @@ class InMemoryImages(Dataset):
 
 
 def _stack(infos: list[dict]) -> Tensor:
-    if not infos or 'img' not in infos[0]:
+    """The images of entries, (N, C, H, W)."""
+    if infos and 'img' in infos[0]:
+        images = _arrays(infos)
+    elif infos and 'img_path' in infos[0]:
+        images = read_images([info['img_path'] for info in infos])
+    else:
         raise UsageError(
-            'InMemoryImages: dataset: expected entries with `img`, as in '
-            'FashionMNIST, CIFAR10 or mmauxq.Digits, got none'
+            'InMemoryImages: dataset: expected entries with `img` or '
+            '`img_path`, as in CIFAR10, CustomDataset or mmauxq.Digits, got '
+            'none'
         )
+    stacked = torch.from_numpy(images)
+    if stacked.dim() == 3:
+        stacked = stacked[..., None]
+    return stacked.permute(0, 3, 1, 2).contiguous()
+
+
+def _arrays(infos: list[dict]) -> np.ndarray:
     sizes = {np.shape(info['img']) for info in infos}
     if len(sizes) > 1:
         raise UsageError(
             'InMemoryImages: expected images of one size, got '
             f'{len(sizes)} sizes'
         )
-    images = torch.from_numpy(np.stack([info['img'] for info in infos]))
-    if images.dim() == 3:
-        images = images[..., None]
-    return images.permute(0, 3, 1, 2).contiguous()
+    return np.stack([info['img'] for info in infos])
 
 
 @FUNCTIONS.register_module()

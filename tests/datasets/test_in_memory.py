@@ -1,3 +1,4 @@
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -114,13 +115,31 @@ def test_images_of_different_sizes_are_refused():
         InMemoryImages(dict(type='_Listed', images=images))
 
 
-def test_data_sets_that_hold_paths_are_refused():
-    class Paths(BaseDataset):
+def test_data_sets_without_images_are_refused():
+    class Nothing(BaseDataset):
         def load_data_list(self):
-            return [dict(img_path='a.png', gt_label=0)]
+            return [dict(gt_label=0)]
 
-    MMPRETRAIN_DATASETS.register_module(module=Paths, force=True)
+    MMPRETRAIN_DATASETS.register_module(module=Nothing, force=True)
     with pytest.raises(
-        UsageError, match='expected entries with `img`, .* got none'
+        UsageError, match='expected entries with `img` or .* got none'
     ):
-        InMemoryImages(dict(type='Paths', ann_file=''))
+        InMemoryImages(dict(type='Nothing', ann_file=''))
+
+
+def test_folders_of_images(tmp_path):
+    """As MMPretrain's own pipeline reads them."""
+    rng = np.random.default_rng(0)
+    for name in ('cat/1.png', 'cat/2.png', 'dog/1.png'):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        cv2.imwrite(str(tmp_path / name), rng.integers(256, size=(5, 6, 3)))
+    folder = dict(type='CustomDataset', data_root=str(tmp_path))
+    held = InMemoryImages(dict(folder))
+    pipeline = [dict(type='LoadImageFromFile'), dict(type='PackInputs')]
+    theirs = MMPRETRAIN_DATASETS.build(dict(folder, pipeline=pipeline))
+    assert len(held) == len(theirs) == 3
+    for mine, other in zip(held, theirs, strict=True):
+        assert torch.equal(mine['inputs'], other['inputs'])
+        label = mine['data_samples'].gt_label
+        assert label == other['data_samples'].gt_label
+    assert held.metainfo['classes'] == ('cat', 'dog')

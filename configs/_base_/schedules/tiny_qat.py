@@ -1,0 +1,12 @@
+# From a float start
+optim_wrapper = dict(
+    optimizer=dict(
+        type='SGD', lr=0.04, momentum=0.9, nesterov=True, weight_decay=1e-4
+    )
+)
+param_scheduler = dict(
+    type='CosineAnnealingLR', T_max=20, convert_to_iter_based=True
+)
+train_cfg = dict(by_epoch=True, max_epochs=20, val_interval=1)
+val_cfg = dict()
+test_cfg = dict()

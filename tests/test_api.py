@@ -378,6 +378,22 @@ def test_files_want_a_trained_network_in_evaluation(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_plain_loop_may_move_scales_below_zero(tmp_path):
+    """They stand for the least positive one; what is saved can be loaded."""
+    joint, (images, _) = trained(), batch()
+    name, quantizer = next(iter(named_quantizers(joint.architecture)))
+    quantizer.step.data.fill_(-0.5)
+    expected = joint.eval()(images)
+    mmauxq.save_slim(joint, tmp_path / 'slim.pth')
+    quantizer.step.data.fill_(-0.5)
+    state = copy.deepcopy(joint.state_dict())
+    steps = state[f'architecture.{name}.step']
+    assert (steps - 1e-6).abs().max() < 1e-9
+    joint.load_state_dict(state)
+    loaded = mmauxq.load_slim(tmp_path / 'slim.pth', Own())
+    assert torch.equal(loaded(images), expected)
+
+
 def test_a_file_of_another_network(tmp_path):
     joint, file = trained(), tmp_path / 'slim.pth'
     mmauxq.save_slim(joint, file)

@@ -30,7 +30,12 @@ from .head_loss import (
     own_loss,
     task_loss,
 )
-from .state import adapt_state, initialising, keep_all
+from .state import (
+    adapt_state,
+    initialising,
+    keep_all,
+    keep_scales_positive,
+)
 
 
 @MODELS.register_module()
@@ -111,6 +116,7 @@ class JointQAT(BaseModel):
                 input_shape=found.shape,
             )
         )
+        self.register_state_dict_pre_hook(keep_scales_positive)
         self._register_state_dict_hook(keep_all)
         self.step = build.accelerated_step(self, speed)
 

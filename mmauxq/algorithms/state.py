@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mmauxq.guidance.teacher import Teacher
 from mmauxq.network.checkpoint import check_architecture
+from mmauxq.quantizers import keep_positive
 
 
 def keep_all(
@@ -24,6 +25,12 @@ def keep_all(
             temporary = name in module._non_persistent_buffers_set
             if tensor is not None and not temporary:
                 state.setdefault(inner + name, tensor.detach())
+
+
+def keep_scales_positive(model: Any, prefix: str, keep_vars: bool) -> None:
+    """State-dict hook, before: in a loop without MMEngine there is no
+    QuantizerWatchHook that does it after each step."""
+    keep_positive(model)
 
 
 @contextmanager

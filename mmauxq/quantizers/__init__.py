@@ -1,7 +1,13 @@
 """Modules that own scale, clip, offset and bits; functional.py has the
 arithmetic."""
 
-from .base import FLOAT_BITS, Quantizer, named_quantizers, scales_of
+from .base import (
+    FLOAT_BITS,
+    Quantizer,
+    keep_positive,
+    named_quantizers,
+    scales_of,
+)
 from .calibrate import calibrate, uncalibrated
 from .dorefa import DoReFaActivation, DoReFaWeight
 from .lsq import LSQ, LearnedStepQuantizer, LSQPlus
@@ -17,6 +23,7 @@ __all__ = [
     'PACTActivation',
     'Quantizer',
     'calibrate',
+    'keep_positive',
     'named_quantizers',
     'scales_of',
     'uncalibrated',

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from mmauxq.errors import TrainingError, UsageError
 
+from .functional import MIN_SCALE
+
 FLOAT_BITS = 32
 """The width that means "leave it in floating point"."""
 
@@ -237,3 +239,16 @@ def named_quantizers(model: nn.Module) -> Iterator[tuple[str, Quantizer]]:
     for name, module in model.named_modules():
         if isinstance(module, Quantizer) and module.bits != FLOAT_BITS:
             yield name, module
+
+
+@torch.no_grad()
+def keep_positive(model: nn.Module) -> None:
+    """Set learned scales that an optimizer moved to zero or below to the least
+    positive one, which stands for them in any case."""
+    scales = [
+        getattr(quantizer, quantizer.scale)
+        for _, quantizer in named_quantizers(model)
+        if quantizer.scale is not None
+    ]
+    if scales:
+        torch._foreach_clamp_min_(scales, MIN_SCALE)  # one launch

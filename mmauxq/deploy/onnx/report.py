@@ -19,14 +19,16 @@ onnxruntime {runtime[onnxruntime]}; {runtime[cpu]} ({features}).
 ## Agreement with the PyTorch network
 
 On {agreement[model.onnx][images]} images, {origin}. `slim.pth` and \
-`packed.safetensors` were loaded again and give the logits of the PyTorch \
-network to the bit, on {agreement[slim.pth][bit_equal_on]} of them. \
-`model.onnx` ran in ONNX Runtime on all:
+`packed.safetensors` were loaded again and ran on all of them: they give the \
+logits of the PyTorch network to the bit. `model.onnx` ran in ONNX Runtime on \
+all of them, too:
 
-|  | model.onnx |
+|  | measured |
 | --- | ---: |
-| top-1 of PyTorch | {top1_torch} |
-| top-1 | {top1} |
+| top-1 of PyTorch | {top1[torch]} |
+| top-1 of `slim.pth` | {top1[slim.pth]} |
+| top-1 of `packed.safetensors` | {top1[packed.safetensors]} |
+| top-1 of `model.onnx` | {top1[model.onnx]} |
 | images with the same class | {agreement[model.onnx][same_class]} |
 | largest difference of logits \
 | {agreement[model.onnx][max_difference]:.1e} \
@@ -116,9 +118,6 @@ def layer_table(
         - sum(p.numel() for q in quantizers.values() for p in q.parameters()),
         multiply_adds=sum(row['multiply_adds'] for row in rows),
         bit_operations=sum(row['bit_operations'] for row in rows),
-        guidance_left=sum(
-            'guidance' in name for name in architecture.state_dict()
-        ),
     )
 
 
@@ -141,14 +140,15 @@ def as_markdown(report: dict[str, Any]) -> str:
         norm = report['batch_norm']
         before, after = norm['top1_before'], norm['top1_after']
         norms = NORMS.format(norm['batches'], percent(before), percent(after))
+    top1 = {name: one['top1'] for name, one in report['agreement'].items()}
+    top1['torch'] = agreement['top1_torch']
     origins = 'generated', 'of the validation set'
     operators = sorted(onnx['operators'].items())
     return PAGE.format(
         **report,
         features=', '.join(report['runtime']['cpu_features']),
         origin=origins[report['real_images']],
-        top1=percent(agreement['top1']),
-        top1_torch=percent(agreement['top1_torch']),
+        top1={name: percent(value) for name, value in top1.items()},
         codes=codes.format(**agreement),
         norms=norms,
         types=', '.join(sorted(set(onnx['containers'].values()))),
@@ -157,7 +157,7 @@ def as_markdown(report: dict[str, Any]) -> str:
         kernels=TYPED if onnx['weights'] == 'typed' else _kernels(onnx),
         notes=''.join(f'\n\nNote: {note}' for note in onnx['notes']),
         shape=tuple(report['image_shape']),
-        training=_training(report['guidance'], report['guidance_left']),
+        training=_training(report['guidance']),
         table=table(HEAD, map(_layer_row, report['layers']), 'lrrrrrrrrl'),
     )
 
@@ -175,7 +175,7 @@ def _kernels(onnx: dict[str, Any]) -> str:
     return text
 
 
-def _training(guidance: dict[str, Any], left: int) -> str:
+def _training(guidance: dict[str, Any]) -> str:
     if not guidance['type']:
         return ''
     cost = 'an unknown number of parameters and multiply-adds'
@@ -186,7 +186,7 @@ def _training(guidance: dict[str, Any], left: int) -> str:
         )
     return (
         f'\n\nIn training, {guidance["type"]} cost {cost} for each forward '
-        f'pass; {left} of its tensors are left.'
+        'pass; the files hold nothing of it.'
     )
 
 

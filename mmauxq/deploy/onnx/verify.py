@@ -23,6 +23,11 @@ TIE = 1e-4
 # Difference of logits, as a part of the largest, that float sums in another
 # order may make.
 LOGITS = 1e-5
+# Fields of an agreement that say nothing unless codes were compared.
+OF_CODES = (
+    'unexplained_classes', 'codes', 'ties', 'rounded', 'unexplained',
+    'images_touched',
+)  # fmt: skip
 
 
 @dataclass
@@ -46,6 +51,7 @@ class Agreement:
         unexplained: Codes that differ otherwise.
         images_touched: Images in which a code differs.
         top1: Accuracy of the artefact; ``None`` without labels.
+        codes_compared: Whether the numbers of codes were counted at all.
     """
 
     images: int = 0
@@ -60,6 +66,7 @@ class Agreement:
     images_touched: int = 0
     top1: float | None = None
     top1_torch: float | None = None
+    codes_compared: bool = False
 
     @property
     def holds(self) -> bool:
@@ -68,6 +75,12 @@ class Agreement:
             not (self.unexplained or self.unexplained_classes)
             and self.max_difference <= LOGITS * self.largest_logit
         )
+
+    def measured(self) -> dict[str, Any]:
+        """What was measured, for JSON."""
+        if self.codes_compared:
+            return {**vars(self), 'holds': self.holds}
+        return {k: v for k, v in vars(self).items() if k not in OF_CODES}
 
 
 def compare(
@@ -85,7 +98,7 @@ def compare(
     reach = lowered.reach if lowered else {}
     outputs = [value for value, _ in places.values()]
     running = session(with_outputs(model, outputs))
-    result = Agreement()
+    result = Agreement(codes_compared=lowered is not None)
     exported, from_same_codes, touched = [], [], []
     for images, _ in batches:
         feed = {INPUT: images.numpy()}

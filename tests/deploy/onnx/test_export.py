@@ -14,6 +14,7 @@ from mmauxq.analysis import deployed_bytes
 from mmauxq.deploy.folder import FILES, REPORT
 from mmauxq.deploy.onnx import export as export_module
 from mmauxq.deploy.onnx import runtime, verify
+from mmauxq.deploy.packed import fill_packed
 from mmauxq.errors import TrainingError, UsageError
 from tests.commands import evaluate, export_command
 from tests.deploy.conftest import CONFIG, OPTIONS
@@ -77,6 +78,48 @@ def test_the_slim_checkpoint_works_with_the_test_command(
     assert metrics['accuracy/top1'] == pytest.approx(100 * top1, abs=1e-3)
 
 
+def test_accuracies_are_those_of_the_files(exported, network):
+    """The report's numbers for slim and packed, from the files alone."""
+    agreement = report_of(exported)['agreement']
+    batches = network.images(599)
+    architecture = network.architecture
+    for file in ('slim.pth', 'packed.safetensors'):
+        for parameter in architecture.parameters():
+            parameter.data.zero_()
+        if file == 'slim.pth':
+            state = torch.load(exported / file, weights_only=True)
+            architecture.load_state_dict(state['state_dict'])
+        else:
+            fill_packed(exported / file, architecture)
+        top1 = verify.top1(verify.all_logits(architecture, batches), batches)
+        assert agreement[file] == dict(bit_equal_on=599, top1=top1)
+    page = (exported / 'report.md').read_text()
+    assert f'| top-1 of `packed.safetensors` | {top1:.2%} |' in page
+
+
+@pytest.mark.parametrize(
+    'writer, file',
+    [('slim_checkpoint', 'slim.pth'), ('write_packed', 'packed.safetensors')],
+)
+def test_a_file_that_holds_another_network_is_found(
+    network, checkpoint, tmp_path, monkeypatch, writer, file
+):
+    write = getattr(export_module, writer)
+
+    def write_another(*args):
+        args = copy.deepcopy(args)
+        for module in args:
+            if isinstance(module, torch.nn.Module):
+                module.head.fc.bias.data[0] += 0.01
+        return write(*args)
+
+    monkeypatch.setattr(export_module, writer, write_another)
+    with pytest.raises(UsageError, match=f'{file}: the network that was wri'):
+        export_module.export(
+            network, checkpoint, tmp_path / 'out', images=0, say=lambda _: 0
+        )
+
+
 def test_the_report_tells_the_cost(exported):
     report = report_of(exported)
     first = report['layers'][1]
@@ -89,10 +132,9 @@ def test_the_report_tells_the_cost(exported):
     assert report['layers'][0]['weight_bits'] == 32
     assert report['guidance']['type'] == 'mmauxq.AuxAdaptorAggregator'
     assert report['guidance']['parameters'] > 0
-    assert report['guidance_left'] == 0
     page = (exported / 'report.md').read_text()
     assert '| backbone.layer1.0.conv1 | 2 | 2 |' in page
-    assert 'of its tensors are left' in page
+    assert 'the files hold nothing of it' in page
 
 
 def test_the_metadata_say_how_to_use_it(exported):
@@ -114,7 +156,11 @@ def test_integer_kernels(network, checkpoint, tmp_path):
     assert len(layers) == 8 and set(layers.values()) == {'QLinearConv'}
     assert report['onnx']['float_layers'] == {}
     assert any('8 of 8 quantized products run in integer' in s for s in lines)
-    assert report['agreement']['model.onnx']['same_class'] > 50
+    agreement = report['agreement']['model.onnx']
+    assert agreement['same_class'] > 50
+    # of codes that were not compared nothing is said
+    assert not set(verify.OF_CODES) & set(agreement)
+    assert 'holds' not in agreement and not agreement['codes_compared']
 
 
 def old_export(folder):

@@ -43,7 +43,8 @@ class Agreement:
             the same images if codes are not compared.
         largest_logit: Largest absolute logit.
         same_class: Images to which both give the same class.
-        unexplained_classes: Images with another class and the same codes.
+        unexplained_classes: Images with another class than PyTorch's, which
+            PyTorch does not give from the artefact's codes of that image.
         codes: Number of integer codes of activations compared.
         ties: Codes that differ by one, where the value is within
             :data:`TIE` of a rounding threshold.
@@ -116,13 +117,15 @@ def compare(
         exported.append(torch.from_numpy(output))
         from_same_codes.append(followed)
         touched.append(differs)
-    output, logits = torch.cat(exported), all_logits(architecture, batches)
-    agrees, differs = output.argmax(1) == logits.argmax(1), torch.cat(touched)
+    output, followed = torch.cat(exported), torch.cat(from_same_codes)
+    logits, classes = all_logits(architecture, batches), output.argmax(1)
+    agrees = classes == logits.argmax(1)
     result.images, result.same_class = len(output), int(agrees.sum())
     if lowered is not None:
-        result.images_touched = int(differs.sum())
-        result.unexplained_classes = int((~agrees & ~differs).sum())
-    difference = output - torch.cat(from_same_codes)
+        result.images_touched = int(torch.cat(touched).sum())
+        explained = agrees | (classes == followed.argmax(1))
+        result.unexplained_classes = int((~explained).sum())
+    difference = output - followed
     result.max_difference = float(difference.abs().max())
     result.largest_logit = float(logits.abs().max())
     result.top1 = top1(output, batches)

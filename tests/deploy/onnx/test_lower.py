@@ -266,6 +266,59 @@ class Branches(nn.Module):
         return x if x.sum() > 0 else -x
 
 
+@pytest.mark.parametrize('pooling', [False, True])
+def test_a_float_layer_stays_float_whatever_follows(pooling):
+    """The runtime would round the bias of a convolution whose quantizer it
+    can move in front of what lies between."""
+    network = prepared(
+        quantized(nn.Conv2d(4, 8, 3, padding=1), 4),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.MaxPool2d(2) if pooling else nn.Identity(),
+        quantized(nn.Conv2d(8, 8, 1), 4)
+        if pooling
+        else Tokens(quantized(nn.Linear(8, 8), 4)),
+    )
+    lowered, kernels = exported(network, trace(network, SHAPE), 'int8')
+    assert 'layers.0' in lowered.float_layers and 'layers.0' not in kernels
+
+
+@pytest.mark.parametrize('weights', ['typed', 'int8'])
+@pytest.mark.parametrize('tiny', ['weight', 'input', 'both'])
+def test_dead_channels_and_tiny_steps(weights, tiny):
+    """A channel of zeros whose scale is the least that there is, and layers
+    in which every value is beyond the last code."""
+    channels = dict(num_channels=8)
+    layers = [
+        quantized(nn.Conv2d(4, 8, 3, padding=1), 4, **channels),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        quantized(nn.Conv2d(8, 8, 3), 4, **channels),
+        nn.ReLU(),
+        quantized(nn.Conv2d(8, 8, 1), 4, **channels),
+    ]
+    for layer in layers[::3]:
+        nn.init.zeros_(layer.weight[2])
+    network = prepared(*layers)
+    epsilon = torch.finfo(torch.float32).eps
+    if tiny != 'input':
+        nn.init.constant_(layers[3].weight_quantizer.step, epsilon)
+    if tiny != 'weight':
+        nn.init.constant_(layers[3].input_quantizer.step, epsilon)
+    lowered, _ = exported(network, trace(network, SHAPE), weights)
+    codes = weight_codes(lowered, 'layers.0.weight_quantizer')
+    assert not codes[2].any() and codes[0].any()
+
+
+def weight_codes(lowered, name):
+    (tensor,) = [
+        tensor
+        for tensor in lowered.model.graph.initializer
+        if tensor.name == f'{name}.codes'
+    ]
+    return numpy_helper.to_array(tensor).astype(int)
+
+
 def test_what_pytorch_cannot_express_is_one_line():
     network = prepared(quantized(nn.Conv2d(4, 4, 1)), Branches())
     with pytest.raises(UsageError, match='PyTorch cannot express') as error:

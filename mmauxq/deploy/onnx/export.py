@@ -119,6 +119,9 @@ def export(
                 batch_norms_kept=lowered.kept,
                 exact_channels=lowered.exact_channels,
                 rounded_channels=lowered.rounded,
+                saturating_layers=[
+                    layer for layer in lowered.saturating if layer in kernels
+                ],
                 float_layers=lowered.float_layers,
                 integer_layers=kernels,
                 operators=operators,

@@ -9,8 +9,16 @@ from torch import Tensor
 from mmauxq.errors import UsageError
 from mmauxq.quantizers import Quantizer
 
-from .graph import PRODUCTS, Lowered, NewNodes, array, name_of, only_consumer
-from .integer_bias import MOST_LEVELS, integer_bias
+from .graph import (
+    PRODUCTS,
+    Lowered,
+    NewNodes,
+    array,
+    is_sum,
+    name_of,
+    only_consumer,
+)
+from .integer_bias import MOST_LEVELS, PAIR_LIMIT, integer_bias
 from .lower_activation import clip_values
 
 TYPES = {'int2': (-2, 1), 'int4': (-8, 7), 'int8': (-128, 127)}
@@ -71,6 +79,7 @@ def lower_weight(
     kind = result.containers[name] = _narrowest(weight, result)
     if result.weights == 'int8':
         _for_kernel(weight, result)
+        _note_saturation(weight, result)
     codes, scale = weight.codes, weight.scale.astype(np.float32)
     if transposed:
         codes = codes.T
@@ -182,6 +191,18 @@ def _for_kernel(weight: _Weight, result: Lowered) -> None:
         result.reach[following] = fitted.reach
 
 
+def _note_saturation(weight: _Weight, result: Lowered) -> None:
+    """Note a layer for which kernels without dot-product instructions, which
+    add pairs of products in 16 bits, may not be exact."""
+    layer = weight.name.rpartition('.')[0]
+    if layer in result.float_layers:
+        return
+    source = weight.product.inputs[0].producer()
+    largest = _limits(source)[1] + int(array(source.inputs[2]))
+    if 2 * largest * int(np.abs(weight.codes).max()) > PAIR_LIMIT:
+        result.saturating.append(layer)
+
+
 def _keep_float(
     product: ir.Node, layer: str, reason: str, result: Lowered
 ) -> None:
@@ -253,7 +274,10 @@ def _why_float(product: ir.Node) -> str | None:
     kinds = [node.op_type for node in takers]
     if kinds != ['QuantizeLinear']:
         names = ', '.join(sorted(set(kinds))) or 'the output'
-        return f'its result goes on in float, to {names}'
+        helps = ''
+        if any(map(is_sum, takers)):
+            helps = ', which --residual int8 quantizes'
+        return f'its result goes on in float, to {names}{helps}'
     if array(takers[0].inputs[1]).ndim:
         return 'its output has a scale for each channel'
     return None

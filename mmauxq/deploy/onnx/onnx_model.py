@@ -17,7 +17,14 @@ from mmauxq.quantizers import Quantizer, named_quantizers
 
 from ..packed import weight_operands
 from . import runtime
-from .graph import PRODUCTS, Lowered, NewNodes, name_of, only_consumer
+from .graph import (
+    PRODUCTS,
+    Lowered,
+    NewNodes,
+    is_sum,
+    name_of,
+    only_consumer,
+)
 from .lower_activation import lower_activation
 from .lower_weight import lower_weight
 from .trace import DOMAIN, OPSET, trace
@@ -142,11 +149,7 @@ def residual_values(graph: ir.Graph) -> list[str]:
     """
     names: list[str] = []
     for node in graph:
-        if (
-            node.op_type == 'Add'
-            and not any(value.is_initializer() for value in node.inputs)
-            and any(_from_product(value) for value in node.inputs)
-        ):
+        if is_sum(node) and any(map(_from_product, node.inputs)):
             output = node.outputs[0]
             after = only_consumer(output)
             if after is not None and after.op_type == 'Relu':

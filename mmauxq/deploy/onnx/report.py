@@ -82,6 +82,11 @@ NORMS = (
     'after.'
 )
 KEPT = ': a negative slope would need a code that the type does not hold'
+SATURATES = (
+    'two products of its codes may not fit 16 bits. x86 processors without '
+    'VNNI add them there, and ONNX Runtime then gives other codes unless its '
+    'session has `session.x64quantprecision` = `1`.'
+)
 TYPED = (
     'This form is small; the runtime computes it in float. `--weights int8` '
     'is the form for integer kernels.'
@@ -170,6 +175,8 @@ def _kernels(onnx: dict[str, Any]) -> str:
     )
     for layer, channels in onnx['rounded_channels'].items():
         text += f'\n* `{layer}`: the bias of {channels} channels is rounded.'
+    for layer in onnx['saturating_layers']:
+        text += f'\n* `{layer}`: {SATURATES}'
     for layer, reason in onnx['float_layers'].items():
         text += f'\n* `{layer}` runs in float: {reason}.'
     return text

@@ -16,6 +16,7 @@ from mmauxq.deploy.onnx import export as export_module
 from mmauxq.deploy.onnx import runtime, verify
 from mmauxq.deploy.packed import fill_packed
 from mmauxq.errors import TrainingError, UsageError
+from mmauxq.quantizers import named_quantizers
 from tests.commands import evaluate, export_command
 from tests.deploy.conftest import CONFIG, OPTIONS
 from tests.support.file_operations import snapshots
@@ -446,6 +447,33 @@ def test_codes_that_no_type_holds(small_config, tmp_path, fails):
     )  # fmt: skip
     assert 'codes from -255 to 255 fit none of int2, int4, int8' in line
     assert tree(tmp_path) == ['dorefa.pth']
+
+
+def test_the_report_names_what_would_help(small_config, tmp_path):
+    """Of an 8-bit network, whose kernels may saturate elsewhere."""
+    from mmauxq.deploy.onnx.latency import calibrated_network
+
+    cfg = copy.deepcopy(small_config)
+    for role in ('weight', 'activation'):
+        cfg.model.quantizers[role].bits = 8
+    network = calibrated_network(cfg)
+    for name, quantizer in named_quantizers(network.architecture):
+        if name.endswith('weight_quantizer'):
+            quantizer.step.data *= 0.1  # so that all codes are in use
+    state = network.algorithm.state_dict()
+    torch.save(dict(state_dict=state), tmp_path / 'w8a8.pth')
+    report = export_module.export(
+        network, tmp_path / 'w8a8.pth', tmp_path / 'out', 'int8', images=0,
+        say=lambda _: 0,
+    )  # fmt: skip
+    first, second = 'backbone.layer1.0.conv1', 'backbone.layer1.0.conv2'
+    about = report['onnx']
+    assert first in about['saturating_layers']
+    assert set(about['saturating_layers']) <= set(about['integer_layers'])
+    assert '--residual int8 quantizes' in about['float_layers'][second]
+    page = (tmp_path / 'out' / 'report.md').read_text()
+    assert f'* `{first}`: two products of its codes may not fit' in page
+    assert f'* `{second}` runs in float: its result goes on in flo' in page
 
 
 def test_images_are_what_the_runtime_saw(exported, network):

@@ -28,7 +28,7 @@ from ..slim import slim_checkpoint
 from . import runtime, verify
 from .graph import Lowered
 from .metadata import add_metadata
-from .onnx_model import to_onnx
+from .onnx_model import OPSETS, check_size, to_onnx
 from .report import as_markdown, layer_table
 from .trace import trace
 from .verify import Batches
@@ -77,6 +77,7 @@ def export(
         )
     out = check_folder(out)
     architecture = network.architecture
+    check_size(deployed_bytes(architecture))  # before anything takes time
     batches = network.images(images)
     sample = torch.cat([b for b, _ in batches[:2]])[:SAMPLE]
     report: dict[str, Any] = dict(mmauxq_version=__version__)
@@ -114,6 +115,7 @@ def export(
                 weights=lowered.weights,
                 residual=residual,
                 opset=lowered.opset,
+                opset_reason=OPSETS[lowered.opset],
                 containers=lowered.containers,
                 batch_norms_folded=len(lowered.folded),
                 batch_norms_kept=lowered.kept,

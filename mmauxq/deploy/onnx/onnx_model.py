@@ -29,6 +29,24 @@ from .lower_activation import lower_activation
 from .lower_weight import lower_weight
 from .trace import DOMAIN, OPSET, trace
 
+LIMIT = 2**31 - 1
+"""The most bytes of a protobuf message, which an ONNX file is."""
+OPSETS = {
+    21: 'the first with INT4; both forms are traced at it',
+    25: 'the first with INT2',
+}
+"""Opset of a file -> why."""
+
+
+def check_size(size: int) -> None:
+    """Raise a UsageError if an ONNX file cannot have so many bytes."""
+    if size > LIMIT:
+        raise UsageError(
+            f'model.onnx: expected at most {LIMIT:,} bytes, the limit of '
+            f'protobuf, got {size:,}; packed.safetensors has no limit '
+            '(mmauxq.save_packed)'
+        )
+
 
 def to_onnx(
     architecture: nn.Module,
@@ -130,6 +148,8 @@ def _finish(model: ir.Model, opset: int) -> onnx.ModelProto:
     model.opset_imports.clear()
     model.opset_imports[''] = opset
     model.ir_version = 13 if opset >= 25 else 10
+    constants = model.graph.initializers.values()
+    check_size(sum(value.const_value.nbytes for value in constants))
     proto = ir.to_proto(model)
     del proto.graph.value_info[:]
     for value in [*proto.graph.input, *proto.graph.output]:

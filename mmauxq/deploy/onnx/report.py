@@ -47,7 +47,8 @@ all of them, too:
 
 ## model.onnx
 
-Opset {onnx[opset]}, weights as {types} (`--weights {onnx[weights]}`), \
+Opset {onnx[opset]} ({onnx[opset_reason]}), weights as {types} \
+(`--weights {onnx[weights]}`), \
 residual sums `{onnx[residual]}`. {onnx[batch_norms_folded]} batch norms \
 folded, {kept}.
 

@@ -13,7 +13,7 @@ from mmauxq import files
 from mmauxq.analysis import deployed_bytes
 from mmauxq.deploy.folder import FILES, REPORT
 from mmauxq.deploy.onnx import export as export_module
-from mmauxq.deploy.onnx import runtime, verify
+from mmauxq.deploy.onnx import onnx_model, runtime, verify
 from mmauxq.deploy.packed import fill_packed
 from mmauxq.errors import TrainingError, UsageError
 from mmauxq.quantizers import named_quantizers
@@ -146,6 +146,21 @@ def test_the_metadata_say_how_to_use_it(exported):
     assert json.loads(metadata['std']) == pytest.approx([95.89])
     assert json.loads(metadata['classes']) == list('0123456789')
     assert 'argmax' in metadata['postprocessing']
+    assert json.loads(metadata['image_pipeline']) == []  # of arrays
+    assert report_of(exported)['image_pipeline'] == []
+
+
+@pytest.mark.parametrize('early', [True, False])
+def test_a_network_above_the_limit_of_protobuf(
+    checkpoint, tmp_path, fails, monkeypatch, early
+):
+    monkeypatch.setattr(onnx_model, 'LIMIT', 8000 if early else 20000)
+    line = fails(
+        export_command, CONFIG, checkpoint, '--out', tmp_path / 'out',
+        '--weights', 'int8', '--images', 0, *OPTIONS,
+    )  # fmt: skip
+    assert 'model.onnx: expected at most' in line and 'protobuf' in line
+    assert tree(tmp_path) == []
 
 
 def test_integer_kernels(network, checkpoint, tmp_path):

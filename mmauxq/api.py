@@ -176,7 +176,8 @@ def export_onnx(
         UsageError: If the network cannot be exported, or computes something
             else in ONNX Runtime.
     """
-    from .deploy.onnx.export import add_metadata, check, lower
+    from .deploy.onnx.export import check, lower
+    from .deploy.onnx.metadata import add_metadata
 
     classifier = _evaluated(net, 'export_onnx')
     images = images.detach().float().cpu()

@@ -10,7 +10,8 @@ from mmauxq.errors import UsageError
 
 REPORT = 'report.json'
 """Comes last, with the SHA-256 of the others."""
-FILES = ('slim.pth', 'packed.safetensors', 'model.onnx', 'report.md', REPORT)
+SLIM, PACKED = 'slim.pth', 'packed.safetensors'
+FILES = (SLIM, PACKED, 'model.onnx', 'report.md', REPORT)
 
 
 def check_folder(out: str | os.PathLike) -> Path:

@@ -22,6 +22,7 @@ from mmauxq.network.checkpoint import (
 )
 from mmauxq.registry import MODELS
 
+from .image_pipeline import image_pipeline
 from .slim import class_names
 
 
@@ -76,7 +77,8 @@ class Network:
         return result
 
     def describe(self) -> dict[str, Any]:
-        """Pre-processing and classes, for JSON."""
+        """Pre-processing and classes, for JSON; ``image_pipeline`` is
+        ``'unknown'`` where the config does not tell."""
         pre = self.algorithm.data_preprocessor
 
         def numbers(name: str) -> list[float] | None:
@@ -87,10 +89,12 @@ class Network:
 
         keys = 'to_rgb', 'channel_conversion'
         swaps = any(getattr(pre, key, False) for key in keys)
+        steps = image_pipeline(self.cfg)
         return dict(
             mean=numbers('mean'),
             std=numbers('std'),
             channel_order='RGB' if swaps else 'as read',
+            image_pipeline='unknown' if steps is None else steps,
             classes=class_names(self.meta),
         )
 

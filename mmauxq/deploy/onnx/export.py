@@ -18,24 +18,24 @@ from mmauxq.errors import UsageError
 from mmauxq.files import write_atomically, written_together
 from mmauxq.layers import restore
 from mmauxq.network.checkpoint import normalise
-from mmauxq.quantizers import named_quantizers
 from mmauxq.text import percent
 from mmauxq.version import __version__
 
-from ..folder import REPORT, check_folder, checksums
+from ..folder import PACKED, REPORT, SLIM, check_folder, checksums
 from ..network import Network, guidance_cost
 from ..packed import fill_packed, write_packed
 from ..slim import slim_checkpoint
 from . import runtime, verify
 from .graph import Lowered
-from .onnx_model import to_onnx
+from .metadata import add_metadata
+from .onnx_model import OPSETS, check_size, to_onnx
 from .report import as_markdown, layer_table
-from .trace import logits_of, trace
+from .trace import trace
 from .verify import Batches
 
 Say = Callable[[str], None]
 SAMPLE = 250
-"""Images for everything but the comparison of model.onnx with PyTorch."""
+"""Images for everything but the comparison of the files with PyTorch."""
 
 
 def export(
@@ -77,6 +77,7 @@ def export(
         )
     out = check_folder(out)
     architecture = network.architecture
+    check_size(deployed_bytes(architecture))  # before anything takes time
     batches = network.images(images)
     sample = torch.cat([b for b, _ in batches[:2]])[:SAMPLE]
     report: dict[str, Any] = dict(mmauxq_version=__version__)
@@ -86,6 +87,7 @@ def export(
             norms = _reestimate(network, batch_norm, batches, say)
             report['batch_norm'] = norms
         sizes = _write_checkpoints(network, checkpoint, part, sample, say)
+        agreements = _read_again(architecture, part, batches, say)
         audit = count_levels(architecture, sample)
         wide = [count.name for count in audit if not count.holds]
         if wide:
@@ -104,7 +106,7 @@ def export(
             'products run in integer kernels'
         )
         agreement = check(architecture, lowered, residual, batches, say)
-        same = dict(bit_equal_on=len(sample), top1=agreement.top1_torch)
+        agreements['model.onnx'] = agreement.measured()
         report.update(
             layer_table(architecture, sample[:1], audit, kernels),
             guidance=guidance_cost(network.cfg, sample.shape[1:]),
@@ -113,21 +115,21 @@ def export(
                 weights=lowered.weights,
                 residual=residual,
                 opset=lowered.opset,
+                opset_reason=OPSETS[lowered.opset],
                 containers=lowered.containers,
                 batch_norms_folded=len(lowered.folded),
                 batch_norms_kept=lowered.kept,
                 exact_channels=lowered.exact_channels,
                 rounded_channels=lowered.rounded,
+                saturating_layers=[
+                    layer for layer in lowered.saturating if layer in kernels
+                ],
                 float_layers=lowered.float_layers,
                 integer_layers=kernels,
                 operators=operators,
                 notes=notes,
             ),
-            agreement={
-                'slim.pth': same,
-                'packed.safetensors': same,
-                'model.onnx': {**vars(agreement), 'holds': agreement.holds},
-            },
+            agreement=agreements,
             runtime=dict(
                 onnxruntime=onnxruntime.__version__,
                 onnx=onnx.__version__,
@@ -164,7 +166,6 @@ def _reestimate(
     return dict(batches=used, top1_before=before, top1_after=after)
 
 
-@torch.no_grad()
 def _write_checkpoints(
     network: Network,
     checkpoint: str | os.PathLike,
@@ -172,38 +173,54 @@ def _write_checkpoints(
     sample: Tensor,
     say: Say,
 ) -> dict[str, int]:
-    """Write slim.pth and packed.safetensors, load and run each again."""
+    """Write slim.pth and packed.safetensors; bytes by name."""
     architecture = network.architecture
-    logits = logits_of(architecture, sample)
-    slim, packed = part / 'slim.pth', part / 'packed.safetensors'
+    slim, packed = part / SLIM, part / PACKED
     meta = network.describe() | dict(description=network.algorithm.description)
     sizes = {
         'float': deployed_bytes(restore(copy.deepcopy(architecture))),
         'sum_of_bits': deployed_bytes(architecture),
-        slim.name: slim_checkpoint(checkpoint, slim, architecture),
-        packed.name: write_packed(architecture, packed, sample[:1], meta),
+        SLIM: slim_checkpoint(checkpoint, slim, architecture),
+        PACKED: write_packed(architecture, packed, sample[:1], meta),
     }
-    for file in (slim, packed):
+    over = sizes[PACKED] / sizes['sum_of_bits'] - 1
+    say(
+        f'{SLIM}: {sizes[SLIM]:,} bytes; {PACKED}: {sizes[PACKED]:,} bytes '
+        f'({over:+.1%} of the sum of bits)'
+    )
+    return sizes
+
+
+@torch.no_grad()
+def _read_again(
+    architecture: nn.Module, part: Path, batches: Batches, say: Say
+) -> dict[str, dict[str, Any]]:
+    """Load slim.pth and packed.safetensors as they were written, and run each
+    on all images; what was seen, by name."""
+    expected = verify.all_logits(architecture, batches)
+    result = {}
+    for name in (SLIM, PACKED):
         again = copy.deepcopy(architecture)
         for parameter in again.parameters():
             parameter.zero_()
-        if file is packed:
-            fill_packed(file, again)
+        if name == PACKED:
+            fill_packed(part / name, again)
         else:
-            state = normalise(read_checkpoint(file), str(file))
+            state = normalise(read_checkpoint(part / name), name)
             again.load_state_dict(state)
-        if not torch.equal(logits_of(again, sample), logits):
+        logits = verify.all_logits(again, batches)
+        if not torch.equal(logits, expected):
             raise UsageError(
-                f'{file.name}: the network that was written and read again '
-                'gives other logits'
+                f'{name}: the network that was written and read again gives '
+                'other logits'
             )
-    over = sizes[packed.name] / sizes['sum_of_bits'] - 1
-    say(f'slim.pth: {sizes[slim.name]:,} bytes, loads back to the bit')
-    say(
-        f'packed.safetensors: {sizes[packed.name]:,} bytes ({over:+.1%} of '
-        'the sum of bits), loads back to the bit'
-    )
-    return sizes
+        top1 = verify.top1(logits, batches)
+        result[name] = dict(bit_equal_on=len(logits), top1=top1)
+        say(
+            f'{name}: loads back to the bit on {len(logits)} images, top-1 '
+            f'{percent(top1)}'
+        )
+    return result
 
 
 def lower(
@@ -228,33 +245,6 @@ def lower(
             notes.append(f'{error}; fell back to the int8 container')
             say(f'warning: {notes[-1]}')
     return lowered, notes
-
-
-def add_metadata(
-    lowered: Lowered, architecture: nn.Module, about: dict[str, Any]
-) -> None:
-    """Write into the ONNX file what it is, and where its codes are.
-
-    Args:
-        lowered: Its model is changed.
-        architecture: What it was made of.
-        about: How to use it, for JSON.
-    """
-    quantizers = {}
-    for name, quantizer in named_quantizers(architecture):
-        if name in lowered.codes or name in lowered.containers:
-            value, _ = lowered.codes.get(name, (f'{name}.codes', 0))
-            quantizers[name] = dict(
-                bits=quantizer.bits, role=quantizer.role, codes=value
-            )
-    entries = {
-        **about,
-        'mmauxq_version': __version__,
-        'mmauxq_quantizers': quantizers,
-    }
-    for key, value in entries.items():
-        text = value if isinstance(value, str) else json.dumps(value)
-        lowered.model.metadata_props.add(key=key, value=text)
 
 
 def check(

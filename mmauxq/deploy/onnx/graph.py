@@ -29,6 +29,8 @@ class Lowered:
         rounded: Layer -> number of channels whose bias is rounded: the codes
             after it may differ from PyTorch's by one, near a threshold.
         reach: Activation quantizer -> how near, in steps, because of that.
+        saturating: Quantized layers in which the sum of two products of codes
+            may not fit 16 bits.
     """
 
     weights: str
@@ -44,6 +46,7 @@ class Lowered:
     exact_channels: int = 0
     rounded: dict[str, int] = field(default_factory=dict)
     reach: dict[str, float] = field(default_factory=dict)
+    saturating: list[str] = field(default_factory=list)
 
 
 class NewNodes:
@@ -98,6 +101,12 @@ def name_of(placeholder: ir.Node) -> str:
 def array(value: ir.Value | None) -> np.ndarray:
     """The value of an initializer."""
     return value.const_value.numpy()
+
+
+def is_sum(node: ir.Node) -> bool:
+    """Whether a node adds two computed values."""
+    constant = any(value.is_initializer() for value in node.inputs)
+    return node.op_type == 'Add' and not constant
 
 
 def only_consumer(value: ir.Value) -> ir.Node | None:

@@ -9,12 +9,26 @@ from torch import Tensor
 from mmauxq.errors import UsageError
 from mmauxq.quantizers import Quantizer
 
-from .graph import PRODUCTS, Lowered, NewNodes, array, name_of, only_consumer
-from .integer_bias import MOST_LEVELS, integer_bias
+from .graph import (
+    PRODUCTS,
+    Lowered,
+    NewNodes,
+    array,
+    is_sum,
+    name_of,
+    only_consumer,
+)
+from .integer_bias import MOST_LEVELS, PAIR_LIMIT, integer_bias
 from .lower_activation import clip_values
 
 TYPES = {'int2': (-2, 1), 'int4': (-8, 7), 'int8': (-128, 127)}
 """Type of codes -> its lowest and highest number."""
+
+PASSED = (
+    'Clip', 'Flatten', 'MaxPool', 'Relu', 'Reshape', 'Slice', 'Squeeze',
+    'Transpose', 'Unsqueeze',
+)  # fmt: skip
+"""Operators that a runtime may put behind a quantizer instead of before."""
 
 
 @dataclass
@@ -65,6 +79,7 @@ def lower_weight(
     kind = result.containers[name] = _narrowest(weight, result)
     if result.weights == 'int8':
         _for_kernel(weight, result)
+        _note_saturation(weight, result)
     codes, scale = weight.codes, weight.scale.astype(np.float32)
     if transposed:
         codes = codes.T
@@ -142,7 +157,7 @@ def _for_kernel(weight: _Weight, result: Lowered) -> None:
     layer = weight.name.rpartition('.')[0]
     reason = _why_float(product)
     if reason is not None:
-        result.float_layers[layer] = reason
+        _keep_float(product, layer, reason, result)
     if reason or product.op_type != 'Conv' or weight.bias is None:
         return
     source = product.inputs[0].producer()
@@ -163,13 +178,7 @@ def _for_kernel(weight: _Weight, result: Lowered) -> None:
             'same codes'
         )
     if reason is not None:
-        result.float_layers[layer] = reason
-        # Something between product and quantizer keeps runtimes from rounding
-        # the bias. The codes have these limits in any case.
-        new = NewNodes(product.graph, f'{weight.name}.output')
-        clipped = clip_values(new, product.outputs[0], out_step, *outputs)
-        product.append(new.nodes)
-        after.replace_input_with(0, clipped)
+        _keep_float(product, layer, reason, result)
         return
     weight.codes, weight.scale = fitted.codes, fitted.scale
     # the unit of an accumulator is the product of both scales
@@ -180,6 +189,46 @@ def _for_kernel(weight: _Weight, result: Lowered) -> None:
         result.rounded[layer] = inexact
         following = after.outputs[0].name.removesuffix('.codes')
         result.reach[following] = fitted.reach
+
+
+def _note_saturation(weight: _Weight, result: Lowered) -> None:
+    """Note a layer for which kernels without dot-product instructions, which
+    add pairs of products in 16 bits, may not be exact."""
+    layer = weight.name.rpartition('.')[0]
+    if layer in result.float_layers:
+        return
+    source = weight.product.inputs[0].producer()
+    largest = _limits(source)[1] + int(array(source.inputs[2]))
+    if 2 * largest * int(np.abs(weight.codes).max()) > PAIR_LIMIT:
+        result.saturating.append(layer)
+
+
+def _keep_float(
+    product: ir.Node, layer: str, reason: str, result: Lowered
+) -> None:
+    """Note why a layer runs in float, and see that it does.
+
+    A runtime moves the quantizer in front of operators that only move values
+    or take the greatest, up to a convolution, which it then gives to an
+    integer kernel with a rounded bias. Limits in front of the quantizer, which
+    the codes have in any case, keep it where it is.
+    """
+    result.float_layers[layer] = reason
+    value = product.outputs[0]
+    after = only_consumer(value)
+    while after is not None and after.op_type in PASSED:
+        value = after.outputs[0]
+        after = only_consumer(value)
+    if (
+        product.op_type == 'Conv'
+        and after is not None
+        and after.op_type == 'QuantizeLinear'
+        and not (scale := array(after.inputs[1])).ndim
+    ):
+        new = NewNodes(product.graph, f'{value.name}.output')
+        clipped = clip_values(new, value, scale, *_limits(after))
+        after.prepend(new.nodes)
+        after.replace_input_with(0, clipped)
 
 
 def _product_of(value: ir.Value, name: str) -> tuple[ir.Node, bool]:
@@ -225,7 +274,10 @@ def _why_float(product: ir.Node) -> str | None:
     kinds = [node.op_type for node in takers]
     if kinds != ['QuantizeLinear']:
         names = ', '.join(sorted(set(kinds))) or 'the output'
-        return f'its result goes on in float, to {names}'
+        helps = ''
+        if any(map(is_sum, takers)):
+            helps = ', which --residual int8 quantizes'
+        return f'its result goes on in float, to {names}{helps}'
     if array(takers[0].inputs[1]).ndim:
         return 'its output has a scale for each channel'
     return None

@@ -17,10 +17,35 @@ from mmauxq.quantizers import Quantizer, named_quantizers
 
 from ..packed import weight_operands
 from . import runtime
-from .graph import PRODUCTS, Lowered, NewNodes, name_of, only_consumer
+from .graph import (
+    PRODUCTS,
+    Lowered,
+    NewNodes,
+    is_sum,
+    name_of,
+    only_consumer,
+)
 from .lower_activation import lower_activation
 from .lower_weight import lower_weight
 from .trace import DOMAIN, OPSET, trace
+
+LIMIT = 2**31 - 1
+"""The most bytes of a protobuf message, which an ONNX file is."""
+OPSETS = {
+    21: 'the first with INT4; both forms are traced at it',
+    25: 'the first with INT2',
+}
+"""Opset of a file -> why."""
+
+
+def check_size(size: int) -> None:
+    """Raise a UsageError if an ONNX file cannot have so many bytes."""
+    if size > LIMIT:
+        raise UsageError(
+            f'model.onnx: expected at most {LIMIT:,} bytes, the limit of '
+            f'protobuf, got {size:,}; packed.safetensors has no limit '
+            '(mmauxq.save_packed)'
+        )
 
 
 def to_onnx(
@@ -123,6 +148,8 @@ def _finish(model: ir.Model, opset: int) -> onnx.ModelProto:
     model.opset_imports.clear()
     model.opset_imports[''] = opset
     model.ir_version = 13 if opset >= 25 else 10
+    constants = model.graph.initializers.values()
+    check_size(sum(value.const_value.nbytes for value in constants))
     proto = ir.to_proto(model)
     del proto.graph.value_info[:]
     for value in [*proto.graph.input, *proto.graph.output]:
@@ -142,11 +169,7 @@ def residual_values(graph: ir.Graph) -> list[str]:
     """
     names: list[str] = []
     for node in graph:
-        if (
-            node.op_type == 'Add'
-            and not any(value.is_initializer() for value in node.inputs)
-            and any(_from_product(value) for value in node.inputs)
-        ):
+        if is_sum(node) and any(map(_from_product, node.inputs)):
             output = node.outputs[0]
             after = only_consumer(output)
             if after is not None and after.op_type == 'Relu':

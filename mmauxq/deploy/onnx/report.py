@@ -19,14 +19,16 @@ onnxruntime {runtime[onnxruntime]}; {runtime[cpu]} ({features}).
 ## Agreement with the PyTorch network
 
 On {agreement[model.onnx][images]} images, {origin}. `slim.pth` and \
-`packed.safetensors` were loaded again and give the logits of the PyTorch \
-network to the bit, on {agreement[slim.pth][bit_equal_on]} of them. \
-`model.onnx` ran in ONNX Runtime on all:
+`packed.safetensors` were loaded again and ran on all of them: they give the \
+logits of the PyTorch network to the bit. `model.onnx` ran in ONNX Runtime on \
+all of them, too:
 
-|  | model.onnx |
+|  | measured |
 | --- | ---: |
-| top-1 of PyTorch | {top1_torch} |
-| top-1 | {top1} |
+| top-1 of PyTorch | {top1[torch]} |
+| top-1 of `slim.pth` | {top1[slim.pth]} |
+| top-1 of `packed.safetensors` | {top1[packed.safetensors]} |
+| top-1 of `model.onnx` | {top1[model.onnx]} |
 | images with the same class | {agreement[model.onnx][same_class]} |
 | largest difference of logits \
 | {agreement[model.onnx][max_difference]:.1e} \
@@ -45,7 +47,8 @@ network to the bit, on {agreement[slim.pth][bit_equal_on]} of them. \
 
 ## model.onnx
 
-Opset {onnx[opset]}, weights as {types} (`--weights {onnx[weights]}`), \
+Opset {onnx[opset]} ({onnx[opset_reason]}), weights as {types} \
+(`--weights {onnx[weights]}`), \
 residual sums `{onnx[residual]}`. {onnx[batch_norms_folded]} batch norms \
 folded, {kept}.
 
@@ -80,6 +83,11 @@ NORMS = (
     'after.'
 )
 KEPT = ': a negative slope would need a code that the type does not hold'
+SATURATES = (
+    'two products of its codes may not fit 16 bits. x86 processors without '
+    'VNNI add them there, and ONNX Runtime then gives other codes unless its '
+    'session has `session.x64quantprecision` = `1`.'
+)
 TYPED = (
     'This form is small; the runtime computes it in float. `--weights int8` '
     'is the form for integer kernels.'
@@ -116,9 +124,6 @@ def layer_table(
         - sum(p.numel() for q in quantizers.values() for p in q.parameters()),
         multiply_adds=sum(row['multiply_adds'] for row in rows),
         bit_operations=sum(row['bit_operations'] for row in rows),
-        guidance_left=sum(
-            'guidance' in name for name in architecture.state_dict()
-        ),
     )
 
 
@@ -141,14 +146,15 @@ def as_markdown(report: dict[str, Any]) -> str:
         norm = report['batch_norm']
         before, after = norm['top1_before'], norm['top1_after']
         norms = NORMS.format(norm['batches'], percent(before), percent(after))
+    top1 = {name: one['top1'] for name, one in report['agreement'].items()}
+    top1['torch'] = agreement['top1_torch']
     origins = 'generated', 'of the validation set'
     operators = sorted(onnx['operators'].items())
     return PAGE.format(
         **report,
         features=', '.join(report['runtime']['cpu_features']),
         origin=origins[report['real_images']],
-        top1=percent(agreement['top1']),
-        top1_torch=percent(agreement['top1_torch']),
+        top1={name: percent(value) for name, value in top1.items()},
         codes=codes.format(**agreement),
         norms=norms,
         types=', '.join(sorted(set(onnx['containers'].values()))),
@@ -157,7 +163,7 @@ def as_markdown(report: dict[str, Any]) -> str:
         kernels=TYPED if onnx['weights'] == 'typed' else _kernels(onnx),
         notes=''.join(f'\n\nNote: {note}' for note in onnx['notes']),
         shape=tuple(report['image_shape']),
-        training=_training(report['guidance'], report['guidance_left']),
+        training=_training(report['guidance']),
         table=table(HEAD, map(_layer_row, report['layers']), 'lrrrrrrrrl'),
     )
 
@@ -170,12 +176,14 @@ def _kernels(onnx: dict[str, Any]) -> str:
     )
     for layer, channels in onnx['rounded_channels'].items():
         text += f'\n* `{layer}`: the bias of {channels} channels is rounded.'
+    for layer in onnx['saturating_layers']:
+        text += f'\n* `{layer}`: {SATURATES}'
     for layer, reason in onnx['float_layers'].items():
         text += f'\n* `{layer}` runs in float: {reason}.'
     return text
 
 
-def _training(guidance: dict[str, Any], left: int) -> str:
+def _training(guidance: dict[str, Any]) -> str:
     if not guidance['type']:
         return ''
     cost = 'an unknown number of parameters and multiply-adds'
@@ -186,7 +194,7 @@ def _training(guidance: dict[str, Any], left: int) -> str:
         )
     return (
         f'\n\nIn training, {guidance["type"]} cost {cost} for each forward '
-        f'pass; {left} of its tensors are left.'
+        'pass; the files hold nothing of it.'
     )
 
 

@@ -23,6 +23,11 @@ TIE = 1e-4
 # Difference of logits, as a part of the largest, that float sums in another
 # order may make.
 LOGITS = 1e-5
+# Fields of an agreement that say nothing unless codes were compared.
+OF_CODES = (
+    'unexplained_classes', 'codes', 'ties', 'rounded', 'unexplained',
+    'images_touched',
+)  # fmt: skip
 
 
 @dataclass
@@ -38,7 +43,8 @@ class Agreement:
             the same images if codes are not compared.
         largest_logit: Largest absolute logit.
         same_class: Images to which both give the same class.
-        unexplained_classes: Images with another class and the same codes.
+        unexplained_classes: Images with another class than PyTorch's, which
+            PyTorch does not give from the artefact's codes of that image.
         codes: Number of integer codes of activations compared.
         ties: Codes that differ by one, where the value is within
             :data:`TIE` of a rounding threshold.
@@ -46,6 +52,7 @@ class Agreement:
         unexplained: Codes that differ otherwise.
         images_touched: Images in which a code differs.
         top1: Accuracy of the artefact; ``None`` without labels.
+        codes_compared: Whether the numbers of codes were counted at all.
     """
 
     images: int = 0
@@ -60,6 +67,7 @@ class Agreement:
     images_touched: int = 0
     top1: float | None = None
     top1_torch: float | None = None
+    codes_compared: bool = False
 
     @property
     def holds(self) -> bool:
@@ -68,6 +76,12 @@ class Agreement:
             not (self.unexplained or self.unexplained_classes)
             and self.max_difference <= LOGITS * self.largest_logit
         )
+
+    def measured(self) -> dict[str, Any]:
+        """What was measured, for JSON."""
+        if self.codes_compared:
+            return {**vars(self), 'holds': self.holds}
+        return {k: v for k, v in vars(self).items() if k not in OF_CODES}
 
 
 def compare(
@@ -85,7 +99,7 @@ def compare(
     reach = lowered.reach if lowered else {}
     outputs = [value for value, _ in places.values()]
     running = session(with_outputs(model, outputs))
-    result = Agreement()
+    result = Agreement(codes_compared=lowered is not None)
     exported, from_same_codes, touched = [], [], []
     for images, _ in batches:
         feed = {INPUT: images.numpy()}
@@ -103,13 +117,15 @@ def compare(
         exported.append(torch.from_numpy(output))
         from_same_codes.append(followed)
         touched.append(differs)
-    output, logits = torch.cat(exported), all_logits(architecture, batches)
-    agrees, differs = output.argmax(1) == logits.argmax(1), torch.cat(touched)
+    output, followed = torch.cat(exported), torch.cat(from_same_codes)
+    logits, classes = all_logits(architecture, batches), output.argmax(1)
+    agrees = classes == logits.argmax(1)
     result.images, result.same_class = len(output), int(agrees.sum())
     if lowered is not None:
-        result.images_touched = int(differs.sum())
-        result.unexplained_classes = int((~agrees & ~differs).sum())
-    difference = output - torch.cat(from_same_codes)
+        result.images_touched = int(torch.cat(touched).sum())
+        explained = agrees | (classes == followed.argmax(1))
+        result.unexplained_classes = int((~explained).sum())
+    difference = output - followed
     result.max_difference = float(difference.abs().max())
     result.largest_logit = float(logits.abs().max())
     result.top1 = top1(output, batches)

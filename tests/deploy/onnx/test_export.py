@@ -13,8 +13,10 @@ from mmauxq import files
 from mmauxq.analysis import deployed_bytes
 from mmauxq.deploy.folder import FILES, REPORT
 from mmauxq.deploy.onnx import export as export_module
-from mmauxq.deploy.onnx import runtime, verify
+from mmauxq.deploy.onnx import onnx_model, runtime, verify
+from mmauxq.deploy.packed import fill_packed
 from mmauxq.errors import TrainingError, UsageError
+from mmauxq.quantizers import named_quantizers
 from tests.commands import evaluate, export_command
 from tests.deploy.conftest import CONFIG, OPTIONS
 from tests.support.file_operations import snapshots
@@ -58,7 +60,8 @@ def test_the_report_names_every_byte(exported, network):
 def test_model_onnx_agrees_on_the_whole_test_set(exported):
     agreement = report_of(exported)['agreement']['model.onnx']
     assert agreement['holds'] and agreement['images'] == 599
-    # a tie touches one image, and an image that none touches keeps its class
+    # a tie touches one image, and explains another class of that image alone
+    assert agreement['unexplained_classes'] == 0
     touched = agreement['images_touched']
     assert 599 - agreement['same_class'] <= touched <= agreement['ties']
     assert agreement['codes'] == 599 * (4 * 512 + 3 * 256 + 128)
@@ -77,6 +80,48 @@ def test_the_slim_checkpoint_works_with_the_test_command(
     assert metrics['accuracy/top1'] == pytest.approx(100 * top1, abs=1e-3)
 
 
+def test_accuracies_are_those_of_the_files(exported, network):
+    """The report's numbers for slim and packed, from the files alone."""
+    agreement = report_of(exported)['agreement']
+    batches = network.images(599)
+    architecture = network.architecture
+    for file in ('slim.pth', 'packed.safetensors'):
+        for parameter in architecture.parameters():
+            parameter.data.zero_()
+        if file == 'slim.pth':
+            state = torch.load(exported / file, weights_only=True)
+            architecture.load_state_dict(state['state_dict'])
+        else:
+            fill_packed(exported / file, architecture)
+        top1 = verify.top1(verify.all_logits(architecture, batches), batches)
+        assert agreement[file] == dict(bit_equal_on=599, top1=top1)
+    page = (exported / 'report.md').read_text()
+    assert f'| top-1 of `packed.safetensors` | {top1:.2%} |' in page
+
+
+@pytest.mark.parametrize(
+    'writer, file',
+    [('slim_checkpoint', 'slim.pth'), ('write_packed', 'packed.safetensors')],
+)
+def test_a_file_that_holds_another_network_is_found(
+    network, checkpoint, tmp_path, monkeypatch, writer, file
+):
+    write = getattr(export_module, writer)
+
+    def write_another(*args):
+        args = copy.deepcopy(args)
+        for module in args:
+            if isinstance(module, torch.nn.Module):
+                module.head.fc.bias.data[0] += 0.01
+        return write(*args)
+
+    monkeypatch.setattr(export_module, writer, write_another)
+    with pytest.raises(UsageError, match=f'{file}: the network that was wri'):
+        export_module.export(
+            network, checkpoint, tmp_path / 'out', images=0, say=lambda _: 0
+        )
+
+
 def test_the_report_tells_the_cost(exported):
     report = report_of(exported)
     first = report['layers'][1]
@@ -89,10 +134,9 @@ def test_the_report_tells_the_cost(exported):
     assert report['layers'][0]['weight_bits'] == 32
     assert report['guidance']['type'] == 'mmauxq.AuxAdaptorAggregator'
     assert report['guidance']['parameters'] > 0
-    assert report['guidance_left'] == 0
     page = (exported / 'report.md').read_text()
     assert '| backbone.layer1.0.conv1 | 2 | 2 |' in page
-    assert 'of its tensors are left' in page
+    assert 'the files hold nothing of it' in page
 
 
 def test_the_metadata_say_how_to_use_it(exported):
@@ -102,6 +146,21 @@ def test_the_metadata_say_how_to_use_it(exported):
     assert json.loads(metadata['std']) == pytest.approx([95.89])
     assert json.loads(metadata['classes']) == list('0123456789')
     assert 'argmax' in metadata['postprocessing']
+    assert json.loads(metadata['image_pipeline']) == []  # of arrays
+    assert report_of(exported)['image_pipeline'] == []
+
+
+@pytest.mark.parametrize('early', [True, False])
+def test_a_network_above_the_limit_of_protobuf(
+    checkpoint, tmp_path, fails, monkeypatch, early
+):
+    monkeypatch.setattr(onnx_model, 'LIMIT', 8000 if early else 20000)
+    line = fails(
+        export_command, CONFIG, checkpoint, '--out', tmp_path / 'out',
+        '--weights', 'int8', '--images', 0, *OPTIONS,
+    )  # fmt: skip
+    assert 'model.onnx: expected at most' in line and 'protobuf' in line
+    assert tree(tmp_path) == []
 
 
 def test_integer_kernels(network, checkpoint, tmp_path):
@@ -114,7 +173,11 @@ def test_integer_kernels(network, checkpoint, tmp_path):
     assert len(layers) == 8 and set(layers.values()) == {'QLinearConv'}
     assert report['onnx']['float_layers'] == {}
     assert any('8 of 8 quantized products run in integer' in s for s in lines)
-    assert report['agreement']['model.onnx']['same_class'] > 50
+    agreement = report['agreement']['model.onnx']
+    assert agreement['same_class'] > 50
+    # of codes that were not compared nothing is said
+    assert not set(verify.OF_CODES) & set(agreement)
+    assert 'holds' not in agreement and not agreement['codes_compared']
 
 
 def old_export(folder):
@@ -399,6 +462,33 @@ def test_codes_that_no_type_holds(small_config, tmp_path, fails):
     )  # fmt: skip
     assert 'codes from -255 to 255 fit none of int2, int4, int8' in line
     assert tree(tmp_path) == ['dorefa.pth']
+
+
+def test_the_report_names_what_would_help(small_config, tmp_path):
+    """Of an 8-bit network, whose kernels may saturate elsewhere."""
+    from mmauxq.deploy.onnx.latency import calibrated_network
+
+    cfg = copy.deepcopy(small_config)
+    for role in ('weight', 'activation'):
+        cfg.model.quantizers[role].bits = 8
+    network = calibrated_network(cfg)
+    for name, quantizer in named_quantizers(network.architecture):
+        if name.endswith('weight_quantizer'):
+            quantizer.step.data *= 0.1  # so that all codes are in use
+    state = network.algorithm.state_dict()
+    torch.save(dict(state_dict=state), tmp_path / 'w8a8.pth')
+    report = export_module.export(
+        network, tmp_path / 'w8a8.pth', tmp_path / 'out', 'int8', images=0,
+        say=lambda _: 0,
+    )  # fmt: skip
+    first, second = 'backbone.layer1.0.conv1', 'backbone.layer1.0.conv2'
+    about = report['onnx']
+    assert first in about['saturating_layers']
+    assert set(about['saturating_layers']) <= set(about['integer_layers'])
+    assert '--residual int8 quantizes' in about['float_layers'][second]
+    page = (tmp_path / 'out' / 'report.md').read_text()
+    assert f'* `{first}`: two products of its codes may not fit' in page
+    assert f'* `{second}` runs in float: its result goes on in flo' in page
 
 
 def test_images_are_what_the_runtime_saw(exported, network):

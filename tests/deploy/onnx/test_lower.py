@@ -127,13 +127,14 @@ class Tokens(nn.Module):
         return x.transpose(1, 2)
 
 
-def tokens(per_channel):
+def tokens(per_channel, bits=4):
     torch.manual_seed(0)
     channels = dict(num_channels=8) if per_channel else {}
-    attention = quantized(nn.MultiheadAttention(8, 2, batch_first=True), 4)
-    attention.out_proj = quantized(attention.out_proj, 4)
+    attention = nn.MultiheadAttention(8, 2, batch_first=True)
+    attention = quantized(attention, bits)
+    attention.out_proj = quantized(attention.out_proj, bits)
     return prepared(
-        Tokens(quantized(nn.Linear(4, 8), 4, **channels)), Tokens(attention)
+        Tokens(quantized(nn.Linear(4, 8), bits, **channels)), Tokens(attention)
     )
 
 
@@ -266,6 +267,84 @@ class Branches(nn.Module):
         return x if x.sum() > 0 else -x
 
 
+@pytest.mark.parametrize('bits, may', [(4, False), (8, True)])
+def test_layers_that_may_saturate_are_named(tokens_graph, bits, may):
+    """Two products of 8-bit codes need more than 16 bits."""
+
+    def lowered_with_large_codes(network, graph=None):
+        for module in network.modules():
+            if isinstance(module, LSQ) and module.role == 'weight':
+                module.step.data *= 0.1
+            elif isinstance(module, nn.BatchNorm2d):
+                module.weight.data.abs_()  # -128 could not be turned
+        return to_onnx(network, images(), 'int8', traced=graph)
+
+    lowered = lowered_with_large_codes(convolutions(bits))
+    names = ['layers.0', 'layers.3', 'layers.6', 'layers.9']
+    assert lowered.saturating == (names if may else [])
+    for name in names:
+        codes = weight_codes(lowered, f'{name}.weight_quantizer')
+        inputs = 2**bits - 1
+        if name == 'layers.0':  # shifted by 128, as it is signed
+            inputs = 128 + 2 ** (bits - 1) - 1
+        assert (2 * inputs * abs(codes).max() > 2**15 - 1) == may
+    lowered = lowered_with_large_codes(tokens(False, bits), tokens_graph)
+    assert ('layers.0.layer' in lowered.saturating) == may
+
+
+@pytest.mark.parametrize('pooling', [False, True])
+def test_a_float_layer_stays_float_whatever_follows(pooling):
+    """The runtime would round the bias of a convolution whose quantizer it
+    can move in front of what lies between."""
+    network = prepared(
+        quantized(nn.Conv2d(4, 8, 3, padding=1), 4),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.MaxPool2d(2) if pooling else nn.Identity(),
+        quantized(nn.Conv2d(8, 8, 1), 4)
+        if pooling
+        else Tokens(quantized(nn.Linear(8, 8), 4)),
+    )
+    lowered, kernels = exported(network, trace(network, SHAPE), 'int8')
+    assert 'layers.0' in lowered.float_layers and 'layers.0' not in kernels
+
+
+@pytest.mark.parametrize('weights', ['typed', 'int8'])
+@pytest.mark.parametrize('tiny', ['weight', 'input', 'both'])
+def test_dead_channels_and_tiny_steps(weights, tiny):
+    """A channel of zeros whose scale is the least that there is, and layers
+    in which every value is beyond the last code."""
+    channels = dict(num_channels=8)
+    layers = [
+        quantized(nn.Conv2d(4, 8, 3, padding=1), 4, **channels),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        quantized(nn.Conv2d(8, 8, 3), 4, **channels),
+        nn.ReLU(),
+        quantized(nn.Conv2d(8, 8, 1), 4, **channels),
+    ]
+    for layer in layers[::3]:
+        nn.init.zeros_(layer.weight[2])
+    network = prepared(*layers)
+    epsilon = torch.finfo(torch.float32).eps
+    if tiny != 'input':
+        nn.init.constant_(layers[3].weight_quantizer.step, epsilon)
+    if tiny != 'weight':
+        nn.init.constant_(layers[3].input_quantizer.step, epsilon)
+    lowered, _ = exported(network, trace(network, SHAPE), weights)
+    codes = weight_codes(lowered, 'layers.0.weight_quantizer')
+    assert not codes[2].any() and codes[0].any()
+
+
+def weight_codes(lowered, name):
+    (tensor,) = [
+        tensor
+        for tensor in lowered.model.graph.initializer
+        if tensor.name == f'{name}.codes'
+    ]
+    return numpy_helper.to_array(tensor).astype(int)
+
+
 def test_what_pytorch_cannot_express_is_one_line():
     network = prepared(quantized(nn.Conv2d(4, 4, 1)), Branches())
     with pytest.raises(UsageError, match='PyTorch cannot express') as error:
@@ -296,6 +375,11 @@ class Residual(nn.Module):
 
 def test_quantized_residual_sums():
     network = prepared(Residual())
+    lowered = to_onnx(network, images(), 'int8')
+    assert lowered.float_layers == {
+        'layers.0.block.3': 'its result goes on in float, to Add, which '
+        '--residual int8 quantizes'
+    }
     lowered = to_onnx(network, images(), 'int8', 'int8')
     counts, kernels = runtime.operators(lowered.model)
     assert list(kernels.values()) == ['QLinearConv'] * 2

@@ -1,10 +1,11 @@
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import nn
 
 from mmauxq.deploy.onnx import integer_bias, runtime
-from mmauxq.deploy.onnx.onnx_model import to_onnx
+from mmauxq.deploy.onnx.onnx_model import OPSETS, to_onnx
 from mmauxq.deploy.onnx.trace import trace
 from mmauxq.deploy.onnx.verify import LOGITS, compare, differing_weights
 from tests.networks import batch, joint_qat
@@ -127,6 +128,20 @@ def test_weights_take_the_narrowest_type(traced, name, kind, opset):
     assert set(lowered.containers.values()) == {kind}
     assert lowered.opset == opset
     assert lowered.folded or lowered.kept
+
+
+def test_the_opset_is_the_first_with_the_types(traced):
+    """In ONNX's own definitions, and of the int8 form as well."""
+    for kind, opset in (('int4', 21), ('int2', 25)):
+        for version, has in ((opset - 1, False), (opset, True)):
+            schema = onnx.defs.get_schema('DequantizeLinear', version)
+            types = {t for c in schema.type_constraints
+                     for t in c.allowed_type_strs}  # fmt: skip
+            assert (f'tensor({kind})' in types) == has
+        assert opset in OPSETS
+    _, _, lowered = lowered_like(traced, 'lsq2', 'int8')
+    assert lowered.opset == 21
+    assert lowered.model.opset_import[0].version == 21
 
 
 def test_products_run_in_integer_kernels(traced):

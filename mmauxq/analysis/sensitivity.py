@@ -210,6 +210,8 @@ def sensitivities(
 ) -> Iterator[tuple[str, Choice]]:
     """Name and choice of each layer at each of ``bits``, alone.
 
+    A layer that has these bits already stays as it is, and loses nothing.
+
     Args:
         layers: Result of :func:`as_they_are`.
         bits: Widths.
@@ -219,7 +221,6 @@ def sensitivities(
     for name, layer in layers.items():
         for count in bits:
             width = width_at(quantizers, count)
-            yield (
-                name,
-                replace(layer, width=width, loss=measure({name: width})),
-            )
+            same = width == layer.width
+            loss = Loss() if same else measure({name: width})
+            yield name, replace(layer, width=width, loss=loss)

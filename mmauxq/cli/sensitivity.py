@@ -163,8 +163,13 @@ def _measure(
     measure = partial(analysis.loss_at, validation, quantizers, images)
 
     def together(chosen: 'allocation.Allocation') -> 'allocation.Loss':
-        pairs = ((n, c.width) for n, c in chosen.items() if c is not base[n])
-        return measure(dict(pairs))
+        return measure(
+            {
+                name: choice.width
+                for name, choice in chosen.items()
+                if choice.width != base[name].width
+            }
+        )
 
     layers = {name: [choice] for name, choice in base.items()}
     proposals = {}

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from torch import nn
 
 from mmauxq.analysis.sensitivity import set_quantizers, width_at
@@ -58,7 +59,12 @@ def load_every_layer(cfg: Config, checkpoint: str) -> Network:
             else:
                 set_quantizers(layer, nn.Identity(), nn.Identity())
     check_architecture(algorithm.architecture, state, str(checkpoint))
-    algorithm.architecture.load_state_dict(state, strict=False)
+    loaded = algorithm.architecture.load_state_dict(state, strict=False)
+    if loaded.unexpected_keys:  # such as of a deeper network
+        raise UsageError(
+            f'{checkpoint}: expected a checkpoint of this architecture, got '
+            f'one that also has {loaded.unexpected_keys[0]}'
+        )
     meta = content.get('meta') if 'state_dict' in content else None
     return Network(algorithm, cfg, meta if isinstance(meta, dict) else {})
 
@@ -66,9 +72,13 @@ def load_every_layer(cfg: Config, checkpoint: str) -> Network:
 @contextmanager
 def _without_log() -> Iterator[None]:
     """While active, nothing below a warning is logged."""
-    before = logging.root.manager.disable
-    logging.disable(logging.INFO)
+    logger = MMLogger.get_current_instance()
+
+    def passes(record: logging.LogRecord) -> bool:
+        return record.levelno > logging.INFO
+
+    logger.addFilter(passes)
     try:
         yield
     finally:
-        logging.disable(before)
+        logger.removeFilter(passes)

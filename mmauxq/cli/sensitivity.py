@@ -100,7 +100,7 @@ def run(args: argparse.Namespace, mark_running: Callable) -> None:
     from mmauxq.deploy.folder import check_folder
     from mmauxq.files import write_atomically, written_together
 
-    out = check_folder(args.out, FILES, 'sensitivity')
+    out = check_folder(args.out, FILES, 'analysis')
     need('matplotlib', 'rich', 'scipy')
     cfg = load_config(args)
     read_checkpoint(args.checkpoint)  # before anything is built

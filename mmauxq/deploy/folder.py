@@ -17,7 +17,7 @@ FILES = ('slim.pth', 'packed.safetensors', 'model.onnx', 'report.md', REPORT)
 def check_folder(
     out: str | os.PathLike,
     names: Sequence[str] = FILES,
-    command: str = 'export',
+    what: str = 'export',
 ) -> Path:
     """``out``, or a UsageError if a command would replace a file there that
     is not of its own.
@@ -25,7 +25,7 @@ def check_folder(
     Args:
         out: Folder, there or not.
         names: Of the files that the command writes; its report is the last.
-        command: For the message.
+        what: The command makes, for the message.
     """
     out, report = Path(out), names[-1]
     files.check_folder('--out', out)
@@ -36,8 +36,8 @@ def check_folder(
     if mine and not files.left_over(out) and read_report(out, report) is None:
         raise UsageError(
             '--out: expected a folder without files of these names or one of '
-            f'an earlier {command}, got {out}, which holds {mine[0]} but no '
-            f'{report} of it'
+            f'an earlier {what}, got {out}, which holds {mine[0]} but no '
+            f'{report} of an {what}'
         )
     return out
 

@@ -55,8 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument(
         '--max-drop', type=_points, metavar='X',
-        help='propose bits for which at most X points of the metric are '
-        'predicted to be lost',
+        help='propose bits with which at most X points of the metric are '
+        'lost, as predicted and as measured',
     )  # fmt: skip
     budget.add_argument(
         '--size', type=_size, metavar='Y',

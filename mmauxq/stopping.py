@@ -21,6 +21,7 @@ AGAIN = 5.0
 HINTS = {
     'train': 'go on with --resume',
     'export': 'the same command begins anew',
+    'sensitivity': 'the same command begins anew',
     'compare': 'the same command goes on from here',
 }
 """What helps after a command was stopped."""

@@ -19,6 +19,7 @@ COMMANDS = {
     'export': 'write the files that are deployed, and check them',
     'audit': 'count the levels of every quantized tensor',
     'latency': 'measure the speed of the exported forms',
+    'sensitivity': 'measure which layers need which bits, and propose them',
     'compare': 'train several recipes by several seeds, and compare them',
 }
 
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name in COMMANDS:
         return run(name, rest, f'mmauxq {name}')
     if name in ('-h', '--help'):
-        rows = [f'  {name:8} {text}' for name, text in COMMANDS.items()]
+        rows = [f'  {name:11} {text}' for name, text in COMMANDS.items()]
         print(USAGE.format('\n'.join(rows)))
         return 0
     if name == '--version':

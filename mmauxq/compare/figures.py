@@ -150,7 +150,7 @@ def plot_quickstart(
         if not row:
             axes.set_title(where, fontsize=10)
     figure.suptitle(title, fontsize=12)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_comparison(folder: Path, records: Sequence[Mapping]) -> None:
@@ -275,10 +275,11 @@ def _sheet(path: Path, size: tuple[float, float] = (6, 4)) -> Iterator[Axes]:
     """Axes to draw on; the figure is written to ``path`` afterwards."""
     figure, axes = plt.subplots(figsize=size, layout='constrained')
     yield axes
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure, whole or not at all, and close it."""
     for axes in figure.axes:
         axes.spines[['top', 'right']].set_visible(False)
     content = io.BytesIO()

@@ -45,9 +45,9 @@ class Network:
         """Whether an image may have several labels, or none."""
         return isinstance(self.architecture.head, MultiLabelClsHead)
 
-    def batches(self, split: str = 'val') -> Iterator[tuple[Tensor, Tensor]]:
-        """Preprocessed images (N, C, H, W) and labels (N,), -1 if unknown, of
-        the split ``'train'`` or ``'val'``. Several labels count as unknown."""
+    def samples(self, split: str = 'val') -> Iterator[tuple[Tensor, list]]:
+        """Preprocessed images (N, C, H, W) and their data samples, of the
+        split ``'train'`` or ``'val'``."""
         from mmengine.runner import Runner
 
         loader = self.cfg.get(f'{split}_dataloader')
@@ -56,7 +56,12 @@ class Network:
         for data in Runner.build_dataloader(copy.deepcopy(loader), seed=0):
             data = self.algorithm.data_preprocessor(data, False)
             images = data['inputs'].float()
-            samples = data.get('data_samples') or [{}] * len(images)
+            yield images, data.get('data_samples') or [{}] * len(images)
+
+    def batches(self, split: str = 'val') -> Iterator[tuple[Tensor, Tensor]]:
+        """The images of :meth:`samples` and labels (N,), -1 if unknown.
+        Several labels count as unknown."""
+        for images, samples in self.samples(split):
             labels = [-1 if self.multi_label else _label(s) for s in samples]
             yield images, torch.tensor(labels)
 

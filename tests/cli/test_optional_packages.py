@@ -111,6 +111,7 @@ def test_they_need_none_that_another_would_stand_in_for(tmp_path):
         ('export', ['recipe.py', 'none.pth', '--out', 'out'], 'safetensors'),
         ('audit', ['recipe.py', 'none.pth', '--onnx', 'recipe.py'], 'onnx'),
         ('latency', ['recipe.py'], 'onnxruntime'),
+        ('sensitivity', ['recipe.py', 'none.pth', '--out', 'out'], 'scipy'),
     ],
 )
 def test_a_missing_package_is_one_line(
@@ -125,7 +126,7 @@ def test_a_missing_package_is_one_line(
     assert done.returncode == 2
     assert done.stderr == (
         f'error: this needs the package {package}, which is not installed: '
-        'pip install "mmauxq[export]"\n'
+        f'pip install {INSTALL[package]}\n'
     )
 
 

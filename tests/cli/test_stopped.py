@@ -38,6 +38,7 @@ WORDS = {
     'export': ['x.pth', '--out', 'out', '--images', '0'],
     'audit': ['x.pth'],
     'latency': [],
+    'sensitivity': ['x.pth', '--out', 'out'],
     'compare': ['--out', 'out', '--arms'],
 }
 IN_CONFIG = """
@@ -104,6 +105,7 @@ KINDS = dict(SIGINT=2, SIGTERM=15)
 HINTS = dict(
     train='; go on with --resume',
     export='; the same command begins anew',
+    sensitivity='; the same command begins anew',
     compare='; the same command goes on from here',
 )
 # Files of this size at most: what a disk says that is full.

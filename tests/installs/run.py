@@ -32,7 +32,9 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-COMMANDS = ('train', 'test', 'export', 'audit', 'latency', 'compare')
+COMMANDS = (
+    'train', 'test', 'export', 'audit', 'latency', 'sensitivity', 'compare',
+)  # fmt: skip
 PACKAGES = ('torch', 'torchvision', 'mmengine', 'mmpretrain')
 ADDS = 'pip install "mmauxq['
 HANGS = 3600

@@ -14,14 +14,14 @@ PAGE = """\
 # Export report
 
 MMAuxQ {mmauxq_version}, torch {runtime[torch]}, onnx {runtime[onnx]}, \
-onnxruntime {runtime[onnxruntime]}; {runtime[cpu]} ({features}).
+onnxruntime {runtime[onnxruntime]}{qonnx}; {runtime[cpu]} ({features}).
 
 ## Agreement with the PyTorch network
 
 On {agreement[model.onnx][images]} images, {origin}. `slim.pth` and \
 `packed.safetensors` were loaded again and give the logits of the PyTorch \
 network to the bit, on {agreement[slim.pth][bit_equal_on]} of them. \
-`model.onnx` ran in ONNX Runtime on all:
+`model.onnx` ran in {engine} on all:
 
 |  | model.onnx |
 | --- | ---: |
@@ -45,11 +45,11 @@ network to the bit, on {agreement[slim.pth][bit_equal_on]} of them. \
 
 ## model.onnx
 
-Opset {onnx[opset]}, weights as {types} (`--weights {onnx[weights]}`), \
+Opset {onnx[opset]}, weights as {types} (`{option}`), \
 residual sums `{onnx[residual]}`. {onnx[batch_norms_folded]} batch norms \
 folded, {kept}.
 
-Operators that the runtime runs: {operators}.
+Operators that {runs}: {operators}.
 
 {kernels}{notes}
 
@@ -80,9 +80,11 @@ NORMS = (
     'after.'
 )
 KEPT = ': a negative slope would need a code that the type does not hold'
-TYPED = (
-    'This form is small; the runtime computes it in float. `--weights int8` '
-    'is the form for integer kernels.'
+FLOAT = dict(
+    typed='This form is small; the runtime computes it in float. `--weights '
+    'int8` is the form for integer kernels.',
+    qonnx='Each quantizer is a `Quant` node of QONNX. Batch norms stand as '
+    'they were trained.',
 )
 
 
@@ -141,6 +143,12 @@ def as_markdown(report: dict[str, Any]) -> str:
         norm = report['batch_norm']
         before, after = norm['top1_before'], norm['top1_after']
         norms = NORMS.format(norm['batches'], percent(before), percent(after))
+    option, runs = f'--weights {onnx["weights"]}', 'the runtime runs'
+    qonnx, engine = '', 'ONNX Runtime'
+    if onnx['weights'] == 'qonnx':
+        option, runs = '--format qonnx', 'the file has'
+        qonnx = f', qonnx {report["runtime"]["qonnx"]}'
+        engine = 'the executor of the package qonnx'
     origins = 'generated', 'of the validation set'
     operators = sorted(onnx['operators'].items())
     return PAGE.format(
@@ -154,7 +162,11 @@ def as_markdown(report: dict[str, Any]) -> str:
         types=', '.join(sorted(set(onnx['containers'].values()))),
         kept=f'{kept} kept{KEPT if kept else ""}',
         operators=', '.join(f'{count} {name}' for name, count in operators),
-        kernels=TYPED if onnx['weights'] == 'typed' else _kernels(onnx),
+        kernels=FLOAT.get(onnx['weights']) or _kernels(onnx),
+        option=option,
+        runs=runs,
+        qonnx=qonnx,
+        engine=engine,
         notes=''.join(f'\n\nNote: {note}' for note in onnx['notes']),
         shape=tuple(report['image_shape']),
         training=_training(report['guidance'], report['guidance_left']),

@@ -13,7 +13,7 @@ from mmauxq.errors import UsageError
 from mmauxq.quantizers import Quantizer
 from mmauxq.quantizers.base import Grid
 
-from .graph import Lowered, NewNodes, array, name_of
+from .graph import Lowered, NewNodes, array, name_of, only_consumer
 
 DOMAIN = 'qonnx.custom_op.general'
 # Versions of the qonnx package before 1.0 know no other name, and its
@@ -33,7 +33,9 @@ def lower_quantizer(
     A weight is stored as the values that the quantizer gives, which every
     rounding mode leaves as they are. An offset is subtracted before and added
     after the node, whose zero point is always 0: FINN reads no other, and an
-    offset that was learned is no whole number of steps.
+    offset that was learned is no whole number of steps. An unsigned quantizer
+    of activations follows a ReLU of its own, which changes no code: FINN
+    makes thresholds of both, and takes the ReLU away.
 
     Args:
         operand: What the quantizer takes, for a weight; else ``None``.
@@ -48,7 +50,7 @@ def lower_quantizer(
     like = torch.empty((1,) * len(source.shape))
     scale = quantizer.broadcast(grid.scale, like).numpy(force=True)
     offset = None
-    if grid.offset is not None:
+    if grid.offset is not None and grid.offset.any():
         offset = quantizer.broadcast(grid.offset, like).numpy(force=True)
         shift = new.constant('offset', offset, 'float')
     if operand is not None:
@@ -59,6 +61,8 @@ def lower_quantizer(
         result.containers[name] = f'{"" if signed else "u"}int{bits}'
     if offset is not None:
         source = new.add('Sub', 'shifted', source, shift)
+    if operand is None and not (signed or _is_own_relu(source)):
+        source = new.add('Relu', 'rectified', source)
     value = new.add(
         OPERATOR, 'value', source,
         new.constant('scale', scale, 'float'),
@@ -95,12 +99,28 @@ def quant_range(name: str, grid: Grid) -> tuple[int, int, int]:
     return signed, narrow, bits
 
 
+def _is_own_relu(value: ir.Value) -> bool:
+    producer = value.producer()
+    return (
+        producer is not None
+        and producer.op_type == 'Relu'
+        and only_consumer(value) is not None
+    )
+
+
 def for_front_ends(graph: ir.Graph) -> None:
-    """What the readers of QONNX expect: one image, and poolings of whole
-    images by the operator of that name."""
+    """What the readers of QONNX expect: one image, poolings of whole images
+    by the operator of that name, biases of linear layers."""
     for value in (*graph.inputs, *graph.outputs):
         value.shape = ir.Shape([1, *value.shape[1:]])
     for node in list(graph):
+        if node.op_type == 'Gemm' and len(node.inputs) == 2:
+            new = NewNodes(graph, node.outputs[0].name)
+            outputs = node.outputs[0].shape[-1]
+            node.resize_inputs(3)
+            node.replace_input_with(
+                2, new.constant('bias', np.zeros(outputs), 'float')
+            )
         if node.op_type == 'ReduceMean' and _is_global(node):
             pooling = ir.node(
                 'GlobalAveragePool', node.inputs[:1], name=node.name

@@ -102,10 +102,15 @@ def export(
         sizes['model.onnx'] = len(content)
         write_atomically(part / 'model.onnx', content)
         operators, kernels = _operators(lowered)
+        runs = (
+            f'{len(kernels)} of {len(lowered.containers)} quantized products '
+            'run in integer kernels'
+        )
+        if lowered.weights == 'qonnx':
+            runs = f'{operators["Quant"]} Quant nodes'
         say(
             f'model.onnx: opset {lowered.opset}, {sizes["model.onnx"]:,} '
-            f'bytes; {len(kernels)} of {len(lowered.containers)} quantized '
-            'products run in integer kernels'
+            f'bytes; {runs}'
         )
         agreement = check(architecture, lowered, residual, batches, say)
         same = dict(bit_equal_on=len(sample), top1=agreement.top1_torch)

@@ -108,6 +108,11 @@ def _lower(
             operand = operands.get(name)
             lower_quantizer(node, quantizers[name], operand, result)
         for_front_ends(model.graph)
+        result.kept = {
+            node.outputs[0].name: 'this form folds none'
+            for node in model.graph
+            if node.op_type == 'BatchNormalization'
+        }
         result.opset, result.model = OPSET, _finish(model, OPSET)
         return result
     quantize_values(model.graph, ranges)

@@ -160,7 +160,7 @@ def as_markdown(report: dict[str, Any]) -> str:
         codes=codes.format(**agreement),
         norms=norms,
         types=', '.join(sorted(set(onnx['containers'].values()))),
-        kept=f'{kept} kept{KEPT if kept else ""}',
+        kept=f'{kept} kept{KEPT if kept and not qonnx else ""}',
         operators=', '.join(f'{count} {name}' for name, count in operators),
         kernels=FLOAT.get(onnx['weights']) or _kernels(onnx),
         option=option,

@@ -11,8 +11,7 @@ from mmauxq.files import parse_json
 from mmauxq.optional import need
 from mmauxq.quantizers.base import ROLES
 
-from .lower_qonnx import DOMAIN, OPERATOR
-from .qonnx_executor import Session
+from .qonnx_executor import DOMAIN, OPERATOR, Session
 from .runtime import inner_values, session
 from .trace import INPUT
 

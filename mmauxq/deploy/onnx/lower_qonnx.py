@@ -14,11 +14,7 @@ from mmauxq.quantizers import Quantizer
 from mmauxq.quantizers.base import Grid
 
 from .graph import Lowered, NewNodes, array, name_of, only_consumer
-
-DOMAIN = 'qonnx.custom_op.general'
-# Versions of the qonnx package before 1.0 know no other name, and its
-# clean-up keeps weight quantizers of this name alone.
-OPERATOR = 'Quant'
+from .qonnx_executor import DOMAIN, OPERATOR
 
 
 def lower_quantizer(

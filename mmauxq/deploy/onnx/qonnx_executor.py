@@ -2,7 +2,7 @@
 
 import importlib.metadata
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -12,10 +12,15 @@ from mmauxq.optional import need
 from mmauxq.quantizers import named_quantizers
 
 from ..packed import weight_operands
-from .graph import Lowered
-from .lower_qonnx import OPERATOR
 from .trace import INPUT
 
+if TYPE_CHECKING:
+    from .graph import Lowered
+
+DOMAIN = 'qonnx.custom_op.general'
+# ``IntQuant`` is its newer name. The clean-up of the package, and FINN, handle
+# quantizers of this name alone.
+OPERATOR = 'Quant'
 # The executor keeps every value of the graph.
 MOST_VALUES = 2**28
 
@@ -94,7 +99,7 @@ class Session:
 
 
 def differing_weights(
-    architecture: nn.Module, lowered: Lowered, image: Tensor
+    architecture: nn.Module, lowered: 'Lowered', image: Tensor
 ) -> list[str]:
     """Weight quantizers whose codes in the file are not those of PyTorch."""
     operands = weight_operands(architecture, image)

@@ -27,6 +27,8 @@ export = [
     'safetensors>=0.5',
     'torch>=2.8',  # has torch.onnx.ops
 ]
+# There is none for Python 3.10 beside the onnx that export needs.
+qonnx = ['qonnx>=1.0; python_version >= "3.11"']
 digits = ['scikit-learn']
 extras = {
     'openmmlab': [
@@ -44,9 +46,11 @@ extras = {
     'compare': ['matplotlib', 'rich', 'scipy'],
     'digits': digits,
     'export': export,
+    'qonnx': [*export, *qonnx],
     'tests': [
         *digits,
         *export,
+        *qonnx,
         'build',
         'codespell',
         'hypothesis',

@@ -165,16 +165,17 @@ def export_onnx(
             evaluation mode.
         file: To write; complete or absent, never half-written.
         images: (N, C, H, W), as the network takes them, to compare on; the
-            model takes any number of such images.
+            model takes any number of such images, that of QONNX one.
         weights: ``'typed'``, the narrowest types that hold the codes, or
-            ``'int8'``, the form for integer kernels.
+            ``'int8'``, the form for integer kernels, or ``'qonnx'``, a
+            ``Quant`` node for each quantizer.
 
     Returns:
         A :class:`mmauxq.deploy.onnx.verify.Agreement`.
 
     Raises:
         UsageError: If the network cannot be exported, or computes something
-            else in ONNX Runtime.
+            else in ONNX Runtime, or in the executor of the package qonnx.
     """
     from .deploy.onnx.export import check, lower
     from .deploy.onnx.metadata import add_metadata

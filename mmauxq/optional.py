@@ -10,6 +10,7 @@ INSTALL = {
     'onnxruntime': '"mmauxq[export]"',
     'onnxscript': '"mmauxq[export]"',
     'openvino': 'openvino',
+    'qonnx': '"mmauxq[qonnx]"',
     'rich': '"mmauxq[compare]"',
     'safetensors': '"mmauxq[export]"',
     'scipy': '"mmauxq[compare]"',

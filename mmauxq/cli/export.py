@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable
 
 from mmauxq import compat
+from mmauxq.errors import UsageError
 from mmauxq.optional import need
 
 from .load_config import load_config
@@ -30,11 +31,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_network_arguments(parser, 1000, 'validation images to compare on')
     parser.add_argument('--out', required=True, metavar='DIR', help='folder')
     parser.add_argument(
+        '--format',
+        choices=['onnx', 'qonnx'],
+        default='onnx',
+        help='of model.onnx: onnx, for ONNX Runtime and OpenVINO; qonnx: a '
+        'Quant node for each quantizer, for FINN and hls4ml',
+    )
+    parser.add_argument(
         '--weights',
         choices=['typed', 'int8'],
-        default='typed',
-        help='typed: the narrowest ONNX type, small, computed in float; '
-        'int8: the form that runtimes give to integer kernels, fast',
+        help='typed: the narrowest ONNX type, small, computed in float '
+        '(default); int8: the form that runtimes give to integer kernels, '
+        'fast (both with --format onnx)',
     )
     parser.add_argument(
         '--residual',
@@ -52,12 +60,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _form(args: argparse.Namespace) -> str:
+    """The ``weights`` of the export; a UsageError if options contradict."""
+    if args.format == 'onnx':
+        return args.weights or 'typed'
+    for name, value in (
+        ('weights', args.weights),
+        ('residual', args.residual == 'int8' and 'int8'),
+    ):
+        if value:
+            raise UsageError(
+                f'--format qonnx: expected no --{name} beside it, which is '
+                f'for --format onnx, got --{name} {value}'
+            )
+    return 'qonnx'
+
+
 def run(args: argparse.Namespace, mark_running: Callable) -> None:
     """Export a trained network."""
     from mmauxq.deploy.folder import check_folder
 
+    weights = _form(args)
     check_folder(args.out)
     need('onnx', 'onnxscript', 'onnxruntime', 'safetensors')
+    if weights == 'qonnx':
+        need('qonnx')
     network = load(args)
     from mmauxq.deploy.onnx.export import export
 
@@ -65,7 +92,7 @@ def run(args: argparse.Namespace, mark_running: Callable) -> None:
         network,
         args.checkpoint,
         args.out,
-        args.weights,
+        weights,
         args.residual,
         args.images,
         args.batch_norm,

@@ -174,10 +174,13 @@ def try_commands(place: Place, lines: list[str]) -> None:
 
 def try_additions(place: Place, additions: list[str]) -> None:
     """Commands that lack something name the line that adds it."""
-    for line in (
+    lines = [
         'mmauxq export recipe.py run/slim.pth --out ship --images 64',
         'mmauxq compare --arms aux=recipe.py --seeds 0 --out compared',
-    ):
+    ]
+    if sys.version_info >= (3, 11):
+        lines.append(f'{lines[0]} --format qonnx')
+    for line in lines:
         said = place.type(line, status=2)
         addition = ''.join(said.rpartition('pip install')[1:]).strip()
         if addition not in additions:

@@ -8,9 +8,12 @@ import numpy as np
 from mmauxq.analysis import LevelCount
 from mmauxq.errors import UsageError, one_line, shorten
 from mmauxq.files import parse_json
+from mmauxq.optional import need
 from mmauxq.quantizers.base import ROLES
 
-from .runtime import inner_values
+from .qonnx_executor import DOMAIN, OPERATOR, Session
+from .runtime import inner_values, session
+from .trace import INPUT
 
 
 def audit_onnx(
@@ -39,6 +42,8 @@ def audit_onnx(
         )
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     quantizers = _quantizers(file, metadata.get('mmauxq_quantizers'))
+    if _is_qonnx(model):
+        need('qonnx')
     try:
         return _count(model, quantizers, images)
     except Exception as error:  # whatever a damaged graph brings about
@@ -81,32 +86,27 @@ def _quantizers(file: str | os.PathLike, text: str | None) -> dict[str, dict]:
 def _count(
     model: Any, quantizers: dict[str, dict], images: np.ndarray
 ) -> list[LevelCount]:
-    from onnx import numpy_helper
-
-    tensors = {t.name: t for t in model.graph.initializer}
-    pairs = {
-        node.input[0]: node
-        for node in model.graph.node
-        if node.op_type == 'DequantizeLinear'
+    weights = [
+        n for n, entry in quantizers.items() if entry['role'] == 'weight'
+    ]
+    values = {name: quantizers[name]['codes'] for name in weights}
+    if _is_qonnx(model):
+        start: Any = Session
+        rows = _qonnx_rows(model, values, images[:1])
+    else:
+        start = session
+        rows = _typed_rows(model, values)
+    levels = {
+        name: max(len(np.unique(row.astype(np.int32))) for row in rows[name])
+        for name in weights
     }
-    levels: dict[str, int] = {}
-    seen: dict[str, set[int]] = {}
-    for name, entry in quantizers.items():
-        if entry['role'] != 'weight':
-            seen[entry['codes']] = set()
-            continue
-        pair = pairs[entry['codes']]
-        codes, scale = (
-            numpy_helper.to_array(tensors[key]) for key in pair.input[:2]
-        )
-        rows = [codes]
-        if scale.ndim:
-            (axis,) = (a.i for a in pair.attribute if a.name == 'axis')
-            rows = np.moveaxis(codes, axis, 0)
-        levels[name] = max(
-            len(np.unique(row.astype(np.int32))) for row in rows
-        )
-    for batch in inner_values(model, list(seen), images) if seen else ():
+    seen: dict[str, set[int]] = {
+        entry['codes']: set()
+        for name, entry in quantizers.items()
+        if name not in levels
+    }
+    names = list(seen)
+    for batch in inner_values(model, names, images, start) if seen else ():
         for value, codes in batch.items():
             seen[value].update(np.unique(codes).tolist())
     for name, entry in quantizers.items():
@@ -116,3 +116,47 @@ def _count(
         LevelCount(name, quantizers[name]['bits'], count)
         for name, count in levels.items()
     ]
+
+
+def _is_qonnx(model: Any) -> bool:
+    return any(entry.domain == DOMAIN for entry in model.opset_import)
+
+
+def _typed_rows(model: Any, values: dict[str, str]) -> dict[str, Any]:
+    """Name -> codes of a weight, in rows that share a scale."""
+    from onnx import numpy_helper
+
+    tensors = {t.name: t for t in model.graph.initializer}
+    pairs = {
+        node.input[0]: node
+        for node in model.graph.node
+        if node.op_type == 'DequantizeLinear'
+    }
+    rows = {}
+    for name, value in values.items():
+        pair = pairs[value]
+        codes, scale = (
+            numpy_helper.to_array(tensors[key]) for key in pair.input[:2]
+        )
+        rows[name] = [codes]
+        if scale.ndim:
+            (axis,) = (a.i for a in pair.attribute if a.name == 'axis')
+            rows[name] = np.moveaxis(codes, axis, 0)
+    return rows
+
+
+def _qonnx_rows(
+    model: Any, values: dict[str, str], image: np.ndarray
+) -> dict[str, Any]:
+    """:func:`_typed_rows` of a file in QONNX, whose axis 0 has the scales."""
+    codes = Session(model).run(list(values.values()), {INPUT: image})
+    scales = {
+        node.output[0]: node.input[1]
+        for node in model.graph.node
+        if node.op_type == OPERATOR
+    }
+    sizes = {t.name: int(np.prod(t.dims)) for t in model.graph.initializer}
+    return {
+        name: found if sizes[scales[value]] > 1 else [found]
+        for (name, value), found in zip(values.items(), codes, strict=True)
+    }

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+from collections import Counter
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -18,6 +19,7 @@ from mmauxq.errors import UsageError
 from mmauxq.files import write_atomically, written_together
 from mmauxq.layers import restore
 from mmauxq.network.checkpoint import normalise
+from mmauxq.optional import need
 from mmauxq.text import percent
 from mmauxq.version import __version__
 
@@ -25,7 +27,7 @@ from ..folder import PACKED, REPORT, SLIM, check_folder, checksums
 from ..network import Network, guidance_cost
 from ..packed import fill_packed, write_packed
 from ..slim import slim_checkpoint
-from . import runtime, verify
+from . import qonnx_executor, runtime, verify
 from .graph import Lowered
 from .metadata import add_metadata
 from .onnx_model import OPSETS, check_size, to_onnx
@@ -70,6 +72,8 @@ def export(
     import onnx
     import onnxruntime
 
+    if weights == 'qonnx':
+        need('qonnx')
     if residual == 'int8' and weights != 'int8':
         raise UsageError(
             '--residual int8 is for integer kernels: expected --weights int8 '
@@ -99,11 +103,16 @@ def export(
         content = lowered.model.SerializeToString()
         sizes['model.onnx'] = len(content)
         write_atomically(part / 'model.onnx', content)
-        operators, kernels = runtime.operators(lowered.model)
+        operators, kernels = _operators(lowered)
+        runs = (
+            f'{len(kernels)} of {len(lowered.containers)} quantized products '
+            'run in integer kernels'
+        )
+        if lowered.weights == 'qonnx':
+            runs = f'{operators["Quant"]} Quant nodes'
         say(
             f'model.onnx: opset {lowered.opset}, {sizes["model.onnx"]:,} '
-            f'bytes; {len(kernels)} of {len(lowered.containers)} quantized '
-            'products run in integer kernels'
+            f'bytes; {runs}'
         )
         agreement = check(architecture, lowered, residual, batches, say)
         agreements['model.onnx'] = agreement.measured()
@@ -138,6 +147,8 @@ def export(
                 cpu_features=runtime.cpu_features(),
             ),
         )
+        if lowered.weights == 'qonnx':
+            report['runtime']['qonnx'] = qonnx_executor.version()
         write_atomically(part / 'report.md', as_markdown(report).encode())
         report['sha256'] = checksums(part)
         page = json.dumps(report, indent=1) + '\n'
@@ -234,6 +245,8 @@ def lower(
     is to be told of that."""
     notes: list[str] = []
     traced = trace(architecture, images.shape[1:])
+    if weights == 'qonnx':
+        return to_onnx(architecture, images, weights, residual, traced), notes
     for kind in (weights, 'int8'):
         lowered = to_onnx(architecture, images, kind, residual, traced)
         try:
@@ -247,6 +260,13 @@ def lower(
     return lowered, notes
 
 
+def _operators(lowered: Lowered) -> tuple[dict[str, int], dict[str, str]]:
+    """See :func:`.runtime.operators`; of QONNX, the nodes of the file."""
+    if lowered.weights != 'qonnx':
+        return runtime.operators(lowered.model)
+    return dict(Counter(n.op_type for n in lowered.model.graph.node)), {}
+
+
 def check(
     architecture: nn.Module,
     lowered: Lowered,
@@ -257,13 +277,17 @@ def check(
     """Compare model.onnx with PyTorch; a UsageError if it is another
     network."""
     model = lowered.model
-    wrong = verify.differing_weights(architecture, lowered, batches[0][0][:1])
+    differing, start = verify.differing_weights, runtime.session
+    if lowered.weights == 'qonnx':
+        differing = qonnx_executor.differing_weights
+        start = qonnx_executor.Session
+    wrong = differing(architecture, lowered, batches[0][0][:1])
     if wrong:
         raise UsageError(
             f'model.onnx: the codes of {wrong[0]} are not those of PyTorch'
         )
     if residual == 'float':
-        result = verify.compare(architecture, model, batches, lowered)
+        result = verify.compare(architecture, model, batches, lowered, start)
         if not result.holds:
             raise UsageError(
                 f'model.onnx differs from PyTorch: {result.unexplained} codes '

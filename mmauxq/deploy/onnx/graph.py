@@ -15,15 +15,17 @@ class Lowered:
     """An ONNX model and what had to be decided on the way.
 
     Args:
-        weights: ``'typed'`` or ``'int8'``, see :func:`.to_onnx`; ``'plain'``
-            for int8 codes, float arithmetic and no folded batch norm.
+        weights: ``'typed'``, ``'int8'`` or ``'qonnx'``, see :func:`.to_onnx`;
+            ``'plain'`` for int8 codes, float arithmetic and no folded batch
+            norm.
         containers: Weight quantizer -> type that holds its codes.
         transposed: Weight quantizers whose codes are stored as (in, out).
         zeroed: Weight quantizer -> (out,), channels that a folded batch norm
             multiplies by 0.
         folded: Names of batch norms folded into weights and biases.
         kept: Batch norm -> why it is still there.
-        codes: Activation quantizer -> (value with its codes, code of zero).
+        codes: Activation quantizer -> (value with its codes, code of zero); in
+            QONNX, the value that ``Quant`` gives, and 0.
         float_layers: Quantized layer -> why no integer kernel can run it.
         exact_channels: Output channels whose integer bias changes no code.
         rounded: Layer -> number of channels whose bias is rounded: the codes
@@ -68,13 +70,21 @@ class NewNodes:
         return constant
 
     def add(
-        self, op: str, name: str, *inputs: ir.Value, **attributes: Any
+        self,
+        op: str,
+        name: str,
+        *inputs: ir.Value,
+        domain: str = '',
+        **attributes: Any,
     ) -> ir.Value:
         """Add a node with the output ``prefix.name``, which is returned."""
         output = ir.val(f'{self.prefix}.{name}')
         self.nodes.append(
-            ir.node(op, inputs, attributes, outputs=[output], name=output.name)
-        )
+            ir.node(
+                op, inputs, attributes, domain=domain, outputs=[output],
+                name=output.name,
+            )
+        )  # fmt: skip
         return output
 
     def pair(self, scale: np.ndarray, zero: int, kind: str) -> list[ir.Value]:

@@ -1,4 +1,4 @@
-"""What an ONNX file says of itself."""
+"""What an exported file says of itself."""
 
 import json
 from typing import Any
@@ -22,9 +22,10 @@ def add_metadata(
         about: How to use it, for JSON.
     """
     quantizers = {}
+    kind = 'value' if lowered.weights == 'qonnx' else 'codes'
     for name, quantizer in named_quantizers(architecture):
         if name in lowered.codes or name in lowered.containers:
-            value, _ = lowered.codes.get(name, (f'{name}.codes', 0))
+            value, _ = lowered.codes.get(name, (f'{name}.{kind}', 0))
             quantizers[name] = dict(
                 bits=quantizer.bits, role=quantizer.role, codes=value
             )

@@ -26,13 +26,14 @@ from .graph import (
     only_consumer,
 )
 from .lower_activation import lower_activation
+from .lower_qonnx import for_front_ends, lower_quantizer
 from .lower_weight import lower_weight
 from .trace import DOMAIN, OPSET, trace
 
 LIMIT = 2**31 - 1
 """The most bytes of a protobuf message, which an ONNX file is."""
 OPSETS = {
-    21: 'the first with INT4; both forms are traced at it',
+    21: 'the first with INT4; all forms are traced at it',
     25: 'the first with INT2',
 }
 """Opset of a file -> why."""
@@ -65,7 +66,8 @@ def to_onnx(
             their codes, float arithmetic; ``'int8'``: a form that runtimes
             give to integer kernels. A product is followed by its
             ``QuantizeLinear`` at once, and biases are integers (see
-            :mod:`.integer_bias`).
+            :mod:`.integer_bias`); ``'qonnx'``: float weights, each behind a
+            ``Quant`` node (see :mod:`.lower_qonnx`), and no folded batch norm.
         residual: ``'float'`` or, with int8 weights, ``'int8'``: residual sums
             and what enters them are quantized to 8 bits, so that every
             product can be written by an integer kernel.
@@ -125,6 +127,19 @@ def _lower(
                 f'got one that runs {count} times'
             )
     result = Lowered(weights)
+    if weights == 'qonnx':
+        for node in placeholders:
+            name = name_of(node)
+            operand = operands.get(name)
+            lower_quantizer(node, quantizers[name], operand, result)
+        for_front_ends(model.graph)
+        result.kept = {
+            node.outputs[0].name: 'this form folds none'
+            for node in model.graph
+            if node.op_type == 'BatchNormalization'
+        }
+        result.opset, result.model = OPSET, _finish(model, OPSET)
+        return result
     quantize_values(model.graph, ranges)
     for node in placeholders:
         if name_of(node) not in operands:
@@ -147,6 +162,8 @@ def _finish(model: ir.Model, opset: int) -> onnx.ModelProto:
     model.metadata_props.clear()
     model.opset_imports.clear()
     model.opset_imports[''] = opset
+    for node in model.graph:
+        model.opset_imports.setdefault(node.domain, 1)
     model.ir_version = 13 if opset >= 25 else 10
     constants = model.graph.initializers.values()
     check_size(sum(value.const_value.nbytes for value in constants))

@@ -14,14 +14,14 @@ PAGE = """\
 # Export report
 
 MMAuxQ {mmauxq_version}, torch {runtime[torch]}, onnx {runtime[onnx]}, \
-onnxruntime {runtime[onnxruntime]}; {runtime[cpu]} ({features}).
+onnxruntime {runtime[onnxruntime]}{qonnx}; {runtime[cpu]} ({features}).
 
 ## Agreement with the PyTorch network
 
 On {agreement[model.onnx][images]} images, {origin}. `slim.pth` and \
 `packed.safetensors` were loaded again and ran on all of them: they give the \
-logits of the PyTorch network to the bit. `model.onnx` ran in ONNX Runtime on \
-all of them, too:
+logits of the PyTorch network to the bit. `model.onnx` ran in {engine} on all \
+of them, too:
 
 |  | measured |
 | --- | ---: |
@@ -47,12 +47,11 @@ all of them, too:
 
 ## model.onnx
 
-Opset {onnx[opset]} ({onnx[opset_reason]}), weights as {types} \
-(`--weights {onnx[weights]}`), \
+Opset {onnx[opset]} ({onnx[opset_reason]}), weights as {types} (`{option}`), \
 residual sums `{onnx[residual]}`. {onnx[batch_norms_folded]} batch norms \
 folded, {kept}.
 
-Operators that the runtime runs: {operators}.
+Operators that {runs}: {operators}.
 
 {kernels}{notes}
 
@@ -88,9 +87,11 @@ SATURATES = (
     'VNNI add them there, and ONNX Runtime then gives other codes unless its '
     'session has `session.x64quantprecision` = `1`.'
 )
-TYPED = (
-    'This form is small; the runtime computes it in float. `--weights int8` '
-    'is the form for integer kernels.'
+FLOAT = dict(
+    typed='This form is small; the runtime computes it in float. `--weights '
+    'int8` is the form for integer kernels.',
+    qonnx='Each quantizer is a `Quant` node of QONNX. Batch norms stand as '
+    'they were trained.',
 )
 
 
@@ -148,6 +149,12 @@ def as_markdown(report: dict[str, Any]) -> str:
         norms = NORMS.format(norm['batches'], percent(before), percent(after))
     top1 = {name: one['top1'] for name, one in report['agreement'].items()}
     top1['torch'] = agreement['top1_torch']
+    option, runs = f'--weights {onnx["weights"]}', 'the runtime runs'
+    qonnx, engine = '', 'ONNX Runtime'
+    if onnx['weights'] == 'qonnx':
+        option, runs = '--format qonnx', 'the file has'
+        qonnx = f', qonnx {report["runtime"]["qonnx"]}'
+        engine = 'the executor of the package qonnx'
     origins = 'generated', 'of the validation set'
     operators = sorted(onnx['operators'].items())
     return PAGE.format(
@@ -158,9 +165,13 @@ def as_markdown(report: dict[str, Any]) -> str:
         codes=codes.format(**agreement),
         norms=norms,
         types=', '.join(sorted(set(onnx['containers'].values()))),
-        kept=f'{kept} kept{KEPT if kept else ""}',
+        kept=f'{kept} kept{KEPT if kept and not qonnx else ""}',
         operators=', '.join(f'{count} {name}' for name, count in operators),
-        kernels=TYPED if onnx['weights'] == 'typed' else _kernels(onnx),
+        kernels=FLOAT.get(onnx['weights']) or _kernels(onnx),
+        option=option,
+        runs=runs,
+        qonnx=qonnx,
+        engine=engine,
         notes=''.join(f'\n\nNote: {note}' for note in onnx['notes']),
         shape=tuple(report['image_shape']),
         training=_training(report['guidance']),

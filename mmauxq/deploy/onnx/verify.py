@@ -1,6 +1,6 @@
 """Whether an artefact computes what the PyTorch network computes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,16 +89,19 @@ def compare(
     model: Any,
     batches: Batches,
     lowered: Lowered | None = None,
+    start: Callable[[Any], Any] = session,
 ) -> Agreement:
     """Run ``model``, an ``onnx.ModelProto``, and PyTorch, in evaluation mode
     on the CPU, on the same images.
 
     ``lowered`` says where the codes are; without it they are not compared.
+    ``start`` gives what runs a model, with the method ``run`` of a session of
+    ONNX Runtime.
     """
     places = lowered.codes if lowered else {}
     reach = lowered.reach if lowered else {}
     outputs = [value for value, _ in places.values()]
-    running = session(with_outputs(model, outputs))
+    running = start(with_outputs(model, outputs))
     result = Agreement(codes_compared=lowered is not None)
     exported, from_same_codes, touched = [], [], []
     for images, _ in batches:
@@ -106,7 +109,7 @@ def compare(
         output, *inner = running.run([OUTPUT, *outputs], feed)
         if outputs and not exported:
             # the same kernels run, whether inner values are read or not
-            alone = session(model).run([OUTPUT], feed)[0]
+            alone = start(model).run([OUTPUT], feed)[0]
             result.unexplained += int((alone != output).any(1).sum())
         pairs = zip(places.items(), inner, strict=True)
         codes = {

@@ -233,7 +233,7 @@ def test_nothing_to_show(tmp_path):
 
 def test_figures(tmp_path, monkeypatch):
     drawn = {}
-    save = figures._save
+    save = figures.save_figure
 
     def keep(figure, path):
         (drawn[path.name],) = figure.axes

@@ -102,7 +102,7 @@ def test_nothing_to_compare(folders, tmp_path):
 def test_the_figure(folders, tmp_path, monkeypatch):
     kept = []
     monkeypatch.setattr(
-        'mmauxq.compare.figures._save',
+        'mmauxq.compare.figures.save_figure',
         lambda figure, path: kept.append(figure),
     )
     plot_effects(tmp_path / 'map.png', effects(folders))

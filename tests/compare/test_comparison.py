@@ -239,7 +239,7 @@ def test_figures(tmp_path, monkeypatch):
         (drawn[path.name],) = figure.axes
         save(figure, path)
 
-    monkeypatch.setattr(figures, '_save', keep)
+    monkeypatch.setattr(figures, 'save_figure', keep)
     plot_comparison(tmp_path, records())
     assert {p.name for p in tmp_path.iterdir()} == set(drawn)
     accuracy, cost, gradients = (

@@ -36,12 +36,15 @@ def agreement(monkeypatch, codes, logits, slope=1.0):
             outputs = [torch.tensor(logits).numpy(), inner.numpy()]
             return outputs[: len(names)]
 
-    monkeypatch.setattr(verify, 'session', lambda model: Session())
     monkeypatch.setattr(verify, 'with_outputs', lambda model, names: None)
     lowered = Lowered('typed', codes=dict(quantizer=('codes', 0)))
     labels = torch.full((3,), -1)
     return verify.compare(
-        TwoLogits(slope).eval(), None, [(IMAGES, labels)], lowered
+        TwoLogits(slope).eval(),
+        None,
+        [(IMAGES, labels)],
+        lowered,
+        start=lambda model: Session(),
     )
 
 

@@ -19,7 +19,12 @@ from .errors import UsageError
 from .files import write_atomically
 from .network import sample_images
 from .network.checkpoint import bits_of, normalise
-from .quantizers import keep_positive, named_quantizers, uncalibrated
+from .quantizers import (
+    keep_positive,
+    learned_scales,
+    named_quantizers,
+    uncalibrated,
+)
 
 __all__ = [
     'audit',
@@ -207,7 +212,7 @@ def _check_trained(joint: Any) -> None:
             f'joint: expected a trained network, got {len(waiting)} '
             'quantizers without a scale; call joint.losses on a batch first'
         )
-    keep_positive(joint.architecture)
+    keep_positive(learned_scales(joint.architecture))
 
 
 def _evaluated(net: nn.Module, what: str) -> nn.Module:

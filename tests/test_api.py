@@ -275,7 +275,7 @@ weight = joint.architecture.backbone.second.weight.grad.clone()
 joint.zero_grad()
 sum(joint.losses(images, targets).values()).backward()
 whole = joint.architecture.backbone.second.weight.grad
-print('close', bool(torch.allclose(weight, whole, atol=1e-4)), flush=True)
+torch.testing.assert_close(weight, whole, atol=1e-4, rtol=0)
 """
 
 
@@ -288,7 +288,8 @@ def test_two_processes(tmp_path, run_python):
         '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2',
         program,
     )  # fmt: skip
-    assert done.stdout.count('close True') == 2, done.stderr
+    # each rank asserts; what two ranks print may be mixed
+    assert done.returncode == 0, done.stderr
 
 
 # --- bad input ---------------------------------------------------------------

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mmauxq.guidance.teacher import Teacher
 from mmauxq.network.checkpoint import check_architecture
-from mmauxq.quantizers import keep_positive
+from mmauxq.quantizers import keep_positive, learned_scales
 
 
 def keep_all(
@@ -30,7 +30,7 @@ def keep_all(
 def keep_scales_positive(model: Any, prefix: str, keep_vars: bool) -> None:
     """State-dict hook, before: in a loop without MMEngine there is no
     QuantizerWatchHook that does it after each step."""
-    keep_positive(model)
+    keep_positive(learned_scales(model))
 
 
 @contextmanager

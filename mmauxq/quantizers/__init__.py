@@ -5,6 +5,7 @@ from .base import (
     FLOAT_BITS,
     Quantizer,
     keep_positive,
+    learned_scales,
     named_quantizers,
     scales_of,
 )
@@ -24,6 +25,7 @@ __all__ = [
     'Quantizer',
     'calibrate',
     'keep_positive',
+    'learned_scales',
     'named_quantizers',
     'scales_of',
     'uncalibrated',

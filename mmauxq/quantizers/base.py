@@ -241,14 +241,18 @@ def named_quantizers(model: nn.Module) -> Iterator[tuple[str, Quantizer]]:
             yield name, module
 
 
-@torch.no_grad()
-def keep_positive(model: nn.Module) -> None:
-    """Set learned scales that an optimizer moved to zero or below to the least
-    positive one, which stands for them in any case."""
-    scales = [
+def learned_scales(model: nn.Module) -> list[Tensor]:
+    """The scales of all quantizers that learn one."""
+    return [
         getattr(quantizer, quantizer.scale)
         for _, quantizer in named_quantizers(model)
         if quantizer.scale is not None
     ]
+
+
+@torch.no_grad()
+def keep_positive(scales: list[Tensor]) -> None:
+    """Set scales that an optimizer moved to zero or below to the least
+    positive one, which stands for them in any case."""
     if scales:
         torch._foreach_clamp_min_(scales, MIN_SCALE)  # one launch

@@ -113,7 +113,8 @@ class FiniteNumbersHook(Hook):
             if images.is_floating_point():
                 self._asked['the input'] = 1 / images.isfinite().all()
         elif (sample := bad_sample(data_batch)) is not None:
-            self._stop(f'the input, sample {sample} of the batch')
+            place = f'the input, sample {sample} of the batch'
+            self._stop(runner.iter + 1, place)
 
     def _before_step(self, optimizer: Optimizer, *step: Any) -> None:
         every = [
@@ -139,7 +140,8 @@ class FiniteNumbersHook(Hook):
             optimizer.found_inf = self._look_for_bad(grads)
         elif not _is_all_finite(grads):
             _pass_over(parameters)
-            self._stop_or_skip(self._runner.iter + 1, self._bad_gradient())
+            place = self._bad_gradient(self._batch)
+            self._stop_or_skip(self._runner.iter + 1, place)
 
     def _look_for_bad(self, grads: list[Tensor]) -> Tensor:
         """A flag that is 1 from the first bad gradient on, else 0."""
@@ -222,9 +224,9 @@ class FiniteNumbersHook(Hook):
             place = next(places, place)
         self._stop_or_skip(number, place)
 
-    def _bad_gradient(self, batch: Any = None) -> str:
+    def _bad_gradient(self, batch: Any) -> str:
         """Where it came from: all ranks have it, but one may know."""
-        for place in self._bad_places(self._batch if batch is None else batch):
+        for place in self._bad_places(batch):
             for known in all_gather_object(place):
                 if known is not None:
                     return known
@@ -236,11 +238,11 @@ class FiniteNumbersHook(Hook):
 
     def _stop_or_skip(self, number: int, place: str) -> None:
         if not self.skips:
-            self._stop(place, number)
+            self._stop(number, place)
         self._skipped_this = True
         self.in_a_row += 1
         if self.in_a_row > self.most:
-            self._stop(f'{place}, and in the {self.most} steps before', number)
+            self._stop(number, f'{place}, and in the {self.most} steps before')
         hub = self._runner.message_hub
         count = hub.runtime_info.get(SKIPPED, 0) + 1
         hub.update_info(SKIPPED, count)
@@ -255,11 +257,11 @@ class FiniteNumbersHook(Hook):
             level=30,
         )
 
-    def _stop(self, place: str, number: int | None = None) -> None:
+    def _stop(self, number: int, place: str) -> None:
         last = self._runner.message_hub.runtime_info.get('last_ckpt')
         raise TrainingError(
-            f'step {number or self._runner.iter + 1}: NaN or infinity, first '
-            f'in {place}; nothing was saved since '
+            f'step {number}: NaN or infinity, first in {place}; nothing was '
+            'saved since '
             f'{last or "training began"} (a lower learning rate may help; '
             "mmauxq.FiniteNumbersHook with on_bad='skip' passes over such "
             'steps)'

@@ -1,14 +1,16 @@
 from contextlib import ExitStack
 from typing import Any
 
-import torch
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from torch import Tensor
 
 from mmauxq.forward_hooks import forward_hooks
-from mmauxq.quantizers import named_quantizers
-from mmauxq.quantizers.functional import MIN_SCALE
+from mmauxq.quantizers import (
+    keep_positive,
+    learned_scales,
+    named_quantizers,
+)
 from mmauxq.registry import HOOKS
 
 from ..running import bare_model
@@ -30,17 +32,10 @@ class QuantizerWatchHook(Hook):
     priority = 'ABOVE_NORMAL'
 
     def before_train(self, runner: Any) -> None:
-        self.scales = [
-            getattr(quantizer, quantizer.scale)
-            for _, quantizer in named_quantizers(bare_model(runner))
-            if quantizer.scale is not None
-        ]
+        self.scales = learned_scales(bare_model(runner))
 
-    @torch.no_grad()
     def after_train_iter(self, runner: Any, *step: Any, **more: Any) -> None:
-        if self.scales:
-            # one launch instead of one for each
-            torch._foreach_clamp_min_(self.scales, MIN_SCALE)
+        keep_positive(self.scales)
 
     def before_val_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None

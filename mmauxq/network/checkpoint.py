@@ -103,7 +103,31 @@ def check_architecture(
             + ('; model.float_checkpoint takes a float checkpoint with '
                'another head' if only_head else '')
         )  # fmt: skip
+    _warn_of_extra(architecture, seen, source)
     return state
+
+
+def _warn_of_extra(
+    architecture: nn.Module, state: dict[str, Tensor], source: str
+) -> None:
+    """A checkpoint of a deeper network has everything that a shallower one
+    needs, and some pre-training leaves entries that nobody needs."""
+    known = architecture.state_dict().keys()
+    extra = [
+        key
+        for key in state
+        if key.startswith('backbone.')
+        and '_quantizer.' not in key
+        and key not in known
+    ]
+    if extra:
+        print_log(
+            f'{source}: {len(extra)} entries are left out, because this '
+            f'architecture has no place for them, such as {extra[0]}; is it '
+            'the checkpoint of a deeper network?',
+            logger='current',
+            level=logging.WARNING,
+        )
 
 
 def check_values(key: str, value: Tensor, positive: bool, source: str) -> None:

@@ -118,6 +118,20 @@ def test_a_head_of_other_classes_may_be_left_out():
     ]
 
 
+def test_entries_without_a_place_are_named():
+    """A deeper network has all that a shallower one asks for."""
+    model = network()
+    state = model.state_dict()
+    state['backbone.layer9.weight'] = state['neck.scale'] = torch.ones(1)
+    with captured() as messages:
+        check_architecture(model, state, 'file')
+    assert messages == [
+        'file: 1 entries are left out, because this architecture has no place '
+        'for them, such as backbone.layer9.weight; is it the checkpoint of a '
+        'deeper network?'
+    ]
+
+
 def test_only_a_head_may():
     state = network().state_dict()
     state['backbone.conv1.weight'] = torch.ones(1)

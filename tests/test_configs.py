@@ -27,11 +27,20 @@ GUIDANCE = dict(
 METAFILE = yaml.safe_load((ROOT / 'configs/metafile.yml').read_text())
 RESULTS = {m['Name']: m for m in METAFILE['Models'] if 'Results' in m}
 RESNET18 = 'resnet/resnet18_8xb32_in1k'
-WIDTHS = {'w8a8': 8, 'w4a4': 4, 'w3a3': 3, 'w2a2': 2}
+WIDTHS = {
+    'w8a8': (8, 8), 'w4a16': (4, 16), 'w4a8': (4, 8), 'w4a4': (4, 4),
+    'w3a3': (3, 3), 'w2a8': (2, 8), 'w2a2': (2, 2),
+}  # fmt: skip
+"""Of weights and activations."""
 
 
 def read(path: Path) -> Config:
     return Config.fromfile(path)
+
+
+def widths(config: Config) -> tuple[int, int]:
+    quantizers = config.model.quantizers
+    return quantizers.weight.bits, quantizers.activation.bits
 
 
 def test_the_promised_recipes_are_there():
@@ -43,6 +52,11 @@ def test_the_promised_recipes_are_there():
     }
     promised |= {f'{arm}_r18_w2a2_tiny' for arm in GUIDANCE}
     promised |= {f'{arm}_r20_w2a2_cifar10' for arm in ('aux', 'qat')}
+    promised |= {
+        f'{arm}_r20_{bits}_fmnist'
+        for arm in ('aux', 'qat')
+        for bits in ('w4a16', 'w4a8', 'w2a8')
+    }
     promised |= {'float_r18_tiny', 'float_r20_cifar10'}
     assert promised == {p.stem for p in CONFIGS if p.stem not in RESULTS}
 
@@ -58,9 +72,7 @@ def test_a_recipe_says_what_its_name_says(path):
         return
     guidance, _, bits = path.stem.split('_')[:3]
     assert config.model.type == 'mmauxq.JointQAT'
-    assert {q.bits for k, q in config.model.quantizers.items()} == {
-        WIDTHS[bits]
-    }
+    assert widths(config) == WIDTHS[bits]
     found = config.model.get('guidance') or []
     found = found if isinstance(found, list) else [found]
     assert [cfg.type for cfg in found] == GUIDANCE[guidance]
@@ -138,7 +150,7 @@ def test_every_fragment_can_be_inherited(tmp_path, guidance, bits):
     """The three lines of the contract, outside of this repository."""
     config = read(three_lines(tmp_path, RESNET18, f'{guidance}_{bits}'))
     assert config.model.architecture.backbone.depth == 18
-    assert config.model.quantizers.weight.bits == WIDTHS[bits]
+    assert widths(config) == WIDTHS[bits]
     found = config.model.get('guidance') or []
     found = found if isinstance(found, list) else [found]
     assert [cfg.type for cfg in found] == GUIDANCE[guidance]

@@ -21,7 +21,7 @@ from .kernels.norm import (
     normalise,
     normalise_quantize,
 )
-from .kernels.packed import PackedTensor
+from .kernels.packed import PackedTensor, has_codes
 
 Call = tuple[Callable, tuple, dict]
 
@@ -342,9 +342,9 @@ class Recompute(TorchFunctionMode):
         args: Sequence[Any] = (), kwargs: dict | None = None,
     ) -> None:  # fmt: skip
         """Note how to recompute the ``output`` of ``func``."""
-        if func in CODES and recipe.products and is_dense(output):
+        how = args[CODES[func] :][:3] if func in CODES else None
+        if how and recipe.products and has_codes(output, *how[1:]):
             # the chain ends here: the next product begins with codes
-            how = args[CODES[func] :][:3]
             offset = (kwargs or {}).get('offset')
             codes = PackedTensor(output, *how, offset)
             recipe = _Recomputed(codes.value, [], {})

@@ -9,7 +9,7 @@ from torch import nn
 from mmauxq.errors import UsageError, unknown_name
 from mmauxq.layers import Policy
 from mmauxq.quantizers import FLOAT_BITS
-from mmauxq.quantizers.base import ROLES
+from mmauxq.quantizers.base import MOST_BITS, ROLES
 
 POLICY = tuple(field.name for field in fields(Policy))
 
@@ -45,8 +45,9 @@ def check_sections(
         )
         if 'bits' not in cfg:
             raise UsageError(
-                f'{place}: expected `bits`, 1 to 8 or {FLOAT_BITS} for '
-                f'floating point, got {dict(cfg)}, which has no `bits`'
+                f'{place}: expected `bits`, 1 to {MOST_BITS[role]} or '
+                f'{FLOAT_BITS} for floating point, got {dict(cfg)}, which has '
+                'no `bits`'
             )
 
 

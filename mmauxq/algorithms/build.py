@@ -313,7 +313,7 @@ def assign_bits(
         UsageError: If quantizers or policy ask for what does not exist.
     """
     widths = [
-        check_bits(quantizers[role]['bits'], 1, f'model.quantizers.{role}')
+        check_bits(quantizers[role]['bits'], f'model.quantizers.{role}', role)
         for role in ROLES
     ]
     policy = {k: v for k, v in (policy or {}).items() if k != '_scope_'}

@@ -55,9 +55,9 @@ def prepare(
             point; any module, or a classifier of MMPretrain. It is not
             changed.
         input_shape: (C, H, W) of an image.
-        weight_bits, activation_bits: 1 to 8, or 32 for floating point. The
-            first layer that runs and the last stay in floating point unless
-            ``policy`` says otherwise.
+        weight_bits, activation_bits: 1 to 8, for activations to 16; 32 is
+            floating point. The first layer that runs and the last stay in
+            floating point unless ``policy`` says otherwise.
         guidance: ``'aux'`` for the auxiliary module, ``'dsn'`` for
             intermediate classifiers, ``'kd'`` for distillation, ``'auxkd'``
             for the module and a teacher, ``None`` for none; or what

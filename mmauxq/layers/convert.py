@@ -49,7 +49,7 @@ def build_quantizer(
     """A quantizer for one operand of a convolution, linear or attention layer.
 
     Args:
-        cfg: ``type``, ``bits`` (replaced by ``bits``, 1 to 8 or 32) and,
+        cfg: ``type``, ``bits`` (replaced by ``bits``) and,
             optionally, ``per_channel``: one scale for each output channel of
             a weight, or each input channel of an activation.
         role: ``'weight'`` or ``'activation'``.

@@ -59,8 +59,8 @@ class Policy:
     layers: dict | Sequence = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_bits(self.first, 1, 'policy.first')
-        check_bits(self.last, 1, 'policy.last')
+        check_bits(self.first, 'policy.first')
+        check_bits(self.last, 'policy.last')
         if not isinstance(self.layers, dict):
             try:
                 pairs = [(str(name), bits) for name, bits in self.layers]
@@ -78,8 +78,8 @@ class Policy:
                     f"{where}: expected the keys 'weight' and "
                     f"'activation', got {bits}"
                 )
-            for value in bits.values():
-                check_bits(value, 1, where)
+            for role, value in bits.items():
+                check_bits(value, where, role)
 
     def assign(
         self, names: Sequence[str], weight: int, activation: int

@@ -17,11 +17,16 @@ FLOAT_BITS = 32
 ROLES = ('weight', 'activation')
 
 
-def check_bits(bits: object, lowest: int, where: str) -> int:
-    """``bits``, or a UsageError if it is neither ``lowest`` to 8 nor 32."""
-    if type(bits) is not int or bits not in (*range(lowest, 9), FLOAT_BITS):
+MOST_BITS = dict(weight=8, activation=16)
+"""Widest integers of a role; float32 holds all codes of 16 bits."""
+
+
+def check_bits(bits: object, where: str, role: str = 'weight') -> int:
+    """``bits``, or a UsageError if they are no width of an operand."""
+    most = MOST_BITS[role]
+    if type(bits) is not int or bits not in (*range(1, most + 1), FLOAT_BITS):
         raise UsageError(
-            f'{where}: expected bits from {lowest} to 8, or {FLOAT_BITS} for '
+            f'{where}: expected bits from 1 to {most}, or {FLOAT_BITS} for '
             f'floating point, got bits={bits!r}'
         )
     return bits
@@ -78,7 +83,8 @@ class Quantizer(nn.Module):
             ``None`` if it does.
 
     Args:
-        bits: Width in bits, 1 to 8; 32 leaves the tensor as it is.
+        bits: Width in bits, 1 to 8, for activations to 16; 32 leaves the
+            tensor as it is.
         role: ``'weight'`` (axis 0 holds the output channels) or
             ``'activation'`` (axis 0 holds the samples).
         num_channels: Number of channels that have a scale each; ``None`` for
@@ -105,12 +111,12 @@ class Quantizer(nn.Module):
     ) -> None:
         super().__init__()
         name = type(self).__name__
-        self.bits = check_bits(bits, 1, name)
         if role not in self.roles:
             raise UsageError(
                 f'{name}: expected a role out of {list(self.roles)}, got '
                 f'{role!r}'
             )
+        self.bits = check_bits(bits, name, role)
         self.role = role
         self.num_channels = num_channels
         if channel_axis is None:

@@ -35,7 +35,7 @@ class LearnedStepQuantizer(Quantizer):
     def _set_range(self, signed: bool) -> None:
         if signed and self.bits < 2:
             raise UsageError(
-                f'{type(self).__name__}: expected bits from 2 to 8 for signed '
+                f'{type(self).__name__}: expected at least 2 bits for signed '
                 f'values, got bits={self.bits}'
             )
         self.qmin = -(2 ** (self.bits - 1)) if signed else 0

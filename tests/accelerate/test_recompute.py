@@ -81,7 +81,7 @@ class Transformer(nn.Module):
         return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
 
 
-def network(kind):
+def network(kind, activation_bits=4):
     blocks = dict(
         bottleneck=[Bottleneck(8, 4, 16), *[Bottleneck(16, 4, 16)] * 3],
         inverted=[Inverted(8), Inverted(8)],
@@ -94,7 +94,7 @@ def network(kind):
         *[copy.deepcopy(block) for block in blocks],
     )
     bits = {
-        name: LayerBits(4, 4, '')
+        name: LayerBits(4, activation_bits, '')
         for name, module in model.named_modules()
         if isinstance(module, (nn.Conv2d, nn.Linear)) and name != '0'
     }
@@ -105,7 +105,7 @@ def network(kind):
         model,
         bits,
         dict(type='mmauxq.LSQ', bits=4),
-        dict(type=activation, bits=4),
+        dict(type=activation, bits=activation_bits),
     )
     x = torch.randn(4, 3, 8, 8)
     calibrate(model, lambda: model(x))
@@ -153,6 +153,16 @@ def test_a_step_is_the_same_to_the_bit(kind, amp):
         assert found[3] < before, level  # each level keeps less
         before = found[3]
     assert kept > 0
+
+
+@pytest.mark.parametrize('level', ['codes', 'recompute'])
+def test_codes_that_no_byte_holds(level):
+    model, x = network('bottleneck', 16)
+    loss, grads, *_ = step(model, x, None)
+    found = step(model, x, level)
+    assert torch.equal(found[0], loss)
+    for name, grad in grads.items():
+        assert torch.equal(found[1][name], grad), name
 
 
 def test_how_much_a_residual_network_keeps():

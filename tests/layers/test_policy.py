@@ -115,21 +115,21 @@ def test_patterns_heed_the_case():
 
 
 @pytest.mark.parametrize(
-    'arguments, where, value',
+    'arguments, where, value, most',
     [
-        (dict(first=0), 'policy.first', 0),
-        (dict(last=9), 'policy.last', 9),
-        (dict(layers={'*.fc': '4'}), "policy.layers['*.fc']", '4'),
-        (dict(layers={'*': dict(weight=16)}), "policy.layers['*']", 16),
-        (dict(layers={'*': dict(activation=0)}), "policy.layers['*']", 0),
+        (dict(first=0), 'policy.first', 0, 8),
+        (dict(last=9), 'policy.last', 9, 8),
+        (dict(layers={'*.fc': '4'}), "policy.layers['*.fc']", '4', 8),
+        (dict(layers={'*': dict(weight=16)}), "policy.layers['*']", 16, 8),
+        (dict(layers={'*': dict(activation=0)}), "policy.layers['*']", 0, 16),
     ],
 )
-def test_bad_bits(arguments, where, value):
+def test_bad_bits(arguments, where, value, most):
     with pytest.raises(UsageError) as error:
         Policy(**arguments)
     assert str(error.value) == (
-        f'{where}: expected bits from 1 to 8, or 32 for floating point, got '
-        f'bits={value!r}'
+        f'{where}: expected bits from 1 to {most}, or 32 for floating point, '
+        f'got bits={value!r}'
     )
 
 

@@ -40,28 +40,54 @@ def same_state(a, b):
     return list(a) == list(b) and all(torch.equal(a[k], b[k]) for k in a)
 
 
-@pytest.mark.parametrize('bits', [*range(1, 9), 32])
-@pytest.mark.parametrize('cls', ALL)
-def test_allowed_bits(cls, bits):
-    assert cls(bits).bits == bits
+MOST = dict(weight=8, activation=16)
+ALL_ROLES = [(cls, role) for cls in ALL for role in cls.roles]
 
 
-@pytest.mark.parametrize('bits', [0, -2, 9, 16, 31, 33, 2.0, '4', True, None])
-@pytest.mark.parametrize('cls', ALL)
-def test_refused_bits(cls, bits):
+@pytest.mark.parametrize('cls, role', ALL_ROLES)
+def test_allowed_bits(cls, role):
+    lowest = 2 if (cls in (LSQ, LSQPlus) and role == 'weight') else 1
+    for bits in (*range(lowest, MOST[role] + 1), 32):
+        assert cls(bits, role).bits == bits
+
+
+@pytest.mark.parametrize('bits', [0, -2, 17, 31, 33, 2.0, '4', True, None])
+@pytest.mark.parametrize('cls, role', ALL_ROLES)
+def test_refused_bits(cls, role, bits):
     with pytest.raises(UsageError) as error:
-        cls(bits)
+        cls(bits, role)
     assert str(error.value) == (
-        f'{cls.__name__}: expected bits from 1 to 8, or 32 for floating '
-        f'point, got bits={bits!r}'
+        f'{cls.__name__}: expected bits from 1 to {MOST[role]}, or 32 for '
+        f'floating point, got bits={bits!r}'
     )
+
+
+@pytest.mark.parametrize('cls', [LSQ, LSQPlus, DoReFaWeight])
+def test_weights_have_8_bits_at_most(cls):
+    with pytest.raises(UsageError, match='bits from 1 to 8, or 32'):
+        cls(9, 'weight')
+
+
+@pytest.mark.parametrize('cls', [LSQ, LSQPlus, PACTActivation])
+def test_all_codes_of_16_bits_are_exact(cls):
+    quantizer = calibrated(cls(16, 'activation'), torch.rand(4, 8) + 1)
+    getattr(quantizer, quantizer.scale).data.fill_(
+        2**-7 if quantizer.scale == 'step' else 511.9921875
+    )
+    grid = quantizer.grid()
+    expected = torch.arange(grid.qmin, grid.qmax + 1)
+    values = expected * grid.scale
+    if grid.offset is not None:
+        values = values + grid.offset
+    assert torch.equal(quantizer.codes(values), expected.to(torch.int32))
+    assert torch.equal(quantizer(values), values)
 
 
 def test_one_bit_lsq_weights_are_refused():
     with pytest.raises(UsageError) as error:
         LSQ(1, 'weight')
     assert str(error.value) == (
-        'LSQ: expected bits from 2 to 8 for signed values, got bits=1'
+        'LSQ: expected at least 2 bits for signed values, got bits=1'
     )
 
 
@@ -69,7 +95,7 @@ def test_one_bit_lsq_plus_weights_are_refused():
     with pytest.raises(UsageError) as error:
         LSQPlus(1, 'weight')
     assert str(error.value) == (
-        'LSQPlus: expected bits from 2 to 8 for signed values, got bits=1'
+        'LSQPlus: expected at least 2 bits for signed values, got bits=1'
     )
 
 

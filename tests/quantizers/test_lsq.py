@@ -70,7 +70,7 @@ def test_one_bit_refuses_negative_activations():
     with pytest.raises(UsageError) as error:
         calibrated(LSQ(1), torch.randn(100))
     assert str(error.value) == (
-        'LSQ: expected bits from 2 to 8 for signed values, got bits=1'
+        'LSQ: expected at least 2 bits for signed values, got bits=1'
     )
 
 

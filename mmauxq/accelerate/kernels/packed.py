@@ -11,6 +11,12 @@ from .tiles import launch
 
 NIBBLE = 4
 BLOCK = 2048
+MOST_CODES = 256
+
+
+def has_codes(x: Tensor, qmin: int, qmax: int) -> bool:
+    """Whether a :class:`PackedTensor` holds such a tensor."""
+    return is_dense(x) and qmax - qmin < MOST_CODES
 
 
 class PackedTensor:
@@ -37,13 +43,10 @@ class PackedTensor:
         qmax: int,
         offset: Tensor | None = None,
     ) -> None:
-        if qmax - qmin > 255:
+        if not has_codes(x, qmin, qmax):
             raise ValueError(
-                f'expected at most 256 codes, got {qmax - qmin + 1}'
-            )
-        if not is_dense(x):
-            raise ValueError(
-                f'expected x dense in memory, got strides {x.stride()}'
+                f'expected x dense in memory and at most {MOST_CODES} codes, '
+                f'got strides {x.stride()} and codes {qmin} to {qmax}'
             )
         self.step = step.detach()
         self.offset = None if offset is None else offset.detach()

@@ -9,7 +9,7 @@ from mmauxq.analysis import LevelCount
 from mmauxq.errors import UsageError, one_line, shorten
 from mmauxq.files import parse_json
 from mmauxq.optional import need
-from mmauxq.quantizers.base import ROLES
+from mmauxq.quantizers.base import MOST_BITS, ROLES
 
 from .qonnx_executor import DOMAIN, OPERATOR, Session
 from .runtime import inner_values, session
@@ -71,14 +71,14 @@ def _quantizers(file: str | os.PathLike, text: str | None) -> dict[str, dict]:
     for name, entry in entries.items():
         known = isinstance(entry, dict) and (
             type(entry.get('bits')) is int
-            and 1 <= entry['bits'] <= 8
             and entry.get('role') in ROLES
+            and 1 <= entry['bits'] <= MOST_BITS[entry['role']]
             and isinstance(entry.get('codes'), str)
         )
         if not known:
             raise UsageError(
-                f'{file}: mmauxq_quantizers: {shorten(name)}: expected bits '
-                f'from 1 to 8, a role and codes, got {shorten(entry)}'
+                f'{file}: mmauxq_quantizers: {shorten(name)}: expected the '
+                f'bits of a role, and codes, got {shorten(entry)}'
             )
     return entries
 

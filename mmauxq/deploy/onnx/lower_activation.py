@@ -27,12 +27,13 @@ def lower_activation(
     # a runtime drops an offset of 0 as well
     if grid.offset is not None and grid.offset.any():
         offset = grid.offset.numpy(force=True).reshape(shape)
-    # no integer kernel takes an offset or scales of channels
-    simple = offset is None and scale.ndim == 0
+    # no integer kernel takes an offset, scales of channels or 16 bits
+    width = 8 if high - low < 256 else 16
+    simple = offset is None and scale.ndim == 0 and width == 8
     kernels = simple and result.weights == 'int8'
     # Integer kernels want uint8; a signed code is shifted to fit.
-    kind = 'int8' if grid.qmin < 0 and not kernels else 'uint8'
-    zero = 128 if grid.qmin < 0 and kernels else 0
+    kind = f'{"int" if low < 0 and not kernels else "uint"}{width}'
+    zero = 128 if low < 0 and kernels else 0
     new = NewNodes(node.graph, name)
     source = node.inputs[0]
     if offset is not None:

@@ -268,6 +268,8 @@ def _why_float(product: ir.Node) -> str | None:
         return 'its input is not quantized'
     if array(source.inputs[1]).ndim:
         return 'its input has a scale for each channel'
+    if array(source.inputs[2]).itemsize > 1:
+        return 'its input has more than 8 bits'
     if product.op_type != 'Conv':
         return None  # integer kernels of matrices write float as well
     takers = product.outputs[0].consumers()

@@ -18,7 +18,8 @@ from .trace import INPUT, OUTPUT, logits_of
 
 Batches = Sequence[tuple[Tensor, Tensor]]
 """(images, labels) pairs; a label below 0 is unknown."""
-# A value is at a rounding tie if it is so near, in steps, to a threshold.
+# A value of up to 8 bits is at a rounding tie if it is so near, in steps, to a
+# threshold. Each further bit doubles what float32 rounds off, in steps.
 TIE = 1e-4
 # Difference of logits, as a part of the largest, that float sums in another
 # order may make.
@@ -159,9 +160,10 @@ def _follow(
         touched.logical_or_(differs.flatten(1).any(1))
         steps = quantizer.in_steps(x)[differs]
         distance = (steps - steps.floor() - 0.5).abs()
+        near = TIE * 2 ** max(quantizer.bits - 8, 0)
         by_one = (expected - exported)[differs].abs() == 1
-        tie = by_one & (distance <= TIE)
-        rounded = by_one & ~tie & (distance <= reach.get(name, 0.0) + TIE)
+        tie = by_one & (distance <= near)
+        rounded = by_one & ~tie & (distance <= reach.get(name, 0.0) + near)
         result.ties += int(tie.sum())
         result.rounded += int(rounded.sum())
         result.unexplained += int((~tie & ~rounded).sum())

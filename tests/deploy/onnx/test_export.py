@@ -491,6 +491,37 @@ def test_the_report_names_what_would_help(small_config, tmp_path):
     assert f'* `{second}` runs in float: its result goes on in flo' in page
 
 
+@pytest.mark.parametrize('weights', ['typed', 'int8'])
+def test_activations_of_16_bits(small_config, tmp_path, weights):
+    from mmauxq.deploy.onnx.latency import calibrated_network
+
+    cfg = copy.deepcopy(small_config)
+    cfg.model.quantizers.weight.bits = 4
+    cfg.model.quantizers.activation.bits = 16
+    network = calibrated_network(cfg)
+    state = network.algorithm.state_dict()
+    torch.save(dict(state_dict=state), tmp_path / 'w4a16.pth')
+    report = export_module.export(
+        network, tmp_path / 'w4a16.pth', tmp_path / 'out', weights,
+        images=100, say=lambda _: 0,
+    )  # fmt: skip
+    agreement = report['agreement']['model.onnx']
+    assert agreement['codes'] > 100_000 and not agreement['unexplained']
+    assert agreement['same_class'] == 100
+    model = onnx.load(tmp_path / 'out' / 'model.onnx')
+    kinds = {v.name: v.data_type for v in model.graph.initializer}
+    zeros = [
+        kinds[node.input[2]]
+        for node in model.graph.node
+        if node.op_type == 'QuantizeLinear'
+    ]
+    assert set(zeros) == {onnx.TensorProto.UINT16}
+    if weights == 'int8':
+        assert set(report['onnx']['float_layers'].values()) == {
+            'its input has more than 8 bits'
+        }
+
+
 def test_images_are_what_the_runtime_saw(exported, network):
     """The file alone, as a user runs it."""
     images, _ = network.images(16)[0]

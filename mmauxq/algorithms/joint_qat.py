@@ -5,41 +5,33 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
-import torch
-from mmengine.dist import get_world_size
 from mmengine.model import BaseModel
 from mmpretrain.models import ImageClassifier
 from torch import Tensor, nn
 
-from mmauxq.checkpoint_file import read_source
 from mmauxq.config_types import with_names
 from mmauxq.guidance import Guidance, Tap, TapRecorder
 from mmauxq.guidance.taps import IMAGE
-from mmauxq.network import profile, restoring, seed_generators
-from mmauxq.network.checkpoint import check_architecture, normalise
-from mmauxq.network.profile import floating
-from mmauxq.quantizers import calibrate, named_quantizers, uncalibrated
+from mmauxq.network import profile
+from mmauxq.quantizers import named_quantizers
 from mmauxq.registry import MODELS
 
 from . import build
 from .arguments import check_sections, check_shape
-from .head_loss import (
-    as_samples,
-    head_logits,
-    is_plain,
-    own_loss,
-    task_loss,
-)
+from .classifier_inside import ClassifierInside
+from .head_loss import as_samples, head_logits, is_plain, own_loss, task_loss
 from .state import (
     adapt_state,
     initialising,
     keep_all,
     keep_scales_positive,
+    load_float,
+    set_scales,
 )
 
 
 @MODELS.register_module()
-class JointQAT(BaseModel):
+class JointQAT(ClassifierInside, BaseModel):
     """Quantization-aware training of a classifier, with guidance.
 
     In mode ``loss`` the quantized network F runs once. Its head gives the
@@ -131,51 +123,6 @@ class JointQAT(BaseModel):
     def has_own_loss(self) -> bool:
         """Whether the loss of F needs more than its logits."""
         return not is_plain(self.architecture)
-
-    # --- the classifier inside ---------------------------------------------
-
-    # Hooks, optimizer constructors and tools of MMEngine and MMPretrain find
-    # in this model what they look for in a classifier.
-
-    @property
-    def backbone(self) -> nn.Module:
-        """The backbone of the classifier."""
-        return self.architecture.backbone
-
-    @property
-    def neck(self) -> nn.Module | None:
-        """The neck of the classifier."""
-        return getattr(self.architecture, 'neck', None)
-
-    @property
-    def with_neck(self) -> bool:
-        """Whether the classifier has a neck."""
-        return self.neck is not None
-
-    @property
-    def head(self) -> nn.Module:
-        """The head of the classifier."""
-        return self.architecture.head
-
-    @property
-    def with_head(self) -> bool:
-        """True."""
-        return True
-
-    def extract_feat(self, *args: Any, **kwargs: Any) -> Any:
-        """That of the classifier, with the same arguments; in floating point
-        as long as the scales are not set, as a tool that counts
-        multiply-adds asks for it."""
-        network = self.architecture
-        waiting = bool(uncalibrated(network))
-        with floating(network) if waiting else nullcontext():
-            return network.extract_feat(*args, **kwargs)
-
-    def get_layer_depth(self, param_name: str) -> tuple[int, int]:
-        """(depth, number of depths) of a parameter, for learning rates that
-        decay with depth; those of guidance are as deep as the head."""
-        name = param_name.removeprefix('architecture.')
-        return self.architecture.get_layer_depth(name)
 
     # --- a training step ---------------------------------------------------
 
@@ -311,15 +258,7 @@ class JointQAT(BaseModel):
         run = partial(self.student, inputs)
         if type(network).loss is not ImageClassifier.loss:
             run = partial(network, inputs, mode='tensor')
-        for evaluate in (False, True):
-            if not uncalibrated(network):
-                return
-            with restoring(network), torch.no_grad():
-                if get_world_size() > 1:  # the same layers on all ranks
-                    seed_generators(network)
-                if evaluate:
-                    network.eval()
-                calibrate(network, run)
+        set_scales(network, run)
 
     def _start(self, inputs: Tensor) -> None:
         self.prepare()
@@ -342,14 +281,9 @@ class JointQAT(BaseModel):
         """Initialise, then load ``float_checkpoint`` if there is one."""
         with initialising(self):
             super().init_weights()
-        source, network = self.float_checkpoint, self.architecture
-        if source is None:
-            return
-        checkpoint = read_source(source)
-        state = normalise(checkpoint, source)
-        state = check_architecture(network, state, source, other_head=True)
-        network.load_state_dict(state, strict=False)
-        self._float_start = True
+        if self.float_checkpoint is not None:
+            load_float(self.architecture, self.float_checkpoint)
+            self._float_start = True
 
     def _load_from_state_dict(
         self, state_dict: dict, prefix: str, *args: Any, **kwargs: Any

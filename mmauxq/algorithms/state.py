@@ -1,14 +1,23 @@
-"""State dicts of JointQAT: what they hold, and which ones it takes."""
+"""The state of JointQAT: where it comes from, and what a state dict holds."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from torch import Tensor
+import torch
+from mmengine.dist import get_world_size
+from torch import Tensor, nn
 
+from mmauxq.checkpoint_file import read_source
 from mmauxq.guidance.teacher import Teacher
-from mmauxq.network.checkpoint import check_architecture
-from mmauxq.quantizers import keep_positive, learned_scales
+from mmauxq.network import restoring, seed_generators
+from mmauxq.network.checkpoint import check_architecture, normalise
+from mmauxq.quantizers import (
+    calibrate,
+    keep_positive,
+    learned_scales,
+    uncalibrated,
+)
 
 
 def keep_all(
@@ -81,3 +90,26 @@ def adapt_state(model: Any, state: dict[str, Tensor], prefix: str) -> None:
         if key.startswith(inner)
     }
     check_architecture(model.architecture, architecture, 'checkpoint')
+
+
+def load_float(architecture: nn.Module, source: str) -> None:
+    """Fill F from a float checkpoint, a file or an URL, whose head may have
+    other classes; a UsageError if it is of another architecture."""
+    state = normalise(read_source(source), source)
+    state = check_architecture(architecture, state, source, other_head=True)
+    architecture.load_state_dict(state, strict=False)
+
+
+def set_scales(architecture: nn.Module, run: Callable[[], Any]) -> None:
+    """Calibrate the quantizers that have no scale, in passes ``run()`` of F
+    that leave no trace: in training mode, and then in evaluation mode for
+    layers that only sometimes run."""
+    for evaluate in (False, True):
+        if not uncalibrated(architecture):
+            return
+        with restoring(architecture), torch.no_grad():
+            if get_world_size() > 1:  # the same layers on all ranks
+                seed_generators(architecture)
+            if evaluate:
+                architecture.eval()
+            calibrate(architecture, run)

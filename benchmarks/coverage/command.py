@@ -64,7 +64,8 @@ def set_up(cfg: Config, shape: Sequence[int]) -> JointQAT:
     Raises:
         Exception: Whatever the command raises before its first step.
     """
-    cfg = _with_generated_images(cfg, shape)
+    # long enough for any schedule
+    cfg = _with_generated_images(cfg, shape, 1_000_000)
     cfg.custom_hooks = [
         *(cfg.get('custom_hooks') or ()),
         dict(type='mmauxq.EndBeforeTraining'),
@@ -87,13 +88,15 @@ def train(cfg: Config, shape: Sequence[int]) -> None:
         Exception: Whatever the command raises.
         RuntimeError: If it leaves no ``slim.pth``.
     """
-    cfg = _with_generated_images(cfg, shape)
+    cfg = _with_generated_images(cfg, shape, STEPS * BATCH)
     cfg.train_cfg = dict(by_epoch=True, max_epochs=1)
     cfg.param_scheduler = []
     _train(cfg)
 
 
-def _with_generated_images(cfg: Config, shape: Sequence[int]) -> Config:
+def _with_generated_images(
+    cfg: Config, shape: Sequence[int], length: int
+) -> Config:
     """A copy of the recipe. One without a schedule, such as that of a backbone
     without a head, gets one."""
     cfg = copy.deepcopy(cfg)
@@ -104,7 +107,7 @@ def _with_generated_images(cfg: Config, shape: Sequence[int]) -> Config:
         num_workers=0,
         dataset=dict(
             type='mmauxq.Generated' + ('Labels' if several else 'Images'),
-            length=STEPS * BATCH,
+            length=length,
             shape=tuple(shape),
             num_classes=head.get('num_classes', 2),
         ),

@@ -69,12 +69,18 @@ def check_architecture(
     positive = {f'{n}.{q.scale}' for n, q in named_quantizers(architecture)}
     problems: dict[str, str] = {}
     other_types = False
-    for key, value in architecture.state_dict().items():
+    own = architecture.state_dict()
+    missing = [
+        k for k in own if k not in seen and not k.startswith(quantizers)
+    ]
+    if missing:  # or made anew by modules that drop them while loading
+        stay = _as_loaded(architecture, own)
+        problems = {k: f'{k} is missing' for k in missing if k in stay}
+    for key, value in own.items():
         got = seen.get(key)
         if got is None:
-            if not key.startswith(quantizers):
-                problems[key] = f'{key} is missing'
-        elif got.shape != value.shape:
+            continue
+        if got.shape != value.shape:
             shapes = f'{tuple(value.shape)}, got {tuple(got.shape)}'
             problems[key] = f'{key}: expected shape {shapes}'
         elif got.is_floating_point() != value.is_floating_point():

@@ -11,7 +11,7 @@ from mmauxq.algorithms import JointQAT
 from mmauxq.errors import UsageError, one_line
 from mmauxq.network.profile import count_parameters, floating, profile
 
-from .command import BATCH, set_up
+from .command import BATCH, set_up, set_up_float
 from .configs import (
     USUAL_SIZE,
     WIDTH,
@@ -76,7 +76,7 @@ def build(cfg: Config, row: Row) -> JointQAT:
         row: Is told what was built.
 
     Raises:
-        NetworkError: If the float network cannot be built or run.
+        NetworkError: If MMPretrain alone cannot train it either.
     """
     try:
         shape = cfg.model.get('input_shape') or profile(float_of(cfg)).shape
@@ -115,12 +115,13 @@ def float_of(cfg: Config) -> nn.Module:
 
 
 def _check_float(cfg: Config, row: Row) -> None:
-    """Raise NetworkError if the float network is at fault."""
+    """Raise NetworkError if MMPretrain cannot train the float network."""
     network = float_of(cfg).eval()
     row.parameters = count_parameters(network) / 1e6
     try:
-        profile(network, cfg.model.get('input_shape'))
-    except UsageError as error:
+        shape = profile(network, cfg.model.get('input_shape')).shape
+        set_up_float(cfg, shape)
+    except Exception as error:
         raise NetworkError(one_line(error, WIDTH)) from error
 
 

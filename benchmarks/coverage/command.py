@@ -5,11 +5,14 @@ import copy
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.hooks import Hook
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
 from mmpretrain.models import MultiLabelClsHead
 from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
@@ -27,7 +30,7 @@ STEPS = 2
 class _Ready(Exception):
     """The command has set everything up, and would train ``model``."""
 
-    def __init__(self, model: JointQAT) -> None:
+    def __init__(self, model: Any) -> None:
         self.model = model
 
 
@@ -75,6 +78,24 @@ def set_up(cfg: Config, shape: Sequence[int]) -> JointQAT:
     except _Ready as ready:
         return ready.model
     raise RuntimeError('the command ended without a step')
+
+
+def set_up_float(cfg: Config, shape: Sequence[int]) -> None:
+    """Let MMPretrain alone set up the training of the float network.
+
+    Args:
+        cfg: A recipe.
+        shape: (C, H, W) of the images.
+
+    Raises:
+        Exception: Whatever MMPretrain raises before its first step.
+    """
+    cfg = _with_generated_images(cfg, shape, 1_000_000)
+    cfg.model = cfg.model.architecture
+    cfg.custom_hooks = [dict(type='mmauxq.EndBeforeTraining')]
+    build = RUNNERS.build if 'runner_type' in cfg else Runner.from_cfg
+    with tempfile.TemporaryDirectory() as cfg.work_dir, suppress(_Ready):
+        build(cfg).train()
 
 
 def train(cfg: Config, shape: Sequence[int]) -> None:

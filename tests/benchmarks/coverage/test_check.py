@@ -38,10 +38,10 @@ def test_what_the_command_refuses_fails(tmp_path):
     own = tmp_path / 'own.py'
     own.write_text(
         f"_base_ = 'mmpretrain::{LENET}'\n"
-        'optim_wrapper = dict(optimizer=dict(lr=-1.0))\n'
+        'train_cfg = dict(val_interval=0)\n'
     )
     row = try_config(str(own), build_only=True)
-    assert row.verdict == 'fail' and 'learning rate: -1.0' in row.reason
+    assert row.verdict == 'fail' and 'train_cfg.val_interval' in row.reason
     own.write_text(
         f"_base_ = 'mmpretrain::{LENET}'\n"
         'optim_wrapper = dict(clip_grad=dict(no_such=1))\n'
@@ -49,6 +49,17 @@ def test_what_the_command_refuses_fails(tmp_path):
     assert try_config(str(own), build_only=True).verdict == 'pass'
     row = try_config(str(own))
     assert row.verdict == 'fail' and 'no_such' in row.reason
+
+
+def test_what_mmpretrain_refuses_too(tmp_path):
+    own = tmp_path / 'own.py'
+    own.write_text(
+        f"_base_ = 'mmpretrain::{LENET}'\n"
+        "train_cfg = dict(type='EpochBasedTrainLoop')\n"
+    )
+    row = try_config(str(own), build_only=True)
+    assert row.verdict == 'mmpretrain'
+    assert 'Only one of `type` or `by_epoch`' in row.reason
 
 
 def test_the_network_of_mmpretrain_may_be_at_fault(monkeypatch):

@@ -13,12 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from mmauxq.errors import UsageError, one_line
+from mmauxq.forward_hooks import forward_hooks
 from mmauxq.optional import need
 from mmauxq.quantizers import Quantizer, named_quantizers
 
 from ..onnx.trace import logits_of
 from ..packed import weight_operands
 from .flatbuffer import assemble
+
+PACKAGES = ('litert-torch', 'ai-edge-litert')
 
 
 @dataclass
@@ -42,6 +45,10 @@ class Weight:
     bits: int
     lowest: int
     stride: int
+
+    def codes(self, index: Tensor) -> Tensor:
+        """The codes (int32) of such integers, with the axes of PyTorch."""
+        return channels_first(index.int() * self.stride + self.lowest)
 
 
 @dataclass
@@ -223,8 +230,6 @@ def channels_first(x: Tensor) -> Tensor:
 
 def _activations(architecture: nn.Module, image: Tensor) -> dict[str, Tensor]:
     """What reaches each activation quantizer, which must run once."""
-    from mmauxq.forward_hooks import forward_hooks
-
     seen: dict[str, Tensor] = {}
 
     def see(name: str, quantizer: Quantizer, x: Tensor, y: Tensor) -> None:

@@ -1,6 +1,7 @@
 """The content of a .tflite file, in the classes of its schema."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from .convert import Weight
 
 METADATA = 'mmauxq'
+LIMIT = 2**31 - 2**20
+"""Bytes of weights. Places in a file are 31-bit numbers."""
 
 
 def assemble(
@@ -52,9 +55,7 @@ def assemble(
     code.version = 6  # has 4 bits
     model.operatorCodes.append(code)
     added = []
-    for entry, (name, weight) in zip(
-        inputs[1:], weights.items(), strict=True
-    ):
+    for entry, (name, weight) in zip(inputs[1:], weights.items(), strict=True):
         buffer = schema.BufferT()
         mask = 2**weight.bits - 1
         buffer.data = pack(weight.index.view(np.uint8) & mask, weight.bits)
@@ -84,6 +85,7 @@ def assemble(
     names = [OUTPUT, *(f'{name}.codes' for name in activations)]
     for entry, name in zip(outputs, names, strict=True):
         entry.name = name.encode()
+        graph.tensors[entry.tensorIndex].name = name.encode()
     signature.outputs = outputs if inspected else outputs[:1]
     graph.inputs = [entry.tensorIndex for entry in signature.inputs]
     graph.outputs = [entry.tensorIndex for entry in signature.outputs]
@@ -135,8 +137,8 @@ def _drop_unused(model: Any) -> None:
         holder.buffer = numbers[holder.buffer]
 
 
-def stored_weights(content: bytes) -> dict[str, tuple[np.ndarray, int]]:
-    """(Integers, bits) of each quantized weight of a file, by the name of its
+def stored_weights(content: bytes) -> dict[str, np.ndarray]:
+    """The integers of each quantized weight of a file, by the name of its
     quantizer."""
     from ai_edge_litert import schema_py_generated as schema
     from ai_edge_litert.tools import flatbuffer_utils
@@ -145,11 +147,26 @@ def stored_weights(content: bytes) -> dict[str, tuple[np.ndarray, int]]:
     widths = {getattr(schema.TensorType, f'INT{n}'): n for n in (2, 4, 8)}
     result = {}
     for tensor in model.subgraphs[0].tensors:
-        name, is_codes, _ = tensor.name.decode().partition('.codes')
-        if is_codes:
+        name = tensor.name.decode().removesuffix('.codes')
+        if tensor.type in widths:
             bits, shape = widths[tensor.type], tuple(tensor.shape)
             data = np.asarray(model.buffers[tensor.buffer].data, np.uint8)
             index = unpack(data, bits, int(np.prod(shape))).astype(int)
             index -= (index >= 2 ** (bits - 1)) * 2**bits
-            result[name] = index.reshape(shape), bits
+            result[name] = index.reshape(shape)
     return result
+
+
+def operators(content: bytes) -> dict[str, int]:
+    """Operator -> its number in a file."""
+    from ai_edge_litert import schema_py_generated as schema
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    model = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
+    names = {
+        value: name for name, value in vars(schema.BuiltinOperator).items()
+    }
+    codes = [names[code.builtinCode] for code in model.operatorCodes]
+    return dict(
+        Counter(codes[o.opcodeIndex] for o in model.subgraphs[0].operators)
+    )

@@ -42,8 +42,6 @@ class Session:
         self, names: Sequence[str], feed: dict[str, np.ndarray]
     ) -> list[np.ndarray]:
         """Outputs by name, (N, ...), with the axes of PyTorch."""
-        found = [
-            self._run(**{INPUT: image[None]}) for image in feed[INPUT]
-        ]
+        found = [self._run(**{INPUT: image[None]}) for image in feed[INPUT]]
         values = [np.concatenate([one[n] for one in found]) for n in names]
         return [np.moveaxis(v, -1, 1) if v.ndim == 4 else v for v in values]

@@ -11,6 +11,7 @@ import torch
 
 from mmauxq import files
 from mmauxq.analysis import deployed_bytes
+from mmauxq.deploy import checkpoints
 from mmauxq.deploy.folder import FILES, REPORT
 from mmauxq.deploy.onnx import export as export_module
 from mmauxq.deploy.onnx import onnx_model, runtime, verify
@@ -106,7 +107,7 @@ def test_accuracies_are_those_of_the_files(exported, network):
 def test_a_file_that_holds_another_network_is_found(
     network, checkpoint, tmp_path, monkeypatch, writer, file
 ):
-    write = getattr(export_module, writer)
+    write = getattr(checkpoints, writer)
 
     def write_another(*args):
         args = copy.deepcopy(args)
@@ -115,7 +116,7 @@ def test_a_file_that_holds_another_network_is_found(
                 module.head.fc.bias.data[0] += 0.01
         return write(*args)
 
-    monkeypatch.setattr(export_module, writer, write_another)
+    monkeypatch.setattr(checkpoints, writer, write_another)
     with pytest.raises(UsageError, match=f'{file}: the network that was wri'):
         export_module.export(
             network, checkpoint, tmp_path / 'out', images=0, say=lambda _: 0

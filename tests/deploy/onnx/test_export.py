@@ -251,19 +251,20 @@ def test_a_first_export_that_was_killed_goes_on(
 
 
 @pytest.mark.parametrize(
-    'writer, file',
+    'module, writer, file',
     [
-        ('slim_checkpoint', 'slim.pth'),
-        ('write_packed', 'packed.safetensors'),
-        ('write_atomically', 'model.onnx'),
+        (checkpoints, 'slim_checkpoint', 'slim.pth'),
+        (checkpoints, 'write_packed', 'packed.safetensors'),
+        (export_module, 'write_atomically', 'model.onnx'),
     ],
+    ids=['slim', 'packed', 'onnx'],
 )
 def test_a_full_disk_is_one_line(
-    network, checkpoint, tmp_path, monkeypatch, writer, file
+    network, checkpoint, tmp_path, monkeypatch, module, writer, file
 ):
     out = old_export(tmp_path / 'out')
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    write = getattr(export_module, writer)
+    write = getattr(module, writer)
 
     def limited(*args):
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
@@ -272,7 +273,7 @@ def test_a_full_disk_is_one_line(
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
-    monkeypatch.setattr(export_module, writer, limited)
+    monkeypatch.setattr(module, writer, limited)
     with pytest.raises(
         TrainingError, match=f'{file} cannot be written: File too large'
     ):

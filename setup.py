@@ -29,6 +29,11 @@ export = [
 ]
 # There is none for Python 3.10 beside the onnx that export needs.
 qonnx = ['qonnx>=1.0; python_version >= "3.11"']
+tflite = [
+    'ai-edge-litert>=2.3',  # runs INT2
+    'litert-torch>=0.10',
+    'safetensors>=0.5',
+]
 digits = ['scikit-learn']
 extras = {
     'openmmlab': [
@@ -47,6 +52,7 @@ extras = {
     'digits': digits,
     'export': export,
     'qonnx': [*export, *qonnx],
+    'tflite': tflite,
     'tests': [
         *digits,
         *export,

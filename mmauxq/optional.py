@@ -5,6 +5,8 @@ import importlib.util
 from .errors import UsageError
 
 INSTALL = {
+    'ai_edge_litert': '"mmauxq[tflite]"',
+    'litert_torch': '"mmauxq[tflite]"',
     'matplotlib': '"mmauxq[compare]"',
     'onnx': '"mmauxq[export]"',
     'onnxruntime': '"mmauxq[export]"',

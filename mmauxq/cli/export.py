@@ -1,6 +1,6 @@
 """Write what ships of a trained network - slim.pth, packed.safetensors,
-model.onnx, report.json and report.md - and check that each computes what was
-trained."""
+model.onnx or model.tflite, report.json and report.md - and check that each
+computes what was trained."""
 
 import argparse
 from collections.abc import Callable
@@ -32,10 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--out', required=True, metavar='DIR', help='folder')
     parser.add_argument(
         '--format',
-        choices=['onnx', 'qonnx'],
+        choices=['onnx', 'qonnx', 'tflite'],
         default='onnx',
         help='of model.onnx: onnx, for ONNX Runtime and OpenVINO; qonnx: a '
-        'Quant node for each quantizer, for FINN and hls4ml',
+        'Quant node for each quantizer, for FINN and hls4ml; or tflite: '
+        'model.tflite, for LiteRT on phones',
     )
     parser.add_argument(
         '--weights',
@@ -70,10 +71,10 @@ def _form(args: argparse.Namespace) -> str:
     ):
         if value:
             raise UsageError(
-                f'--format qonnx: expected no --{name} beside it, which is '
-                f'for --format onnx, got --{name} {value}'
+                f'--format {args.format}: expected no --{name} beside it, '
+                f'which is for --format onnx, got --{name} {value}'
             )
-    return 'qonnx'
+    return args.format
 
 
 def run(args: argparse.Namespace, mark_running: Callable) -> None:
@@ -81,6 +82,9 @@ def run(args: argparse.Namespace, mark_running: Callable) -> None:
     from mmauxq.deploy.folder import check_folder
 
     weights = _form(args)
+    if weights == 'tflite':
+        _export_tflite(args)
+        return
     check_folder(args.out)
     need('onnx', 'onnxscript', 'onnxruntime', 'safetensors')
     if weights == 'qonnx':
@@ -94,6 +98,22 @@ def run(args: argparse.Namespace, mark_running: Callable) -> None:
         args.out,
         weights,
         args.residual,
+        args.images,
+        args.batch_norm,
+        lambda line: print(line, flush=True),
+    )
+
+
+def _export_tflite(args: argparse.Namespace) -> None:
+    need('litert_torch', 'ai_edge_litert', 'safetensors')
+    from mmauxq.deploy.folder import check_folder
+    from mmauxq.deploy.tflite.export import FILES, export
+
+    check_folder(args.out, FILES)
+    export(
+        load(args),
+        args.checkpoint,
+        args.out,
         args.images,
         args.batch_norm,
         lambda line: print(line, flush=True),

@@ -1,32 +1,29 @@
 """One folder with all that ships, checked against F."""
 
-import copy
 import json
 import os
 from collections import Counter
-from collections.abc import Callable
-from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mmauxq.analysis import count_levels, deployed_bytes
-from mmauxq.checkpoint_file import read_checkpoint
-from mmauxq.engine.hooks import reestimate_batch_norm
+from mmauxq.analysis import deployed_bytes
 from mmauxq.errors import UsageError
 from mmauxq.files import write_atomically, written_together
-from mmauxq.layers import restore
-from mmauxq.network.checkpoint import normalise
 from mmauxq.optional import need
 from mmauxq.text import percent
 from mmauxq.version import __version__
 
-from ..folder import PACKED, REPORT, SLIM, check_folder, checksums
+from ..checkpoints import (
+    Say,
+    audit_levels,
+    read_again,
+    reestimate,
+    write_checkpoints,
+)
+from ..folder import REPORT, check_folder, checksums
 from ..network import Network, guidance_cost
-from ..packed import fill_packed, write_packed
-from ..slim import slim_checkpoint
 from . import qonnx_executor, runtime, verify
 from .graph import Lowered
 from .metadata import add_metadata
@@ -35,7 +32,6 @@ from .report import as_markdown, layer_table
 from .trace import trace
 from .verify import Batches
 
-Say = Callable[[str], None]
 SAMPLE = 250
 """Images for everything but the comparison of the files with PyTorch."""
 
@@ -88,15 +84,11 @@ def export(
     report.update(network.describe(), real_images=bool(images))
     with written_together(out, REPORT) as part:
         if batch_norm:
-            norms = _reestimate(network, batch_norm, batches, say)
+            norms = reestimate(network, batch_norm, batches, say)
             report['batch_norm'] = norms
-        sizes = _write_checkpoints(network, checkpoint, part, sample, say)
-        agreements = _read_again(architecture, part, batches, say)
-        audit = count_levels(architecture, sample)
-        wide = [count.name for count in audit if not count.holds]
-        if wide:
-            raise UsageError(f'{wide[0]} has more levels than its bits allow')
-        say(f'levels: all {len(audit)} quantized tensors hold their bits')
+        sizes = write_checkpoints(network, checkpoint, part, sample, say)
+        agreements = read_again(architecture, part, batches, say)
+        audit = audit_levels(architecture, sample, say)
         lowered, notes = lower(architecture, sample, weights, residual, say)
         about = network.describe() | network.usage()
         add_metadata(lowered, architecture, about)
@@ -155,83 +147,6 @@ def export(
         write_atomically(part / REPORT, page.encode())
     say(f'written: {out}')
     return report
-
-
-def _reestimate(
-    network: Network, count: int, batches: Batches, say: Say
-) -> dict[str, Any]:
-    def top1() -> float | None:
-        logits = verify.all_logits(network.architecture, batches)
-        return verify.top1(logits, batches)
-
-    before = top1()
-    training = islice(network.batches('train'), count)
-    used = reestimate_batch_norm(
-        network.architecture, (images for images, _ in training)
-    )
-    after = top1()
-    say(
-        f'batch norm: {used} batches, top-1 {percent(before)} before, '
-        f'{percent(after)} after'
-    )
-    return dict(batches=used, top1_before=before, top1_after=after)
-
-
-def _write_checkpoints(
-    network: Network,
-    checkpoint: str | os.PathLike,
-    part: Path,
-    sample: Tensor,
-    say: Say,
-) -> dict[str, int]:
-    """Write slim.pth and packed.safetensors; bytes by name."""
-    architecture = network.architecture
-    slim, packed = part / SLIM, part / PACKED
-    meta = network.describe() | dict(description=network.algorithm.description)
-    sizes = {
-        'float': deployed_bytes(restore(copy.deepcopy(architecture))),
-        'sum_of_bits': deployed_bytes(architecture),
-        SLIM: slim_checkpoint(checkpoint, slim, architecture),
-        PACKED: write_packed(architecture, packed, sample[:1], meta),
-    }
-    over = sizes[PACKED] / sizes['sum_of_bits'] - 1
-    say(
-        f'{SLIM}: {sizes[SLIM]:,} bytes; {PACKED}: {sizes[PACKED]:,} bytes '
-        f'({over:+.1%} of the sum of bits)'
-    )
-    return sizes
-
-
-@torch.no_grad()
-def _read_again(
-    architecture: nn.Module, part: Path, batches: Batches, say: Say
-) -> dict[str, dict[str, Any]]:
-    """Load slim.pth and packed.safetensors as they were written, and run each
-    on all images; what was seen, by name."""
-    expected = verify.all_logits(architecture, batches)
-    result = {}
-    for name in (SLIM, PACKED):
-        again = copy.deepcopy(architecture)
-        for parameter in again.parameters():
-            parameter.zero_()
-        if name == PACKED:
-            fill_packed(part / name, again)
-        else:
-            state = normalise(read_checkpoint(part / name), name)
-            again.load_state_dict(state)
-        logits = verify.all_logits(again, batches)
-        if not torch.equal(logits, expected):
-            raise UsageError(
-                f'{name}: the network that was written and read again gives '
-                'other logits'
-            )
-        top1 = verify.top1(logits, batches)
-        result[name] = dict(bit_equal_on=len(logits), top1=top1)
-        say(
-            f'{name}: loads back to the bit on {len(logits)} images, top-1 '
-            f'{percent(top1)}'
-        )
-    return result
 
 
 def lower(

@@ -174,8 +174,8 @@ def as_markdown(report: dict[str, Any]) -> str:
         engine=engine,
         notes=''.join(f'\n\nNote: {note}' for note in onnx['notes']),
         shape=tuple(report['image_shape']),
-        training=_training(report['guidance']),
-        table=table(HEAD, map(_layer_row, report['layers']), 'lrrrrrrrrl'),
+        training=training_cost(report['guidance']),
+        table=table(HEAD, map(layer_row, report['layers']), 'lrrrrrrrrl'),
     )
 
 
@@ -194,7 +194,8 @@ def _kernels(onnx: dict[str, Any]) -> str:
     return text
 
 
-def _training(guidance: dict[str, Any]) -> str:
+def training_cost(guidance: dict[str, Any]) -> str:
+    """What the guidance cost in training, in words."""
     if not guidance['type']:
         return ''
     cost = 'an unknown number of parameters and multiply-adds'
@@ -209,7 +210,8 @@ def _training(guidance: dict[str, Any]) -> str:
     )
 
 
-def _layer_row(layer: dict[str, Any]) -> list[Any]:
+def layer_row(layer: dict[str, Any]) -> list[Any]:
+    """A layer under :data:`HEAD`."""
     row = [layer['name']]
     for kind in ('weight', 'activation'):
         bits = layer[f'{kind}_bits']

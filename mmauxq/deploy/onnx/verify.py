@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -12,9 +12,11 @@ from mmauxq.forward_hooks import forward_hooks
 from mmauxq.quantizers import Quantizer, named_quantizers
 
 from ..packed import weight_operands
-from .graph import Lowered
 from .runtime import session, with_outputs
 from .trace import INPUT, OUTPUT, logits_of
+
+if TYPE_CHECKING:
+    from .graph import Lowered
 
 Batches = Sequence[tuple[Tensor, Tensor]]
 """(images, labels) pairs; a label below 0 is unknown."""
@@ -29,6 +31,13 @@ OF_CODES = (
     'unexplained_classes', 'codes', 'ties', 'rounded', 'unexplained',
     'images_touched',
 )  # fmt: skip
+
+
+class Places(Protocol):
+    """Where an artefact has its codes; see :class:`.graph.Lowered`."""
+
+    codes: dict[str, tuple[str, int]]
+    reach: dict[str, float]
 
 
 @dataclass
@@ -89,15 +98,16 @@ def compare(
     architecture: nn.Module,
     model: Any,
     batches: Batches,
-    lowered: Lowered | None = None,
+    lowered: Places | None = None,
     start: Callable[[Any], Any] = session,
+    with_outputs: Callable[[Any, Sequence[str]], Any] = with_outputs,
 ) -> Agreement:
     """Run ``model``, an ``onnx.ModelProto``, and PyTorch, in evaluation mode
     on the CPU, on the same images.
 
     ``lowered`` says where the codes are; without it they are not compared.
     ``start`` gives what runs a model, with the method ``run`` of a session of
-    ONNX Runtime.
+    ONNX Runtime. ``with_outputs`` gives the same model with more outputs.
     """
     places = lowered.codes if lowered else {}
     reach = lowered.reach if lowered else {}
@@ -175,7 +185,7 @@ def _follow(
 
 
 def differing_weights(
-    architecture: nn.Module, lowered: Lowered, image: Tensor
+    architecture: nn.Module, lowered: 'Lowered', image: Tensor
 ) -> list[str]:
     """Weight quantizers whose codes in the file are not those of PyTorch, up
     to one factor for each channel: an integer with the sign of the slope of a

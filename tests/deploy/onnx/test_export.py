@@ -11,6 +11,7 @@ import torch
 
 from mmauxq import files
 from mmauxq.analysis import deployed_bytes
+from mmauxq.deploy import checkpoints
 from mmauxq.deploy.folder import FILES, REPORT
 from mmauxq.deploy.onnx import export as export_module
 from mmauxq.deploy.onnx import onnx_model, runtime, verify
@@ -106,7 +107,7 @@ def test_accuracies_are_those_of_the_files(exported, network):
 def test_a_file_that_holds_another_network_is_found(
     network, checkpoint, tmp_path, monkeypatch, writer, file
 ):
-    write = getattr(export_module, writer)
+    write = getattr(checkpoints, writer)
 
     def write_another(*args):
         args = copy.deepcopy(args)
@@ -115,7 +116,7 @@ def test_a_file_that_holds_another_network_is_found(
                 module.head.fc.bias.data[0] += 0.01
         return write(*args)
 
-    monkeypatch.setattr(export_module, writer, write_another)
+    monkeypatch.setattr(checkpoints, writer, write_another)
     with pytest.raises(UsageError, match=f'{file}: the network that was wri'):
         export_module.export(
             network, checkpoint, tmp_path / 'out', images=0, say=lambda _: 0
@@ -250,19 +251,20 @@ def test_a_first_export_that_was_killed_goes_on(
 
 
 @pytest.mark.parametrize(
-    'writer, file',
+    'module, writer, file',
     [
-        ('slim_checkpoint', 'slim.pth'),
-        ('write_packed', 'packed.safetensors'),
-        ('write_atomically', 'model.onnx'),
+        (checkpoints, 'slim_checkpoint', 'slim.pth'),
+        (checkpoints, 'write_packed', 'packed.safetensors'),
+        (export_module, 'write_atomically', 'model.onnx'),
     ],
+    ids=['slim', 'packed', 'onnx'],
 )
 def test_a_full_disk_is_one_line(
-    network, checkpoint, tmp_path, monkeypatch, writer, file
+    network, checkpoint, tmp_path, monkeypatch, module, writer, file
 ):
     out = old_export(tmp_path / 'out')
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    write = getattr(export_module, writer)
+    write = getattr(module, writer)
 
     def limited(*args):
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
@@ -271,7 +273,7 @@ def test_a_full_disk_is_one_line(
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
-    monkeypatch.setattr(export_module, writer, limited)
+    monkeypatch.setattr(module, writer, limited)
     with pytest.raises(
         TrainingError, match=f'{file} cannot be written: File too large'
     ):

@@ -122,6 +122,7 @@ def _with_generated_images(
     without a head, gets one."""
     cfg = copy.deepcopy(cfg)
     head = cfg.model.architecture.head
+    classes = (cfg.get('data_preprocessor') or {}).get('num_classes', 2)
     several = issubclass(MODELS.get(head.type), MultiLabelClsHead)
     cfg.train_dataloader = dict(
         batch_size=BATCH,
@@ -130,7 +131,7 @@ def _with_generated_images(
             type='mmauxq.Generated' + ('Labels' if several else 'Images'),
             length=length,
             shape=tuple(shape),
-            num_classes=head.get('num_classes', 2),
+            num_classes=head.get('num_classes', classes),
         ),
         sampler=dict(type='DefaultSampler', shuffle=True),
         collate_fn=dict(type='default_collate'),

@@ -180,6 +180,7 @@ def try_additions(place: Place, additions: list[str]) -> None:
     ]
     if sys.version_info >= (3, 11):
         lines.append(f'{lines[0]} --format qonnx')
+    lines.append(f'{lines[0]} --format tflite')
     for line in lines:
         said = place.type(line, status=2)
         addition = ''.join(said.rpartition('pip install')[1:]).strip()

@@ -100,19 +100,20 @@ def compare(
     batches: Batches,
     lowered: Places | None = None,
     start: Callable[[Any], Any] = session,
-    with_outputs: Callable[[Any, Sequence[str]], Any] = with_outputs,
+    add_outputs: Callable[[Any, Sequence[str]], Any] | None = None,
 ) -> Agreement:
     """Run ``model``, an ``onnx.ModelProto``, and PyTorch, in evaluation mode
     on the CPU, on the same images.
 
     ``lowered`` says where the codes are; without it they are not compared.
     ``start`` gives what runs a model, with the method ``run`` of a session of
-    ONNX Runtime. ``with_outputs`` gives the same model with more outputs.
+    ONNX Runtime. ``add_outputs`` gives the same model with more
+    outputs, instead of :func:`.runtime.with_outputs`.
     """
     places = lowered.codes if lowered else {}
     reach = lowered.reach if lowered else {}
     outputs = [value for value, _ in places.values()]
-    running = start(with_outputs(model, outputs))
+    running = start((add_outputs or with_outputs)(model, outputs))
     result = Agreement(codes_compared=lowered is not None)
     exported, from_same_codes, touched = [], [], []
     for images, _ in batches:

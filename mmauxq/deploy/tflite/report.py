@@ -31,9 +31,9 @@ those of the quantizers.
 
 ## model.tflite
 
-Weights as {types}, which `DEQUANTIZE` turns into float when the model is \
-loaded. The rest, with the rounding and clipping of activations, is float \
-arithmetic: this form is small, not fast. It takes one image.
+Weights as {types}, which `DEQUANTIZE` turns into float. Products, and the \
+rounding and clipping of activations, are float arithmetic: this form is \
+small, not fast. It takes one image.
 
 Operators of the file: {operators}.
 

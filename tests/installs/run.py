@@ -180,7 +180,8 @@ def try_additions(place: Place, additions: list[str]) -> None:
     ]
     if sys.version_info >= (3, 11):
         lines.append(f'{lines[0]} --format qonnx')
-    lines.append(f'{lines[0]} --format tflite')
+    phone = lines[0].replace('--out ship', '--out phone')
+    lines.append(f'{phone} --format tflite')
     for line in lines:
         said = place.type(line, status=2)
         addition = ''.join(said.rpartition('pip install')[1:]).strip()
@@ -191,6 +192,19 @@ def try_additions(place: Place, additions: list[str]) -> None:
     place.type(
         'mmauxq audit recipe.py run/slim.pth --images 64 '
         '--onnx ship/model.onnx'
+    )
+
+
+def try_tests(place: Place) -> None:
+    """Those of what needs packages that the tests are not installed with,
+    because MMPretrain imports Transformers wherever it is."""
+    place.type('pip install pytest')
+    place.type(
+        # this plugin of a package that litert-torch brings is behind pytest
+        'python -m pytest -q -p no:anyio -p no:cacheprovider '
+        'tests/deploy/tflite',
+        ROOT,
+        expected='passed in',
     )
 
 
@@ -241,6 +255,8 @@ def try_in(place: Place, lines: list[str], additions: list[str]) -> Row:
             if additions:
                 try_additions(place, additions)
                 try_program(place)
+                if any('constraints' in line for line in lines):
+                    try_tests(place)
     except (Failed, subprocess.SubprocessError) as trouble:
         log = place.log.read_text() if place.log.is_file() else ''
         row.trouble = f'FAILED: {" ".join(str(trouble).split())[:300]}'

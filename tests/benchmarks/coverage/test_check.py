@@ -37,8 +37,7 @@ def test_what_the_command_refuses_fails(tmp_path):
     """Before the first step, or in it."""
     own = tmp_path / 'own.py'
     own.write_text(
-        f"_base_ = 'mmpretrain::{LENET}'\n"
-        'train_cfg = dict(val_interval=0)\n'
+        f"_base_ = 'mmpretrain::{LENET}'\ntrain_cfg = dict(val_interval=0)\n"
     )
     row = try_config(str(own), build_only=True)
     assert row.verdict == 'fail' and 'train_cfg.val_interval' in row.reason

@@ -122,7 +122,7 @@ class LayerTracer(WeightTracer):
             for name in sorted({n for a in args for n in self.owners_of(a)}):
                 use = self._use(name)
                 if not use.called and not use.readers:
-                    use.reason = f'its weight enters a {kind}'
+                    use.reason = f'its weight enters `{kind}`'
         return func(*args, **kwargs)
 
     def _note_attention(self, q: Tensor, k: Tensor, v: Tensor) -> None:

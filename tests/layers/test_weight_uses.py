@@ -190,7 +190,7 @@ class Bare(nn.Module):
 @pytest.mark.parametrize(
     'kind, name, reason',
     [
-        (Transposed, '0.fc', 'its weight enters a matmul'),
+        (Transposed, '0.fc', 'its weight enters `matmul`'),
         (Mixture, '0.b', '0 multiplies by a mixture of it and other weights'),
         (Bare, '0', 'its weight is a parameter of its own, in no layer'),
     ],

@@ -198,7 +198,7 @@ def try_additions(place: Place, additions: list[str]) -> None:
 def try_tests(place: Place) -> None:
     """Those of what needs packages that the tests are not installed with,
     because MMPretrain imports Transformers wherever it is."""
-    place.type('pip install pytest')
+    place.type('pip install pytest hypothesis')
     place.type(
         # this plugin of a package that litert-torch brings is behind pytest
         'python -m pytest -q -p no:anyio -p no:cacheprovider '

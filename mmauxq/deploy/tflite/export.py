@@ -167,6 +167,13 @@ def differing_weights(
     stored = stored_weights(converted.content)
     quantizers = dict(named_quantizers(architecture))
     operands = weight_operands(architecture, batches[0][0][:1])
+    left_out = [name for name in operands if name not in stored]
+    if left_out:
+        raise UsageError(
+            f'{MODEL}: {left_out[0]}: expected a layer that changes the '
+            'logits, got one that the converter left out, as behind a batch '
+            'norm whose slopes are still zero; train the network first'
+        )
     return [
         name
         for name, operand in operands.items()

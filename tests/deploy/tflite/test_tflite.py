@@ -339,3 +339,13 @@ def test_a_folder_with_a_file_of_that_name(
         fails(export_command, *args, *OPTIONS)
     )
     assert (tmp_path / 'model.tflite').read_bytes() == b'mine'
+
+
+@needs_litert
+def test_a_layer_that_is_multiplied_by_zero():
+    """As in a network whose residual branches were never trained."""
+    network = prepared(*CASES['LSQ, 2 bits'])
+    torch.nn.init.zeros_(network.layers[4].weight)
+    converted = to_tflite(network, images(1), {})
+    with pytest.raises(UsageError, match='that the converter left out'):
+        differing_weights(network, converted, BATCHES)

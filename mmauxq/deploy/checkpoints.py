@@ -1,9 +1,10 @@
-"""What every export writes beside its own form: the network for PyTorch, and
-its packed codes."""
+"""What every export writes beside its own form: the network for PyTorch, its
+packed codes, and the report."""
 
 import copy
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ from mmauxq.analysis import LevelCount, count_levels, deployed_bytes
 from mmauxq.checkpoint_file import read_checkpoint
 from mmauxq.engine.hooks import reestimate_batch_norm
 from mmauxq.errors import UsageError
+from mmauxq.files import write_atomically
 from mmauxq.layers import restore
 from mmauxq.network.checkpoint import normalise
 from mmauxq.text import percent
 
-from .folder import PACKED, SLIM
+from .folder import PACKED, REPORT, SLIM, checksums
 from .network import Network
 from .onnx import verify
 from .onnx.verify import Batches
@@ -27,6 +29,55 @@ from .packed import fill_packed, write_packed
 from .slim import slim_checkpoint
 
 Say = Callable[[str], None]
+SAMPLE = 250
+
+
+def sample_of(batches: Batches) -> Tensor:
+    """Images for everything but the comparison of files with PyTorch."""
+    return torch.cat([images for images, _ in batches[:2]])[:SAMPLE]
+
+
+def write_for_pytorch(
+    network: Network,
+    checkpoint: str | os.PathLike,
+    part: Path,
+    batches: Batches,
+    batch_norm: int,
+    say: Say,
+) -> tuple[dict[str, Any], list[LevelCount]]:
+    """Write slim.pth and packed.safetensors, and check them.
+
+    Args:
+        network: Its batch norms are re-estimated first, if that is asked for.
+        checkpoint: The file that it came from.
+        part: Folder to write into.
+        batches: To compare on.
+        batch_norm: Training batches to re-estimate from; 0 for none.
+        say: Takes a line for each step.
+
+    Returns:
+        What the report has of them, and the levels of all quantized tensors.
+    """
+    report: dict[str, Any] = {}
+    sample = sample_of(batches)
+    if batch_norm:
+        norms = reestimate(network, batch_norm, batches, say)
+        report['batch_norm'] = norms
+    report['sizes'] = write_checkpoints(network, checkpoint, part, sample, say)
+    architecture = network.architecture
+    report['agreement'] = read_again(architecture, part, batches, say)
+    return report, audit_levels(architecture, sample, say)
+
+
+def write_report(
+    part: Path, report: dict[str, Any], page: str, names: Sequence[str]
+) -> None:
+    """Write report.md, which is ``page``, and report.json, the last file,
+    with the checksums of the others, ``names``."""
+    write_atomically(part / 'report.md', page.encode())
+    report['sha256'] = checksums(part, names)
+    text = json.dumps(report, indent=1) + '\n'
+    write_atomically(part / REPORT, text.encode())
 
 
 def reestimate(

@@ -53,7 +53,7 @@ def read_report(out: Path, name: str = REPORT) -> dict[str, Any] | None:
     return report if ours else None
 
 
-def checksums(out: Path, names: Sequence[str] = FILES) -> dict[str, str]:
+def checksums(out: Path, names: Sequence[str]) -> dict[str, str]:
     """The SHA-256 of each file of an export but its report.json, in hex."""
     return {
         name: hashlib.sha256((out / name).read_bytes()).hexdigest()

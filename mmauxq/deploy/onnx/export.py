@@ -1,6 +1,5 @@
 """One folder with all that ships, checked against F."""
 
-import json
 import os
 from collections import Counter
 from typing import Any
@@ -12,17 +11,15 @@ from mmauxq.analysis import deployed_bytes
 from mmauxq.errors import UsageError
 from mmauxq.files import write_atomically, written_together
 from mmauxq.optional import need
-from mmauxq.text import percent
 from mmauxq.version import __version__
 
 from ..checkpoints import (
     Say,
-    audit_levels,
-    read_again,
-    reestimate,
-    write_checkpoints,
+    sample_of,
+    write_for_pytorch,
+    write_report,
 )
-from ..folder import REPORT, check_folder, checksums
+from ..folder import FILES, REPORT, check_folder
 from ..network import Network, guidance_cost
 from . import qonnx_executor, runtime, verify
 from .graph import Lowered
@@ -31,9 +28,6 @@ from .onnx_model import OPSETS, check_size, to_onnx
 from .report import as_markdown, layer_table
 from .trace import trace
 from .verify import Batches
-
-SAMPLE = 250
-"""Images for everything but the comparison of the files with PyTorch."""
 
 
 def export(
@@ -79,16 +73,15 @@ def export(
     architecture = network.architecture
     check_size(deployed_bytes(architecture))  # before anything takes time
     batches = network.images(images)
-    sample = torch.cat([b for b, _ in batches[:2]])[:SAMPLE]
+    sample = sample_of(batches)
     report: dict[str, Any] = dict(mmauxq_version=__version__)
     report.update(network.describe(), real_images=bool(images))
     with written_together(out, REPORT) as part:
-        if batch_norm:
-            norms = reestimate(network, batch_norm, batches, say)
-            report['batch_norm'] = norms
-        sizes = write_checkpoints(network, checkpoint, part, sample, say)
-        agreements = read_again(architecture, part, batches, say)
-        audit = audit_levels(architecture, sample, say)
+        found, audit = write_for_pytorch(
+            network, checkpoint, part, batches, batch_norm, say
+        )
+        report.update(found)
+        sizes, agreements = report['sizes'], report['agreement']
         lowered, notes = lower(architecture, sample, weights, residual, say)
         about = network.describe() | network.usage()
         add_metadata(lowered, architecture, about)
@@ -111,7 +104,6 @@ def export(
         report.update(
             layer_table(architecture, sample[:1], audit, kernels),
             guidance=guidance_cost(network.cfg, sample.shape[1:]),
-            sizes=sizes,
             onnx=dict(
                 weights=lowered.weights,
                 residual=residual,
@@ -130,7 +122,6 @@ def export(
                 operators=operators,
                 notes=notes,
             ),
-            agreement=agreements,
             runtime=dict(
                 onnxruntime=onnxruntime.__version__,
                 onnx=onnx.__version__,
@@ -141,10 +132,7 @@ def export(
         )
         if lowered.weights == 'qonnx':
             report['runtime']['qonnx'] = qonnx_executor.version()
-        write_atomically(part / 'report.md', as_markdown(report).encode())
-        report['sha256'] = checksums(part)
-        page = json.dumps(report, indent=1) + '\n'
-        write_atomically(part / REPORT, page.encode())
+        write_report(part, report, as_markdown(report), FILES)
     say(f'written: {out}')
     return report
 
@@ -203,12 +191,7 @@ def check(
         )
     if residual == 'float':
         result = verify.compare(architecture, model, batches, lowered, start)
-        if not result.holds:
-            raise UsageError(
-                f'model.onnx differs from PyTorch: {result.unexplained} codes '
-                f'and {result.unexplained_classes} classes away from rounding '
-                f'ties, logits by {result.max_difference:.1e}'
-            )
+        result.check('model.onnx')
         codes = (
             f'{result.codes:,} codes compared, {result.ties} differ at '
             f'rounding ties, {result.rounded} by rounded biases'
@@ -218,10 +201,5 @@ def check(
         codes = (
             'residual sums in 8 bits are another network: codes not compared'
         )
-    say(
-        f'agreement: same class for {result.same_class} of {result.images} '
-        f'images, logits within {result.max_difference:.1e} (largest '
-        f'{result.largest_logit:.1f}), top-1 {percent(result.top1)} '
-        f'(PyTorch {percent(result.top1_torch)}); {codes}'
-    )
+    say(result.line(codes))
     return result

@@ -8,8 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mmauxq.errors import UsageError
 from mmauxq.forward_hooks import forward_hooks
 from mmauxq.quantizers import Quantizer, named_quantizers
+from mmauxq.text import percent
 
 from ..packed import weight_operands
 from .runtime import session, with_outputs
@@ -85,6 +87,24 @@ class Agreement:
         return (
             not (self.unexplained or self.unexplained_classes)
             and self.max_difference <= LOGITS * self.largest_logit
+        )
+
+    def check(self, name: str) -> None:
+        """Raise a UsageError if the artefact ``name`` is another network."""
+        if not self.holds:
+            raise UsageError(
+                f'{name} differs from PyTorch: {self.unexplained} codes and '
+                f'{self.unexplained_classes} classes away from rounding ties, '
+                f'logits by {self.max_difference:.1e}'
+            )
+
+    def line(self, codes: str) -> str:
+        """What was measured, in words; ``codes`` says what of them."""
+        return (
+            f'agreement: same class for {self.same_class} of {self.images} '
+            f'images, logits within {self.max_difference:.1e} (largest '
+            f'{self.largest_logit:.1f}), top-1 {percent(self.top1)} '
+            f'(PyTorch {percent(self.top1_torch)}); {codes}'
         )
 
     def measured(self) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """One folder with model.tflite and what else ships, checked against F."""
 
-import json
 import os
 from typing import Any
 
@@ -12,17 +11,15 @@ from mmauxq.errors import UsageError
 from mmauxq.files import write_atomically, written_together
 from mmauxq.optional import need
 from mmauxq.quantizers import named_quantizers
-from mmauxq.text import percent
 from mmauxq.version import __version__
 
 from ..checkpoints import (
     Say,
-    audit_levels,
-    read_again,
-    reestimate,
-    write_checkpoints,
+    sample_of,
+    write_for_pytorch,
+    write_report,
 )
-from ..folder import PACKED, REPORT, SLIM, check_folder, checksums
+from ..folder import PACKED, REPORT, SLIM, check_folder
 from ..network import Network, guidance_cost
 from ..onnx import verify
 from ..onnx.report import layer_table
@@ -36,8 +33,6 @@ from .session import Session
 
 MODEL = 'model.tflite'
 FILES = (SLIM, PACKED, MODEL, 'report.md', REPORT)
-SAMPLE = 250
-"""Images for everything but the comparison of the files with PyTorch."""
 
 
 def export(
@@ -75,16 +70,15 @@ def export(
             f'format, got {deployed_bytes(architecture):,}'
         )
     batches = network.images(images)
-    sample = torch.cat([b for b, _ in batches[:2]])[:SAMPLE]
+    sample = sample_of(batches)
     report: dict[str, Any] = dict(mmauxq_version=__version__)
     report.update(network.describe(), real_images=bool(images))
     with written_together(out, REPORT) as part:
-        if batch_norm:
-            norms = reestimate(network, batch_norm, batches, say)
-            report['batch_norm'] = norms
-        sizes = write_checkpoints(network, checkpoint, part, sample, say)
-        agreements = read_again(architecture, part, batches, say)
-        audit = audit_levels(architecture, sample, say)
+        found, audit = write_for_pytorch(
+            network, checkpoint, part, batches, batch_norm, say
+        )
+        report.update(found)
+        sizes, agreements = report['sizes'], report['agreement']
         about = network.describe() | network.usage()
         converted = to_tflite(architecture, sample[:1], about)
         sizes[MODEL] = len(converted.content)
@@ -102,7 +96,6 @@ def export(
         report.update(
             layer_table(architecture, sample[:1], audit, {}),
             guidance=guidance_cost(network.cfg, sample.shape[1:]),
-            sizes=sizes,
             tflite=dict(
                 containers=containers,
                 weight_codes=sum(
@@ -110,7 +103,6 @@ def export(
                 ),
                 operators=operators(converted.content),
             ),
-            agreement=agreements,
             runtime={
                 **{package: version(package) for package in PACKAGES},
                 'torch': torch.__version__,
@@ -118,10 +110,7 @@ def export(
                 'cpu_features': cpu_features(),
             },
         )
-        write_atomically(part / 'report.md', as_markdown(report).encode())
-        report['sha256'] = checksums(part, FILES)
-        page = json.dumps(report, indent=1) + '\n'
-        write_atomically(part / REPORT, page.encode())
+        write_report(part, report, as_markdown(report), FILES)
     say(f'written: {out}')
     return report
 
@@ -144,18 +133,12 @@ def check(
         Session,
         lambda content, names: converted.inspected,
     )
-    if not result.holds:
-        raise UsageError(
-            f'{MODEL} differs from PyTorch: {result.unexplained} codes and '
-            f'{result.unexplained_classes} classes away from rounding ties, '
-            f'logits by {result.max_difference:.1e}'
-        )
+    result.check(MODEL)
     say(
-        f'agreement: same class for {result.same_class} of {result.images} '
-        f'images, logits within {result.max_difference:.1e} (largest '
-        f'{result.largest_logit:.1f}), top-1 {percent(result.top1)} (PyTorch '
-        f'{percent(result.top1_torch)}); {result.codes:,} codes compared, '
-        f'{result.ties} differ at rounding ties'
+        result.line(
+            f'{result.codes:,} codes compared, {result.ties} differ at '
+            'rounding ties'
+        )
     )
     return result
 

@@ -22,7 +22,7 @@ from mmauxq.cli.latency import conditions, untrained, warn_if_busy
 from mmauxq.cli.load_config import load_config
 from mmauxq.cli.parser import add_config_arguments, integer
 from mmauxq.cli.run_command import run_command
-from mmauxq.deploy.network import check_config
+from mmauxq.deploy.network import check_config, quiet_log
 from mmauxq.engine.config_validation import merge_options
 from mmauxq.files import check_folder, write_atomically
 from mmauxq.optional import need
@@ -121,12 +121,13 @@ def _measured(
         for role, number in zip(ROLES, text.split('/'), strict=True)
     }
     merge_options(cfg, settings, '--bits')
-    network = untrained(cfg)
     with (
+        quiet_log(),
         tempfile.TemporaryDirectory() as folder,
         Progress(console=Console(stderr=True), transient=True) as bar,
     ):
         task = bar.add_task(f'{text}, files', total=len(names))
+        network = untrained(cfg)
         rows, contents = exported(
             network, text, names, args.images, Path(folder),
             lambda: bar.advance(task),

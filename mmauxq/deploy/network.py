@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -159,6 +160,18 @@ def build(cfg: Config, guidance: Any, **settings: Any) -> Any:
     return MODELS.build(model)
 
 
+@contextmanager
+def quiet_log() -> Iterator[None]:
+    """Of MMEngine's log, show warnings alone."""
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel('WARNING')
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 def calibrated_network(cfg: Config) -> Network:
     """A network with random weights, and scales from generated images.
 
@@ -167,11 +180,8 @@ def calibrated_network(cfg: Config) -> Network:
     """
     torch.manual_seed(0)
     algorithm = build(cfg, None).cpu()
-    logger = MMLogger.get_current_instance()
-    level = logger.level
-    logger.setLevel('WARNING')  # MMEngine names each parameter
-    algorithm.init_weights()
-    logger.setLevel(level)
+    with quiet_log():  # MMEngine names each parameter
+        algorithm.init_weights()
     for module in algorithm.architecture.modules():
         if isinstance(module, _BatchNorm) and module.affine:
             if not module.weight.any():

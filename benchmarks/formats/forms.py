@@ -276,9 +276,9 @@ def _in_openvino(first: Row, network: Network, form: Form, images: int) -> Row:
         lowered, _ = lower(
             architecture, sample_of(batches), *form.options, _silent
         )
-        row['loads'] = False
+        row.update(loads=False, runs=False)
         running = openvino_session.Session(lowered.model)
-        row.update(loads=True, runs=False)
+        row['loads'] = True
         codes = form.options[1] == 'float'
         agreement = openvino_session.compare(
             architecture, lowered, batches, codes

@@ -97,7 +97,7 @@ def _refused(error: RuntimeError) -> UsageError:
     reason = ' '.join(x for x in lines if not x.startswith('Exception from'))
     return UsageError(
         f'openvino {version()} refuses the model '
-        f'({one_line(RuntimeError(reason), 200)})'
+        f'({one_line(RuntimeError(reason), 80)})'
     )
 
 

@@ -16,11 +16,13 @@ ALIGN = 'lllrrlllrrrrrrl'
 LEGEND = """\
 Bytes are those of the file, beside the network in float. Codes are integers of
 activations, all of them compared with those of PyTorch, but for
-`int8-residual`, which is another network. Logits differ from those of PyTorch
-by at most this part of the largest one. The logits of OpenVINO come from the
-file as it is, its codes from a copy that gives them, for which it may run
-other kernels. The speed-up is over the float file in the same runtime, for one
-image on one thread: the median of the rounds, and quartiles."""
+`int8-residual`, which is another network. Logits differ from those that
+PyTorch gives from the same codes by at most this part of the largest one.
+Those of OpenVINO, and of `int8-residual`, are compared from the same images,
+so that a code at a tie shows in them. OpenVINO gives codes from a copy of the
+file, for which it may run other kernels. The speed-up is over the float file
+in the same runtime, for one image on one thread: the median of the rounds, and
+quartiles."""
 
 
 def as_markdown(rows: Sequence[Row]) -> str:

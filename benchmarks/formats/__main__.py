@@ -94,7 +94,8 @@ def run(args: argparse.Namespace, started: Callable) -> None:
             if not {arm(text, name, r) for r in FORMS[name].runtimes} <= ready
         ]
         for row in _measured(cfg, text, names, args) if names else ():
-            results.append(args.out, dict(of=of, **row), FILE)
+            if row['arm'] not in ready:
+                results.append(args.out, dict(of=of, **row), FILE)
     rows = {row['arm']: row for row in results.read(args.out, FILE, of)}
     arms = [
         arm(text, name, runtime)

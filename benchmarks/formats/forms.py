@@ -169,14 +169,15 @@ def _export(
     report, types, found = export(network, form, checkpoint, out, images)
     (image, _), *_ = network.images(1)
     costs = layer_costs(network.architecture, image)
-    floats = any(cost.weight_bits == FLOAT_BITS for cost in costs)
     names = [name.replace('int', 'INT') for name in sorted(types)]
+    if any(cost.weight_bits == FLOAT_BITS for cost in costs):
+        names += [] if 'float' in names[0] else ['float']
     runtime = PACKAGES.get(form.runtimes[0], form.runtimes[0])
     found |= dict(
         loads=True,
         runs=True,
         version=report['runtime'][runtime],
-        weights=', '.join([*names, *['float'] * floats]),
+        weights=', '.join(names),
         bytes=report['sizes'][form.file],
         float_bytes=report['sizes']['float'],
     )

@@ -1,4 +1,4 @@
-"""A process that runs one ONNX file in one runtime, and is asked for times.
+"""A process that runs one file in one runtime, and is asked for times.
 
     python timed_process.py FD KIND FILE THREADS N C H W
 
@@ -50,12 +50,18 @@ def onnxruntime_runner(file: str, threads: int) -> Runner:
     return lambda images: running.run(None, {name: images})
 
 
-def openvino_runner(file: str, threads: int) -> Runner:
-    """A function that runs a file in OpenVINO."""
+def openvino_compiled(model: Any, threads: int) -> Any:
+    """An ``openvino.CompiledModel`` for the CPU that computes in float32 what
+    the model does not quantize.
+
+    Args:
+        model: A file, or a model of OpenVINO.
+        threads: Of the runtime.
+    """
     import openvino
 
-    compiled = openvino.Core().compile_model(
-        file,
+    return openvino.Core().compile_model(
+        model,
         'CPU',
         {
             'INFERENCE_NUM_THREADS': threads,
@@ -63,11 +69,29 @@ def openvino_runner(file: str, threads: int) -> Runner:
             'PERFORMANCE_HINT': 'LATENCY',
         },
     )
-    request = compiled.create_infer_request()
+
+
+def openvino_runner(file: str, threads: int) -> Runner:
+    """A function that runs a file in OpenVINO."""
+    request = openvino_compiled(file, threads).create_infer_request()
     return lambda images: request.infer([images])
 
 
-RUNTIMES = dict(onnxruntime=onnxruntime_runner, openvino=openvino_runner)
+def litert_runner(file: str, threads: int) -> Runner:
+    """A function that runs a file in the interpreter of LiteRT."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    running = Interpreter(model_path=file, num_threads=threads)
+    run = running.get_signature_runner()
+    (name,) = run.get_input_details()
+    return lambda images: run(**{name: images})
+
+
+RUNTIMES = dict(
+    onnxruntime=onnxruntime_runner,
+    openvino=openvino_runner,
+    litert=litert_runner,
+)
 
 
 def serve(

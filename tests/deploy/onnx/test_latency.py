@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from mmauxq.checkpoint_file import read_checkpoint
+from mmauxq.deploy.network import calibrated_network
 from mmauxq.deploy.onnx import latency
 from mmauxq.errors import TrainingError, UsageError
 from tests.commands import latency_command
@@ -38,9 +39,9 @@ def test_forms_take_turns_and_each_round_begins_with_another():
 
 
 def test_a_form_has_a_process_of_its_own(small_config):
-    network = latency.calibrated_network(small_config)
+    network = calibrated_network(small_config)
     shape = network.algorithm.cost.shape
-    model = latency.forms_of(network)['float']
+    model = latency.forms_of(network)['float'].SerializeToString()
     form = latency.TimedForm('onnxruntime', model, 1, (2, *shape))
     try:
         assert form.seconds() > 0 and form.process.poll() is None
@@ -97,7 +98,7 @@ def test_the_table(capfd, tmp_path, monkeypatch):
 
 def test_generated_weights_are_the_same_each_time(small_config):
     one, two = (
-        latency.calibrated_network(small_config).architecture.state_dict()
+        calibrated_network(small_config).architecture.state_dict()
         for _ in range(2)
     )
     assert all(np.array_equal(one[k], two[k]) for k in one)

@@ -87,14 +87,17 @@ def run(args: argparse.Namespace, mark_running: Callable) -> None:
     for kind, batch, threads in product(kinds, args.batch, args.threads):
         others = latency.busy_cores()
         busy = max(busy, others or 0.0)
+        files = dict(contents)
+        if kind == 'onnxruntime':
+            files[latency.UNPACKED] = files['typed']
         found, refused = timed(
-            kind, contents, threads, (batch, *shape), args.rounds
+            kind, files, threads, (batch, *shape), args.rounds
         )
         for name, reason in refused.items():
             print(f'{kind}, {name}: {reason}', file=sys.stderr)
         for name, of in found.items():
             cells = [kind, batch, threads, name]
-            cells += [kernels[name] if kind == 'onnxruntime' else '']
+            cells += [kernels.get(name, 0) if kind == 'onnxruntime' else '']
             cells += [with_quartiles(of.seconds, 1e3)]
             cells += [with_quartiles(of.speed_up)]
             cells += ['' if others is None else f'{others:.1f}']
@@ -137,14 +140,15 @@ def timed(
     from rich.console import Console
     from rich.progress import Progress
 
-    from mmauxq.deploy.onnx.latency import TimedForm, latencies
+    from mmauxq.deploy.onnx.latency import UNPACKED, TimedForm, latencies
 
     forms: dict[str, Any] = {}
     refused = {}
     with ExitStack() as stack:
         for name, content in contents.items():
             try:
-                form = TimedForm(kind, content, threads, shape)
+                runtime = 'unpacked' if name == UNPACKED else kind
+                form = TimedForm(runtime, content, threads, shape)
             except UsageError as error:
                 if not forms:
                     raise

@@ -26,6 +26,8 @@ FORMS = {
     'int8, residual int8': ('int8', 'int8'),
 }
 """Name -> weights and residual of :func:`.to_onnx`."""
+UNPACKED = 'typed, unpacked'
+"""The typed file in ONNX Runtime, its weights unpacked as it is loaded."""
 
 
 def forms_of(network: Network) -> dict[str, Any]:
@@ -48,7 +50,8 @@ class TimedForm:
     a form would take the cores from the next.
 
     Args:
-        kind: ``'onnxruntime'``, ``'openvino'`` or ``'litert'``.
+        kind: ``'onnxruntime'``, ``'unpacked'`` (ONNX Runtime, see
+            :data:`UNPACKED`), ``'openvino'`` or ``'litert'``.
         content: Of an ONNX file, or of a .tflite file for ``'litert'``.
         threads: Of the runtime.
         shape: Of a batch, (N, C, H, W).

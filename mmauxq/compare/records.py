@@ -23,15 +23,16 @@ def is_arm(name: Any) -> bool:
     return isinstance(name, str) and ARM.fullmatch(name) is not None
 
 
-def check_seeds(seeds: Sequence[int]) -> None:
+def check_seeds(seeds: Sequence[int], option: str = '--seeds') -> None:
     """Raise a UsageError if a seed is out of range, or comes twice."""
     for place, seed in enumerate(seeds):
         if not 0 <= seed <= MOST_SEED:
             raise UsageError(
-                f'--seeds: expected integers from 0 to {MOST_SEED}, got {seed}'
+                f'{option}: expected integers from 0 to {MOST_SEED}, got '
+                f'{seed}'
             )
         if seed in seeds[:place]:
-            raise UsageError(f'--seeds: {seed} is given twice')
+            raise UsageError(f'{option}: {seed} is given twice')
 
 
 def _integer(least: int, most: int = 2**63) -> Callable[[Any], bool]:
@@ -70,6 +71,39 @@ def _is_gradients(value: Any) -> bool:
             for blocks in value.values()
         )
     )
+
+
+def is_value(value: Any) -> bool:
+    """Whether a setting can be tuned over that: a text, or a number."""
+    return isinstance(value, str) or (
+        type(value) in (int, float) and -LARGEST <= value <= LARGEST
+    )
+
+
+def is_tuning(tuning: Any, held_out: Any, chosen: Any) -> bool:
+    """Whether these fields of a ``comparison.json`` are in order."""
+    if tuning is None:
+        return not (held_out or chosen)
+    if not (
+        isinstance(tuning, dict)
+        and isinstance(tuning.get('key'), str)
+        and _list_of(is_value)(values := tuning.get('values'))
+        and _integer(1)(tuning.get('hold_out'))
+        and _integer(0, MOST_SEED)(tuning.get('seed'))
+    ):
+        return False
+    held_out, chosen = held_out or {}, chosen or {}
+    return (
+        isinstance(held_out, dict)
+        and isinstance(chosen, dict)
+        and held_out.keys() == chosen.keys()
+        and all(value in values for value in chosen.values())
+        and all(
+            is_arm(arm) and _list_of(PERCENT)(found)
+            and len(found) == len(values)
+            for arm, found in held_out.items()
+        )
+    )  # fmt: skip
 
 
 COUNTS = 'parameters', 'multiply_adds'

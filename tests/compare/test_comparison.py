@@ -76,11 +76,11 @@ def test_a_plan_that_is_killed_at_any_moment(tmp_path):
             number, out, lambda out=out: comparison.plan(out, both, [0, 1])
         ):
             break
-        seen.add(tuple(comparison._arms_of(out)))
+        seen.add(tuple(comparison.describe(out)['arms']))
         recipes = [file.read_text() for file in out.glob('runs/*/*/recipe.py')]
         assert set(recipes) <= set(texts)
         comparison.plan(out, both, [0, 1])
-        assert list(comparison._arms_of(out)) == ['plain', 'aux']
+        assert list(comparison.describe(out)['arms']) == ['plain', 'aux']
         assert not list(out.rglob('*.part'))
         assert comparison.collect(out) == [record()]
     assert number > 20 and seen == {('plain',), ('plain', 'aux')}

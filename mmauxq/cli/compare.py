@@ -26,6 +26,7 @@ OUT/map.md and OUT/map.png; with --together also each arm over all of them.
 import argparse
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -197,10 +198,8 @@ def _train(args: argparse.Namespace) -> None:
         floats = arms.read_arms([f'{FLOAT}={start}'])
         arms.check_arms(floats)
     arms.check_arms(configs)
-    found = {}
-    if args.tune is None:
-        comparison.begin(args.out, tuning=None)
-    else:
+    tuning, found = None, {}
+    if args.tune is not None:
         seed = TUNE_SEED if args.tune_seed is None else args.tune_seed
         check_seeds([seed], '--tune-seed')
         if seed in args.seeds:
@@ -216,10 +215,18 @@ def _train(args: argparse.Namespace) -> None:
                 'held out; a recipe is trained without them',
                 file=sys.stderr,
             )
-        comparison.begin(args.out, tuning=tuning.as_json())
+    comparison.begin(
+        args.out,
+        start=start,
+        options=args.cfg_options or {},
+        metric=metric,
+        tuning=tuning and asdict(tuning),
+        **arms.budget(configs),
+    )
+    if tuning is not None:
         inside = args.out / 'tune'
-        less = {name: hold_out(c, images) for name, c in floats.items()}
-        start = train_floats(inside, less, [seed])
+        less = {k: hold_out(c, tuning.hold_out) for k, c in floats.items()}
+        start = train_floats(inside, less, [tuning.seed])
         watch(tuning.plan(inside, configs), 'arms x values', start)
         metrics = tuning.metrics(inside, configs)
         chosen = tuning.choose(metrics)

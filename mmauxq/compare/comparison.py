@@ -2,7 +2,7 @@
 
 A comparison lives in one folder::
 
-    comparison.json     the config of each arm, and how it was tuned
+    comparison.json     what holds for all runs, and the config of each arm
     tune/               runs with other values of a setting
     runs/ARM/SEED/      recipe.py, checkpoints, log.txt, result.json
     results.jsonl       one line for each finished run
@@ -36,26 +36,38 @@ from . import records as checked
 from .placement import Placement, Run
 from .statistics import paired_difference, spread
 
+OPTIONS = {
+    'start': '--float',
+    'options': '--cfg-options',
+    'metric': '--metric',
+    'tuning': '--tune',
+}
+"""Field of ``comparison.json`` -> what sets it, where that has another name.
+"""
+
 
 def begin(out: Path, **terms: Any) -> None:
     """Write what holds for all runs of a folder, before the first of them.
 
     Args:
         out: Folder of the comparison.
-        terms: Field of ``comparison.json`` -> value, as JSON gives it back.
+        terms: Field of ``comparison.json`` -> value.
 
     Raises:
         UsageError: If the folder holds arms that began on other terms, or its
             ``comparison.json`` is damaged.
     """
     before = describe(out)
+    terms = json.loads(json.dumps(terms))  # lists for tuples
     for name, value in terms.items():
+        # those of early versions say less
         if before['arms'] and before.get(name, value) != value:
             raise UsageError(
-                f'{out} was begun with {name} {shorten(before[name])}, got '
-                f'{shorten(value)}; choose another folder'
+                f'{out} was begun with {OPTIONS.get(name, name)} '
+                f'{shorten(before[name])}, got {shorten(value)}; choose '
+                'another folder'
             )
-    _write_description(out, before | terms)
+    _write_description(out, dict(commit=checked.commit()) | before | terms)
 
 
 def plan(

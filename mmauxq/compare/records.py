@@ -1,6 +1,7 @@
 """What a comparison reads back from its files, checked before it is used."""
 
 import re
+import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -21,6 +22,13 @@ LARGEST = sys.float_info.max
 def is_arm(name: Any) -> bool:
     """Whether a name of an arm is one, which can also name its folder."""
     return isinstance(name, str) and ARM.fullmatch(name) is not None
+
+
+def commit() -> str | None:
+    """The commit of this package, if it is in a clone."""
+    words = ['git', '-C', str(Path(__file__).parent), 'rev-parse', 'HEAD']
+    git = subprocess.run(words, capture_output=True, text=True)
+    return git.stdout.strip() or None
 
 
 def check_seeds(seeds: Sequence[int], option: str = '--seeds') -> None:

@@ -7,7 +7,6 @@ import copy
 import json
 import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -32,7 +31,7 @@ from mmauxq.errors import TrainingError
 from mmauxq.files import link_atomically, write_atomically
 from mmauxq.stopping import end_with
 
-from .records import TOP1, check_metric, check_record
+from .records import TOP1, check_metric, check_record, commit
 
 SECONDS = 'mmauxq/seconds'
 
@@ -193,7 +192,7 @@ def run_one(
                     (folder / 'memory').write_text(f'{free} {held}')
 
     trial = run_trial(config, folder, seed, report, True, metric)
-    record = dict(arm=folder.parent.name, seed=seed, commit=_commit())
+    record = dict(arm=folder.parent.name, seed=seed, commit=commit())
     record['metric'] = metric
     record |= dict(start=start, final=trial.accuracy[-1])
     record |= dict(best=max(trial.accuracy), **vars(trial))
@@ -205,13 +204,6 @@ def run_one(
     content = json.dumps(record)
     check_record(json.loads(content), 'the result')
     write_atomically(folder / 'result.json', content.encode())
-
-
-def _commit() -> str | None:
-    """The commit of this package, if it is in a clone."""
-    words = ['git', '-C', str(Path(__file__).parent), 'rev-parse', 'HEAD']
-    git = subprocess.run(words, capture_output=True, text=True)
-    return git.stdout.strip() or None
 
 
 def main(words: list[str]) -> None:

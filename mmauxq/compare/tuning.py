@@ -11,7 +11,7 @@ The validation of the comparison takes no part in the choice.
 import copy
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote
 
@@ -142,10 +142,6 @@ class Tuning:
         """All arms, those of which a value was chosen with it."""
         tuned = {k: self.with_value(configs[k], v) for k, v in chosen.items()}
         return dict(configs) | tuned
-
-    def as_json(self) -> dict:
-        """What ``comparison.json`` holds of it."""
-        return asdict(self) | dict(values=list(self.values))
 
     def _folder(self, out: Path, value: Value) -> Path:
         return out / quote(f'{self.key}={value}', safe='=+')

@@ -100,7 +100,7 @@ def feign(monkeypatch, file='epoch_1.pth', accuracy=50.0):
         return trial.Trial([accuracy], 1.0, 0.1, 700, {}, {}, config)
 
     monkeypatch.setattr(trial, 'run_trial', run_trial)
-    monkeypatch.setattr(trial, '_commit', lambda: None)
+    monkeypatch.setattr(trial, 'commit', lambda: None)
 
 
 def test_the_end_of_a_run_that_is_killed_at_any_moment(tmp_path, monkeypatch):

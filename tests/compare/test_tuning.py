@@ -222,17 +222,3 @@ def test_a_damaged_description_is_named(tmp_path, change):
     file.write_text(json.dumps(TUNED | change))
     with pytest.raises(UsageError, match=f'^{file}: expected `tuning`, and'):
         comparison.describe(tmp_path)
-
-
-def test_a_folder_that_began_otherwise_is_refused(arms, tmp_path):
-    terms = TUNED['tuning']
-    comparison.begin(tmp_path, tuning=terms)
-    other = dict(terms, values=[0.1, 0.2])
-    comparison.begin(tmp_path, tuning=other)  # as long as no arm began
-    comparison.plan(tmp_path, {'plain': arms['plain']}, [0])
-    for wrong in (terms, None):
-        with pytest.raises(UsageError, match='was begun with tuning') as error:
-            comparison.begin(tmp_path, tuning=wrong)
-        assert '\n' not in str(error.value)
-    comparison.begin(tmp_path, tuning=other)
-    assert list(comparison.describe(tmp_path)['arms']) == ['plain']

@@ -165,9 +165,20 @@ def test_each_arm_takes_the_value_that_is_best_on_held_out_images(
     assert compare_command(['--table', str(tmp_path)]) == 0
     assert capsys.readouterr().out == shown
 
-    words[-1] += ',0.4'
-    assert compare_command(words) == 2
-    assert 'was begun with tuning' in capsys.readouterr().err
+    for word, message in (
+        (f'{key}=0.1,0.2', '--tune'),
+        (
+            str(ROOT / 'configs/float_r8_digits.py') + ',log_level=DEBUG',
+            '--float',
+        ),
+        ('train_cfg.max_epochs=2', '--cfg-options'),
+    ):
+        other = list(words)
+        start = word.partition('=')[0].partition(',')[0]
+        (place,) = (i for i, w in enumerate(words) if w.startswith(start))
+        other[place] = word
+        assert compare_command(other) == 2
+        assert f'was begun with {message} ' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -243,9 +243,8 @@ def _draw_map(args: argparse.Namespace) -> None:
     from mmauxq.compare.figures import plot_effects
 
     effects = meta_comparison.effects(args.map, args.reference)
-    if args.together:
-        effects += meta_comparison.together(effects)
-    text = meta_comparison.table(effects)
+    overall = meta_comparison.together(effects) if args.together else []
+    text = meta_comparison.table(effects, overall)
     write_atomically(args.out / 'map.md', text.encode())
-    plot_effects(args.out / 'map.png', effects)
+    plot_effects(args.out / 'map.png', [*effects, *overall])
     print(text)

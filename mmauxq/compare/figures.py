@@ -21,7 +21,7 @@ from matplotlib.patheffects import withStroke  # noqa: E402
 from mmauxq.files import write_atomically  # noqa: E402
 
 from .comparison import by_arm, steps_count  # noqa: E402
-from .meta_comparison import Effect  # noqa: E402
+from .meta_comparison import Effect, Overall  # noqa: E402
 from .records import metric  # noqa: E402
 
 # Okabe and Ito's colours, told apart by all common forms of sight
@@ -204,7 +204,7 @@ def _plot_cost(
         )
 
 
-def plot_effects(path: Path, effects: Sequence[Effect]) -> None:
+def plot_effects(path: Path, effects: Sequence[Effect | Overall]) -> None:
     """Differences to the reference with their 95% intervals, by setting.
 
     Blue above the reference, red below it, grey where the interval contains 0,
@@ -212,9 +212,10 @@ def plot_effects(path: Path, effects: Sequence[Effect]) -> None:
 
     Args:
         path: File to write.
-        effects: Result of :func:`mmauxq.compare.meta_comparison.effects`.
+        effects: Results of :func:`mmauxq.compare.meta_comparison.effects` and
+            :func:`mmauxq.compare.meta_comparison.together`.
     """
-    settings: dict[str, list[Effect]] = {}
+    settings: dict[str, list[Effect | Overall]] = {}
     for effect in effects:
         settings.setdefault(effect.setting, []).append(effect)
     labels: list[str] = []

@@ -56,17 +56,30 @@ def test_each_arm_beside_the_reference_of_its_folder(folders):
 
 
 def test_arms_of_several_settings_together(folders):
+    """The setting is the unit: its mean is 0.75, that of the other 1.5."""
     found = effects(folders)
     (aux,) = together(found)
     assert aux.arm == 'aux, 2 settings'
-    # 1.0, 0.5 and 1.5: t = 4.303 with two degrees of freedom
-    assert aux.difference.mean == pytest.approx(1.0)
-    assert aux.difference.half_width == pytest.approx(
-        4.303 * 0.5 / 3**0.5, 1e-3
-    )
-    assert (aux.difference.wins, aux.difference.pairs) == (3, 3)
+    assert aux.difference.mean == pytest.approx(1.125)
+    # t = 12.706 with one degree of freedom
+    assert aux.difference.half_width == pytest.approx(12.706 * 0.375, 1e-4)
+    assert (aux.difference.wins, aux.difference.pairs) == (2, 2)
+    assert aux.reference == (91.0, 60.0)
     assert aux.step == pytest.approx(1.25)
     assert together(found[:1]) == []
+    # all pairs: 1.0, 0.5 and 1.5, what is left of clusters -0.5 and 0.5
+    error = (2 * (0.25 + 0.25)) ** 0.5 / 3
+    clustered = f'+1.00 +- {12.706 * error:.2f}'
+    assert table(found, [aux]).splitlines()[4:] == [
+        '',
+        '| arm | settings | mean of settings, 95% interval, wins | pairs | '
+        'mean of pairs, 95% interval clustered by setting | step |',
+        '| --- | --- | --- | --- | --- | --- |',
+        f'| aux | 2 | +1.12 +- 4.76, 2 of 2 above | 3 | {clustered} | 1.25 |',
+        '',
+        'Comparisons: 3. One interval in twenty excludes 0 by chance.',
+    ]
+    assert 'Comparisons: 2.' in table(found)
 
 
 def test_steps_that_cannot_be_compared(folders, tmp_path):

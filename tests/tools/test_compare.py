@@ -86,8 +86,8 @@ def test_killed_and_continued(tmp_path, monkeypatch, capsys):
     assert compare_command(words) == 0
     both = capsys.readouterr().out
     assert (out / 'map.md').read_text() in both
-    assert both.count('| aux |') == 2
-    assert '| aux, 2 settings |' in both
+    assert both.count('| aux |') == 3  # in each, and together
+    assert '| aux | 2 |' in both
     assert (out / 'map.png').is_file()
 
 

@@ -21,6 +21,7 @@ setting of a recipe can be tuned, too.
 --table DIR only writes table and figures anew. --map DIR DIR ... --out OUT
 puts what the arms do in several such folders into one table and one figure,
 OUT/map.md and OUT/map.png; with --together also each arm over all of them.
+OUT/gain.png has what each arm gains over what the reference loses to float.
 """
 
 import argparse
@@ -240,11 +241,14 @@ def _train(args: argparse.Namespace) -> None:
 def _draw_map(args: argparse.Namespace) -> None:
     """Several comparisons in one table and one figure."""
     from mmauxq.compare import meta_comparison
-    from mmauxq.compare.figures import plot_effects
+    from mmauxq.compare.figures import plot_effects, plot_gain
 
     effects = meta_comparison.effects(args.map, args.reference)
     overall = meta_comparison.together(effects) if args.together else []
     text = meta_comparison.table(effects, overall)
+    if missing := meta_comparison.without_start(effects):
+        text += f'\n{missing}'
     write_atomically(args.out / 'map.md', text.encode())
     plot_effects(args.out / 'map.png', [*effects, *overall])
+    plot_gain(args.out / 'gain.png', effects)
     print(text)

@@ -31,6 +31,8 @@ class Effect:
         step: Its median step time over that of the reference; None where the
             times of the comparison cannot be compared.
         metric: What is compared, for people.
+        start: That of the float network which the reference started from;
+            empty where it is not known.
     """
 
     setting: str
@@ -39,6 +41,14 @@ class Effect:
     reference: tuple[float, ...]
     step: float | None
     metric: str = 'top-1'
+    start: tuple[float, ...] = ()
+
+    @property
+    def loss(self) -> PairedDifference | None:
+        """Float network minus reference, in percentage points, if known."""
+        if not self.start:
+            return None
+        return paired_difference(self.start, self.reference)
 
     @property
     def difference(self) -> PairedDifference:
@@ -119,7 +129,10 @@ def effects(
             step = of / base_of if steps_count(records) else None
             setting = folder.resolve().name
             what = metric(records)
-            result.append(Effect(setting, name, *finals, step, what))
+            starts = [arms[base][seed].get('float_final') for seed in shared]
+            start = () if None in starts else tuple(starts)
+            found = Effect(setting, name, *finals, step, what, start)
+            result.append(found)
     metrics = sorted({effect.metric for effect in result})
     if len(metrics) > 1:
         raise UsageError(
@@ -143,6 +156,17 @@ def together(effects: Sequence[Effect]) -> list[Overall]:
         for name, settings in arms.items()
         if len(settings) > 1
     ]
+
+
+def without_start(effects: Sequence[Effect]) -> str:
+    """A line that names the settings of which no loss is known, if any."""
+    names = list(dict.fromkeys(e.setting for e in effects if not e.start))
+    if not names:
+        return ''
+    return (
+        'Not in gain.png, because what their float networks reach is not in '
+        f'the records: {", ".join(names)}.\n'
+    )
 
 
 def table(effects: Sequence[Effect], overall: Sequence[Overall] = ()) -> str:

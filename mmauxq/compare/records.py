@@ -129,8 +129,18 @@ FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     'shared': (lambda value: isinstance(value, bool), 'true or false'),
     'gpu': (lambda v: v is None or isinstance(v, str), 'a name or null'),
     'metric': (lambda value: isinstance(value, str), 'a name'),
+    'float_final': (
+        lambda value: value is None or PERCENT(value),
+        'a number from 0 to 100, or null',
+    ),
 }
-LATER = {'peak_memory': 0, 'shared': False, 'gpu': None, 'metric': TOP1}
+LATER = {
+    'peak_memory': 0,
+    'shared': False,
+    'gpu': None,
+    'metric': TOP1,
+    'float_final': None,
+}
 """What records of early versions do not have."""
 
 

@@ -31,7 +31,7 @@ from mmauxq.errors import TrainingError
 from mmauxq.files import link_atomically, write_atomically
 from mmauxq.stopping import end_with
 
-from .records import TOP1, check_metric, check_record, commit
+from .records import TOP1, check_metric, check_record, commit, read_result
 
 SECONDS = 'mmauxq/seconds'
 
@@ -194,7 +194,8 @@ def run_one(
     trial = run_trial(config, folder, seed, report, True, metric)
     record = dict(arm=folder.parent.name, seed=seed, commit=commit())
     record['metric'] = metric
-    record |= dict(start=start, final=trial.accuracy[-1])
+    record |= dict(start=start, float_final=_final_of(start, metric))
+    record |= dict(final=trial.accuracy[-1])
     record |= dict(best=max(trial.accuracy), **vars(trial))
     record['gpu'] = torch.cuda.get_device_name() if on_gpu else None
     record['shared'] = (folder / 'shared').exists()
@@ -204,6 +205,18 @@ def run_one(
     content = json.dumps(record)
     check_record(json.loads(content), 'the result')
     write_atomically(folder / 'result.json', content.encode())
+
+
+def _final_of(checkpoint: str | None, metric: str) -> float | None:
+    """The final metric of the run of a comparison that left a checkpoint;
+    None for one from elsewhere."""
+    if checkpoint is None:
+        return None
+    result = Path(checkpoint).with_name('result.json')
+    if not result.is_file():
+        return None
+    record = read_result(result)
+    return record['final'] if record.get('metric') == metric else None
 
 
 def main(words: list[str]) -> None:

@@ -80,6 +80,9 @@ class Tuning:
             check_arms({k: self.with_value(c, value) for k, c in arms.items()})
         every = [*floats.values(), *configs.values()]
         sources = [_source(config.train_dataloader) for config in every]
+        for source in sources:  # it may augment its images in another way
+            for key in ('pipeline', '_scope_'):
+                source.pop(key, None)
         if any(source != sources[0] for source in sources):
             raise UsageError(
                 '--hold-out: expected one training data set for --float and '

@@ -163,13 +163,13 @@ def test_what_cannot_be_built_is_told_before(
 
 def test_floats_of_other_images_are_refused(arms):
     """What is held out of them would not be what is held out of the arms."""
-    floats = read_arms(
-        [
-            f'float={ROOT / "configs/float_r8_digits.py"},'
-            'train_dataloader.dataset.dataset.indices=800'
-        ]
-    )
+    config = ROOT / 'configs/float_r8_digits.py'
+    floats = read_arms([f'float={config}'])
+    source = floats['float'].train_dataloader.dataset.dataset
     rates = tuning.Tuning(LR, (1.0, 2.0), 100, 9)
+    source.pipeline = []
+    rates.check(arms, floats)
+    source.indices = 800
     with pytest.raises(UsageError, match='--hold-out: expected one training'):
         rates.check(arms, floats)
 

@@ -257,4 +257,4 @@ def table(description: Mapping, metric: str) -> str:
         'held out of training:'
     )
     shown = text.table(['arm', *values, 'chosen'], rows)
-    return '\n'.join([title, '', shown, *lines])
+    return '\n'.join([f'{title}\n', shown, *(f'{line}\n' for line in lines)])

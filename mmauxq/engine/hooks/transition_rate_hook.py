@@ -72,7 +72,7 @@ def codes_of(weights: Weights) -> list[Tensor]:
         and w.dtype == q.step.dtype
         for w, q in weights.values()
     ):
-        return [q.codes(w).float() for w, q in weights.values()]
+        return [_codes(w, q) for w, q in weights.values()]
     tensors = [w for w, _ in weights.values()]
     each: Any = [q for _, q in weights.values()]
     steps = torch._foreach_clamp_min([q.step for q in each], MIN_SCALE)
@@ -83,6 +83,14 @@ def codes_of(weights: Weights) -> list[Tensor]:
     torch._foreach_clamp_min_(codes, [float(q.qmin) for q in each])
     torch._foreach_clamp_max_(codes, [float(q.qmax) for q in each])
     return list(codes)
+
+
+def _codes(weight: Tensor, quantizer: Quantizer) -> Tensor:
+    """On the levels of the last training step, which stay."""
+    training = quantizer.training
+    codes = quantizer.eval().codes(weight).float()
+    quantizer.train(training)
+    return codes
 
 
 def changed(codes: list[Tensor], before: list[Tensor]) -> Tensor:

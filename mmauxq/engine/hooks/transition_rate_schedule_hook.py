@@ -213,7 +213,7 @@ class TransitionRateScheduleHook(Hook):
     def __init__(
         self,
         rate: float = 0.005,
-        gain: float = 0.01,
+        gain: float = 0.03,
         momentum: float = 0.9,
         train_steps: bool = False,
     ) -> None:

@@ -51,6 +51,7 @@ def test_changed_counts_codes():
         dict(type='mmauxq.LSQ', bits=2),
         dict(type='mmauxq.LSQPlus', bits=4, per_channel=True),
         dict(type='mmauxq.DoReFaWeight', bits=8),
+        dict(type='mmauxq.L1ScaledWeight', bits=2, per_channel=True),
     ],
 )
 def test_codes_are_those_of_the_quantizers(weight):
@@ -63,8 +64,9 @@ def test_codes_are_those_of_the_quantizers(weight):
     for codes, (parameter, quantizer) in zip(
         codes_of(layers), layers.values(), strict=True
     ):
-        assert codes.is_floating_point()
-        assert torch.equal(codes, quantizer.codes(parameter).float())
+        assert quantizer.training and codes.is_floating_point()
+        expected = quantizer.eval().codes(parameter).float()
+        assert torch.equal(codes, expected)
 
 
 def test_each_step_is_told(tmp_path):

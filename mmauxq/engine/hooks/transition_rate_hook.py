@@ -24,7 +24,7 @@ def weights_with_codes(model: nn.Module, asks: str) -> Weights:
     before the product; such layers are left out, and named in the log.
 
     Args:
-        model: With quantized layers.
+        model: An algorithm or a network, with quantized layers.
         asks: Who wants to know, for messages.
 
     Raises:
@@ -32,7 +32,9 @@ def weights_with_codes(model: nn.Module, asks: str) -> Weights:
     """
     found: Weights = {}
     others = []
-    for name, layer in model.named_modules():
+    # a teacher may be quantized, too
+    network = getattr(model, 'architecture', model)
+    for name, layer in network.named_modules():
         quantizer = getattr(layer, 'weight_quantizer', None)
         if (
             not isinstance(layer, QuantLayer)

@@ -28,12 +28,12 @@ def test_weights_are_those_of_quantized_layers_once():
     model = joint_qat()
     layers = weights_with_codes(model, 'a test')
     assert len(layers) == 8
-    assert 'architecture.backbone.conv1' not in layers  # float
-    name = 'architecture.backbone.layer1.0.conv1'
+    assert 'backbone.conv1' not in layers  # float
+    name = 'backbone.layer1.0.conv1'
     weight, quantizer = layers[name]
-    assert weight is model.get_parameter(f'{name}.weight')
+    assert weight is model.architecture.get_parameter(f'{name}.weight')
     assert quantizer.bits == 2
-    model.get_submodule(name).weight.requires_grad_(False)
+    weight.requires_grad_(False)
     layer = model.get_submodule('architecture.backbone.layer1.0.conv2')
     model.get_submodule('architecture.backbone.layer2.0').twin = layer
     assert layers.keys() - weights_with_codes(model, 'a test').keys() == {name}
@@ -110,7 +110,7 @@ def test_an_epoch_has_a_line(tmp_path):
     (log,) = tmp_path.glob('*/*.log')
     lines = [x for x in log.read_text().splitlines() if 'an epoch ago' in x]
     assert len(lines) == 2
-    assert 'most in architecture.backbone.layer' in lines[0]
+    assert 'most in backbone.layer' in lines[0]
 
 
 @pytest.mark.parametrize('interval', [0, 1.5, True, '1'])

@@ -3,7 +3,7 @@ from typing import Any
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.optim import BaseOptimWrapper, OptimWrapper
+from mmengine.optim import BaseOptimWrapper, OptimWrapperDict
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -23,9 +23,10 @@ class TransitionRateSchedule:
     r"""Steps of the weights such that a given part of their codes changes.
 
     A learning rate does not tell how many codes a step changes: near the end,
-    weights lie close to where their code changes, and flip to and fro however
-    small it is. Here the part that changes is given, :math:`R^t`, and each
-    quantized layer finds the size of its steps :math:`U^t` by itself:
+    weights lie close to where their code changes, and it goes back and forth
+    however small the rate is. Here the part that changes is given,
+    :math:`R^t`, and each quantized layer finds the size of its steps
+    :math:`U^t` by itself:
 
     .. math::
         k^t = \text{mean}(q^t \ne q^{t-1}) \qquad
@@ -239,10 +240,10 @@ class TransitionRateScheduleHook(Hook):
         wrapper = runner.optim_wrapper
         if not isinstance(wrapper, BaseOptimWrapper):
             return  # a test
-        if not isinstance(wrapper, OptimWrapper):
+        if isinstance(wrapper, OptimWrapperDict):
             raise UsageError(
                 f'{NAME}: expected an optim_wrapper of one optimizer, got '
-                f'several in a {type(wrapper).__name__}'
+                f'one of {len(wrapper)}'
             )
         self.schedule = TransitionRateSchedule(
             bare_model(runner), wrapper.optimizer, *self.settings

@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from torch import nn
 
 from mmauxq.engine.hooks import TransitionRateSchedule
@@ -13,8 +14,8 @@ from mmauxq.layers import QuantLinear
 from mmauxq.quantizers import LSQ
 from mmauxq.registry import HOOKS
 from tests.engine.hooks.test_transition_rate_hook import scalars
-from tests.networks import joint_qat
-from tests.running import make_runner, state
+from tests.networks import batch, joint_qat
+from tests.running import make_runner, state, with_validation
 
 HOOK = dict(type='mmauxq.TransitionRateScheduleHook')
 OPTIMIZERS = [
@@ -294,3 +295,29 @@ def test_weights_without_an_optimizer():
     optimizer = torch.optim.SGD(net[0].parameters(), lr=0.05)
     with pytest.raises(UsageError, match='got one without that of 1$'):
         TransitionRateSchedule(net, optimizer, **settings())
+
+
+def test_several_optimizers_are_refused(tmp_path):
+    model = joint_qat()
+    wrapper = OptimWrapperDict(
+        first=OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1)),
+        second=OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1)),
+    )
+    runner = make_runner(
+        tmp_path, model=model, optim_wrapper=wrapper, custom_hooks=[HOOK]
+    )
+    with pytest.raises(UsageError, match='of one optimizer, got one of 2$'):
+        runner.train()
+
+
+def test_a_test_needs_no_optimizer(tmp_path):
+    model = joint_qat()
+    model.calibrate(batch(4)[0])
+    runner = make_runner(
+        tmp_path,
+        model=model,
+        custom_hooks=[HOOK],
+        default_hooks=dict(checkpoint=None),
+        **with_validation(),
+    )
+    assert 0 <= runner.val()['accuracy/top1'] <= 100

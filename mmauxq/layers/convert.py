@@ -67,8 +67,8 @@ def build_quantizer(
     if not (inspect.isclass(cls) and issubclass(cls, Quantizer)):
         raise UsageError(
             f'quantizers.{role}.type: expected mmauxq.LSQ, mmauxq.LSQPlus, '
-            'mmauxq.PACTActivation, mmauxq.DoReFaActivation or '
-            f'mmauxq.DoReFaWeight, got {type_!r}'
+            'mmauxq.PACTActivation, mmauxq.DoReFaActivation, '
+            f'mmauxq.DoReFaWeight or mmauxq.L1ScaledWeight, got {type_!r}'
         )
     known = set(inspect.signature(cls).parameters)
     if cfg.pop('per_channel', False):

@@ -11,6 +11,7 @@ from .base import (
 )
 from .calibrate import calibrate, uncalibrated
 from .dorefa import DoReFaActivation, DoReFaWeight
+from .l1_scaled import L1ScaledWeight
 from .lsq import LSQ, LearnedStepQuantizer, LSQPlus
 from .pact import PACTActivation
 
@@ -18,6 +19,7 @@ __all__ = [
     'FLOAT_BITS',
     'DoReFaActivation',
     'DoReFaWeight',
+    'L1ScaledWeight',
     'LSQ',
     'LSQPlus',
     'LearnedStepQuantizer',

@@ -312,3 +312,23 @@ def dorefa_weight(w: Tensor, bits: int) -> Tensor:
     )
     unit = _quantize_unit(squashed / (2 * limit) + 0.5, bits)
     return (2 * unit - 1).to(w.dtype)
+
+
+# --- steps from the mean ----------------------------------------------------
+
+
+def half_step_quantize(w: Tensor, step: Tensor, bits: int) -> Tensor:
+    """``2**bits`` even levels around zero, none of which is zero.
+
+    The levels are the odd multiples of ``step / 2`` from ``-n`` to ``n`` of
+    them, with ``n = 2**bits - 1``; the derivative in ``w`` is 1 strictly
+    between the outermost ones, else 0. The step is a constant, positive, of a
+    shape that broadcasts to that of ``w``. Computed in float32 at least,
+    returned in the dtype of ``w``.
+    """
+    n, half = 2**bits - 1, step.detach() / 2
+    wide = w.to(torch.promote_types(w.dtype, torch.float32))
+    v = wide.detach() / half
+    code = (2 * ((v - 1) / 2).round() + 1).clamp(-n, n)
+    inside = torch.where(v.abs() < n, wide, wide.detach())
+    return straight_through(inside, code * half).to(w.dtype)

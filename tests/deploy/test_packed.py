@@ -58,7 +58,9 @@ def trained(weight='LSQ', bits=2, **settings):
 
 
 @pytest.mark.parametrize('bits', [2, 3, 4, 8])
-@pytest.mark.parametrize('weight', ['LSQ', 'LSQPlus', 'DoReFaWeight'])
+@pytest.mark.parametrize(
+    'weight', ['LSQ', 'LSQPlus', 'DoReFaWeight', 'L1ScaledWeight']
+)
 def test_it_loads_back_to_the_bit(tmp_path, weight, bits):
     network = trained(weight, bits)
     file = tmp_path / 'packed.safetensors'

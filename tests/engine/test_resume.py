@@ -42,6 +42,10 @@ EMA = "custom_hooks = [dict(type='EMAHook', momentum=0.1)]\n"
 WEIGHT = (
     "custom_hooks = [dict(type='mmauxq.GuidanceWeightHook', end_weight=0.1)]\n"
 )
+RATES = (
+    "custom_hooks = [dict(type='mmauxq.TransitionRateScheduleHook',"
+    ' gain=0.3)]\n'
+)
 ACCUMULATE = 'optim_wrapper = dict(accumulative_counts=3)\n'
 AMP = (
     "optim_wrapper = dict(type='mmauxq.CPUAmpOptimWrapper', dtype='float16',\n"
@@ -84,6 +88,7 @@ def last(work_dir: Path) -> Path:
         ('aux', BY_ITERATION + IN_BETWEEN, [killing.at_step(11)]),
         ('qat', ACCUMULATE + IN_BETWEEN, [killing.at_step(10)]),
         ('qat', ACCUMULATE, [killing.at_step(5)]),
+        ('qat', RATES + AMP + IN_BETWEEN, [killing.at_step(8)]),
         (
             'qat',
             '',
@@ -97,7 +102,7 @@ def last(work_dir: Path) -> Path:
     ids=[
         'qat', 'last validation, the best', 'weight schedule', 'ema and amp',
         'within an epoch', 'by iteration', 'gradients within an epoch',
-        'gradients', 'within files',
+        'gradients', 'transition rates', 'within files',
     ],
 )  # fmt: skip
 def test_killed_and_resumed_is_bit_equal(tmp_path, kind, more, points):

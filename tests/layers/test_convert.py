@@ -256,7 +256,8 @@ def test_per_channel_layers_run(layer, shape):
 
 QUANTIZERS = (
     'expected mmauxq.LSQ, mmauxq.LSQPlus, mmauxq.PACTActivation, '
-    'mmauxq.DoReFaActivation or mmauxq.DoReFaWeight, got '
+    'mmauxq.DoReFaActivation, mmauxq.DoReFaWeight or mmauxq.L1ScaledWeight, '
+    'got '
 )
 
 

@@ -12,6 +12,7 @@ from mmauxq.quantizers import (
     LSQ,
     DoReFaActivation,
     DoReFaWeight,
+    L1ScaledWeight,
     LSQPlus,
     PACTActivation,
     Quantizer,
@@ -19,7 +20,10 @@ from mmauxq.quantizers import (
     named_quantizers,
 )
 
-ALL = [LSQ, LSQPlus, PACTActivation, DoReFaActivation, DoReFaWeight]
+ALL = [
+    LSQ, LSQPlus, PACTActivation, DoReFaActivation, DoReFaWeight,
+    L1ScaledWeight,
+]  # fmt: skip
 LEARNED = [
     (LSQ, 'weight'),
     (LSQ, 'activation'),
@@ -62,7 +66,7 @@ def test_refused_bits(cls, role, bits):
     )
 
 
-@pytest.mark.parametrize('cls', [LSQ, LSQPlus, DoReFaWeight])
+@pytest.mark.parametrize('cls', [LSQ, LSQPlus, DoReFaWeight, L1ScaledWeight])
 def test_weights_have_8_bits_at_most(cls):
     with pytest.raises(UsageError, match='bits from 1 to 8, or 32'):
         cls(9, 'weight')
@@ -106,6 +110,7 @@ def test_one_bit_lsq_plus_weights_are_refused():
         (PACTActivation, 'weight', ['activation']),
         (DoReFaActivation, 'weight', ['activation']),
         (DoReFaWeight, 'activation', ['weight']),
+        (L1ScaledWeight, 'activation', ['weight']),
     ],
 )
 def test_refused_roles(cls, role, allowed):

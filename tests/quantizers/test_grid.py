@@ -8,6 +8,7 @@ from mmauxq.quantizers import (
     LSQ,
     DoReFaActivation,
     DoReFaWeight,
+    L1ScaledWeight,
     LSQPlus,
     PACTActivation,
 )
@@ -22,6 +23,7 @@ FORMS = [
     (PACTActivation, 'activation', lambda b: (0, 2**b - 1, 1)),
     (DoReFaActivation, 'activation', lambda b: (0, 2**b - 1, 1)),
     (DoReFaWeight, 'weight', lambda b: (1 - 2**b, 2**b - 1, 2)),
+    (L1ScaledWeight, 'weight', lambda b: (1 - 2**b, 2**b - 1, 2)),
 ]
 every_form = pytest.mark.parametrize('cls, role, expected', FORMS)
 each_width = pytest.mark.parametrize('bits', [2, 3, 4, 8])
@@ -38,7 +40,7 @@ def make(cls, bits, role, num_channels=None):
     if num_channels is not None:
         channels = dict(num_channels=num_channels, channel_axis=1)
     x = sample(role)
-    return calibrated(cls(bits, role, **channels), x), x
+    return calibrated(cls(bits, role, **channels), x).eval(), x
 
 
 @each_width

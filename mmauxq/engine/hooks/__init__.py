@@ -9,6 +9,11 @@ from .guidance_weight_hook import GuidanceWeightHook
 from .quantizer_watch_hook import QuantizerWatchHook
 from .safe_checkpoint_hook import SafeCheckpointHook
 from .teacher_check_hook import TeacherCheckHook
+from .transition_rate_hook import TransitionRateHook
+from .transition_rate_schedule_hook import (
+    TransitionRateSchedule,
+    TransitionRateScheduleHook,
+)
 
 __all__ = [
     'BatchNormHook',
@@ -20,5 +25,8 @@ __all__ = [
     'QuantizerWatchHook',
     'SafeCheckpointHook',
     'TeacherCheckHook',
+    'TransitionRateHook',
+    'TransitionRateSchedule',
+    'TransitionRateScheduleHook',
     'reestimate_batch_norm',
 ]

@@ -17,6 +17,7 @@ SETTINGS = {
     'lsq3 channels': ('LSQ', 'LSQ', 3, dict(per_channel=True)),
     'dorefa3': ('DoReFaWeight', 'DoReFaActivation', 3, {}),
     'pact4': ('DoReFaWeight', 'PACTActivation', 4, {}),
+    'l1 2': ('L1ScaledWeight', 'LSQ', 2, dict(per_channel=True)),
     'lsq+2': ('LSQPlus', 'LSQPlus', 2, {}),
 }
 

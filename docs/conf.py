@@ -23,6 +23,8 @@ exclude_patterns = ['_build', 'logs']
 myst_heading_anchors = 3
 highlight_language = 'none'  # indented blocks are commands as often as code
 
+smartquotes = False  # commands are typed as they stand
+
 autodoc_member_order = 'bysource'
 autodoc_typehints_format = 'short'
 python_maximum_signature_line_length = 79

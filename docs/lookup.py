@@ -305,12 +305,11 @@ class Results(Generated):
 
     def run(self) -> list[nodes.Node]:
         head = [
-            'recipe', 'top-1, mean ± standard deviation', 'seeds',
-            'starts from', 'difference of the means',
-            'records in ``docs/logs``', '``--cfg-options``',
+            'recipe', 'top-1', 'seeds', 'starts from', 'difference',
+            'records in docs/logs', 'cfg-options',
         ]  # fmt: skip
         rows = results(self.arguments[0])
-        return self.text(list_table(head, rows, [18, 14, 6, 14, 10, 20, 18]))
+        return self.text(list_table(head, rows, [16, 12, 6, 14, 10, 20, 22]))
 
 
 def setup(app: Any) -> dict:

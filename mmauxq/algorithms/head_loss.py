@@ -7,6 +7,7 @@ from mmpretrain.models import ClsHead, ImageClassifier, MultiLabelClsHead
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
+from mmauxq.batch_samples import BatchSamples, labelled
 from mmauxq.errors import UsageError
 from mmauxq.forward_hooks import forward_hooks
 
@@ -53,31 +54,41 @@ def check_for_several_labels(guidance: nn.Module, num_classes: int) -> None:
             )
 
 
-def as_samples(head: nn.Module, targets: Tensor) -> Any:
-    """Targets as a head takes them.
+def as_samples(classifier: nn.Module, targets: Any) -> Any:
+    """Targets as the head of a classifier takes them.
 
     Args:
-        head: Of the classifier.
-        targets: Indices of classes (N,), int64, or scores (N, K), which a head
-            of several labels takes for which labels an image has.
+        classifier: Of MMPretrain.
+        targets: Data samples, or indices of classes (N,), int64, or scores
+            (N, K), which a head of several labels takes for which labels an
+            image has.
 
     Returns:
         Data samples for a head of MMPretrain, ``targets`` for another one.
+        A head that would put the labels of all samples together, for each of
+        its losses anew, is given one sample that has them all.
 
     Raises:
-        UsageError: If they are neither.
+        UsageError: If they are none of these.
     """
-    if isinstance(head, PlainHead):
+    head, made = classifier.head, isinstance(targets, BatchSamples)
+    labels = targets.labels if made else targets
+    if not isinstance(labels, Tensor) or isinstance(head, PlainHead):
         return targets
-    indices = targets.dtype == torch.int64 and targets.dim() == 1
+    indices = labels.dtype == torch.int64 and labels.dim() == 1
+    together = type(head)._get_loss is ClsHead._get_loss
+    if indices and together and is_plain(classifier):
+        return [labelled(labels)]
+    if made:
+        return targets
     if indices and not isinstance(head, MultiLabelClsHead):
-        return [DataSample().set_gt_label(target) for target in targets]
-    if targets.is_floating_point() and targets.dim() == 2:
-        return [DataSample().set_gt_score(target) for target in targets]
+        return list(BatchSamples(labels))
+    if labels.is_floating_point() and labels.dim() == 2:
+        return [DataSample().set_gt_score(target) for target in labels]
     raise UsageError(
         'targets: expected indices of classes, int64 of shape (N,), or scores '
-        f'of shape (N, K), got {targets.dtype} of shape '
-        f'{tuple(targets.shape)}'
+        f'of shape (N, K), got {labels.dtype} of shape '
+        f'{tuple(labels.shape)}'
     )
 
 

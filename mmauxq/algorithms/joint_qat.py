@@ -154,8 +154,7 @@ class JointQAT(ClassifierInside, BaseModel):
             ``student.*`` and ``guidance.*``; of a list of guidances
             ``guidance.0.*``, ``guidance.1.*``, ...
         """
-        if isinstance(data_samples, Tensor):
-            data_samples = as_samples(self.head, data_samples)
+        data_samples = as_samples(self.architecture, data_samples)
         if not self._started:
             self._start(inputs)
         if self.has_own_loss:

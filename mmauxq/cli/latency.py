@@ -6,10 +6,10 @@ import argparse
 import io
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import product
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmauxq import compat
 from mmauxq.errors import UsageError
@@ -20,6 +20,12 @@ from mmauxq.text import table, table_row
 from .export import load
 from .load_config import load_config
 from .parser import add_config_arguments, integer
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
+    from mmauxq.deploy.network import Network
+    from mmauxq.deploy.onnx.latency import Latency
 
 HEAD = [
     'runtime', 'batch', 'threads', 'form', 'integer', 'ms', 'speed-up',
@@ -57,8 +63,6 @@ def run(args: argparse.Namespace, mark_running: Callable) -> None:
     need('onnx', 'onnxscript', 'onnxruntime', 'rich')
     if args.openvino:
         need('openvino')
-    from rich.console import Console
-    from rich.progress import Progress
 
     if args.save:
         check_file('--save', args.save)
@@ -72,83 +76,129 @@ def run(args: argparse.Namespace, mark_running: Callable) -> None:
     from mmauxq.deploy.onnx import latency, runtime
 
     models = latency.forms_of(network)
+    contents = {n: model.SerializeToString() for n, model in models.items()}
     kinds = ['onnxruntime', 'openvino'][: 1 + args.openvino]
     shape = network.algorithm.cost.shape
     mark_running()
-    print(
-        f'{runtime.cpu_name()} ({", ".join(runtime.cpu_features())}), '
-        f'{os.cpu_count()} cores; images of (C, H, W) = {shape}; '
-        f'{args.rounds} rounds: median and quartiles'
-    )
+    print(conditions(shape, args.rounds))
     kernels = {n: len(runtime.operators(m)[1]) for n, m in models.items()}
     print(table(HEAD, align='lrrlrrrr'), end='')
     busy = 0.0
     for kind, batch, threads in product(kinds, args.batch, args.threads):
         others = latency.busy_cores()
         busy = max(busy, others or 0.0)
-        with ExitStack() as stack:
-            forms = {}
-            for name, model in models.items():
-                form = _form(kind, name, model, threads, (batch, *shape))
-                if form is not None:
-                    stack.callback(form.close)
-                    forms[name] = form
-            bar = stack.enter_context(
-                Progress(console=Console(stderr=True), transient=True)
-            )
-            task = bar.add_task(f'{kind}, {batch}', total=args.rounds)
-            found = latency.latencies(
-                forms,
-                args.rounds,
-                lambda bar=bar, task=task: bar.advance(task),
-            )
+        files = dict(contents)
+        if kind == 'onnxruntime':
+            files[latency.UNPACKED] = files['typed']
+        found, refused = timed(
+            kind, files, threads, (batch, *shape), args.rounds
+        )
+        for name, reason in refused.items():
+            print(f'{kind}, {name}: {reason}', file=sys.stderr)
         for name, of in found.items():
             cells = [kind, batch, threads, name]
-            cells += [kernels[name] if kind == 'onnxruntime' else '']
-            cells += [_with_quartiles(of.seconds, 1e3)]
-            cells += [_with_quartiles(of.speed_up)]
+            cells += [kernels.get(name, 0) if kind == 'onnxruntime' else '']
+            cells += [with_quartiles(of.seconds, 1e3)]
+            cells += [with_quartiles(of.speed_up)]
             cells += ['' if others is None else f'{others:.1f}']
             print(table_row(cells), flush=True)
-    if busy > QUIET:
+    warn_if_busy(busy)
+
+
+def conditions(shape: Sequence[int], rounds: int) -> str:
+    """On what is measured, images of (C, H, W) = ``shape``, and how often."""
+    from mmauxq.deploy.onnx import runtime
+
+    return (
+        f'{runtime.cpu_name()} ({", ".join(runtime.cpu_features())}), '
+        f'{os.cpu_count()} cores; images of (C, H, W) = {tuple(shape)}; '
+        f'{rounds} rounds: median and quartiles'
+    )
+
+
+def timed(
+    kind: str,
+    contents: Mapping[str, bytes],
+    threads: int,
+    shape: Sequence[int],
+    rounds: int,
+) -> tuple[dict[str, 'Latency'], dict[str, str]]:
+    """Time forms against each other, with a progress bar on stderr.
+
+    Args:
+        kind: A runtime, as of :class:`.TimedForm`, like ``threads`` and
+            ``shape``.
+        contents: Form -> its file; the first is the float one.
+        rounds: How often.
+
+    Returns:
+        Form -> its latency, and form -> why the runtime refuses it.
+
+    Raises:
+        UsageError: If the runtime refuses the float form.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from mmauxq.deploy.onnx.latency import UNPACKED, TimedForm, latencies
+
+    forms: dict[str, Any] = {}
+    refused = {}
+    with ExitStack() as stack:
+        for name, content in contents.items():
+            try:
+                runtime = 'unpacked' if name == UNPACKED else kind
+                form = TimedForm(runtime, content, threads, shape)
+            except UsageError as error:
+                if not forms:
+                    raise
+                refused[name] = str(error)
+                continue
+            stack.callback(form.close)
+            forms[name] = form
+        bar = stack.enter_context(
+            Progress(console=Console(stderr=True), transient=True)
+        )
+        task = bar.add_task(f'{kind}, {shape[0]}', total=rounds)
+        return latencies(forms, rounds, lambda: bar.advance(task)), refused
+
+
+def with_quartiles(values: Sequence[float], scale: float = 1.0) -> str:
+    """The first quartile, the median and the third quartile as text."""
+    low, middle, high = (scale * value for value in values)
+    return f'{middle:.2f} ({low:.2f}-{high:.2f})'
+
+
+def warn_if_busy(cores: float) -> None:
+    """Say on stderr that figures are no evidence, if that is so."""
+    if cores > QUIET:
         print(
-            f'other processes kept {busy:.1f} cores busy, so that these '
+            f'other processes kept {cores:.1f} cores busy, so that these '
             'figures are no evidence; measure again when nothing else runs',
             file=sys.stderr,
         )
 
 
-def _form(
-    kind: str, name: str, model: Any, threads: int, shape: Sequence[int]
-) -> Any:
-    """A form that the runtime takes; others but float are named on stderr."""
-    from mmauxq.deploy.onnx.latency import TimedForm
-
-    try:
-        return TimedForm(kind, model, threads, shape)
-    except UsageError as error:
-        if name == 'float':
-            raise
-        print(f'{kind}, {name}: {error}', file=sys.stderr)
-        return None
-
-
-def _with_quartiles(values: Sequence[float], scale: float = 1.0) -> str:
-    low, middle, high = (scale * value for value in values)
-    return f'{middle:.2f} ({low:.2f}-{high:.2f})'
-
-
-def _network(args: argparse.Namespace) -> Any:
+def _network(args: argparse.Namespace) -> 'Network':
     if args.checkpoint is not None:
         return load(args)
-    cfg = load_config(args)
+    return untrained(load_config(args))
+
+
+def untrained(cfg: 'Config') -> 'Network':
+    """The network of a config with random weights, and scales from generated
+    images.
+
+    Raises:
+        UsageError: If the config trains no quantized network.
+    """
     compat.enable()
     from mmengine.registry import init_default_scope
 
-    from mmauxq.deploy.network import check_config
-    from mmauxq.deploy.onnx import latency
+    from mmauxq.deploy.network import calibrated_network, check_config
     from mmauxq.engine.image_shape import set_image_shape
 
     init_default_scope(cfg.get('default_scope', 'mmpretrain'))
     check_config(cfg)
     set_image_shape(cfg, 'val')
-    return latency.calibrated_network(cfg)
+    return calibrated_network(cfg)

@@ -4,10 +4,10 @@ from typing import Any
 import numpy as np
 import torch
 from mmpretrain.registry import DATASETS as MMPRETRAIN_DATASETS
-from mmpretrain.structures import DataSample
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from mmauxq.batch_samples import BatchSamples
 from mmauxq.errors import UsageError
 from mmauxq.registry import DATASETS, FUNCTIONS
 
@@ -55,8 +55,7 @@ class InMemoryImages(Dataset):
         infos = [source.get_data_info(i) for i in range(len(source))]
         self.images = _stack(infos).to(device)
         labels = torch.tensor([int(i['gt_label']) for i in infos])
-        # views of one tensor on the device
-        self._labels = labels.to(device).split(1)
+        self._labels = labels.to(device)
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -68,14 +67,11 @@ class InMemoryImages(Dataset):
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
         """A batch for PyTorch's loader: inputs (N, C, H, W) uint8, and N data
         samples. Crops and flips come from the CPU's default generator."""
-        images = self.images[self._send(torch.as_tensor(indices))]
+        chosen = self._send(torch.as_tensor(indices))
+        images = self.images[chosen]
         if self.padding or self.flip:
             images = self._augment(images)
-        # new samples each time: batch augmentations write into them
-        samples = [DataSample() for _ in indices]
-        for sample, i in zip(samples, indices, strict=True):
-            # set_gt_label would convert each label anew
-            sample.set_field(self._labels[i], 'gt_label', dtype=Tensor)
+        samples = BatchSamples(self._labels[chosen])
         return dict(inputs=images, data_samples=samples)
 
     def _send(self, values: Tensor) -> Tensor:

@@ -2,13 +2,16 @@
 
 import copy
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from mmpretrain.models import MultiLabelClsHead
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmauxq.checkpoint_file import read_checkpoint
 from mmauxq.config_types import JOINT, type_name
@@ -155,6 +158,37 @@ def build(cfg: Config, guidance: Any, **settings: Any) -> Any:
     if cfg.get('data_preprocessor') is not None:
         model.setdefault('data_preprocessor', cfg.data_preprocessor)
     return MODELS.build(model)
+
+
+@contextmanager
+def quiet_log() -> Iterator[None]:
+    """Of MMEngine's log, show warnings alone."""
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel('WARNING')
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def calibrated_network(cfg: Config) -> Network:
+    """A network with random weights, and scales from generated images.
+
+    No slope of a batch norm is left at zero, as MMPretrain's residual networks
+    begin: a layer that changes nothing would be none to export or to time.
+    """
+    torch.manual_seed(0)
+    algorithm = build(cfg, None).cpu()
+    with quiet_log():  # MMEngine names each parameter
+        algorithm.init_weights()
+    for module in algorithm.architecture.modules():
+        if isinstance(module, _BatchNorm) and module.affine:
+            if not module.weight.any():
+                nn.init.ones_(module.weight)
+    images = torch.randn(4, *algorithm.cost.shape)
+    algorithm.train().calibrate(images)
+    return Network(algorithm.eval(), cfg, {})
 
 
 def guidance_cost(

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmauxq.batch_samples import BatchSamples
+
 from .running import tensors_in
 
 END = object()
@@ -102,7 +104,11 @@ class Batches:
             images = self._to_device(batch.get('inputs'))
             samples = batch.get('data_samples')
             batch = dict(batch, inputs=images)
-            if self._preprocess and isinstance(images, Tensor) and samples:
+            if isinstance(samples, BatchSamples) and has_final_labels(
+                self.preprocessor, samples
+            ):
+                self._ready = batch, samples
+            elif self._preprocess and isinstance(images, Tensor) and samples:
                 none = dict(inputs=images[:0], data_samples=samples)
                 done = self._preprocess(none, False)  # nothing is mixed
                 self._ready = batch, done['data_samples']
@@ -132,6 +138,9 @@ def has_final_labels(preprocessor: nn.Module, samples: Any) -> bool:
     the label that it has."""
     from mmpretrain.structures import DataSample
 
+    if isinstance(samples, BatchSamples) and samples.labels is not None:
+        same = samples.labels.device == preprocessor.device
+        return same and not preprocessor.to_onehot
     if preprocessor.to_onehot or not isinstance(samples, list):
         return False
     if not all(type(sample) is DataSample for sample in samples):

@@ -11,6 +11,8 @@ from mmengine.model import is_model_wrapper
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
+from mmauxq.batch_samples import BatchSamples
+
 
 def bare_model(runner: Any) -> nn.Module:
     """The model of a runner, without DDP's wrapper."""
@@ -22,6 +24,8 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
     """All tensors in nested tuples, lists, dicts and data samples."""
     if isinstance(value, Tensor):
         yield value
+    elif isinstance(value, BatchSamples):
+        yield from () if value.labels is None else (value.labels,)
     elif isinstance(value, (dict, BaseDataElement)):
         for inner in value.values():
             yield from tensors_in(inner)

@@ -2,7 +2,9 @@
 
 import copy
 
-from mmauxq.deploy.network import guidance_cost
+from torch import nn
+
+from mmauxq.deploy.network import calibrated_network, guidance_cost
 
 
 def test_cost_of_the_guidance(small_config):
@@ -27,3 +29,16 @@ def test_cost_of_a_teacher_that_is_gone(small_config):
         parameters=None,
         multiply_adds=None,
     )
+
+
+def test_every_layer_of_a_generated_network_counts(small_config):
+    """MMPretrain starts the last batch norm of a residual branch at zero."""
+    assert 'zero_init_residual' not in small_config.model.architecture.backbone
+    network = calibrated_network(small_config)
+    norms = [
+        module
+        for module in network.architecture.modules()
+        if isinstance(module, nn.BatchNorm2d)
+    ]
+    assert len(norms) == 9
+    assert all((norm.weight == 1).all() for norm in norms)

@@ -12,7 +12,7 @@ from torch import nn
 from mmauxq import compat
 from mmauxq.analysis import deployed_bytes, quantized_weights
 from mmauxq.deploy import fill_packed, write_packed
-from mmauxq.deploy.onnx.latency import calibrated_network
+from mmauxq.deploy.network import calibrated_network
 from mmauxq.deploy.packed import FORMAT, pack, read_packed, unpack
 from mmauxq.errors import UsageError
 from mmauxq.layers import quant_class

@@ -12,16 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from mmengine.config import Config
-from mmengine.logging import MMLogger
 
 from mmauxq.errors import TrainingError, UsageError, one_line
 from mmauxq.network import sample_images
 
-from ..network import Network, build
+from ..network import Network
 from . import timed_process
-from .onnx_model import float_onnx, to_onnx
 from .trace import trace
 
 FORMS = {
@@ -30,24 +26,14 @@ FORMS = {
     'int8, residual int8': ('int8', 'int8'),
 }
 """Name -> weights and residual of :func:`.to_onnx`."""
-
-
-def calibrated_network(cfg: Config) -> Network:
-    """A network with random weights, and scales from generated images."""
-    torch.manual_seed(0)
-    algorithm = build(cfg, None).cpu()
-    logger = MMLogger.get_current_instance()
-    level = logger.level
-    logger.setLevel('WARNING')  # MMEngine names each parameter
-    algorithm.init_weights()
-    logger.setLevel(level)
-    images = torch.randn(4, *algorithm.cost.shape)
-    algorithm.train().calibrate(images)
-    return Network(algorithm.eval(), cfg, {})
+UNPACKED = 'typed, unpacked'
+"""The typed file in ONNX Runtime, its weights unpacked as it is loaded."""
 
 
 def forms_of(network: Network) -> dict[str, Any]:
     """The float export of a network and its quantized ones, ONNX models."""
+    from .onnx_model import float_onnx, to_onnx
+
     architecture, shape = network.architecture, network.algorithm.cost.shape
     images = sample_images(architecture, shape, 4)
     models = {'float': float_onnx(architecture, shape)}
@@ -64,8 +50,9 @@ class TimedForm:
     a form would take the cores from the next.
 
     Args:
-        kind: ``'onnxruntime'`` or ``'openvino'``.
-        model: An ONNX model.
+        kind: ``'onnxruntime'``, ``'unpacked'`` (ONNX Runtime, see
+            :data:`UNPACKED`), ``'openvino'`` or ``'litert'``.
+        content: Of an ONNX file, or of a .tflite file for ``'litert'``.
         threads: Of the runtime.
         shape: Of a batch, (N, C, H, W).
 
@@ -74,12 +61,12 @@ class TimedForm:
     """
 
     def __init__(
-        self, kind: str, model: Any, threads: int, shape: Sequence[int]
+        self, kind: str, content: bytes, threads: int, shape: Sequence[int]
     ) -> None:
         self.connection, theirs = Pipe()
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / 'model.onnx'
-            file.write_bytes(model.SerializeToString())
+            file.write_bytes(content)
             words = [theirs.fileno(), kind, file, threads, *shape]
             self.process = subprocess.Popen(
                 [sys.executable, timed_process.__file__, *map(str, words)],

@@ -1,4 +1,4 @@
-"""A process that runs one ONNX file in one runtime, and is asked for times.
+"""A process that runs one file in one runtime, and is asked for times.
 
     python timed_process.py FD KIND FILE THREADS N C H W
 
@@ -11,6 +11,7 @@ when the file is loaded, or the runtime's complaint, and then, for each
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -20,7 +21,10 @@ Runner = Callable[[np.ndarray], Any]
 
 
 def onnxruntime_session(
-    model: str | bytes, threads: int, optimised: str | None = None
+    model: str | bytes,
+    threads: int,
+    optimised: str | None = None,
+    unpacked: bool = False,
 ) -> Any:
     """An ``onnxruntime.InferenceSession`` on the CPU.
 
@@ -29,6 +33,9 @@ def onnxruntime_session(
         threads: Of an operator. They wait actively while the model runs, as
             by default, and not when it has ended.
         optimised: Where the runtime writes the graph that it runs.
+        unpacked: Integer weights become float ones as the model is loaded, as
+            constants do elsewhere. By default the runtime keeps them for its
+            integer kernels; where it has none, it unpacks them in each run.
     """
     import onnxruntime
 
@@ -36,6 +43,8 @@ def onnxruntime_session(
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     options.add_session_config_entry('session.force_spinning_stop', '1')
+    if unpacked:
+        options.add_session_config_entry('session.disable_quant_qdq', '1')
     if optimised is not None:
         options.optimized_model_filepath = optimised
     return onnxruntime.InferenceSession(
@@ -43,19 +52,27 @@ def onnxruntime_session(
     )
 
 
-def onnxruntime_runner(file: str, threads: int) -> Runner:
+def onnxruntime_runner(
+    file: str, threads: int, unpacked: bool = False
+) -> Runner:
     """A function that runs a file in ONNX Runtime."""
-    running = onnxruntime_session(file, threads)
+    running = onnxruntime_session(file, threads, unpacked=unpacked)
     (name,) = (value.name for value in running.get_inputs())
     return lambda images: running.run(None, {name: images})
 
 
-def openvino_runner(file: str, threads: int) -> Runner:
-    """A function that runs a file in OpenVINO."""
+def openvino_compiled(model: Any, threads: int) -> Any:
+    """An ``openvino.CompiledModel`` for the CPU that computes in float32 what
+    the model does not quantize.
+
+    Args:
+        model: A file, or a model of OpenVINO.
+        threads: Of the runtime.
+    """
     import openvino
 
-    compiled = openvino.Core().compile_model(
-        file,
+    return openvino.Core().compile_model(
+        model,
         'CPU',
         {
             'INFERENCE_NUM_THREADS': threads,
@@ -63,11 +80,30 @@ def openvino_runner(file: str, threads: int) -> Runner:
             'PERFORMANCE_HINT': 'LATENCY',
         },
     )
-    request = compiled.create_infer_request()
+
+
+def openvino_runner(file: str, threads: int) -> Runner:
+    """A function that runs a file in OpenVINO."""
+    request = openvino_compiled(file, threads).create_infer_request()
     return lambda images: request.infer([images])
 
 
-RUNTIMES = dict(onnxruntime=onnxruntime_runner, openvino=openvino_runner)
+def litert_runner(file: str, threads: int) -> Runner:
+    """A function that runs a file in the interpreter of LiteRT."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    running = Interpreter(model_path=file, num_threads=threads)
+    run = running.get_signature_runner()
+    (name,) = run.get_input_details()
+    return lambda images: run(**{name: images})
+
+
+RUNTIMES = dict(
+    onnxruntime=onnxruntime_runner,
+    unpacked=partial(onnxruntime_runner, unpacked=True),
+    openvino=openvino_runner,
+    litert=litert_runner,
+)
 
 
 def serve(

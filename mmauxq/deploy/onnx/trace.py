@@ -39,7 +39,9 @@ class _Placeholder(nn.Module):
         )
 
 
-class _Logits(nn.Module):
+class Logits(nn.Module):
+    """From images (N, C, H, W) to :func:`logits_of` a classifier."""
+
     def __init__(self, architecture: nn.Module) -> None:
         super().__init__()
         self.architecture = architecture
@@ -75,7 +77,7 @@ def trace(architecture: nn.Module, shape: Sequence[int]) -> 'onnx_ir.Model':
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             program = torch.onnx.export(
-                _Logits(architecture).eval(),
+                Logits(architecture).eval(),
                 (torch.zeros(2, *shape),),
                 dynamo=True,
                 dynamic_shapes=({0: torch.export.Dim('batch')},),

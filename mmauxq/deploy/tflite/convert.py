@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from mmauxq.errors import UsageError, one_line
 from mmauxq.forward_hooks import forward_hooks
+from mmauxq.layers import restore
 from mmauxq.optional import need
 from mmauxq.quantizers import Quantizer, named_quantizers
 
-from ..onnx.trace import logits_of
+from ..onnx.trace import Logits, logits_of
 from ..packed import weight_operands
 from .flatbuffer import assemble
 
@@ -186,6 +187,15 @@ def to_tflite(
         weights,
         {name: (f'{name}.codes', 0) for name in names},
     )
+
+
+@torch.no_grad()
+def float_tflite(architecture: nn.Module, image: Tensor) -> bytes:
+    """The network without quantizers as a .tflite file, for images like
+    ``image`` (1, C, H, W)."""
+    need('litert_torch')
+    network = restore(copy.deepcopy(architecture))
+    return _convert(Logits(network).eval(), (image,))
 
 
 def integers(quantizer: Quantizer, operand: Tensor) -> Weight:

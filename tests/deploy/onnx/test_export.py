@@ -450,7 +450,7 @@ def test_a_float_network_is_refused(checkpoint, tmp_path, fails, root):
 
 def test_codes_that_no_type_holds(small_config, tmp_path, fails):
     """DoReFa's 8-bit weights have the codes -255 to 255."""
-    from mmauxq.deploy.onnx.latency import calibrated_network
+    from mmauxq.deploy.network import calibrated_network
 
     cfg = copy.deepcopy(small_config)
     cfg.model.quantizers.weight = dict(type='mmauxq.DoReFaWeight', bits=8)
@@ -468,7 +468,7 @@ def test_codes_that_no_type_holds(small_config, tmp_path, fails):
 
 def test_the_report_names_what_would_help(small_config, tmp_path):
     """Of an 8-bit network, whose kernels may saturate elsewhere."""
-    from mmauxq.deploy.onnx.latency import calibrated_network
+    from mmauxq.deploy.network import calibrated_network
 
     cfg = copy.deepcopy(small_config)
     for role in ('weight', 'activation'):
@@ -495,7 +495,7 @@ def test_the_report_names_what_would_help(small_config, tmp_path):
 
 @pytest.mark.parametrize('weights', ['typed', 'int8'])
 def test_activations_of_16_bits(small_config, tmp_path, weights):
-    from mmauxq.deploy.onnx.latency import calibrated_network
+    from mmauxq.deploy.network import calibrated_network
 
     cfg = copy.deepcopy(small_config)
     cfg.model.quantizers.weight.bits = 4

@@ -1,9 +1,11 @@
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from mmauxq.checkpoint_file import read_checkpoint
+from mmauxq.deploy.network import calibrated_network
 from mmauxq.deploy.onnx import latency
 from mmauxq.errors import TrainingError, UsageError
 from tests.commands import latency_command
@@ -38,9 +40,9 @@ def test_forms_take_turns_and_each_round_begins_with_another():
 
 
 def test_a_form_has_a_process_of_its_own(small_config):
-    network = latency.calibrated_network(small_config)
+    network = calibrated_network(small_config)
     shape = network.algorithm.cost.shape
-    model = latency.forms_of(network)['float']
+    model = latency.forms_of(network)['float'].SerializeToString()
     form = latency.TimedForm('onnxruntime', model, 1, (2, *shape))
     try:
         assert form.seconds() > 0 and form.process.poll() is None
@@ -57,6 +59,28 @@ def test_a_form_has_a_process_of_its_own(small_config):
     with pytest.raises(TrainingError, match='ended with status -9'):
         killed.seconds()
     killed.close()
+
+
+def test_typed_weights_are_unpacked_once(small_config, tmp_path):
+    """As the model is loaded; the logits are those of the file as it is."""
+    network = calibrated_network(small_config)
+    shape = network.algorithm.cost.shape
+    content = latency.forms_of(network)['typed'].SerializeToString()
+    images = np.random.default_rng(0).standard_normal((2, *shape), np.float32)
+    counts, logits = [], []
+    for unpacked in (False, True):
+        file = tmp_path / f'{unpacked}.onnx'
+        running = latency.timed_process.onnxruntime_session(
+            content, 1, str(file), unpacked
+        )
+        nodes = onnx.load(str(file)).graph.node
+        kinds = [node.op_type for node in nodes]
+        counts.append(kinds.count('DequantizeLinear'))
+        (name,) = (value.name for value in running.get_inputs())
+        logits.append(running.run(None, {name: images})[0])
+    # what is left dequantizes activations
+    assert counts[0] - counts[1] == 8
+    np.testing.assert_allclose(logits[0], logits[1], rtol=0, atol=1e-6)
 
 
 def test_busy_cores(monkeypatch):
@@ -85,7 +109,8 @@ def test_the_table(capfd, tmp_path, monkeypatch):
         if line.startswith('| onnxruntime')
     ]
     assert [(r[3], int(r[4])) for r in rows] == [
-        ('float', 0), ('typed', 0), ('int8', 3), ('int8, residual int8', 8)
+        ('float', 0), ('typed', 0), ('int8', 3), ('int8, residual int8', 8),
+        ('typed, unpacked', 0),
     ]  # fmt: skip
     assert rows[0][6] == '1.00 (1.00-1.00)'
     assert all(float(r[5].split()[0]) > 0 for r in rows)
@@ -97,7 +122,7 @@ def test_the_table(capfd, tmp_path, monkeypatch):
 
 def test_generated_weights_are_the_same_each_time(small_config):
     one, two = (
-        latency.calibrated_network(small_config).architecture.state_dict()
+        calibrated_network(small_config).architecture.state_dict()
         for _ in range(2)
     )
     assert all(np.array_equal(one[k], two[k]) for k in one)

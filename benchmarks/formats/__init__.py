@@ -1,0 +1,1 @@
+"""The exported forms of a network, in the runtimes that read them."""

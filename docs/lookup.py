@@ -66,7 +66,7 @@ TAPS = (
 INIT = "Initialisation, as of MMEngine's ``BaseModule``."
 
 
-# --- config keys --------------------------------------------------------------
+# --- config keys -------------------------------------------------------------
 
 
 def keys_of(cls: Callable) -> list[Key]:
@@ -146,7 +146,7 @@ def config_text(cls: Callable) -> str:
     return f'{text}\n\n{list_table(head, rows, [18, 20, 16, 46])}'
 
 
-# --- commands -----------------------------------------------------------------
+# --- commands ----------------------------------------------------------------
 
 
 def options_of(name: str) -> list[tuple[str, str]]:
@@ -183,7 +183,7 @@ def command_text(name: str) -> str:
     )
 
 
-# --- results ------------------------------------------------------------------
+# --- results -----------------------------------------------------------------
 
 
 def results(data: str) -> list[list[str]]:
@@ -220,7 +220,7 @@ def _top1(model: dict) -> float:
     return model['Results'][0]['Metrics']['Top 1 Accuracy']
 
 
-# --- Sphinx -------------------------------------------------------------------
+# --- Sphinx ------------------------------------------------------------------
 
 
 def code(text: str) -> str:

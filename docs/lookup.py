@@ -205,7 +205,11 @@ def results(data: str) -> list[list[str]]:
         if start:
             gap = f'{top1 - _top1(models[start]):+.2f}'
         spread = about.get('Standard Deviation')
-        shown = f'{top1:.2f}' + (f' ± {spread:.2f}' if spread else '')
+        shown = f'{top1:.2f}'
+        if spread:
+            shown = f'{shown} ± {spread:.2f}'.replace(
+                ' ', '\xa0'
+            )
         rows.append(
             [
                 code(name), shown, str(about['Seeds']), code(start), gap,

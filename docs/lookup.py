@@ -207,9 +207,7 @@ def results(data: str) -> list[list[str]]:
         spread = about.get('Standard Deviation')
         shown = f'{top1:.2f}'
         if spread:
-            shown = f'{shown} ± {spread:.2f}'.replace(
-                ' ', '\xa0'
-            )
+            shown = f'{shown} ± {spread:.2f}'.replace(' ', '\xa0')
         rows.append(
             [
                 code(name), shown, str(about['Seeds']), code(start), gap,
@@ -241,7 +239,7 @@ def list_table(
     head: Sequence[str], rows: Iterable[Sequence[str]], widths: Sequence[int]
 ) -> str:
     """A table whose cells are reStructuredText."""
-    lines = ['.. list-table::', '   :header-rows: 1']
+    lines = ['.. list-table::', '   :header-rows: 1', '   :class: names']
     lines += [f'   :widths: {" ".join(map(str, widths))}', '']
     for row in [head, *rows]:
         for i, cell in enumerate(row):

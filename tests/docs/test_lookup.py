@@ -134,7 +134,8 @@ def test_results():
 
 def test_a_table_of_cells_with_several_lines():
     assert lookup.list_table(['a', 'b'], [['1', 'two\nlines']], [20, 80]) == (
-        '.. list-table::\n   :header-rows: 1\n   :widths: 20 80\n\n'
+        '.. list-table::\n   :header-rows: 1\n   :class: names\n'
+        '   :widths: 20 80\n\n'
         '   * - a\n     - b\n'
         '   * - 1\n     - two\n       lines'
     )

@@ -12,15 +12,22 @@ writes results.jsonl, table.md and figures into DIR. A teacher without a
 checkpoint of its own is the float network that the arm starts from. Run it
 again to go on after a kill, or with more seeds or arms. Runs are spread over
 all GPUs. Steps are timed where runs have a GPU, or the CPU, to themselves, and
-where all GPUs are of one kind; else their column is empty. --table DIR only
-writes table and figures anew. --map DIR DIR ... --out OUT puts what the arms
-do in several such folders into one table and one figure, OUT/map.md and
-OUT/map.png; with --together also each arm over all of them.
+where all GPUs are of one kind; else their column is empty.
+
+With --tune optim_wrapper.optimizer.lr=0.0005,0.001,0.002 each arm has its own
+learning rate, chosen of these on training images that are held out. Any other
+setting of a recipe can be tuned, too.
+
+--table DIR only writes table and figures anew. --map DIR DIR ... --out OUT
+puts what the arms do in several such folders into one table and one figure,
+OUT/map.md and OUT/map.png; with --together also each arm over all of them.
+OUT/gain.png has what each arm gains over what the reference loses to float.
 """
 
 import argparse
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +39,8 @@ from mmauxq.stopping import Stopped
 from .parser import add_cfg_options, integer
 
 FLOAT = 'float'
+HOLD_OUT = 5000
+TUNE_SEED = 1000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,6 +90,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='what the validation gives in percent, the more the better '
         '(default: accuracy/top1)',
     )
+    parser.add_argument(
+        '--tune',
+        metavar='KEY=V1,V2,...',
+        help='a setting of which each arm takes its best value: before, it is '
+        'trained once with each, and validated on held-out training images',
+    )
+    parser.add_argument(
+        '--hold-out',
+        type=integer(1),
+        metavar='N',
+        help=f'training images held out for --tune (default: {HOLD_OUT})',
+    )
+    parser.add_argument(
+        '--tune-seed',
+        type=integer(0),
+        metavar='SEED',
+        help=f'of the runs of --tune (default: {TUNE_SEED})',
+    )
     parser.add_argument('--reference', help='arm to compare with (the first)')
     parser.add_argument(
         '--table',
@@ -113,6 +140,13 @@ def run(args: argparse.Namespace, mark_running: Callable) -> int:
         )
     if args.together and not args.map:
         raise UsageError('--together: expected beside --map DIR DIR ...')
+    for option in ('hold_out', 'tune_seed'):
+        if getattr(args, option) is not None and args.tune is None:
+            raise UsageError(
+                f'--{option.replace("_", "-")}: expected beside --tune'
+            )
+    if args.tune is not None and not args.arms:
+        raise UsageError('--tune: expected beside --arms')
     if args.out is not None:
         check_folder('--out', args.out)
     need('matplotlib', 'rich', 'scipy')
@@ -125,8 +159,9 @@ def run(args: argparse.Namespace, mark_running: Callable) -> int:
     except Stopped as stopped:
         print(stopped.line('compare'), file=sys.stderr)
         return stopped.status
-    from mmauxq.compare import comparison
+    from mmauxq.compare import comparison, tuning
     from mmauxq.compare.figures import plot_comparison
+    from mmauxq.compare.records import metric
 
     out = args.table or args.out
     records = comparison.collect(out)
@@ -134,6 +169,8 @@ def run(args: argparse.Namespace, mark_running: Callable) -> int:
     if args.arms and not args.reference:
         reference = args.arms[0].partition('=')[0]
     text = comparison.table(records, reference)
+    if chosen := tuning.table(comparison.describe(out), metric(records)):
+        text += f'\n{chosen}'
     write_atomically(out / 'table.md', text.encode())
     plot_comparison(out, records)
     print(text)
@@ -155,7 +192,7 @@ def _watch(runs: list, what: str, *settings: Any) -> None:
             bars.update(total, completed=done)
             for run, where in active.items():
                 if run not in tasks:
-                    name = f'  {run.arm} {run.seed}  {where}'.rstrip()
+                    name = f'  {run.name}  {where}'.rstrip()
                     tasks[run] = bars.add_task(name)
                 step, of = run.progress
                 bars.update(tasks[run], completed=step, total=of or None)
@@ -165,37 +202,82 @@ def _watch(runs: list, what: str, *settings: Any) -> None:
 
 
 def _train(args: argparse.Namespace) -> None:
-    """The float networks, then the arms."""
+    """The values to choose from, the float networks, then the arms."""
     from mmauxq.compare import arms, comparison
     from mmauxq.compare.placement import find_gpus
     from mmauxq.compare.records import TOP1, check_seeds
+    from mmauxq.compare.tuning import hold_out, read_tuning
 
     check_seeds(args.seeds)
     gpus, metric = find_gpus(args.gpus), args.metric or TOP1
+
+    def watch(runs: list, what: str, start: str | None) -> None:
+        _watch(runs, what, args.jobs, start, gpus, metric)
+
+    def train_floats(out: Path, floats: dict, seeds: list) -> str | None:
+        """Train them, if there is a recipe; what the arms start from."""
+        if not floats:
+            return args.start
+        runs = comparison.plan(out / FLOAT, floats, seeds)
+        watch(runs, 'float networks', None)
+        return str(out / FLOAT / 'runs' / FLOAT / '{seed}/last.pth')
+
     configs = arms.read_arms(args.arms, args.cfg_options)
-    start = args.start
-    trained = start is not None and start.partition(',')[0].endswith('.py')
-    if trained:
-        float_config = arms.read_arms([f'{FLOAT}={start}'])
-        arms.check_arms(float_config)
+    start, floats = args.start, {}
+    if start is not None and start.partition(',')[0].endswith('.py'):
+        floats = arms.read_arms([f'{FLOAT}={start}'])
+        arms.check_arms(floats)
     arms.check_arms(configs)
-    runs = comparison.plan(args.out, configs, args.seeds)
-    if trained:
-        floats = comparison.plan(args.out / FLOAT, float_config, args.seeds)
-        _watch(floats, 'float networks', args.jobs, None, gpus, metric)
-        start = str(args.out / FLOAT / 'runs' / FLOAT / '{seed}/last.pth')
-    _watch(runs, 'arms x seeds', args.jobs, start, gpus, metric)
+    tuning, found = None, {}
+    if args.tune is not None:
+        seed = TUNE_SEED if args.tune_seed is None else args.tune_seed
+        check_seeds([seed], '--tune-seed')
+        if seed in args.seeds:
+            raise UsageError(
+                f'--tune-seed: expected none of --seeds, got {seed}'
+            )
+        images = HOLD_OUT if args.hold_out is None else args.hold_out
+        tuning = read_tuning(args.tune, images, seed, configs)
+        tuning.check(configs, floats)
+        if start is not None and not floats:
+            print(
+                f'warning: --float: {start} may have seen the images that are '
+                'held out; a recipe is trained without them',
+                file=sys.stderr,
+            )
+    comparison.begin(
+        args.out,
+        start=start,
+        options=args.cfg_options or {},
+        metric=metric,
+        tuning=tuning and asdict(tuning),
+        **arms.budget(configs),
+    )
+    if tuning is not None:
+        inside = args.out / 'tune'
+        less = {k: hold_out(c, tuning.hold_out) for k, c in floats.items()}
+        start = train_floats(inside, less, [tuning.seed])
+        watch(tuning.plan(inside, configs), 'arms x values', start)
+        metrics = tuning.metrics(inside, configs)
+        chosen = tuning.choose(metrics)
+        configs = tuning.with_values(configs, chosen)
+        found = dict(held_out=metrics, chosen=chosen)
+    runs = comparison.plan(args.out, configs, args.seeds, **found)
+    start = train_floats(args.out, floats, args.seeds)
+    watch(runs, 'arms x seeds', start)
 
 
 def _draw_map(args: argparse.Namespace) -> None:
     """Several comparisons in one table and one figure."""
     from mmauxq.compare import meta_comparison
-    from mmauxq.compare.figures import plot_effects
+    from mmauxq.compare.figures import plot_effects, plot_gain
 
     effects = meta_comparison.effects(args.map, args.reference)
-    if args.together:
-        effects += meta_comparison.together(effects)
-    text = meta_comparison.table(effects)
+    overall = meta_comparison.together(effects) if args.together else []
+    text = meta_comparison.table(effects, overall)
+    if missing := meta_comparison.without_start(effects):
+        text += f'\n{missing}'
     write_atomically(args.out / 'map.md', text.encode())
-    plot_effects(args.out / 'map.png', effects)
+    plot_effects(args.out / 'map.png', [*effects, *overall])
+    plot_gain(args.out / 'gain.png', effects)
     print(text)

@@ -11,6 +11,7 @@ from mmengine.registry import init_default_scope
 from torch import nn
 
 from mmauxq import compat
+from mmauxq.config_types import with_names
 from mmauxq.engine.config_validation import (
     check_model,
     merge_options,
@@ -89,6 +90,12 @@ def read_arms(
                     'comparison is fair on one budget only'
                 )
     return configs
+
+
+def budget(configs: dict[str, Config]) -> dict:
+    """The parts of their configs in which all arms agree, as plain values."""
+    config = next(iter(configs.values()))
+    return {part: with_names(config.get(part)) for part in EQUAL}
 
 
 def _override(arm: str, text: str) -> tuple[str, object]:

@@ -2,7 +2,8 @@
 
 A comparison lives in one folder::
 
-    comparison.json     the config of each arm
+    comparison.json     what holds for all runs, and the config of each arm
+    tune/               runs with other values of a setting
     runs/ARM/SEED/      recipe.py, checkpoints, log.txt, result.json
     results.jsonl       one line for each finished run
     table.md            means, spread, paired differences
@@ -21,6 +22,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from mmengine.config import Config
@@ -34,20 +36,63 @@ from . import records as checked
 from .placement import Placement, Run
 from .statistics import paired_difference, spread
 
+OPTIONS = {
+    'start': '--float',
+    'options': '--cfg-options',
+    'metric': '--metric',
+    'tuning': '--tune',
+}
+"""Field of ``comparison.json`` -> what sets it, where that has another name.
+"""
+
+
+def begin(out: Path, **terms: Any) -> None:
+    """Write what holds for all runs of a folder, before the first of them.
+
+    Args:
+        out: Folder of the comparison.
+        terms: Field of ``comparison.json`` -> value.
+
+    Raises:
+        UsageError: If the folder holds arms that began on other terms, or its
+            ``comparison.json`` is damaged.
+    """
+    before = describe(out)
+    terms = json.loads(json.dumps(terms))  # lists for tuples
+    for name, value in terms.items():
+        # those of early versions say less
+        if before['arms'] and before.get(name, value) != value:
+            raise UsageError(
+                f'{out} was begun with {OPTIONS.get(name, name)} '
+                f'{shorten(before[name])}, got {shorten(value)}; choose '
+                'another folder'
+            )
+    _write_description(out, dict(commit=checked.commit()) | before | terms)
+
 
 def plan(
-    out: Path, configs: dict[str, Config], seeds: Sequence[int]
+    out: Path,
+    configs: dict[str, Config],
+    seeds: Sequence[int],
+    **found: dict,
 ) -> list[Run]:
     """Write the folder of a comparison; keep what is finished there.
+
+    Args:
+        out: The folder.
+        configs: Of each arm.
+        seeds: Of each arm.
+        found: Field of ``comparison.json`` -> what was found of each arm
+            before; that of other arms stays.
 
     Raises:
         UsageError: If the folder holds an arm of that name that differs, or
             its ``comparison.json`` is damaged.
     """
     arms = {name: config.pretty_text for name, config in configs.items()}
-    before = _arms_of(out)
-    for name in arms.keys() & before.keys():
-        if arms[name] != before[name]:
+    before = describe(out)
+    for name in arms.keys() & before['arms'].keys():
+        if arms[name] != before['arms'][name]:
             raise UsageError(
                 f'{out} holds an arm {name!r} with another config; choose '
                 'another folder, or another name'
@@ -60,19 +105,24 @@ def plan(
     for run in runs:
         run.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(run.folder / 'recipe.py', arms[run.arm].encode())
-    description = json.dumps(dict(arms=before | arms), indent=1)
-    write_atomically(out / 'comparison.json', description.encode())
+    for field, of_arms in dict(arms=arms, **found).items():
+        before[field] = before.get(field, {}) | of_arms
+    _write_description(out, before)
     return runs
 
 
-def _arms_of(out: Path) -> dict[str, str]:
-    """Name -> config of the arms of a folder; empty if it has none."""
-    description = out / 'comparison.json'
-    if not description.is_file():
-        return {}
+def describe(out: Path) -> dict[str, Any]:
+    """The content of a folder's ``comparison.json``; without one, no arms.
+
+    Raises:
+        UsageError: If it is damaged.
+    """
+    file = out / 'comparison.json'
+    if not file.is_file():
+        return dict(arms={})
     helps = 'without it, the same command goes on with the finished runs'
     try:
-        content = checked.read_json(description)
+        content = checked.read_json(file)
     except UsageError as error:
         raise UsageError(f'{error}; {helps}') from error
     arms = content.get('arms') if isinstance(content, dict) else None
@@ -81,10 +131,21 @@ def _arms_of(out: Path) -> dict[str, str]:
         for name, config in arms.items()
     ):
         raise UsageError(
-            f'{description}: expected `arms`, the config of each by its name, '
+            f'{file}: expected `arms`, the config of each by its name, '
             f'got {shorten(content, 60)}; {helps}'
         )
-    return arms
+    tuning = {k: content.get(k) for k in ('tuning', 'held_out', 'chosen')}
+    if not checked.is_tuning(**tuning):
+        raise UsageError(
+            f'{file}: expected `tuning`, and by arm `held_out`, the metric of '
+            f'each value, and `chosen`, got {shorten(tuning, 60)}; {helps}'
+        )
+    return dict(tuning=None) | content
+
+
+def _write_description(out: Path, content: dict) -> None:
+    text = json.dumps(content, indent=1)
+    write_atomically(out / 'comparison.json', text.encode())
 
 
 def train(
@@ -149,6 +210,8 @@ def train(
 
 
 def _is_finished(run: Run) -> bool:
+    if run.diverged.exists():
+        return True
     if not run.result.is_file():
         return False
     try:
@@ -189,6 +252,9 @@ def _check_finished(run: Run) -> None:
         failed = f'arm {run.arm!r}, seed {run.seed} failed'
         see = f'(see {run.folder / "log.txt"})'
         line = ''.join(c for c in _log(run)[-1] if c.isprintable())
+        if run.label and 'NaN or infinity, first in' in line:
+            run.diverged.touch()
+            return
         kind = TrainingError if 'TrainingError: ' in line else UsageError
         raise kind(f'{failed}: {line} {see}')
 
@@ -219,7 +285,7 @@ def collect(out: Path) -> list[dict]:
     Raises:
         UsageError: If there is none, or a file is damaged.
     """
-    order = {arm: place for place, arm in enumerate(_arms_of(out))}
+    order = {arm: place for place, arm in enumerate(describe(out)['arms'])}
     files = out.glob('runs/*/*/result.json')
     try:
         records = [checked.read_result(file) for file in files]

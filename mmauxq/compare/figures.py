@@ -17,15 +17,23 @@ from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.patheffects import withStroke  # noqa: E402
+from matplotlib.transforms import ScaledTranslation  # noqa: E402
 
 from mmauxq.files import write_atomically  # noqa: E402
 
 from .comparison import by_arm, steps_count  # noqa: E402
-from .meta_comparison import Effect  # noqa: E402
+from .meta_comparison import Effect, Overall  # noqa: E402
 from .records import metric  # noqa: E402
+from .statistics import PairedDifference  # noqa: E402
 
 # Okabe and Ito's colours, told apart by all common forms of sight
 COLOURS = ('#000000', '#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00')
+
+MARKERS = 'osD^v'
+TICKS = (-30, -10, -3, -1, 0, 1, 3, 10, 30)
+"""Points, on an axis that is even from -1 to 1 and logarithmic beyond."""
+FAR = 5
+"""Points of loss from which their axis is such a one."""
 
 
 def plot_accuracy(
@@ -204,7 +212,7 @@ def _plot_cost(
         )
 
 
-def plot_effects(path: Path, effects: Sequence[Effect]) -> None:
+def plot_effects(path: Path, effects: Sequence[Effect | Overall]) -> None:
     """Differences to the reference with their 95% intervals, by setting.
 
     Blue above the reference, red below it, grey where the interval contains 0,
@@ -212,9 +220,10 @@ def plot_effects(path: Path, effects: Sequence[Effect]) -> None:
 
     Args:
         path: File to write.
-        effects: Result of :func:`mmauxq.compare.meta_comparison.effects`.
+        effects: Results of :func:`mmauxq.compare.meta_comparison.effects` and
+            :func:`mmauxq.compare.meta_comparison.together`.
     """
-    settings: dict[str, list[Effect]] = {}
+    settings: dict[str, list[Effect | Overall]] = {}
     for effect in effects:
         settings.setdefault(effect.setting, []).append(effect)
     labels: list[str] = []
@@ -245,6 +254,69 @@ def plot_effects(path: Path, effects: Sequence[Effect]) -> None:
         axes.set_ylim(rows - 0.5, -0.7)
         of = f'final {effects[0].metric} - that of the reference'
         axes.set(xlabel=f'{of} (points), 95%')
+
+
+def plot_gain(path: Path, effects: Sequence[Effect]) -> None:
+    """What each arm gains over the reference, against what the reference
+    loses to the float network that it started from, with 95% intervals.
+
+    A point for each setting and arm; hollow where there is no interval: one
+    seed. Arms of a setting stand side by side.
+
+    Args:
+        path: File to write; removed where no loss is known.
+        effects: Result of :func:`mmauxq.compare.meta_comparison.effects`.
+    """
+    arms: dict[str, list[tuple[PairedDifference, PairedDifference]]] = {}
+    for effect in effects:
+        if effect.loss is not None:
+            pair = effect.loss, effect.difference
+            arms.setdefault(effect.arm, []).append(pair)
+    if not arms:  # it would be of other settings
+        path.unlink(missing_ok=True)
+        return
+    of = effects[0].metric
+    with _sheet(path) as axes:
+        axes.axhline(0, color='black', linewidth=0.8, zorder=0)
+        for i, (colour, (arm, pairs)) in enumerate(_coloured(arms)):
+            aside = 4 * (i - (len(arms) - 1) / 2) / 72  # inches
+            moved = ScaledTranslation(aside, 0, axes.figure.dpi_scale_trans)
+            style = dict(fmt=MARKERS[i % len(MARKERS)], markersize=5)
+            style |= dict(color=colour, elinewidth=1, capsize=2)
+            for place in pairs:
+                across, up = (
+                    each.half_width if each.pairs > 1 else 0 for each in place
+                )
+                x, y = (each.mean for each in place)
+                axes.errorbar(
+                    x, y, up, across, transform=axes.transData + moved,
+                    markerfacecolor=colour if place[1].pairs > 1 else 'white',
+                    label=arm, **style,
+                )  # fmt: skip
+                # what is moved does not count by itself
+                ends = (x - across, y - up), (x + across, y + up)
+                axes.update_datalim(ends)
+        axes.autoscale_view()
+        least, most = axes.dataLim.intervalx
+        if most > FAR:
+            spread_points(axes, min(-0.1, least), most)
+        axes.set(
+            xlabel=f'{of} that the reference loses to float (points), 95%',
+            ylabel=f'{of} gained over the reference (points), 95%',
+        )
+        handles, labels = axes.get_legend_handles_labels()
+        once = dict(zip(labels, handles, strict=True))
+        style = dict(frameon=False, fontsize=8, loc='upper left')
+        axes.legend(once.values(), once, **style)
+
+
+def spread_points(axes: Axes, least: float, most: float) -> None:
+    """Points in x, even from -1 to 1 and logarithmic beyond."""
+    axes.set_xscale('symlog', linthresh=1)
+    axes.set_xlim(1.5 * least, 1.5 * most)
+    places = [x for x in TICKS if least <= x <= most]
+    axes.set_xticks(places, map(str, places))
+    axes.minorticks_off()
 
 
 def _coloured(items: Mapping, colours: Sequence[str] = COLOURS) -> Iterator:

@@ -15,11 +15,25 @@ CONTEXT = 2**29
 
 @dataclass(frozen=True)
 class Run:
-    """One arm with one seed."""
+    """One arm with one seed.
+
+    Args:
+        arm: Its name.
+        seed: Of everything random.
+        folder: Of its files.
+        label: What else its arm is trained with, for people.
+    """
 
     arm: str
     seed: int
     folder: Path
+    label: str = ''
+
+    @property
+    def name(self) -> str:
+        """What people see of it."""
+        parts = self.arm, self.label, str(self.seed)
+        return ' '.join(part for part in parts if part)
 
     @property
     def result(self) -> Path:
@@ -29,6 +43,11 @@ class Run:
     def shared(self) -> Path:
         """Exists where another run was on the same device meanwhile."""
         return self.folder / 'shared'
+
+    @property
+    def diverged(self) -> Path:
+        """Exists where the run of a value that is tried ended in NaN."""
+        return self.folder / 'diverged'
 
     @property
     def progress(self) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """What a comparison reads back from its files, checked before it is used."""
 
 import re
+import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -23,15 +24,23 @@ def is_arm(name: Any) -> bool:
     return isinstance(name, str) and ARM.fullmatch(name) is not None
 
 
-def check_seeds(seeds: Sequence[int]) -> None:
+def commit() -> str | None:
+    """The commit of this package, if it is in a clone."""
+    words = ['git', '-C', str(Path(__file__).parent), 'rev-parse', 'HEAD']
+    git = subprocess.run(words, capture_output=True, text=True)
+    return git.stdout.strip() or None
+
+
+def check_seeds(seeds: Sequence[int], option: str = '--seeds') -> None:
     """Raise a UsageError if a seed is out of range, or comes twice."""
     for place, seed in enumerate(seeds):
         if not 0 <= seed <= MOST_SEED:
             raise UsageError(
-                f'--seeds: expected integers from 0 to {MOST_SEED}, got {seed}'
+                f'{option}: expected integers from 0 to {MOST_SEED}, got '
+                f'{seed}'
             )
         if seed in seeds[:place]:
-            raise UsageError(f'--seeds: {seed} is given twice')
+            raise UsageError(f'{option}: {seed} is given twice')
 
 
 def _integer(least: int, most: int = 2**63) -> Callable[[Any], bool]:
@@ -72,6 +81,39 @@ def _is_gradients(value: Any) -> bool:
     )
 
 
+def is_value(value: Any) -> bool:
+    """Whether a setting can be tuned over that: a text, or a number."""
+    return isinstance(value, str) or (
+        type(value) in (int, float) and -LARGEST <= value <= LARGEST
+    )
+
+
+def is_tuning(tuning: Any, held_out: Any, chosen: Any) -> bool:
+    """Whether these fields of a ``comparison.json`` are in order."""
+    if tuning is None:
+        return not (held_out or chosen)
+    if not (
+        isinstance(tuning, dict)
+        and isinstance(tuning.get('key'), str)
+        and _list_of(is_value)(values := tuning.get('values'))
+        and _integer(1)(tuning.get('hold_out'))
+        and _integer(0, MOST_SEED)(tuning.get('seed'))
+    ):
+        return False
+    held_out, chosen = held_out or {}, chosen or {}
+    return (
+        isinstance(held_out, dict)
+        and isinstance(chosen, dict)
+        and held_out.keys() == chosen.keys()
+        and all(value in values for value in chosen.values())
+        and all(
+            is_arm(arm) and _list_of(PERCENT)(found)
+            and len(found) == len(values)
+            for arm, found in held_out.items()
+        )
+    )  # fmt: skip
+
+
 COUNTS = 'parameters', 'multiply_adds'
 PERCENT = _number(100)
 FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -87,8 +129,18 @@ FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     'shared': (lambda value: isinstance(value, bool), 'true or false'),
     'gpu': (lambda v: v is None or isinstance(v, str), 'a name or null'),
     'metric': (lambda value: isinstance(value, str), 'a name'),
+    'float_final': (
+        lambda value: value is None or PERCENT(value),
+        'a number from 0 to 100, or null',
+    ),
 }
-LATER = {'peak_memory': 0, 'shared': False, 'gpu': None, 'metric': TOP1}
+LATER = {
+    'peak_memory': 0,
+    'shared': False,
+    'gpu': None,
+    'metric': TOP1,
+    'float_final': None,
+}
 """What records of early versions do not have."""
 
 

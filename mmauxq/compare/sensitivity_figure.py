@@ -9,11 +9,9 @@ from mmauxq.analysis.allocation import Choice, Proposal
 from mmauxq.analysis.sensitivity import Sensitivity
 from mmauxq.analysis.sensitivity_report import label
 
-from .figures import COLOURS, plt, save_figure
+from .figures import COLOURS, plt, save_figure, spread_points
 
 FLOAT_COLOUR = '#d0d0d0'
-TICKS = (-30, -10, -3, -1, 0, 1, 3, 10, 30)
-"""Points, on an axis that is even from -1 to 1 and logarithmic beyond."""
 LEAST = 1e-6
 """Divergence that is drawn at the edge, as all below it are."""
 
@@ -49,12 +47,8 @@ def plot_sensitivity(
     drops = [[c.loss.drop for c in choices[1:]] for _, choices in layers]
     _dots(drop, drops, colours)
     drop.axvline(0, color='black', linewidth=0.8, zorder=0)
-    drop.set_xscale('symlog', linthresh=1)
     least, most = min(-1, *map(min, drops)), max(1, *map(max, drops))
-    drop.set_xlim(1.5 * least, 1.5 * most)
-    places = [x for x in TICKS if least <= x <= most]
-    drop.set_xticks(places, map(str, places))
-    drop.minorticks_off()
+    spread_points(drop, least, most)
     drop.set_xlabel(f'loss of {found.metric} (points)')
     _dots(
         divergence,

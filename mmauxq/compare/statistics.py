@@ -1,4 +1,9 @@
-"""How sure a difference between two arms is."""
+"""How sure a difference between two arms is.
+
+Within a setting runs are paired by their seed. Over several settings the
+setting is the unit, because its pairs have network, data and often the float
+network in common: all of them together would count as more than they are.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,12 +16,13 @@ from mmauxq.errors import UsageError
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """``a - b`` over runs that share their seed and their start.
+    """``a - b`` over pairs: runs of one seed, or the means of a setting.
 
     Args:
         mean: Mean difference.
         half_width: Half of the 95% confidence interval of the mean (Student's
-            t); infinite for a single pair.
+            t, one degree of freedom less than pairs); infinite for a single
+            pair.
         wins: Pairs in which ``a`` is above ``b``.
         pairs: Number of pairs.
     """
@@ -41,7 +47,7 @@ def spread(values: Sequence[float]) -> str:
 def paired_difference(
     a: Sequence[float], b: Sequence[float]
 ) -> PairedDifference:
-    """Compare two arms by their results, one for each seed in equal order.
+    """Compare two arms by their results, pair by pair in equal order.
 
     Raises:
         UsageError: If the arms have different numbers of runs, or none.
@@ -60,3 +66,30 @@ def paired_difference(
         half_width = float(quantile * stats.sem(differences))
     wins = int((differences > 0).sum())
     return PairedDifference(float(differences.mean()), half_width, wins, pairs)
+
+
+def clustered_interval(
+    clusters: Sequence[Sequence[float]],
+) -> tuple[float, float]:
+    """The mean of all values, and half of its 95% confidence interval, where
+    values of a cluster depend on each other.
+
+    The variance is ``k / (k - 1) sum_j (sum_i (x_ij - mean))^2 / N^2`` for
+    ``k`` clusters with ``N`` values in all, which is that of a regression on
+    nothing but a constant under the correction CR1; the quantile is Student's
+    with ``k - 1`` degrees of freedom. It counts each value alike, the mean of
+    the clusters' means each cluster.
+
+    Source: Cameron and Miller, A Practitioner's Guide to Cluster-Robust
+    Inference, Journal of Human Resources 50(2), 2015.
+
+    Args:
+        clusters: The values of each, at least two clusters.
+    """
+    count = len(clusters)
+    values = np.concatenate([np.asarray(each, float) for each in clusters])
+    mean = values.mean()
+    sums = np.array([np.sum(np.asarray(each) - mean) for each in clusters])
+    variance = count / (count - 1) * (sums**2).sum() / len(values) ** 2
+    quantile = stats.t.ppf(0.975, count - 1)
+    return float(mean), float(quantile * variance**0.5)

@@ -7,7 +7,6 @@ import copy
 import json
 import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -32,7 +31,7 @@ from mmauxq.errors import TrainingError
 from mmauxq.files import link_atomically, write_atomically
 from mmauxq.stopping import end_with
 
-from .records import TOP1, check_metric, check_record
+from .records import TOP1, check_metric, check_record, commit, read_result
 
 SECONDS = 'mmauxq/seconds'
 
@@ -193,9 +192,10 @@ def run_one(
                     (folder / 'memory').write_text(f'{free} {held}')
 
     trial = run_trial(config, folder, seed, report, True, metric)
-    record = dict(arm=folder.parent.name, seed=seed, commit=_commit())
+    record = dict(arm=folder.parent.name, seed=seed, commit=commit())
     record['metric'] = metric
-    record |= dict(start=start, final=trial.accuracy[-1])
+    record |= dict(start=start, float_final=_final_of(start, metric))
+    record |= dict(final=trial.accuracy[-1])
     record |= dict(best=max(trial.accuracy), **vars(trial))
     record['gpu'] = torch.cuda.get_device_name() if on_gpu else None
     record['shared'] = (folder / 'shared').exists()
@@ -207,11 +207,16 @@ def run_one(
     write_atomically(folder / 'result.json', content.encode())
 
 
-def _commit() -> str | None:
-    """The commit of this package, if it is in a clone."""
-    words = ['git', '-C', str(Path(__file__).parent), 'rev-parse', 'HEAD']
-    git = subprocess.run(words, capture_output=True, text=True)
-    return git.stdout.strip() or None
+def _final_of(checkpoint: str | None, metric: str) -> float | None:
+    """The final metric of the run of a comparison that left a checkpoint;
+    None for one from elsewhere."""
+    if checkpoint is None:
+        return None
+    result = Path(checkpoint).with_name('result.json')
+    if not result.is_file():
+        return None
+    record = read_result(result)
+    return record['final'] if record.get('metric') == metric else None
 
 
 def main(words: list[str]) -> None:

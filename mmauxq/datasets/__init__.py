@@ -2,12 +2,14 @@
 
 from .digits import Digits
 from .generated import GeneratedImages
+from .held_out import HeldOut
 from .in_memory import InMemoryImages, collated
 from .tiny_imagenet import TinyImageNet
 
 __all__ = [
     'Digits',
     'GeneratedImages',
+    'HeldOut',
     'InMemoryImages',
     'TinyImageNet',
     'collated',

@@ -19,7 +19,7 @@ from mmengine.dataset import Compose
 from mmengine.registry import DATASETS, DefaultScope
 from torch import Tensor
 
-from mmauxq.config_types import joint_section
+from mmauxq.config_types import joint_section, type_name
 from mmauxq.errors import UsageError, one_line
 from mmauxq.network import forked_generators
 from mmauxq.ranks import is_distributed, rank
@@ -136,6 +136,8 @@ def _lighten(dataset: dict) -> None:
             cls = registry.get(cls)
     known = (arguments_of(cls) or []) if inspect.isclass(cls) else []
     less = dict(indices=1, device='cpu')
+    if type_name(dataset.get('type')) == 'mmauxq.HeldOut':
+        dataset.update(count=0, part='rest')  # one image has no parts
     if is_distributed():
         less['download'] = False  # the runner lets one process do it
     dataset.update({k: v for k, v in less.items() if k in known})

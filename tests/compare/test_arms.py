@@ -1,8 +1,9 @@
 import gc
+import json
 
 import pytest
 
-from mmauxq.compare.arms import check_arms, read_arms
+from mmauxq.compare.arms import EQUAL, budget, check_arms, read_arms
 from mmauxq.errors import UsageError
 from tests.conftest import ROOT
 
@@ -97,6 +98,14 @@ def test_a_config_that_cannot_be_read_is_named(tmp_path, text, message):
 def test_names_of_arms():
     names = ['w4a4', '_x', '-', '+1', '0.25', 'a' * 64]
     assert list(read_arms([f'{name}={QAT}' for name in names])) == names
+
+
+def test_the_budget_is_what_all_arms_have_in_common():
+    found = budget(read_arms([f'plain={QAT}', f'aux={AUX}']))
+    assert json.loads(json.dumps(found)) == found
+    assert found['train_cfg']['max_epochs'] == 20
+    assert found['val_dataloader']['dataset']['split'] == 'test'
+    assert list(found) == list(EQUAL)
 
 
 TEACHER = f'{KD},model.guidance.train_teacher=true,model.guidance.teacher'

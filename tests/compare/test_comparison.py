@@ -14,6 +14,7 @@ from mmauxq.compare import comparison, figures
 from mmauxq.compare import training_run as trial
 from mmauxq.compare.arms import read_arms
 from mmauxq.compare.figures import _mean_norms, plot_comparison
+from mmauxq.compare.records import commit
 from mmauxq.errors import TrainingError, UsageError
 from mmauxq.stopping import Stopped
 from tests.compare.conftest import record
@@ -62,6 +63,41 @@ def test_a_folder_of_another_comparison_is_refused(tmp_path):
         comparison.plan(tmp_path, other, [0])
 
 
+TUNING = dict(key='a', values=[1, 2], hold_out=3, seed=4)
+TERMS = dict(start='float.py', metric='x', options={'a': (1, 2)}, tuning=None)
+
+
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (dict(start='f.pth'), "--float 'float.py', got 'f.pth'"),
+        (dict(start=None), "--float 'float.py', got None"),
+        (dict(metric='y'), "--metric 'x', got 'y'"),
+        (dict(options={}), r"--cfg-options {'a': \[1, 2\]}, got {}"),
+        (dict(tuning=TUNING), "--tune None, got {'key': 'a', .*}"),
+    ],
+)
+def test_a_folder_that_began_on_other_terms(tmp_path, change, message):
+    comparison.begin(tmp_path, **TERMS | change)
+    comparison.begin(tmp_path, **TERMS)  # no arm has begun
+    comparison.plan(tmp_path, read_arms([f'plain={QAT}']), [0])
+    with pytest.raises(UsageError, match=f'was begun with {message}; choose'):
+        comparison.begin(tmp_path, **TERMS | change)
+    comparison.begin(tmp_path, **TERMS)
+    described = comparison.describe(tmp_path)
+    assert list(described['arms']) == ['plain']
+    assert described['start'] == 'float.py'
+    assert described['commit'] == commit()
+
+
+def test_a_folder_of_an_early_version_goes_on(tmp_path):
+    """Its description has the arms alone."""
+    comparison.plan(tmp_path, read_arms([f'plain={QAT}']), [0])
+    comparison.begin(tmp_path, **TERMS)
+    with pytest.raises(UsageError, match='was begun with --tune None'):
+        comparison.begin(tmp_path, **TERMS | dict(tuning=TUNING))
+
+
 def test_a_plan_that_is_killed_at_any_moment(tmp_path):
     """The folder holds an arm; another one is added to it."""
     plain = read_arms([f'plain={QAT}'])
@@ -76,11 +112,11 @@ def test_a_plan_that_is_killed_at_any_moment(tmp_path):
             number, out, lambda out=out: comparison.plan(out, both, [0, 1])
         ):
             break
-        seen.add(tuple(comparison._arms_of(out)))
+        seen.add(tuple(comparison.describe(out)['arms']))
         recipes = [file.read_text() for file in out.glob('runs/*/*/recipe.py')]
         assert set(recipes) <= set(texts)
         comparison.plan(out, both, [0, 1])
-        assert list(comparison._arms_of(out)) == ['plain', 'aux']
+        assert list(comparison.describe(out)['arms']) == ['plain', 'aux']
         assert not list(out.rglob('*.part'))
         assert comparison.collect(out) == [record()]
     assert number > 20 and seen == {('plain',), ('plain', 'aux')}

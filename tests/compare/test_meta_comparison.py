@@ -5,8 +5,14 @@ import json
 import pytest
 from matplotlib import pyplot as plt
 
-from mmauxq.compare.figures import plot_effects
-from mmauxq.compare.meta_comparison import effects, table, together
+from mmauxq.compare.figures import plot_effects, plot_gain
+from mmauxq.compare.meta_comparison import (
+    Effect,
+    effects,
+    table,
+    together,
+    without_start,
+)
 from mmauxq.errors import UsageError
 from tests.compare.conftest import record
 
@@ -56,17 +62,30 @@ def test_each_arm_beside_the_reference_of_its_folder(folders):
 
 
 def test_arms_of_several_settings_together(folders):
+    """The setting is the unit: its mean is 0.75, that of the other 1.5."""
     found = effects(folders)
     (aux,) = together(found)
     assert aux.arm == 'aux, 2 settings'
-    # 1.0, 0.5 and 1.5: t = 4.303 with two degrees of freedom
-    assert aux.difference.mean == pytest.approx(1.0)
-    assert aux.difference.half_width == pytest.approx(
-        4.303 * 0.5 / 3**0.5, 1e-3
-    )
-    assert (aux.difference.wins, aux.difference.pairs) == (3, 3)
+    assert aux.difference.mean == pytest.approx(1.125)
+    # t = 12.706 with one degree of freedom
+    assert aux.difference.half_width == pytest.approx(12.706 * 0.375, 1e-4)
+    assert (aux.difference.wins, aux.difference.pairs) == (2, 2)
+    assert aux.reference == (91.0, 60.0)
     assert aux.step == pytest.approx(1.25)
     assert together(found[:1]) == []
+    # all pairs: 1.0, 0.5 and 1.5, what is left of clusters -0.5 and 0.5
+    error = (2 * (0.25 + 0.25)) ** 0.5 / 3
+    clustered = f'+1.00 +- {12.706 * error:.2f}'
+    assert table(found, [aux]).splitlines()[4:] == [
+        '',
+        '| arm | settings | mean of settings, 95% interval, wins | pairs | '
+        'mean of pairs, 95% interval clustered by setting | step |',
+        '| --- | --- | --- | --- | --- | --- |',
+        f'| aux | 2 | +1.12 +- 4.76, 2 of 2 above | 3 | {clustered} | 1.25 |',
+        '',
+        'Comparisons: 3. One interval in twenty excludes 0 by chance.',
+    ]
+    assert 'Comparisons: 2.' in table(found)
 
 
 def test_steps_that_cannot_be_compared(folders, tmp_path):
@@ -114,6 +133,59 @@ def test_the_figure(folders, tmp_path, monkeypatch):
     ]
     assert points == [0.75, 1.5]
     plt.close(kept[0])
+
+
+def test_what_the_reference_loses_to_its_float_network(folders):
+    """It is in the records of the one folder, and not in those of the
+    other."""
+    file = folders[0] / 'results.jsonl'
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    known = [
+        json.dumps(x | dict(float_final=94 + x['seed'] % 7)) for x in lines
+    ]
+    file.write_text('\n'.join(known) + '\n')
+    first, second = found = effects(folders)
+    assert first.start == (94.0, 95.0)  # the shared seeds, 0 and 1
+    assert (first.loss.mean, first.loss.pairs) == (3.5, 2)
+    assert first.loss.half_width == pytest.approx(12.706 * 0.5, 1e-4)
+    assert second.loss is None
+    assert without_start(found).endswith('is not in the records: scratch.\n')
+    assert without_start([first]) == ''
+
+
+def test_the_figure_of_gains(tmp_path, monkeypatch):
+    """A point for each arm of a setting whose loss is known."""
+    kept = []
+    monkeypatch.setattr(
+        'mmauxq.compare.figures.save_figure',
+        lambda figure, path: kept.append(figure),
+    )
+    low, high = (80.0, 82.0), (90.0, 91.0)
+    shown = [
+        Effect('a', 'aux', (82.0, 83.0), low, None, start=(93.0, 93.0)),
+        Effect('a', 'kd', (83.0,), low[:1], None, start=(93.0,)),
+        Effect('b', 'aux', high, high, None, start=(90.5, 90.5)),
+        Effect('c', 'aux', high, low, None),
+    ]
+    plot_gain(tmp_path / 'gain.png', shown)
+    (axes,) = kept[0].axes
+    points = {
+        (*line.get_xydata()[0], line.get_markerfacecolor())
+        for line in axes.lines
+        if line.get_marker() in ('o', 's')
+    }
+    black, white = '#000000', 'white'
+    assert points == {(12, 1.5, black), (13, 3, white), (0, 0, black)}
+    texts = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert texts == ['aux', 'kd']
+    left, right = axes.get_xlim()
+    assert left < 0 - 12.706 * 0.5 < 12 + 12.706 < right
+    plt.close(kept[0])
+
+    file = tmp_path / 'gain.png'
+    file.touch()
+    plot_gain(file, shown[3:])
+    assert not file.exists()
 
 
 def test_only_comparisons_by_one_metric_stand_side_by_side(folders):

@@ -3,6 +3,7 @@ import pytest
 from scipy import stats
 
 from mmauxq.compare import paired_difference
+from mmauxq.compare.statistics import clustered_interval
 from mmauxq.errors import UsageError
 
 
@@ -48,3 +49,25 @@ def test_text():
 def test_unequal_numbers_of_runs(a, b):
     with pytest.raises(UsageError, match='equal numbers of runs'):
         paired_difference(a, b)
+
+
+def test_clusters_by_hand():
+    """Means 1 and 4, all values 2; sums of what is left -3, -1, 4."""
+    mean, half_width = clustered_interval([[1, 0, 2], [1.0], [6, 2]])
+    assert mean == 2
+    # 4.3027 is Student's quantile with 2 degrees of freedom
+    error = (3 / 2 * (9 + 1 + 16) / 36) ** 0.5
+    assert half_width == pytest.approx(4.30265 * error, rel=1e-5)
+
+
+@pytest.mark.parametrize('size', [1, 4])
+def test_equal_clusters_are_as_sure_as_their_means(size):
+    """Whatever the number of values in each: it adds nothing by itself."""
+    clusters = np.random.default_rng(0).normal(size=(5, size))
+    means = clusters.mean(1)
+    low, high = stats.ttest_1samp(means, 0).confidence_interval(0.95)
+    mean, half_width = clustered_interval(clusters)
+    assert mean == pytest.approx((low + high) / 2)
+    assert half_width == pytest.approx((high - low) / 2)
+    doubled = clustered_interval(np.repeat(clusters, 2, axis=1))
+    assert doubled == pytest.approx((mean, half_width))

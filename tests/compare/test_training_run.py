@@ -14,6 +14,7 @@ from mmengine.runner import log_processor
 from mmauxq.compare import training_run as trial
 from mmauxq.compare.records import read_result
 from mmauxq.errors import TrainingError
+from tests.compare.conftest import record
 from tests.running import make_runner
 from tests.support.file_operations import killed_at
 
@@ -100,7 +101,7 @@ def feign(monkeypatch, file='epoch_1.pth', accuracy=50.0):
         return trial.Trial([accuracy], 1.0, 0.1, 700, {}, {}, config)
 
     monkeypatch.setattr(trial, 'run_trial', run_trial)
-    monkeypatch.setattr(trial, '_commit', lambda: None)
+    monkeypatch.setattr(trial, 'commit', lambda: None)
 
 
 def test_the_end_of_a_run_that_is_killed_at_any_moment(tmp_path, monkeypatch):
@@ -176,5 +177,28 @@ def test_where_a_run_was_is_recorded(tmp_path, monkeypatch, shared):
         monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
     trial.run_one(tmp_path, 0)  # in a folder of any name
     assert reports == [None, '700 200']
-    record = json.loads((tmp_path / 'result.json').read_text())
-    assert (record['gpu'], record['shared']) == ('NVIDIA H100', shared)
+    found = json.loads((tmp_path / 'result.json').read_text())
+    assert (found['gpu'], found['shared']) == ('NVIDIA H100', shared)
+
+
+def test_the_final_metric_of_the_float_network_is_recorded(
+    tmp_path, monkeypatch
+):
+    """Where the start is the checkpoint of another run of a comparison."""
+    start = tmp_path / 'float' / '3' / 'last.pth'
+    start.parent.mkdir(parents=True)
+    (tmp_path / 'recipe.py').write_text("model = dict(type='mmauxq.JointQAT')")
+    feign(monkeypatch)
+
+    def float_final(start, metric='accuracy/top1'):
+        trial.run_one(tmp_path, 0, metric, start)
+        return json.loads((tmp_path / 'result.json').read_text())[
+            'float_final'
+        ]
+
+    assert float_final(None) is None
+    assert float_final(str(start)) is None
+    feigned = record('float', 3, 97.5, metric='accuracy/top1')
+    start.with_name('result.json').write_text(json.dumps(feigned))
+    assert float_final(str(start)) == 97.5
+    assert float_final(str(start), 'another') is None

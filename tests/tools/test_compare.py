@@ -9,12 +9,14 @@ import time
 
 import pytest
 import torch
+from mmengine.config import Config
 from rich.progress import Progress
 
 from mmauxq.cli import compare
 from mmauxq.compare import comparison
 from mmauxq.compare.placement import Run
 from tests.commands import compare_command
+from tests.compare.conftest import record
 from tests.conftest import ROOT, process_environment
 
 COMMAND = [
@@ -29,6 +31,9 @@ COMMAND = [
 ]  # fmt: skip
 
 QAT = ROOT / 'configs/qat_r8_w2a2_digits.py'
+
+TUNE = ['--arms', f'a={QAT}', '--out', 'x']
+TUNE += ['--tune', 'optim_wrapper.optimizer.lr=1,2']
 
 HANGS = 600
 """Seconds after which a process is taken to hang. How fast it is depends on
@@ -81,8 +86,8 @@ def test_killed_and_continued(tmp_path, monkeypatch, capsys):
     assert compare_command(words) == 0
     both = capsys.readouterr().out
     assert (out / 'map.md').read_text() in both
-    assert both.count('| aux |') == 2
-    assert '| aux, 2 settings |' in both
+    assert both.count('| aux |') == 3  # in each, and together
+    assert '| aux | 2 |' in both
     assert (out / 'map.png').is_file()
 
 
@@ -100,6 +105,80 @@ def test_the_bars_say_where_each_run_is(tmp_path, monkeypatch):
     monkeypatch.setattr(Progress, 'add_task', add_task)
     compare._watch(runs, 'arms x seeds', 1, None, ['0', '1'])
     assert names == ['arms x seeds', '  aux 3  gpu 1', '  aux 4']
+
+
+def feign_training(monkeypatch, trained):
+    """Runs that take no time, and are best at a learning rate of 0.1; with
+    the module, at 0.02."""
+
+    def train(runs, jobs, start, gpus, metric):
+        for run in runs:
+            if run.result.is_file():
+                continue
+            trained.append((run.name, start))
+            config = Config.fromfile(run.folder / 'recipe.py')
+            rate = config.optim_wrapper.optimizer.lr
+            final = 90 - 50 * abs(rate - (0.02 if run.arm == 'aux' else 0.1))
+            content = record(run.arm, run.seed, final)
+            run.result.write_text(json.dumps(content))
+        yield {}
+
+    monkeypatch.setattr(comparison, 'train', train)
+
+
+def test_each_arm_takes_the_value_that_is_best_on_held_out_images(
+    tmp_path, monkeypatch, capsys
+):
+    trained: list = []
+    feign_training(monkeypatch, trained)
+    key = 'optim_wrapper.optimizer.lr'
+    words = [*COMMAND[2:], '--out', str(tmp_path), '--hold-out', '300']
+    words += ['--tune', f'{key}=0.02,0.05,0.1,0.2']
+    place = words.index('--arms') + 2
+    aux = words.pop(place)
+    assert compare_command(words) == 0
+    floats = ['float 1000', f'plain {key}=0.02 1000']
+    assert [name for name, _ in trained[:2]] == floats
+    assert [name for name, _ in trained[-2:]] == ['float 0', 'plain 0']
+    inner, outer = (
+        str(tmp_path / f'{part}float/runs/float/{{seed}}/last.pth')
+        for part in ('tune/', '')
+    )
+    assert {start for _, start in trained} == {None, inner, outer}
+    capsys.readouterr()
+
+    del trained[:]
+    words.insert(place, aux)  # the plain one is not tuned again
+    assert compare_command(words) == 0
+    shown = capsys.readouterr().out
+    assert len(trained) == 5 and trained[-1] == ('aux 0', outer)
+    assert '| plain | 86.00 | 87.50 | 90.00 | 85.00 | 0.1 |' in shown
+    assert '| aux | 90.00 | 88.50 | 86.00 | 81.00 | 0.02 |' in shown
+    assert shown.count('warning') == 1
+    assert (tmp_path / 'table.md').read_text() in shown
+    described = json.loads((tmp_path / 'comparison.json').read_text())
+    assert described['chosen'] == dict(plain=0.1, aux=0.02)
+    for arm, rate in described['chosen'].items():
+        config = Config.fromfile(tmp_path / f'runs/{arm}/0/recipe.py')
+        assert config.optim_wrapper.optimizer.lr == rate
+        assert config.train_dataloader.dataset.dataset.type == 'mmauxq.Digits'
+    assert compare_command(['--table', str(tmp_path)]) == 0
+    assert capsys.readouterr().out == shown
+
+    for word, message in (
+        (f'{key}=0.1,0.2', '--tune'),
+        (
+            str(ROOT / 'configs/float_r8_digits.py') + ',log_level=DEBUG',
+            '--float',
+        ),
+        ('train_cfg.max_epochs=2', '--cfg-options'),
+    ):
+        other = list(words)
+        start = word.partition('=')[0].partition(',')[0]
+        (place,) = (i for i, w in enumerate(words) if w.startswith(start))
+        other[place] = word
+        assert compare_command(other) == 2
+        assert f'was begun with {message} ' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -138,6 +217,27 @@ def test_the_bars_say_where_each_run_is(tmp_path, monkeypatch):
         (
             ['--arms', 'a=b.py', '--out', 'x', '--gpus', '-1'],
             "--gpus: expected an integer from 0, got '-1'",
+        ),
+        (
+            ['--arms', f'a={QAT}', '--out', 'x', '--hold-out', '5'],
+            '--hold-out: expected beside --tune',
+        ),
+        (
+            ['--arms', f'a={QAT}', '--out', 'x', '--tune-seed', '5'],
+            '--tune-seed: expected beside --tune',
+        ),
+        (
+            ['--table', '.', '--tune', 'model.a=1,2'],
+            '--tune: expected beside --arms',
+        ),
+        (
+            [*TUNE, '--hold-out', '0'],
+            "--hold-out: expected an integer from 1, got '0'",
+        ),
+        (TUNE, '--hold-out: HeldOut: count: expected less than 1198, the num'),
+        (
+            [*TUNE, '--tune-seed', '2'],
+            '--tune-seed: expected none of --seeds, got 2',
         ),
         (
             ['--arms', 'a=b.py', '--out', 'x', '--gpus', '3'],

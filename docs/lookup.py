@@ -36,27 +36,17 @@ class Key(NamedTuple):
     meaning: str
 
 
-OTHERS = {
-    key.name: key
-    for key in (
-        Key(
-            'by_epoch',
-            'bool',
-            '',
-            'In the place of ``type``: whether the loop is one over epochs.',
-        ),
-        Key('constructor', 'str', '', "Of MMEngine's optimizer wrappers."),
-        Key('paramwise_cfg', 'dict', '', "Of MMEngine's constructors."),
-        Key(
-            'per_channel',
-            'bool',
-            'False',
-            'Whether each output channel of a weight, or each input channel '
-            'of an activation, has a scale of its own.',
-        ),
-        Key('priority', 'int | str', '', "Of MMEngine's hooks."),
-    )
-}
+OTHERS = (
+    Key('by_epoch', 'bool', '', 'In the place of ``type``: by epochs?'),
+    Key('constructor', 'str', '', "Of MMEngine's optimizer wrappers."),
+    Key('paramwise_cfg', 'dict', '', "Of MMEngine's constructors."),
+    Key(
+        'per_channel', 'bool', 'False',
+        'Whether each output channel of a weight, or each input channel of '
+        'an activation, has a scale of its own.',
+    ),
+    Key('priority', 'int | str', '', "Of MMEngine's hooks."),
+)  # fmt: skip
 """Keys that a builder takes out of a section."""
 TAPS = (
     "Where F is read: ``'auto'``, the repeated blocks; ``'stage_ends'``, of "
@@ -92,7 +82,11 @@ def keys_of(cls: Callable) -> list[Key]:
             meanings[name] = TAPS
         shown = default_name(default)
         keys.append(Key(name, type_name(kind), shown, meanings.get(name, '')))
-    return keys + [OTHERS[name] for name in sorted(taken - set(parameters))]
+    return keys + [
+        key
+        for key in OTHERS
+        if key.name in taken and key.name not in parameters
+    ]
 
 
 def meanings_of(cls: type) -> dict[str, str]:
@@ -314,8 +308,34 @@ class Results(Generated):
         return self.text(list_table(head, rows, [16, 12, 6, 14, 10, 20, 22]))
 
 
+def on_site(text: str, from_root: bool = False) -> str:
+    """A page whose links lead on the site where they lead on GitHub.
+
+    Args:
+        text: The page.
+        from_root: Whether it lies beside ``docs``, whose pages include it.
+    """
+    if from_root:
+        text = re.sub(r'\]\((?![a-z]+:|#|docs/)', '](../', text)
+        text = text.replace('](docs/', '](')
+    names = r'\]\((?:\.\./)+(README|CONTRIBUTING|CHANGELOG)\.md'
+    return re.sub(names, lambda m: f'](/{m[1].lower()}.md', text)
+
+
+def read_page(app: Any, name: str, source: list[str]) -> None:
+    """Sphinx's event of a page that was read."""
+    source[0] = on_site(source[0])
+
+
+def read_included(app: Any, file: Path, name: str, source: list[str]) -> None:
+    """Sphinx's event of a page that another one includes."""
+    source[0] = on_site(source[0], from_root=True)
+
+
 def setup(app: Any) -> dict:
     """Called by Sphinx."""
+    app.connect('source-read', read_page)
+    app.connect('include-read', read_included)
     for directive in (Commands, ConfigKeys, Api, Results):
         name = re.sub(r'(?<=[a-z])(?=[A-Z])', '-', directive.__name__)
         app.add_directive(name.lower(), directive)

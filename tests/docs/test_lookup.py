@@ -141,6 +141,21 @@ def test_a_table_of_cells_with_several_lines():
     )
 
 
+# --- links -------------------------------------------------------------------
+
+
+def test_links_lead_on_the_site_where_they_lead_on_github():
+    page = '[a](../README.md#install) [b](../../CHANGELOG.md) [c](map.md#x)'
+    assert lookup.on_site(page) == (
+        '[a](/readme.md#install) [b](/changelog.md) [c](map.md#x)'
+    )
+    readme = '![a](docs/a.png) [b](setup.py) [c](#d) [e](https://f) '
+    assert lookup.on_site(f'{readme}[g](CONTRIBUTING.md#h)', True) == (
+        '![a](a.png) [b](../setup.py) [c](#d) [e](https://f) '
+        '[g](/contributing.md#h)'
+    )
+
+
 # --- pages written by hand ---------------------------------------------------
 
 

@@ -35,6 +35,7 @@ tflite = [
     'safetensors>=0.5',
 ]
 digits = ['scikit-learn']
+docs = ['furo', 'myst-parser>=4', 'sphinx>=8']
 extras = {
     'openmmlab': [
         'mmengine>=0.10.7',
@@ -50,11 +51,13 @@ extras = {
     ],
     'compare': ['matplotlib', 'rich', 'scipy'],
     'digits': digits,
+    'docs': docs,
     'export': export,
     'qonnx': [*export, *qonnx],
     'tflite': tflite,
     'tests': [
         *digits,
+        *docs,
         *export,
         *qonnx,
         'build',

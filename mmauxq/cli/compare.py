@@ -45,9 +45,23 @@ TUNE_SEED = 1000
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument('--arms', nargs='+', default=[], metavar='NAME=CONFIG')
+    parser.add_argument(
+        '--arms',
+        nargs='+',
+        default=[],
+        metavar='NAME=CONFIG',
+        help='what is compared: a name, a recipe and, after commas, settings '
+        'KEY=VALUE of this arm',
+    )
     parser.add_argument('--out', type=Path, help='folder of the comparison')
-    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
+    parser.add_argument(
+        '--seeds',
+        type=int,
+        nargs='+',
+        default=[0, 1, 2],
+        metavar='N',
+        help='each arm is trained once for each of them (default: 0 1 2)',
+    )
     parser.add_argument(
         '--jobs',
         type=integer(1),
@@ -95,9 +109,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f'of the runs of --tune (default: {TUNE_SEED})',
     )
     parser.add_argument('--reference', help='arm to compare with (the first)')
-    parser.add_argument('--table', type=Path, metavar='DIR')
-    parser.add_argument('--map', type=Path, nargs='+', metavar='DIR')
-    parser.add_argument('--together', action='store_true')
+    parser.add_argument(
+        '--table',
+        type=Path,
+        metavar='DIR',
+        help='only write table and figures of this comparison anew',
+    )
+    parser.add_argument(
+        '--map',
+        type=Path,
+        nargs='+',
+        metavar='DIR',
+        help='put these comparisons into one table and one figure in --out',
+    )
+    parser.add_argument(
+        '--together',
+        action='store_true',
+        help='with --map, also each arm over all of them',
+    )
     add_cfg_options(parser, 'override settings of all arms')
 
 

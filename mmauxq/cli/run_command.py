@@ -87,6 +87,21 @@ def run_command(
         return stopped.status
 
 
+def build_parser(command: ModuleType, prog: str | None = None) -> Parser:
+    """The parser of all arguments of a command.
+
+    Args:
+        command: A module as :mod:`mmauxq.cli` describes it.
+        prog: See :func:`run_command`.
+    """
+    parser = Parser(prog=prog, description=command.__doc__)
+    command.add_arguments(parser)
+    parser.add_argument(
+        '--debug', action='store_true', help='show tracebacks of all errors'
+    )
+    return parser
+
+
 def _run_command(
     command: ModuleType,
     argv: list[str],
@@ -95,11 +110,7 @@ def _run_command(
 ) -> int:
     if UNDER_TORCHRUN in os.environ:
         end_with(int(os.environ.get(LAUNCHER) or os.getppid()))
-    parser = Parser(prog=prog, description=command.__doc__)
-    command.add_arguments(parser)
-    parser.add_argument(
-        '--debug', action='store_true', help='show tracebacks of all errors'
-    )
+    parser = build_parser(command, prog)
     compat.silence_neighbours()
     debug = '--debug' in argv
     held = HeldOutput(sys.stdout)

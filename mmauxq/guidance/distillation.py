@@ -62,8 +62,9 @@ class KnowledgeDistillation(Guidance):
         taps: What is read from F: the images, then the features to compare.
         num_classes, network, data_preprocessor: See
             :class:`.base.Guidance`. The network is copied if it teaches.
-        teacher: See :func:`.teacher.build_network`; by default F's
-            architecture.
+        teacher: Config of an image classifier, or the file or name of one
+            (``mmpretrain::resnet/resnet34_8xb32_in1k.py``), or one that is
+            built; by default F's architecture.
         checkpoint: File or URL; needed by a frozen ``teacher``.
         train_teacher: Whether the teacher learns too, from its own task loss.
         logits: Config of the distance d; ``None`` for no such term. A
@@ -79,7 +80,8 @@ class KnowledgeDistillation(Guidance):
         least_accuracy: Validation top-1 in percent below which training is
             refused; by default a tenth of the way from guessing to 100.
         loss_weight: Factor on all losses except the teacher's own.
-        dtype: Of the connectors, see :class:`.base.Guidance`.
+        dtype: ``'float32'`` computes the connectors in full precision also
+            under automatic mixed precision; ``None`` lets autocast decide.
         init_cfg: Initialisation of the connectors.
 
     Raises:

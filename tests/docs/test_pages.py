@@ -3,6 +3,7 @@
 import re
 
 import pytest
+import torch
 
 from tests.conftest import ROOT
 from tests.support.pages import blocks, check_shown, run
@@ -29,8 +30,6 @@ NOT_RUN = {
 @pytest.mark.filterwarnings('ignore:.*fork:DeprecationWarning')
 @pytest.mark.parametrize('name', NOT_RUN)
 def test_every_block_runs(name, tmp_path):
-    import mmpretrain.apis  # noqa: F401  # once, before the forks
-
     folder = tmp_path / 'project'
     folder.mkdir()
     printed, left_out = None, 0
@@ -43,6 +42,35 @@ def test_every_block_runs(name, tmp_path):
         elif printed is not None:  # else of a block that was left out
             check_shown(block.text, printed)
     assert left_out == NOT_RUN[name]
+
+
+def test_the_versions_are_the_tested_ones():
+    rows = re.findall(
+        r'^\| ([\w-]+) \| ([\d.]+) \|$',
+        (ROOT / 'docs/get_started.md').read_text(),
+        flags=re.MULTILINE,
+    )
+    tested = (ROOT / 'constraints.txt').read_text().splitlines()
+    assert len(rows) == 6
+    assert {f'{name}=={version}' for name, version in rows} <= set(tested)
+
+
+def test_the_network_that_is_installed():
+    """It has the accuracy that the page shows."""
+    from mmengine.config import Config
+
+    from mmauxq.deploy.network import load_network
+
+    name = 'aux_r8_w2a2_digits'
+    config = Config.fromfile(ROOT / f'configs/{name}.py')
+    checkpoint = ROOT / f'configs/checkpoints/{name}.pth'
+    network = load_network(config, str(checkpoint))
+    right = [
+        network.algorithm(images, mode='tensor').argmax(1) == labels
+        for images, labels in network.batches()
+    ]
+    found = 100 * torch.cat(right).float().mean().item()
+    assert found == pytest.approx(93.66, abs=0.01)
 
 
 def test_every_page_is_tested():

@@ -208,7 +208,7 @@ def try_tests(place: Place) -> None:
 
 
 def try_program(place: Place) -> None:
-    """The program of docs/how_to/from_python.md, with what that page asks for."""
+    """The program of from_python.md, with what that page asks for."""
     place.type('pip install "mmauxq[digits]"')
     page = (ROOT / 'docs/how_to/from_python.md').read_text()
     block = re.search(r'^```python\n(.+?)^```$', page, flags=re.M | re.S)

@@ -24,7 +24,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -209,11 +208,11 @@ def try_tests(place: Place) -> None:
 
 
 def try_program(place: Place) -> None:
-    """The program of docs/python.md, with what that page asks for."""
+    """The program of from_python.md, with what that page asks for."""
     place.type('pip install "mmauxq[digits]"')
-    page = (ROOT / 'docs/python.md').read_text()
-    block = re.search(r'^    (?:.+\n|\n+(?=    ))+', page, flags=re.MULTILINE)
-    (place.outside / 'program.py').write_text(textwrap.dedent(block[0]))
+    page = (ROOT / 'docs/how_to/from_python.md').read_text()
+    block = re.search(r'^```python\n(.+?)^```$', page, flags=re.M | re.S)
+    (place.outside / 'program.py').write_text(block[1])
     place.type('python program.py', expected='correct: ')
 
 

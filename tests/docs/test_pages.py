@@ -9,7 +9,6 @@ from tests.conftest import ROOT
 from tests.support.pages import blocks, check_shown, run
 
 NOT_RUN = {
-    'get_started.md': 0,
     'get_started.md': 2,
     'tutorial.md': 1,
     'how_to/choose_bits.md': 0,

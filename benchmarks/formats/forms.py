@@ -125,8 +125,9 @@ def time_rows(
     """Time what runs, one image at a time on one thread, and note it.
 
     Args:
-        rows: Of :func:`exported`, like ``contents``.
-        network: As there.
+        rows: Rows that :func:`exported` gave; those that run are written to.
+        contents: The files that it gave, by form.
+        network: The network that was exported.
         rounds: Timed runs of each form.
     """
     shape = network.algorithm.cost.shape

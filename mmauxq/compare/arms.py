@@ -32,6 +32,8 @@ EQUAL = (
     'val_evaluator',
 )
 """Parts of a config in which all arms must agree: budget and yardstick."""
+PRECISION = ('type', 'dtype', 'loss_scale')
+"""Keys of ``optim_wrapper`` in which arms may differ."""
 
 
 def read_arms(
@@ -84,7 +86,7 @@ def read_arms(
     first, *others = configs
     for other in others:
         for part in EQUAL:
-            if configs[first].get(part) != configs[other].get(part):
+            if _part(configs[first], part) != _part(configs[other], part):
                 raise UsageError(
                     f'arms {first!r} and {other!r} differ in {part}; a '
                     'comparison is fair on one budget only'
@@ -95,7 +97,15 @@ def read_arms(
 def budget(configs: dict[str, Config]) -> dict:
     """The parts of their configs in which all arms agree, as plain values."""
     config = next(iter(configs.values()))
-    return {part: with_names(config.get(part)) for part in EQUAL}
+    return {part: with_names(_part(config, part)) for part in EQUAL}
+
+
+def _part(config: Config, part: str) -> object:
+    """A part of the budget, without the precision of the arithmetic."""
+    section = config.get(part)
+    if part != 'optim_wrapper' or section is None:
+        return section
+    return {k: v for k, v in section.items() if k not in PRECISION}
 
 
 def _override(arm: str, text: str) -> tuple[str, object]:

@@ -100,6 +100,15 @@ def test_names_of_arms():
     assert list(read_arms([f'{name}={QAT}' for name in names])) == names
 
 
+def test_arms_may_differ_in_precision():
+    bf16 = 'optim_wrapper.type=AmpOptimWrapper,optim_wrapper.dtype=bfloat16'
+    arms = read_arms([f'a={QAT}', f'b={QAT},{bf16}'])
+    assert arms['b'].optim_wrapper.dtype == 'bfloat16'
+    assert budget({'b': arms['b']}) == budget({'a': arms['a']})
+    with pytest.raises(UsageError, match='differ in optim_wrapper'):
+        read_arms([f'a={QAT}', f'b={QAT},{bf16},optim_wrapper.accum=2'])
+
+
 def test_the_budget_is_what_all_arms_have_in_common():
     found = budget(read_arms([f'plain={QAT}', f'aux={AUX}']))
     assert json.loads(json.dumps(found)) == found

@@ -6,10 +6,12 @@ and ``results``. Each writes reStructuredText, as docstrings do.
 
 import importlib
 import inspect
+import json
 import re
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any, NamedTuple
 
 import yaml
@@ -197,7 +199,7 @@ def results(data: str) -> list[list[str]]:
             continue
         start, gap = about.get('Start', ''), ''
         if start:
-            gap = f'{top1 - _top1(models[start]):+.2f}'
+            gap = f'{top1 - _start_top1(model, models[start]):+.2f}'
         spread = about.get('Standard Deviation')
         shown = f'{top1:.2f}'
         if spread:
@@ -210,6 +212,18 @@ def results(data: str) -> list[list[str]]:
             ]
         )  # fmt: skip
     return rows
+
+
+def _start_top1(model: dict, start: dict) -> float:
+    """Of the float networks that the runs of a recipe started from, where
+    their records name it; else of the recipe that trains such networks."""
+    file, arm = (model['Metadata'].get(key) for key in ('Records', 'Arm'))
+    if arm is None:
+        return _top1(start)
+    rows = map(json.loads, (ROOT / file).read_text().splitlines())
+    runs = [row for row in rows if row.get('arm') == arm]
+    found = [run['float_final'] for run in runs if run.get('float_final')]
+    return mean(found) if found else _top1(start)
 
 
 def _top1(model: dict) -> float:

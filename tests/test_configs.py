@@ -52,11 +52,6 @@ def test_the_promised_recipes_are_there():
     }
     promised |= {f'{arm}_r18_w2a2_tiny' for arm in GUIDANCE}
     promised |= {f'{arm}_r20_w2a2_cifar10' for arm in ('aux', 'qat')}
-    promised |= {
-        f'{arm}_r20_{bits}_fmnist'
-        for arm in ('aux', 'qat')
-        for bits in ('w4a16', 'w4a8', 'w2a8')
-    }
     promised |= {'float_r18_tiny', 'float_r20_cifar10'}
     assert promised == {p.stem for p in CONFIGS if p.stem not in RESULTS}
 

@@ -134,6 +134,15 @@ def test_results():
     assert lookup.results('ImageNet-1k') == []
 
 
+def test_a_difference_is_to_the_float_networks_of_the_runs():
+    rows = {row[0]: row for row in lookup.results('Fashion-MNIST')}
+    assert rows['``qat_r20_w4a8_fmnist``'][3:5] == [
+        '``float_r20_fmnist``', '+0.39',
+    ]  # fmt: skip
+    # records of before say only the file that they started from
+    assert rows['``qat_r56_w2a2_fmnist``'][4] == '-0.28'
+
+
 # --- reStructuredText --------------------------------------------------------
 
 

@@ -9,13 +9,10 @@ budget. All of them start from a trained float network.
 from dataclasses import replace
 from pathlib import Path
 
-import matplotlib
+from matplotlib import pyplot as plt
 
-matplotlib.use('svg')
-from matplotlib import pyplot as plt  # noqa: E402
-
-from mmauxq.compare.figures import COLOURS, spread_points  # noqa: E402
-from mmauxq.compare.meta_comparison import Effect, effects  # noqa: E402
+from mmauxq.compare.figures import COLOURS, spread_points
+from mmauxq.compare.meta_comparison import Effect, effects
 
 LOGS = Path(__file__).parents[1] / 'logs'
 FLOAT = {

@@ -82,7 +82,7 @@ def arm(effect: Effect) -> str:
     return name
 
 
-def rows(settings: dict[str, str], reference: str) -> str:
+def rows(settings: dict[str, str], reference: str, what: str) -> str:
     """A table with a row for each arm of each setting."""
     lines, last = [], None
     for effect in effects([LOGS / name for name in settings]):
@@ -98,16 +98,16 @@ def rows(settings: dict[str, str], reference: str) -> str:
                 f'`{effect.setting}`' if first else '',
             ]
         )
-    head = ['setting', reference, 'what', 'difference, wins', 'records']
+    head = ['setting', reference, what, 'difference, wins', 'records']
     return table(head, lines)
 
 
 def tables() -> list[str]:
     """All of them, in the order of the page."""
     return [
-        rows(FROM_FLOAT, 'plain, top-1'),
-        rows(BESIDE_FLOAT, 'float, top-1'),
-        rows(SCRATCH, 'plain, top-1'),
+        rows(FROM_FLOAT, 'plain, top-1', 'guidance'),
+        rows(BESIDE_FLOAT, 'float, top-1', 'network'),
+        rows(SCRATCH, 'plain, top-1', 'guidance'),
     ]
 
 

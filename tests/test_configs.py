@@ -118,7 +118,11 @@ def test_recipes_that_the_pages_name_are_there():
 
 
 def test_recipes_that_the_pages_spell_out_can_be_read(tmp_path):
-    for page, count in (('README.md', 1), ('docs/guidance.md', 3)):
+    for page, count in (
+        ('README.md', 1),
+        ('docs/guidance.md', 3),
+        ('docs/recipes.md', 1),
+    ):
         text = (ROOT / page).read_text()
         recipes = re.findall(r'^( {4}_base_ = .*\n(?: {4}.*\n)+)', text, re.M)
         assert len(recipes) == count

@@ -1,0 +1,109 @@
+"""Draw gain.svg: what guidance gains over plain low-bit training.
+
+python docs/figures/gain.py
+
+One point is one setting: a network, its bits and quantizers, its data and its
+budget. All of them start from a trained float network.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from matplotlib import pyplot as plt
+
+from mmauxq.compare.figures import COLOURS, spread_points
+from mmauxq.compare.meta_comparison import Effect, effects
+
+LOGS = Path(__file__).parents[1] / 'logs'
+FLOAT = {
+    'digits_w2a2_strategies': 98.83,
+    'fmnist_narrow_w2a2': 89.44,
+    'map/fmnist_depth110': 94.46,
+    'map/fmnist_depth56': 94.11,
+    'map/fmnist_dorefa': 93.91,
+    'map/fmnist_float': 93.91,
+    'map/fmnist_narrow': 92.98,
+    'map/fmnist_narrow_module': 92.98,
+    'map/fmnist_narrow_w1a1': 92.98,
+    'map/fmnist_narrow_w1a1_lr3e-3': 92.98,
+    'map/fmnist_noskip': 94.18,
+    'map/fmnist_pact': 93.91,
+    'map/fmnist_two_stages': 94.08,
+    'map/fmnist_w1a2': 93.91,
+    'map/fmnist_w3a3': 93.91,
+}
+"""Records -> top-1 of the float network, which they do not say themselves."""
+PANELS = {
+    'the auxiliary module': ('aux',),
+    'a float teacher': ('kd4', 'kd'),
+    'the module and a teacher': ('auxkd4', 'auxkd'),
+}
+"""Title -> names of the arm in the records, the first that is there."""
+NAMED = {
+    'fmnist_depth56': ('56 layers', (0, 8), 'center'),
+    'fmnist_narrow_w1a1': ('W1A1', (-16, 30), 'right'),
+}
+"""Setting -> text at its point, where that stands, and its alignment."""
+
+SURE, UNSURE = COLOURS[1], '#888888'
+
+
+def of_panel(arms: tuple[str, ...]) -> list[Effect]:
+    """Each setting that has one of these arms, with its float network."""
+    found = []
+    for folder, top1 in FLOAT.items():
+        of = {e.arm: e for e in effects([LOGS / folder], 'plain')}
+        arm = next((of[name] for name in arms if name in of), None)
+        if arm:
+            found.append(replace(arm, start=(top1,) * len(arm.reference)))
+    return found
+
+
+def draw() -> plt.Figure:
+    """The figure."""
+    figure, panels = plt.subplots(
+        3, figsize=(4.6, 7.6), sharex=True, sharey=True, layout='constrained'
+    )
+    figure.suptitle(
+        'Does guidance gain more where\nlow bits lose more?', fontsize=13
+    )
+    for axes, (title, arms) in zip(panels, PANELS.items(), strict=True):
+        axes.set_title(title, fontsize=11, loc='left')
+        axes.axhline(0, color='black', linewidth=0.8)
+        for effect in of_panel(arms):
+            x, y = effect.loss, effect.difference
+            sure = y.half_width < abs(y.mean)
+            colour = SURE if sure else UNSURE
+            axes.errorbar(
+                x.mean, y.mean, y.half_width, x.half_width, fmt='o',
+                color=colour, markersize=5, elinewidth=1,
+                zorder=3 if sure else 2,
+            )  # fmt: skip
+            if sure and effect.setting in NAMED:
+                text, place, side = NAMED[effect.setting]
+                axes.annotate(
+                    text, (x.mean, y.mean), xytext=place, ha=side,
+                    textcoords='offset points', color=colour, fontsize=10,
+                )  # fmt: skip
+        axes.spines[['top', 'right']].set_visible(False)
+    spread_points(panels[0], -0.3, 20)
+    panels[0].set_ylim(-2, 4.6)
+    handles = [
+        panels[0].errorbar([], [], [], fmt='o', color=colour, markersize=5)
+        for colour in (SURE, UNSURE)
+    ]
+    texts = '95% interval above 0', '95% interval contains 0'
+    panels[0].legend(handles, texts, frameon=False, loc='upper left')
+    figure.supylabel('points of top-1 gained over plain training', fontsize=11)
+    figure.supxlabel(
+        'points that plain low-bit training loses to float', fontsize=11
+    )
+    return figure
+
+
+if __name__ == '__main__':
+    # text as text, and no date: the file is the same each time
+    plt.rcParams.update({'svg.fonttype': 'none', 'svg.hashsalt': 'gain'})
+    plt.rcParams['font.family'] = 'DejaVu Sans'
+    file = Path(__file__).with_suffix('.svg')
+    draw().savefig(file, metadata=dict(Date=None))

@@ -1,0 +1,55 @@
+"""The figure and the tables of docs/map.md, which records make."""
+
+import importlib.util
+
+import pytest
+
+from docs import map_tables
+from tests.conftest import ROOT
+
+
+def gain():
+    file = ROOT / 'docs/figures/gain.py'
+    spec = importlib.util.spec_from_file_location('gain', file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_tables_are_those_of_the_records():
+    page = (ROOT / 'docs/map.md').read_text()
+    for table in map_tables.tables():
+        assert table in page, table
+
+
+def test_all_records_are_in_a_table_or_on_the_other_page():
+    named = {
+        *map_tables.FROM_FLOAT,
+        *map_tables.BESIDE_FLOAT,
+        *map_tables.SCRATCH,
+    }
+    assert named <= {folder.name for folder in map_tables.LOGS.iterdir()}
+    pages = [ROOT / 'docs' / name for name in ('map.md', 'experiments.md')]
+    text = ' '.join(page.read_text() for page in pages)
+    for folder in map_tables.LOGS.iterdir():
+        assert folder.name in text or folder.name.startswith(
+            'fmnist_narrow_steps'
+        ), folder.name
+
+
+def test_a_point_of_the_figure():
+    """56 layers: what plain training loses, and what both bring back."""
+    module = gain()
+    found = module.of_panel(module.PANELS['the module and a teacher'])
+    point = next(e for e in found if e.setting == 'fmnist_depth56')
+    assert point.loss.mean == pytest.approx(0.28, abs=0.01)
+    assert point.difference.mean == pytest.approx(0.22, abs=0.01)
+    assert point.difference.pairs == 5
+    assert len(found) == 11
+
+
+def test_float_networks_of_the_figure_are_those_of_the_page():
+    page = (ROOT / 'docs/map.md').read_text()
+    for name, top1 in gain().FLOAT.items():
+        if name.startswith('map/'):
+            assert f'| {top1} |' in page, name

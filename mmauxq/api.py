@@ -18,7 +18,7 @@ from .deploy.slim import write_slim
 from .errors import UsageError
 from .files import write_atomically
 from .network import sample_images
-from .network.checkpoint import bits_of, normalise
+from .network.checkpoint import bits_of, meta_of, normalise
 from .quantizers import (
     keep_positive,
     learned_scales,
@@ -88,8 +88,7 @@ def load_slim(
     """
     content = read_checkpoint(file)
     state, source = normalise(content, str(file)), str(file)
-    meta = content.get('meta') if 'state_dict' in content else None
-    meta = meta if isinstance(meta, dict) else {}
+    meta = meta_of(content)
     description = meta.get('description')
     classifier = rebuild(description, state, float_net, source)
     fill(classifier, state, meta, source)

@@ -2,6 +2,7 @@
 
 import os
 from collections import Counter
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -131,7 +132,7 @@ def export(
             ),
         )
         if lowered.weights == 'qonnx':
-            report['runtime']['qonnx'] = qonnx_executor.version()
+            report['runtime']['qonnx'] = version('qonnx')
         write_report(part, report, as_markdown(report), FILES)
     say(f'written: {out}')
     return report

@@ -182,7 +182,7 @@ def export_onnx(
             else in ONNX Runtime, or in the executor of the package qonnx.
     """
     from .deploy.onnx.export import check, lower
-    from .deploy.onnx.metadata import add_metadata
+    from .deploy.onnx.graph import add_metadata
 
     classifier = _evaluated(net, 'export_onnx')
     images = images.detach().float().cpu()

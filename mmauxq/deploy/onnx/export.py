@@ -23,8 +23,7 @@ from ..checkpoints import (
 from ..folder import FILES, REPORT, check_folder
 from ..network import Network, guidance_cost
 from . import qonnx_executor, runtime, verify
-from .graph import Lowered
-from .metadata import add_metadata
+from .graph import Lowered, add_metadata
 from .onnx_model import OPSETS, check_size, to_onnx
 from .report import as_markdown, layer_table
 from .trace import trace

@@ -13,7 +13,7 @@ from mmengine.hooks import Hook
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from mmauxq.errors import TrainingError, check_integer, unknown_name
+from mmauxq.errors import TrainingError, check_choice, check_integer
 from mmauxq.forward_hooks import forward_hooks
 from mmauxq.log import warn
 from mmauxq.registry import HOOKS
@@ -77,10 +77,7 @@ class FiniteNumbersHook(Hook):
     priority = 'HIGHEST'
 
     def __init__(self, on_bad: str = 'stop', most: int = 10) -> None:
-        if on_bad not in ('stop', 'skip'):
-            raise unknown_name(
-                'FiniteNumbersHook: on_bad', on_bad, ('stop', 'skip')
-            )
+        check_choice('FiniteNumbersHook: on_bad', on_bad, ('stop', 'skip'))
         check_integer('FiniteNumbersHook: most', most, 1)
         self.skips, self.most = on_bad == 'skip', most
         self.in_a_row = 0

@@ -1,6 +1,7 @@
 """From the config of JointQAT to bits, layers, guidance and log lines."""
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -331,11 +332,11 @@ def log_bits(bits: dict[str, LayerBits]) -> None:
         for name, layer in bits.items()
         if layer.is_float
     ]
-    widths: dict[tuple[int, int], int] = {}
-    for layer in bits.values():
-        if not layer.is_float:
-            pair = (layer.weight, layer.activation)
-            widths[pair] = widths.get(pair, 0) + 1
+    widths = Counter(
+        (layer.weight, layer.activation)
+        for layer in bits.values()
+        if not layer.is_float
+    )
     counts = ', '.join(
         f'{count} layers at W{w}A{a}'
         for (w, a), count in sorted(widths.items())

@@ -22,7 +22,7 @@ from mmauxq.quantizers.base import flag
 from mmauxq.registry import MODELS
 
 from .base import Guidance, TaskLoss, check_weights, student_logits
-from .distance import build_connector, build_distance, comparable
+from .distance import build_distance, build_module, comparable
 from .find_taps import STAGE_ENDS, Taps, find_taps
 from .taps import IMAGE, MAP, Tap
 from .teacher import Teacher, build_network
@@ -226,9 +226,8 @@ class KnowledgeDistillation(Guidance):
                     'guidance.connector: expected taps with feature maps '
                     f'(C, H, W), got {tap.shape} from {tap.name}'
                 )
-            connector = build_connector(
-                config, tap.channels, place.channels, 'guidance.connector'
-            )
+            widths = dict(in_channel=tap.channels, out_channel=place.channels)
+            connector = build_module(config, 'guidance.connector', **widths)
         with probing(connector):
             x = connector(torch.zeros(2, *tap.shape))
         if not comparable(self.features, x.shape, (2, *place.shape)):

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from .parser import add_config_arguments, integer
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mmauxq.analysis.allocation import Choice, Proposal
+    from mmauxq.analysis.allocation import Proposal
     from mmauxq.analysis.sensitivity import Sensitivity, Validation
     from mmauxq.deploy.network import Network
 
@@ -146,9 +146,12 @@ def _measure(
     bits = sorted(set(args.bits), reverse=True)
     if args.size is not None:
         least = analysis.width_at(quantizers, bits[-1])
-        _check_size(
-            args.size, [replace(c, width=least) for c in base.values()]
-        )
+        needed = sum(replace(c, width=least).size for c in base.values())
+        if args.size < needed:
+            raise UsageError(
+                f'--size: expected at least the {needed:,} bytes that all '
+                f'weights take at {least.weight} bits, got {args.size:,}'
+            )
     validation = _validation(args, network)
     check_metric(validation.metric, validation.metrics)
     mark_running()
@@ -226,16 +229,6 @@ def _calibration_images(network: 'Network') -> 'Tensor':
         set_random_seed(0)
         batches = first(network.samples('train'), CALIBRATION)
         return torch.cat([images for images, _ in batches])
-
-
-def _check_size(size: int, least: 'Sequence[Choice]') -> None:
-    needed = sum(choice.size for choice in least)
-    if size < needed:
-        width = least[0].width.weight
-        raise UsageError(
-            f'--size: expected at least the {needed:,} bytes that all weights '
-            f'take at {width} bits, got {size:,}'
-        )
 
 
 def _base(args: argparse.Namespace, out: Path) -> str | None:

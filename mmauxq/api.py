@@ -18,7 +18,7 @@ from .deploy.slim import write_slim
 from .errors import UsageError
 from .files import write_atomically
 from .network import sample_images
-from .network.checkpoint import bits_of, normalise
+from .network.checkpoint import bits_of, meta_of, normalise
 from .quantizers import (
     keep_positive,
     learned_scales,
@@ -88,8 +88,7 @@ def load_slim(
     """
     content = read_checkpoint(file)
     state, source = normalise(content, str(file)), str(file)
-    meta = content.get('meta') if 'state_dict' in content else None
-    meta = meta if isinstance(meta, dict) else {}
+    meta = meta_of(content)
     description = meta.get('description')
     classifier = rebuild(description, state, float_net, source)
     fill(classifier, state, meta, source)
@@ -183,7 +182,7 @@ def export_onnx(
             else in ONNX Runtime, or in the executor of the package qonnx.
     """
     from .deploy.onnx.export import check, lower
-    from .deploy.onnx.metadata import add_metadata
+    from .deploy.onnx.graph import add_metadata
 
     classifier = _evaluated(net, 'export_onnx')
     images = images.detach().float().cpu()

@@ -34,6 +34,16 @@ def check_integer(place: str, value: Any, least: int) -> None:
         )
 
 
+def check_choice(place: str, value: Any, known: Iterable[str]) -> None:
+    """Check that the setting at a dotted path is one of ``known`` names.
+
+    Raises:
+        UsageError: If it is not.
+    """
+    if value not in list(known):
+        raise unknown_name(place, value, known)
+
+
 def shorten(value: Any, width: int = 120) -> str:
     """``repr(value)`` in one line of ``width`` characters at most."""
     return _cut(repr(value), width)

@@ -18,8 +18,9 @@ from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
 
+from quickstart_progress import Progress
+
 from mmauxq.cli.parser import integer
-from mmauxq.cli.progress import Progress
 from mmauxq.cli.run_command import exit_process, run_command
 from mmauxq.errors import TrainingError, UsageError
 from mmauxq.optional import need
@@ -344,8 +345,7 @@ def in_words(mean: float, width: float | None, count: int) -> str:
 def draw(args: argparse.Namespace, trials: dict[str, list], network) -> None:
     """The figure."""
     import numpy as np
-
-    from mmauxq.compare.figures import plot_quickstart
+    from quickstart_figure import plot_quickstart
 
     layer = network.architecture.get_submodule(LAYER)
     tensors: dict[str, tuple] = {}

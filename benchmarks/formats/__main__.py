@@ -22,9 +22,10 @@ from mmauxq.cli.latency import conditions, untrained, warn_if_busy
 from mmauxq.cli.load_config import load_config
 from mmauxq.cli.parser import add_config_arguments, integer
 from mmauxq.cli.run_command import run_command
-from mmauxq.deploy.network import check_config, quiet_log
+from mmauxq.deploy.network import check_config
 from mmauxq.engine.config_validation import merge_options
 from mmauxq.files import check_folder, write_atomically
+from mmauxq.log import quiet_log
 from mmauxq.optional import need
 from mmauxq.quantizers.base import MOST_BITS, ROLES
 

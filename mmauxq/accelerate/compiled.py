@@ -4,10 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from mmauxq.errors import one_line
+from mmauxq.log import log
 from mmauxq.restoring import snapshot
 
 from .watched import hooked, hooks_of
@@ -56,10 +56,9 @@ class CompiledStep:
             result = self.compiled(inputs)
         except Exception as error:
             self.failed = True
-            print_log(
+            log(
                 'JointQAT: the step is not compiled, which may be slower: '
-                f'{one_line(error)}',
-                logger='current',
+                f'{one_line(error)}'
             )
         else:
             self.sizes.add(size)

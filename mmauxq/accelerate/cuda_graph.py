@@ -7,10 +7,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from mmauxq.errors import UsageError, one_line
+from mmauxq.log import log
 from mmauxq.restoring import host_state, snapshot
 
 from .recording import Recording
@@ -166,20 +166,18 @@ class GraphedStep:
                 f'cuda_graph: this step cannot be recorded ({_reason(error)});'
                 ' set model.speed.cuda_graph=False'
             ) from error
-        print_log(
+        log(
             f'JointQAT: a step of shape {tuple(inputs.shape)} is recorded as '
-            f'CUDA graphs, in {time.perf_counter() - start:.1f} s',
-            logger='current',
+            f'CUDA graphs, in {time.perf_counter() - start:.1f} s'
         )
         return recording
 
 
 def log_eager(reason: str) -> None:
     """Log why steps are not recorded."""
-    print_log(
+    log(
         'JointQAT: steps are launched kernel by kernel, which is slower: '
-        f'{reason}',
-        logger='current',
+        f'{reason}'
     )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from mmauxq.errors import UsageError, unknown_name
+from mmauxq.errors import UsageError, check_choice
 
 from .recompute import LEVELS
 
@@ -86,6 +86,5 @@ class Speed:
         names = [field.name for field in fields(cls)]
         options = {k: v for k, v in config.items() if k != '_scope_'}
         for key in options:
-            if key not in names:
-                raise unknown_name('model.speed', key, names)
+            check_choice('model.speed', key, names)
         return cls(**options)

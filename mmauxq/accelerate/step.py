@@ -1,18 +1,17 @@
 """A training step in the form that ``model.speed`` asks for."""
 
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from mmengine.dist import get_world_size
-from mmengine.logging import print_log
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
 from mmauxq.errors import UsageError, one_line
+from mmauxq.log import log, warn
 from mmauxq.restoring import snapshot
 
 from .compiled import CompiledStep
@@ -210,11 +209,9 @@ class AcceleratedStep:
     def _record(self) -> None:
         self._check_plain('cuda_graph', False)
         if not torch.cuda.is_available():
-            print_log(
+            warn(
                 'JointQAT: there is no GPU, so that model.speed.cuda_graph '
-                'has no effect',
-                logger='current',
-                level=logging.WARNING,
+                'has no effect'
             )
         self.recorded = GraphedStep(
             self._fused, self.model, self._plain, self.speed.auto
@@ -250,10 +247,9 @@ class AcceleratedStep:
             if not self.speed.auto:
                 raise
             self.fused_norms = None
-            print_log(
+            log(
                 'JointQAT: batch norms run by themselves, which is slower: '
-                f'{one_line(error)}',
-                logger='current',
+                f'{one_line(error)}'
             )
         restore()
         if self.fused_norms is not None and self.fused_norms.fusions is None:

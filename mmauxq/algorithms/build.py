@@ -1,14 +1,13 @@
 """From the config of JointQAT to bits, layers, guidance and log lines."""
 
-import logging
 import os
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from mmengine.logging import print_log
 from mmengine.model import BaseModel, ModuleList
 from mmpretrain.models import MultiLabelClsHead
 from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
@@ -19,6 +18,7 @@ from mmauxq.errors import UsageError
 from mmauxq.guidance import Guidance, Tap, Taps, find_taps
 from mmauxq.guidance.taps import IMAGE
 from mmauxq.layers import LayerBits, Policy, convert, restore
+from mmauxq.log import log, warn
 from mmauxq.network import (
     NetworkProfile,
     TrainingPass,
@@ -118,8 +118,8 @@ def with_unit(count: int) -> str:
     return str(count)
 
 
-def _log(text: str, level: int = logging.INFO) -> None:
-    print_log(f'JointQAT: {text}', logger='current', level=level)
+def _log(text: str) -> None:
+    log(f'JointQAT: {text}')
 
 
 def accelerated_step(model: Any, speed: Any) -> Any:
@@ -332,11 +332,11 @@ def log_bits(bits: dict[str, LayerBits]) -> None:
         for name, layer in bits.items()
         if layer.is_float
     ]
-    widths: dict[tuple[int, int], int] = {}
-    for layer in bits.values():
-        if not layer.is_float:
-            pair = (layer.weight, layer.activation)
-            widths[pair] = widths.get(pair, 0) + 1
+    widths = Counter(
+        (layer.weight, layer.activation)
+        for layer in bits.values()
+        if not layer.is_float
+    )
     counts = ', '.join(
         f'{count} layers at W{w}A{a}'
         for (w, a), count in sorted(widths.items())
@@ -356,12 +356,11 @@ def warn_without_float_start(network: nn.Module) -> None:
         for init in _as_list(getattr(module, 'init_cfg', None))
     )
     if bits <= LOW_BITS and not pretrained:
-        _log(
-            f'starting {bits}-bit training WITHOUT A FLOAT CHECKPOINT. '
-            'Low-bit networks trained from random weights end well below '
-            'those that start from a trained float network: set '
-            'model.float_checkpoint (or load_from)',
-            logging.WARNING,
+        warn(
+            f'JointQAT: starting {bits}-bit training WITHOUT A FLOAT '
+            'CHECKPOINT. Low-bit networks trained from random weights end '
+            'well below those that start from a trained float network: set '
+            'model.float_checkpoint (or load_from)'
         )
 
 

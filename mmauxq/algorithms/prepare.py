@@ -1,17 +1,15 @@
 """Quantization-aware training of a network without a config."""
 
 import copy
-import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from mmengine.hub import get_config
-from mmengine.logging import MMLogger
 from torch import Tensor, nn
 
 from mmauxq.errors import UsageError, unknown_name
 from mmauxq.guidance import KnowledgeDistillation
+from mmauxq.log import quiet_log
 from mmauxq.quantizers import scales_of
 from mmauxq.registry import MODELS
 
@@ -102,7 +100,7 @@ def prepare(
         input_shape=input_shape,
         speed=speed,
     )
-    with _no_news():
+    with quiet_log():  # MMEngine tells how each parameter is initialised
         for part in joint.guidances:
             part.init_weights()
     # the weights that it starts from are those of ``net``
@@ -147,18 +145,6 @@ def _recipe(guidance: Any) -> dict[str, Any]:
     if not isinstance(guidance, str):
         recipe['guidance'] = guidance
     return recipe
-
-
-@contextmanager
-def _no_news() -> Iterator[None]:
-    """MMEngine tells how each parameter is initialised."""
-    logger = MMLogger.get_current_instance()
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _set_teacher(parts: Sequence[Any], teacher: nn.Module) -> None:

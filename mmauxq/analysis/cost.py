@@ -38,7 +38,8 @@ class LayerCost:
         return self.multiply_adds * self.weight_bits * self.activation_bits
 
 
-def _bits(layer: nn.Module, role: str) -> int:
+def operand_bits(layer: nn.Module, role: str) -> int:
+    """Those of the ``'weight'`` or the ``'input'`` of a layer; 32 if float."""
     quantizer = getattr(layer, f'{role}_quantizer', None)
     return getattr(quantizer, 'bits', FLOAT_BITS)
 
@@ -71,8 +72,8 @@ def layer_costs(model: nn.Module, image: Tensor) -> list[LayerCost]:
     costs = [
         LayerCost(
             name,
-            _bits(layers[name], 'weight'),
-            _bits(layers[name], 'input'),
+            operand_bits(layers[name], 'weight'),
+            operand_bits(layers[name], 'input'),
             sum(p.numel() for p in layers[name].parameters(recurse=False)),
             multiply_adds,
         )

@@ -14,7 +14,7 @@ from mmauxq.quantizers import FLOAT_BITS, calibrate
 from mmauxq.quantizers.base import ROLES
 
 from .allocation import Choice, Loss
-from .cost import layer_costs
+from .cost import layer_costs, operand_bits
 
 TINY = 1e-12
 """Scores below it count as it, since some are rounded to 0."""
@@ -138,11 +138,10 @@ def at_bits(
     for name, width in widths.items():
         layer = network.get_submodule(name)
         before[layer] = layer.weight_quantizer, layer.input_quantizer
+        pairs = zip(ROLES, (width.weight, width.activation), strict=True)
         new = [
             build_quantizer(quantizers[role], role, layer, bits)
-            for role, bits in zip(
-                ROLES, (width.weight, width.activation), strict=True
-            )
+            for role, bits in pairs
         ]
         set_quantizers(layer, *(q.to(images.device).eval() for q in new))
     try:
@@ -187,16 +186,8 @@ def as_they_are(
     found = {}
     for name in layers:
         layer: Any = network.get_submodule(name)
-        width = LayerBits(
-            *(
-                getattr(quantizer, 'bits', FLOAT_BITS)
-                for quantizer in (
-                    layer.weight_quantizer,
-                    layer.input_quantizer,
-                )
-            ),
-            '',
-        )
+        widths = (operand_bits(layer, role) for role in ('weight', 'input'))
+        width = LayerBits(*widths, '')
         products = costs[name].multiply_adds if name in costs else 0
         found[name] = Choice(width, layer.product_weight.numel(), products)
     return found

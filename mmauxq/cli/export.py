@@ -4,6 +4,8 @@ computes what was trained."""
 
 import argparse
 from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
 
 from mmauxq import compat
 from mmauxq.errors import UsageError
@@ -12,19 +14,25 @@ from mmauxq.optional import need
 from .load_config import load_config
 from .parser import add_network_arguments, integer
 
+if TYPE_CHECKING:
+    from mmauxq.deploy.network import Network
 
-def load(args: argparse.Namespace):
-    """The network of ``args.config`` and ``args.checkpoint``."""
+
+def load(args: argparse.Namespace, every_layer: bool = False) -> 'Network':
+    """The network of ``args.config`` and ``args.checkpoint``, by
+    :func:`.load_network` or :func:`.load_every_layer`."""
     from mmauxq.checkpoint_file import read_checkpoint
 
     cfg = load_config(args)
     read_checkpoint(args.checkpoint)  # before anything is built
     compat.enable()
+    from mmauxq.deploy.every_layer import load_every_layer
     from mmauxq.deploy.network import load_network
     from mmauxq.engine.image_shape import set_image_shape
 
     set_image_shape(cfg, 'val')
-    return load_network(cfg, args.checkpoint)
+    build = load_every_layer if every_layer else load_network
+    return build(cfg, args.checkpoint)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -79,42 +87,24 @@ def _form(args: argparse.Namespace) -> str:
 
 def run(args: argparse.Namespace, mark_running: Callable) -> None:
     """Export a trained network."""
-    from mmauxq.deploy.folder import check_folder
+    from mmauxq.deploy import folder
 
     weights = _form(args)
+    how = dict(images=args.images, batch_norm=args.batch_norm)
+    how['say'] = partial(print, flush=True)
     if weights == 'tflite':
-        _export_tflite(args)
+        need('litert_torch', 'ai_edge_litert', 'safetensors')
+        from mmauxq.deploy.tflite import export as tflite
+
+        folder.check_folder(args.out, tflite.FILES)
+        tflite.export(load(args), args.checkpoint, args.out, **how)
         return
-    check_folder(args.out)
+    folder.check_folder(args.out)
     need('onnx', 'onnxscript', 'onnxruntime', 'safetensors')
     if weights == 'qonnx':
         need('qonnx')
     network = load(args)
     from mmauxq.deploy.onnx.export import export
 
-    export(
-        network,
-        args.checkpoint,
-        args.out,
-        weights,
-        args.residual,
-        args.images,
-        args.batch_norm,
-        lambda line: print(line, flush=True),
-    )
-
-
-def _export_tflite(args: argparse.Namespace) -> None:
-    need('litert_torch', 'ai_edge_litert', 'safetensors')
-    from mmauxq.deploy.folder import check_folder
-    from mmauxq.deploy.tflite.export import FILES, export
-
-    check_folder(args.out, FILES)
-    export(
-        load(args),
-        args.checkpoint,
-        args.out,
-        args.images,
-        args.batch_norm,
-        lambda line: print(line, flush=True),
-    )
+    how |= dict(weights=weights, residual=args.residual)
+    export(network, args.checkpoint, args.out, **how)

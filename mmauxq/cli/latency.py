@@ -66,7 +66,10 @@ def run(args: argparse.Namespace, mark_running: Callable) -> None:
 
     if args.save:
         check_file('--save', args.save)
-    network = _network(args)
+    if args.checkpoint is not None:
+        network = load(args)
+    else:
+        network = untrained(load_config(args))
     if args.save:
         import torch
 
@@ -179,12 +182,6 @@ def warn_if_busy(cores: float) -> None:
         )
 
 
-def _network(args: argparse.Namespace) -> 'Network':
-    if args.checkpoint is not None:
-        return load(args)
-    return untrained(load_config(args))
-
-
 def untrained(cfg: 'Config') -> 'Network':
     """The network of a config with random weights, and scales from generated
     images.
@@ -193,12 +190,9 @@ def untrained(cfg: 'Config') -> 'Network':
         UsageError: If the config trains no quantized network.
     """
     compat.enable()
-    from mmengine.registry import init_default_scope
-
     from mmauxq.deploy.network import calibrated_network, check_config
     from mmauxq.engine.image_shape import set_image_shape
 
-    init_default_scope(cfg.get('default_scope', 'mmpretrain'))
     check_config(cfg)
     set_image_shape(cfg, 'val')
     return calibrated_network(cfg)

@@ -8,24 +8,23 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmauxq import compat
 from mmauxq.errors import UsageError
 from mmauxq.optional import need
 from mmauxq.version import __version__
 
-from .load_config import load_config
+from .export import load
 from .parser import add_config_arguments, integer
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mmauxq.analysis.allocation import Choice, Proposal
+    from mmauxq.analysis.allocation import Proposal
     from mmauxq.analysis.sensitivity import Sensitivity, Validation
     from mmauxq.deploy.network import Network
 
@@ -96,22 +95,15 @@ def _size(text: str) -> int:
 
 def run(args: argparse.Namespace, mark_running: Callable) -> None:
     """Print the tables, and write them, the figure and the policy."""
-    from mmauxq.checkpoint_file import read_checkpoint
     from mmauxq.deploy.folder import check_folder
     from mmauxq.files import write_atomically, written_together
 
     out = check_folder(args.out, FILES, 'analysis')
     need('matplotlib', 'rich', 'scipy')
-    cfg = load_config(args)
-    read_checkpoint(args.checkpoint)  # before anything is built
-    compat.enable()
+    network = load(args, every_layer=True)
     from mmauxq.analysis import sensitivity_report as report
     from mmauxq.compare.sensitivity_figure import plot_sensitivity
-    from mmauxq.deploy.every_layer import load_every_layer
-    from mmauxq.engine.image_shape import set_image_shape
 
-    set_image_shape(cfg, 'val')
-    network = load_every_layer(cfg, args.checkpoint)
     with written_together(out, FILES[-1]) as part:
         found, proposals = _measure(args, network, mark_running)
         page = report.as_markdown(found, proposals)
@@ -154,9 +146,12 @@ def _measure(
     bits = sorted(set(args.bits), reverse=True)
     if args.size is not None:
         least = analysis.width_at(quantizers, bits[-1])
-        _check_size(
-            args.size, [replace(c, width=least) for c in base.values()]
-        )
+        needed = sum(replace(c, width=least).size for c in base.values())
+        if args.size < needed:
+            raise UsageError(
+                f'--size: expected at least the {needed:,} bytes that all '
+                f'weights take at {least.weight} bits, got {args.size:,}'
+            )
     validation = _validation(args, network)
     check_metric(validation.metric, validation.metrics)
     mark_running()
@@ -206,6 +201,7 @@ def _validation(args: argparse.Namespace, network: 'Network') -> 'Validation':
 
     from mmauxq.analysis.sensitivity import Validation
     from mmauxq.compare.records import TOP1
+    from mmauxq.deploy.network import first
 
     evaluator = network.cfg.get('val_evaluator')
     if evaluator is None:
@@ -214,7 +210,7 @@ def _validation(args: argparse.Namespace, network: 'Network') -> 'Validation':
         evaluator = evaluator.get('metrics', evaluator)
     return Validation(
         network.architecture,
-        _first(network.samples(), args.images),
+        list(first(network.samples(), args.images)),
         Evaluator(evaluator),
         args.metric or TOP1,
         network.multi_label,
@@ -226,35 +222,13 @@ def _calibration_images(network: 'Network') -> 'Tensor':
     import torch
     from mmengine.runner import set_random_seed
 
+    from mmauxq.deploy.network import first
     from mmauxq.network import forked_generators
 
     with forked_generators(network.algorithm):
         set_random_seed(0)
-        batches = _first(network.samples('train'), CALIBRATION)
-    return torch.cat([images for images, _ in batches])
-
-
-def _first(
-    batches: 'Iterable[tuple[Tensor, list]]', count: int
-) -> 'list[tuple[Tensor, list]]':
-    """The first ``count`` images and their data samples."""
-    result = []
-    for images, samples in batches:
-        result.append((images[:count], samples[:count]))
-        count -= len(images)
-        if count <= 0:
-            break
-    return result
-
-
-def _check_size(size: int, least: 'Sequence[Choice]') -> None:
-    needed = sum(choice.size for choice in least)
-    if size < needed:
-        width = least[0].width.weight
-        raise UsageError(
-            f'--size: expected at least the {needed:,} bytes that all weights '
-            f'take at {width} bits, got {size:,}'
-        )
+        batches = first(network.samples('train'), CALIBRATION)
+        return torch.cat([images for images, _ in batches])
 
 
 def _base(args: argparse.Namespace, out: Path) -> str | None:

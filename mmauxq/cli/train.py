@@ -75,7 +75,8 @@ def run(args: argparse.Namespace, mark_running: Callable) -> None:
         shown = getattr(sys.stdout, 'stream', sys.stdout)
         where = visible(cfg.work_dir)
         print(f'Setting up; logs go to {where}', file=shown, flush=True)
-    if args.amp or _is_amp(cfg):
+    kind = type_name(cfg.optim_wrapper.get('type'))
+    if args.amp or kind == 'AmpOptimWrapper':
         _set_amp(cfg)
     joint = joint_section(cfg.model) is not None
     _set_speed(cfg, args, joint)
@@ -109,10 +110,6 @@ def _write_slim(cfg: 'Config') -> None:
     print(f'{slim}: the network of {last.name}, {size} bytes')
 
 
-def _is_amp(cfg: 'Config') -> bool:
-    return type_name(cfg.optim_wrapper.get('type')) == 'AmpOptimWrapper'
-
-
 def _set_amp(cfg: 'Config') -> None:
     import torch
 
@@ -133,11 +130,8 @@ def _set_speed(cfg: 'Config', args: argparse.Namespace, joint: bool) -> None:
     The kernels of a fused optimizer skip a step whose gradients are not
     finite, so that the host need not wait for them.
     """
-    chosen = [
-        option
-        for option in ('eager', 'compile', 'cuda_graph')
-        if getattr(args, option)
-    ]
+    forms = 'eager', 'compile', 'cuda_graph'
+    chosen = [form for form in forms if getattr(args, form)]
     if not joint:
         if chosen:
             raise UsageError(

@@ -28,7 +28,7 @@ import numpy as np
 from mmengine.config import Config
 
 from mmauxq import text
-from mmauxq.errors import TrainingError, UsageError, shorten, unknown_name
+from mmauxq.errors import TrainingError, UsageError, check_choice, shorten
 from mmauxq.files import write_atomically
 from mmauxq.stopping import Stopped
 
@@ -335,8 +335,7 @@ def table(records: Sequence[dict], reference: str) -> str:
         UsageError: If there is no such arm.
     """
     arms = by_arm(records)
-    if reference not in arms:
-        raise unknown_name('--reference', reference, arms)
+    check_choice('--reference', reference, arms)
     base, metric = arms[reference], checked.metric(records)
     # (C, H, W) of the images for which multiply-adds are counted
     shapes = sorted({tuple(r['cost']['shape']) for r in records if r['cost']})

@@ -1,4 +1,4 @@
-"""Figures of a comparison, and of the quick start."""
+"""Figures of a comparison."""
 
 import io
 import itertools
@@ -9,7 +9,6 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from scipy import stats
-from torch import Tensor
 
 matplotlib.use('Agg')  # works without a screen
 
@@ -50,7 +49,7 @@ def plot_accuracy(
         colours: One for each label; they begin again at the end.
         metric: What is drawn.
     """
-    for colour, (label, runs) in _coloured(curves, colours):
+    for colour, (label, runs) in coloured(curves, colours):
         epochs = np.arange(1, runs.shape[1] + 1)
         axes.plot(epochs, runs.mean(0), color=colour, label=label)
         band = dict(color=colour, alpha=0.15, linewidth=0)
@@ -64,7 +63,7 @@ def plot_gradients(
     axes: Axes, norms: Mapping[str, Mapping[str, float]]
 ) -> None:
     """Gradient norms at the output of each block: label -> block -> norm."""
-    for colour, (label, blocks) in _coloured(norms):
+    for colour, (label, blocks) in coloured(norms):
         axes.plot(list(blocks.values()), 'o-', color=colour, label=label)
     blocks = next(iter(norms.values()))
     names = [name.removeprefix('backbone.') for name in blocks]
@@ -73,92 +72,6 @@ def plot_gradients(
     axes.set_yscale('log')
     axes.set(ylabel='norm of the gradient', xlabel='block (input to output)')
     axes.legend(frameon=False, fontsize=8)
-
-
-def plot_seeds(axes: Axes, finals: Mapping[str, Sequence[float]]) -> None:
-    """Final top-1 of each seed, percent; those of one seed are joined."""
-    places = np.arange(len(finals))
-    joined = np.array(list(finals.values()))
-    axes.plot(places, joined, color='#bbbbbb', linewidth=1, zorder=0)
-    for place, (colour, (_, runs)) in zip(
-        places, _coloured(finals), strict=True
-    ):
-        axes.plot([place] * len(runs), runs, 'o', color=colour, alpha=0.5)
-        style = dict(fmt='_', markersize=14, capsize=4, color=colour)
-        _plot_mean(axes, place + 0.13, runs, **style)
-    labels = [label.replace(' with', '\nwith') for label in finals]
-    axes.set_xticks(places, labels)
-    axes.set_xlim(-0.4, len(finals) - 0.6)
-    axes.set(ylabel='top-1 (%)')
-
-
-def plot_rounding(axes: Axes, before: Tensor, after: Tensor) -> None:
-    """The values of a tensor before and after its quantizer."""
-    colour = COLOURS[2]
-    values = before.flatten().numpy()
-    low, high = np.quantile(values, [0.001, 0.999])
-    levels, counts = after.flatten().unique(return_counts=True)
-    levels = levels.numpy() + 0.0  # no -0
-    share = 100 * (counts / counts.sum()).numpy()
-    edges = np.linspace(min(low, levels[0]), max(high, levels[-1]), 41)
-    weights = np.full(len(values), 100 / len(values))
-    grey = dict(color='#bbbbbb', label='before: float')
-    axes.hist(values, edges, weights=weights, **grey)
-    label = f'after: {len(levels)} values'
-    width = (edges[-1] - edges[0]) / 80
-    axes.bar(levels, share, width, color=colour, label=label)
-    above = dict(xytext=(0, 2), textcoords='offset points', ha='center')
-    above |= dict(fontsize=8, color=colour)
-    for level, part in zip(levels, share, strict=True):
-        axes.annotate(f'{level:.2g}', (level, part), **above)
-    axes.margins(y=0.15)
-    axes.set(ylabel='values (%)')
-    axes.legend(frameon=False, fontsize=8, loc='upper right')
-
-
-def plot_quickstart(
-    path: Path,
-    title: str,
-    accuracy: Mapping[str, np.ndarray],
-    where: str,
-    tensors: Mapping[str, tuple[Tensor, Tensor]],
-) -> None:
-    """One sheet: accuracy over epochs and by seed, values before and after.
-
-    Args:
-        path: File to write.
-        title: Of the sheet.
-        accuracy: Label -> (seeds, epochs), percent; of the float network, the
-            first one, the first panel has the last level alone.
-        where: The layer and the run that the tensors come from.
-        tensors: Name -> (input of its quantizer, output), two of them.
-    """
-    figure = plt.figure(figsize=(12.5, 4.4), layout='constrained')
-    grid = figure.add_gridspec(2, 3, width_ratios=(1.1, 1, 1.1))
-    curves, seeds = (figure.add_subplot(grid[:, i]) for i in (0, 1))
-    (label, start), *others = accuracy.items()
-    plot_accuracy(curves, dict(others), COLOURS[1:])
-    final, colour = start[:, -1], COLOURS[0]
-    label = f'{label}, where both begin'
-    curves.axhline(final.mean(), color=colour, linestyle='--', label=label)
-    band = dict(color=colour, alpha=0.1, linewidth=0)
-    curves.axhspan(final.min(), final.max(), **band)
-    curves.legend(frameon=False, fontsize=9, loc='lower right')
-    curves.margins(x=0.02)
-    plot_seeds(seeds, {name: runs[:, -1] for name, runs in accuracy.items()})
-    several = len(start) > 1
-    range_title = ': mean and range of seeds' * several
-    curves.set_title(f'Each epoch{range_title}', fontsize=10)
-    spread_title = ': seeds, mean ± std. deviation' * several
-    seeds.set_title(f'Last epoch{spread_title}', fontsize=10)
-    for row, (name, (before, after)) in enumerate(tensors.items()):
-        axes = figure.add_subplot(grid[row, 2])
-        plot_rounding(axes, before, after)
-        axes.set_xlabel(name)
-        if not row:
-            axes.set_title(where, fontsize=10)
-    figure.suptitle(title, fontsize=12)
-    save_figure(figure, path)
 
 
 def plot_comparison(folder: Path, records: Sequence[Mapping]) -> None:
@@ -197,10 +110,10 @@ def _plot_cost(
     """Final accuracy against the time of a step: arm -> records."""
     outline = [withStroke(linewidth=3, foreground='white')]
     with _sheet(path) as axes:
-        for colour, (name, runs) in _coloured(arms):
+        for colour, (name, runs) in coloured(arms):
             finals = [run['final'] for run in runs]
             step = 1e3 * np.median([run['step_seconds'] for run in runs])
-            _plot_mean(axes, step, finals, fmt='o', capsize=3, color=colour)
+            plot_mean(axes, step, finals, fmt='o', capsize=3, color=colour)
             axes.annotate(
                 name, (step, np.mean(finals)), xytext=(6, 4), fontsize=8,
                 textcoords='offset points', color=colour, zorder=10,
@@ -278,7 +191,7 @@ def plot_gain(path: Path, effects: Sequence[Effect]) -> None:
     of = effects[0].metric
     with _sheet(path) as axes:
         axes.axhline(0, color='black', linewidth=0.8, zorder=0)
-        for i, (colour, (arm, pairs)) in enumerate(_coloured(arms)):
+        for i, (colour, (arm, pairs)) in enumerate(coloured(arms)):
             aside = 4 * (i - (len(arms) - 1) / 2) / 72  # inches
             moved = ScaledTranslation(aside, 0, axes.figure.dpi_scale_trans)
             style = dict(fmt=MARKERS[i % len(MARKERS)], markersize=5)
@@ -319,12 +232,12 @@ def spread_points(axes: Axes, least: float, most: float) -> None:
     axes.minorticks_off()
 
 
-def _coloured(items: Mapping, colours: Sequence[str] = COLOURS) -> Iterator:
+def coloured(items: Mapping, colours: Sequence[str] = COLOURS) -> Iterator:
     """(colour, (name, value)) of each item."""
     return zip(itertools.cycle(colours), items.items(), strict=False)
 
 
-def _plot_mean(
+def plot_mean(
     axes: Axes, place: float, values: Sequence[float], **style: object
 ) -> None:
     """The mean, with the standard deviation as a bar."""

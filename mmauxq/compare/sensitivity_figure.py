@@ -5,7 +5,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from mmauxq.analysis.allocation import Choice, Proposal
+from mmauxq.analysis.allocation import Proposal
 from mmauxq.analysis.sensitivity import Sensitivity
 from mmauxq.analysis.sensitivity_report import label
 
@@ -50,18 +50,16 @@ def plot_sensitivity(
     least, most = min(-1, *map(min, drops)), max(1, *map(max, drops))
     spread_points(drop, least, most)
     drop.set_xlabel(f'loss of {found.metric} (points)')
-    _dots(
-        divergence,
-        [
-            [max(c.loss.divergence, LEAST) for c in choices[1:]]
-            for _, choices in layers
-        ],
-        colours,
-    )
+    divergences = [
+        [max(c.loss.divergence, LEAST) for c in choices[1:]]
+        for _, choices in layers
+    ]
+    _dots(divergence, divergences, colours)
     divergence.set_xscale('log')
     divergence.minorticks_off()
     divergence.set_xlabel('divergence of the scores (nats)')
-    _bars(size, [choices[0] for _, choices in layers], FLOAT_COLOUR)
+    sizes = [choices[0].size / 2**10 for _, choices in layers]
+    size.barh(range(len(sizes)), sizes, 0.7, color=FLOAT_COLOUR)
     title = 'weights as they are'
     if proposal is not None:
         title = 'weights as they are, and as proposed'
@@ -69,7 +67,7 @@ def plot_sensitivity(
         for row, choice in enumerate(chosen):
             colour = colours.get(label(choice), COLOURS[0])
             size.barh(row, choice.size / 2**10, 0.7, color=colour)
-            place = max(choice.size, layers[row][1][0].size) / 2**10
+            place = max(choice.size / 2**10, sizes[row])
             size.annotate(
                 label(choice), (place, row), xytext=(3, 0), fontsize=8,
                 textcoords='offset points', va='center', color='#444444',
@@ -106,8 +104,3 @@ def _dots(
         for above, (value, colour) in enumerate(shown):
             axes.plot(value, row, 'o', color=colour, markersize=5,
                       zorder=10 - above)  # fmt: skip
-
-
-def _bars(axes: Axes, choices: list[Choice], colour: str) -> None:
-    sizes = [choice.size / 2**10 for choice in choices]
-    axes.barh(range(len(sizes)), sizes, 0.7, color=colour)

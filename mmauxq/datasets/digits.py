@@ -3,7 +3,7 @@ from typing import Any
 import numpy as np
 from mmpretrain.datasets import BaseDataset
 
-from mmauxq.errors import unknown_name
+from mmauxq.errors import check_choice
 from mmauxq.optional import need
 from mmauxq.registry import DATASETS
 
@@ -26,8 +26,7 @@ class Digits(BaseDataset):
     def __init__(
         self, split: str = 'train', pipeline: Any = (), **kwargs: Any
     ) -> None:
-        if split not in ('train', 'test'):
-            raise unknown_name('Digits: split', split, ('train', 'test'))
+        check_choice('Digits: split', split, ('train', 'test'))
         self.split = split
         # it pays off for millions of records; here it takes half a second
         kwargs.setdefault('serialize_data', False)

@@ -3,7 +3,7 @@ from collections.abc import Sequence
 import numpy as np
 from mmengine.dataset import BaseDataset, ClassBalancedDataset
 
-from mmauxq.errors import UsageError, check_integer, unknown_name
+from mmauxq.errors import UsageError, check_choice, check_integer
 from mmauxq.registry import DATASETS
 
 PARTS = ('rest', 'held_out')
@@ -35,8 +35,7 @@ class HeldOut(ClassBalancedDataset):
         seed: int = 0,
         pipeline: Sequence | None = None,
     ) -> None:
-        if part not in PARTS:
-            raise unknown_name('HeldOut: part', part, PARTS)
+        check_choice('HeldOut: part', part, PARTS)
         check_integer('HeldOut: count', count, 0)
         self.count, self.part, self.seed = count, part, seed
         if pipeline is not None:

@@ -101,7 +101,13 @@ class InMemoryImages(Dataset):
 def _stack(infos: list[dict]) -> Tensor:
     """The images of entries, (N, C, H, W)."""
     if infos and 'img' in infos[0]:
-        images = _arrays(infos)
+        sizes = {np.shape(info['img']) for info in infos}
+        if len(sizes) > 1:
+            raise UsageError(
+                'InMemoryImages: expected images of one size, got '
+                f'{len(sizes)} sizes'
+            )
+        images = np.stack([info['img'] for info in infos])
     elif infos and 'img_path' in infos[0]:
         images = read_images([info['img_path'] for info in infos])
     else:
@@ -114,16 +120,6 @@ def _stack(infos: list[dict]) -> Tensor:
     if stacked.dim() == 3:
         stacked = stacked[..., None]
     return stacked.permute(0, 3, 1, 2).contiguous()
-
-
-def _arrays(infos: list[dict]) -> np.ndarray:
-    sizes = {np.shape(info['img']) for info in infos}
-    if len(sizes) > 1:
-        raise UsageError(
-            'InMemoryImages: expected images of one size, got '
-            f'{len(sizes)} sizes'
-        )
-    return np.stack([info['img'] for info in infos])
 
 
 @FUNCTIONS.register_module()

@@ -3,7 +3,7 @@ from typing import Any
 
 from mmpretrain.datasets import BaseDataset
 
-from mmauxq.errors import UsageError, unknown_name
+from mmauxq.errors import UsageError, check_choice
 from mmauxq.registry import DATASETS
 
 
@@ -33,8 +33,7 @@ class TinyImageNet(BaseDataset):
         pipeline: Any = (),
         **kwargs: Any,
     ) -> None:
-        if split not in ('train', 'val'):
-            raise unknown_name('TinyImageNet: split', split, ('train', 'val'))
+        check_choice('TinyImageNet: split', split, ('train', 'val'))
         self.split, self.root = split, Path(data_root)
         train = self.root / 'train'
         if not train.is_dir():

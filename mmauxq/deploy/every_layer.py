@@ -1,18 +1,14 @@
 """A network whose every layer can be given other bits."""
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from mmengine.config import Config
-from mmengine.logging import MMLogger
 from torch import nn
 
 from mmauxq.analysis.sensitivity import set_quantizers, width_at
 from mmauxq.checkpoint_file import read_checkpoint
 from mmauxq.errors import UsageError
 from mmauxq.layers import QuantLayer
-from mmauxq.network.checkpoint import check_architecture, normalise
+from mmauxq.log import quiet_log
+from mmauxq.network.checkpoint import check_architecture, meta_of, normalise
 
 from .network import Network, build, check_config, load_network
 
@@ -30,9 +26,6 @@ def load_every_layer(cfg: Config, checkpoint: str) -> Network:
         UsageError: If the config trains no quantized network, or the
             checkpoint is not one of this network.
     """
-    from mmengine.registry import init_default_scope
-
-    init_default_scope(cfg.get('default_scope', 'mmpretrain'))
     check_config(cfg)
     width = width_at(cfg.model.quantizers, 8)
     if width.is_float:
@@ -46,7 +39,7 @@ def load_every_layer(cfg: Config, checkpoint: str) -> Network:
     if any('_quantizer.' in key for key in state):
         trained = load_network(cfg, checkpoint).architecture
     bits = dict(weight=width.weight, activation=width.activation)
-    with _without_log():  # it would tell of bits that no layer has in the end
+    with quiet_log():  # it would tell of bits that no layer has in the end
         algorithm = build(cfg, None, policy=dict(layers={'*': bits}))
     algorithm.cpu().eval()
     for name, layer in algorithm.architecture.named_modules():
@@ -65,20 +58,4 @@ def load_every_layer(cfg: Config, checkpoint: str) -> Network:
             f'{checkpoint}: expected a checkpoint of this architecture, got '
             f'one that also has {loaded.unexpected_keys[0]}'
         )
-    meta = content.get('meta') if 'state_dict' in content else None
-    return Network(algorithm, cfg, meta if isinstance(meta, dict) else {})
-
-
-@contextmanager
-def _without_log() -> Iterator[None]:
-    """While active, nothing below a warning is logged."""
-    logger = MMLogger.get_current_instance()
-
-    def passes(record: logging.LogRecord) -> bool:
-        return record.levelno > logging.INFO
-
-    logger.addFilter(passes)
-    try:
-        yield
-    finally:
-        logger.removeFilter(passes)
+    return Network(algorithm, cfg, meta_of(content))

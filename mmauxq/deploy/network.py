@@ -1,14 +1,13 @@
 """A trained network, as a config and a checkpoint describe it."""
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.logging import MMLogger
+from mmengine.registry import init_default_scope
 from mmpretrain.models import MultiLabelClsHead
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -16,11 +15,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mmauxq.checkpoint_file import read_checkpoint
 from mmauxq.config_types import JOINT, type_name
 from mmauxq.errors import UsageError
+from mmauxq.log import quiet_log
 from mmauxq.network import sample_images
 from mmauxq.network.checkpoint import (
     check_architecture,
     check_same_bits,
     check_scales,
+    meta_of,
     normalise,
 )
 from mmauxq.registry import MODELS
@@ -76,12 +77,9 @@ class Network:
             images = sample_images(self.architecture, shape, 16)
             return [(images, torch.full((16,), -1))]
         result: list[tuple[Tensor, Tensor]] = []
-        for batch in self.batches():
-            parts = (tensor[:count].split(250) for tensor in batch)
+        for batch in first(self.batches(), count):
+            parts = (tensor.split(250) for tensor in batch)
             result += zip(*parts, strict=True)
-            count -= len(batch[0])
-            if count <= 0:
-                break
         return result
 
     def describe(self) -> dict[str, Any]:
@@ -115,6 +113,17 @@ class Network:
         return dict(preprocessing=before, postprocessing=after)
 
 
+def first(
+    batches: Iterable[tuple[Tensor, Any]], count: int
+) -> Iterator[tuple[Tensor, Any]]:
+    """The first ``count`` images, and what batches have beside them."""
+    for images, others in batches:
+        yield images[:count], others[:count]
+        count -= len(images)
+        if count <= 0:
+            return
+
+
 def _label(sample: Any) -> int:
     label = sample.get('gt_label')
     return -1 if label is None or label.numel() != 1 else int(label)
@@ -127,23 +136,22 @@ def load_network(cfg: Config, checkpoint: str) -> Network:
         UsageError: If the config trains no quantized network, or the
             checkpoint is not one of this network, trained and calibrated.
     """
-    from mmengine.registry import init_default_scope
-
-    init_default_scope(cfg.get('default_scope', 'mmpretrain'))
     check_config(cfg)
     content = read_checkpoint(checkpoint)
     state = normalise(content, str(checkpoint))
     algorithm = build(cfg, None).cpu().eval()
     check_architecture(algorithm.architecture, state, str(checkpoint))
     check_scales(algorithm.architecture, state, str(checkpoint))
-    meta = content.get('meta') if 'state_dict' in content else None
+    meta = meta_of(content)
     check_same_bits(algorithm.architecture, meta, str(checkpoint))
     algorithm.architecture.load_state_dict(state, strict=False)
-    return Network(algorithm, cfg, meta if isinstance(meta, dict) else {})
+    return Network(algorithm, cfg, meta)
 
 
 def check_config(cfg: Config) -> None:
-    """Raise a :class:`UsageError` if a config trains no quantized network."""
+    """Set MMEngine's scope to that of a config, or raise a UsageError if it
+    trains no quantized network."""
+    init_default_scope(cfg.get('default_scope', 'mmpretrain'))
     if type_name(cfg.model.get('type')) != JOINT:
         raise UsageError(
             "model.type: expected 'mmauxq.JointQAT', which trains quantized "
@@ -158,18 +166,6 @@ def build(cfg: Config, guidance: Any, **settings: Any) -> Any:
     if cfg.get('data_preprocessor') is not None:
         model.setdefault('data_preprocessor', cfg.data_preprocessor)
     return MODELS.build(model)
-
-
-@contextmanager
-def quiet_log() -> Iterator[None]:
-    """Of MMEngine's log, show warnings alone."""
-    logger = MMLogger.get_current_instance()
-    level = logger.level
-    logger.setLevel('WARNING')
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def calibrated_network(cfg: Config) -> Network:

@@ -193,13 +193,9 @@ def _bounded(state: dict[str, Tensor]) -> Iterator[None]:
     def on_tensor(parent: nn.Module, name: str, tensor: Any) -> None:
         take('numbers', 0 if tensor is None else tensor.numel())
 
-    handles = [
+    with (
         torch_module.register_module_module_registration_hook(on_module),
         torch_module.register_module_parameter_registration_hook(on_tensor),
         torch_module.register_module_buffer_registration_hook(on_tensor),
-    ]
-    try:
+    ):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mmauxq.checkpoint_file import read_checkpoint
 from mmauxq.errors import UsageError
 from mmauxq.files import write_atomically
-from mmauxq.network.checkpoint import is_joint, normalise
+from mmauxq.network.checkpoint import is_joint, meta_of, normalise
 from mmauxq.version import __version__
 
 
@@ -45,8 +45,7 @@ def slim_checkpoint(
         )
     if architecture is not None:
         state = architecture.state_dict()
-    meta = source.get('meta')
-    meta = meta if isinstance(meta, dict) else {}
+    meta = meta_of(source)
     return write_slim(
         out,
         state,

@@ -5,7 +5,6 @@ Ours hold tensors, numbers, text, lists and dicts. What is read is compared
 with the model, optimizer and schedule at hand before any of it is used.
 """
 
-import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -13,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.logging import HistoryBuffer, print_log
+from mmengine.logging import HistoryBuffer
 from torch import Tensor, nn
 
 from mmauxq.errors import UsageError, shorten
+from mmauxq.log import warn
 
 OWN_OF_RUN = {'cfg', 'experiment_name', 'loop_stage', 'seed'}
 """Entries of the message hub that are set by the run at hand."""
@@ -65,11 +65,9 @@ def plain(value: Any, place: str) -> Any:
     if isinstance(value, (int, float, str)):  # subclasses
         base = next(b for b in (int, float, str) if isinstance(value, b))
         return base(value)
-    print_log(
+    warn(
         f'{place} is not stored in the checkpoint: expected tensors, numbers, '
-        f'text, lists or dicts, got {type(value).__name__}',
-        logger='current',
-        level=logging.WARNING,
+        f'text, lists or dicts, got {type(value).__name__}'
     )
     return None
 
@@ -327,7 +325,9 @@ class Checked:
             elif name == 'mmauxq/seconds':
                 self.number(place, value, 0)
             elif name == 'keep_ckpt_ids':
-                value = self._steps(place, value)
+                if not isinstance(value, (list, tuple)):
+                    raise self.wrong(place, 'a list of steps', value)
+                value = [self.count(place, step) for step in value]
             elif name == 'last_ckpt' or name.startswith('best_ckpt'):
                 value = checkpoint_name(value, name)
             if here or 'ckpt' not in name:
@@ -342,11 +342,6 @@ class Checked:
                 if key in kept
             },
         )
-
-    def _steps(self, place: str, got: Any) -> list[int]:
-        if not isinstance(got, (list, tuple)):
-            raise self.wrong(place, 'a list of steps', got)
-        return [self.count(place, step) for step in got]
 
 
 def checkpoint_name(value: Any, key: str = 'last_ckpt') -> str | None:

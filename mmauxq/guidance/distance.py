@@ -29,7 +29,7 @@ def build_distance(
     """
     if not config:
         return None
-    module = _build(config, where)
+    module = build_module(config, where)
     parameters = inspect.signature(module.forward).parameters.values()
     needed = [p.name for p in parameters if p.default is p.empty]
     if len(needed) != 2:
@@ -63,17 +63,9 @@ def comparable(
     return True
 
 
-def build_connector(
-    config: dict, in_channels: int, out_channels: int, where: str
-) -> nn.Module:
-    """A connector of mmrazor, from a student's width to a teacher's, which
-    are filled in where the class has them; see :func:`build_distance`."""
-    return _build(
-        config, where, in_channel=in_channels, out_channel=out_channels
-    )
-
-
-def _build(config: dict, where: str, **defaults: int) -> nn.Module:
+def build_module(config: dict, where: str, **defaults: int) -> nn.Module:
+    """A loss or a connector of mmrazor; ``defaults`` are arguments that the
+    config leaves out and the class has. See :func:`build_distance`."""
     compat.enable_mmrazor()
     from mmrazor.registry import MODELS
 

@@ -4,12 +4,12 @@ import copy
 from collections.abc import Sequence
 
 import torch
-from mmengine.logging import print_log
 from mmengine.model import ModuleList
 from torch import Tensor, nn
 
 from mmauxq.checkpoint_file import read_source
 from mmauxq.errors import UsageError, one_line
+from mmauxq.log import log
 from mmauxq.network import (
     TrainingPass,
     forked_generators,
@@ -22,7 +22,7 @@ from mmauxq.quantizers.base import flag
 from mmauxq.registry import MODELS
 
 from .base import Guidance, TaskLoss, check_weights, student_logits
-from .distance import build_connector, build_distance, comparable
+from .distance import build_distance, build_module, comparable
 from .find_taps import STAGE_ENDS, Taps, find_taps
 from .taps import IMAGE, MAP, Tap
 from .teacher import Teacher, build_network
@@ -165,20 +165,19 @@ class KnowledgeDistillation(Guidance):
         checkpoint: str | None,
         image: Tap,
     ) -> nn.Module:
-        if teacher is None:
-            model, self.size = copy.deepcopy(student), None
-            self.title = f'{type(model.backbone).__name__}, as F in float'
-        elif isinstance(teacher, nn.Module):
-            model, self.size = copy.deepcopy(teacher), None
-            self.title = type(model.backbone).__name__
+        given = student if teacher is None else teacher
+        if isinstance(given, nn.Module):
+            model, self.size = copy.deepcopy(given), None
         else:
-            model, self.size = build_network(teacher)
-            self.title = type(model.backbone).__name__
+            model, self.size = build_network(given)
             if checkpoint is None and not self.train_teacher:
                 raise UsageError(
                     'guidance.checkpoint: expected the checkpoint of a frozen '
                     'teacher, got None; set it, or train_teacher=True'
                 )
+        self.title = type(model.backbone).__name__
+        if teacher is None:
+            self.title += ', as F in float'
         self.check_size(image.shape[-1])
         if checkpoint is not None:
             state = read_source(checkpoint)
@@ -214,7 +213,7 @@ class KnowledgeDistillation(Guidance):
         )
         self.ready.fill_(1)
         text = 'the teacher has the weights that F starts from'
-        print_log(f'KnowledgeDistillation: {text}', logger='current')
+        log(f'KnowledgeDistillation: {text}')
 
     def _connector(
         self, config: dict | None, tap: Tap, place: Tap
@@ -227,9 +226,8 @@ class KnowledgeDistillation(Guidance):
                     'guidance.connector: expected taps with feature maps '
                     f'(C, H, W), got {tap.shape} from {tap.name}'
                 )
-            connector = build_connector(
-                config, tap.channels, place.channels, 'guidance.connector'
-            )
+            widths = dict(in_channel=tap.channels, out_channel=place.channels)
+            connector = build_module(config, 'guidance.connector', **widths)
         with probing(connector):
             x = connector(torch.zeros(2, *tap.shape))
         if not comparable(self.features, x.shape, (2, *place.shape)):

@@ -1,15 +1,14 @@
 """Whether a state dict belongs to an architecture."""
 
 import copy
-import logging
 import warnings
 from collections.abc import Iterable
 from typing import Any
 
-from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from mmauxq.errors import UsageError, shorten
+from mmauxq.log import warn
 from mmauxq.quantizers import Quantizer, named_quantizers
 
 
@@ -40,6 +39,12 @@ def normalise(checkpoint: Any, source: str) -> dict[str, Tensor]:
         for key, value in state.items()
         if key.startswith(prefix)
     }
+
+
+def meta_of(checkpoint: Any) -> dict:
+    """The meta of a checkpoint with a state dict; empty if it has none."""
+    meta = checkpoint.get('meta')
+    return meta if isinstance(meta, dict) else {}
 
 
 def check_architecture(
@@ -94,11 +99,7 @@ def check_architecture(
     if only_head and other_head:
         for key, problem in problems.items():
             state.pop(key, None)
-            print_log(
-                f'{source}: {problem}; it starts from random weights',
-                logger='current',
-                level=logging.WARNING,
-            )
+            warn(f'{source}: {problem}; it starts from random weights')
     elif problems:
         name = type(getattr(architecture, 'backbone', architecture)).__name__
         first, *others = problems.values()
@@ -127,12 +128,10 @@ def _warn_of_extra(
         and key not in known
     ]
     if extra:
-        print_log(
+        warn(
             f'{source}: {len(extra)} entries are left out, because this '
             f'architecture has no place for them, such as {extra[0]}; is it '
-            'the checkpoint of a deeper network?',
-            logger='current',
-            level=logging.WARNING,
+            'the checkpoint of a deeper network?'
         )
 
 

@@ -86,7 +86,8 @@ class Quantizer(nn.Module):
         bits: Width in bits, 1 to 8, for activations to 16; 32 leaves the
             tensor as it is.
         role: ``'weight'`` (axis 0 holds the output channels) or
-            ``'activation'`` (axis 0 holds the samples).
+            ``'activation'`` (axis 0 holds the samples), the default of a
+            quantizer that serves both.
         num_channels: Number of channels that have a scale each; ``None`` for
             a single scale.
         channel_axis: Axis of the channels, used with ``num_channels``; by
@@ -105,12 +106,13 @@ class Quantizer(nn.Module):
     def __init__(
         self,
         bits: int,
-        role: str = 'activation',
+        role: str | None = None,
         num_channels: int | None = None,
         channel_axis: int | None = None,
     ) -> None:
         super().__init__()
         name = type(self).__name__
+        role = self.roles[-1] if role is None else role
         if role not in self.roles:
             raise UsageError(
                 f'{name}: expected a role out of {list(self.roles)}, got '

@@ -1,11 +1,9 @@
 """Quantizers with a fixed range."""
 
-import logging
-
 import torch
-from mmengine.logging import print_log
 from torch import Tensor
 
+from mmauxq.log import warn
 from mmauxq.registry import MODELS
 
 from .base import Grid, Quantizer
@@ -63,12 +61,10 @@ class DoReFaActivation(Quantizer):
         super().__init__(bits, role)
         if bits < 4 and not DoReFaActivation._warned:
             DoReFaActivation._warned = True
-            print_log(
+            warn(
                 f'DoReFaActivation: the fixed range [0, 1] at {bits} bits is '
                 'known to collapse on post-activation ResNets; LSQ or '
-                'PACTActivation learn the range',
-                logger='current',
-                level=logging.WARNING,
+                'PACTActivation learn the range'
             )
 
     def quantize(self, x: Tensor) -> Tensor:

@@ -43,15 +43,6 @@ class L1ScaledWeight(Quantizer):
     roles = ('weight',)
     step: Tensor
 
-    def __init__(
-        self,
-        bits: int,
-        role: str = 'weight',
-        num_channels: int | None = None,
-        channel_axis: int | None = None,
-    ) -> None:
-        super().__init__(bits, role, num_channels, channel_axis)
-
     def create_state(self) -> None:
         self.register_buffer('step', torch.ones(self.num_channels or 1))
 

@@ -1,10 +1,8 @@
 """PACT: activations with a learned upper end of the range."""
 
-import logging
-
-from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from mmauxq.log import warn
 from mmauxq.registry import MODELS
 
 from .base import Grid, Quantizer, over_ranks
@@ -44,12 +42,10 @@ class PACTActivation(Quantizer):
         self.alpha.copy_(alpha.clamp_min(MIN_SCALE))
         negative = over_ranks((x < 0).float().mean(), 'mean').item()
         if negative > 0:
-            print_log(
+            warn(
                 f'PACTActivation: {negative:.0%} of the values that reach '
                 'this quantizer are negative and become 0; LSQ or LSQPlus '
-                'take signed values',
-                logger='current',
-                level=logging.WARNING,
+                'take signed values'
             )
 
     def quantize(self, x: Tensor) -> Tensor:

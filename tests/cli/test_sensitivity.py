@@ -90,8 +90,8 @@ def test_a_policy_is_a_recipe_that_loses_what_was_measured(
     from mmengine.config import Config
     from mmengine.evaluator import Evaluator
 
-    from mmauxq.cli.sensitivity import _calibration_images, _first
-    from mmauxq.deploy.network import Network, build
+    from mmauxq.cli.sensitivity import _calibration_images
+    from mmauxq.deploy.network import Network, build, first
     from mmauxq.quantizers import calibrate
 
     report = measure(
@@ -113,7 +113,7 @@ def test_a_policy_is_a_recipe_that_loses_what_was_measured(
         images = _calibration_images(network)
         calibrate(model, partial(model, images))
         evaluator = Evaluator(cfg.val_evaluator)
-        for images, samples in _first(network.samples(), 200):
+        for images, samples in first(network.samples(), 200):
             evaluator.process(model(images, samples, mode='predict'))
     top1 = evaluator.evaluate(200)['accuracy/top1']
     drop = report['value'] - top1

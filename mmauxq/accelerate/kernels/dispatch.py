@@ -10,14 +10,13 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from mmauxq.errors import unknown_name
+from mmauxq.errors import check_choice
 
 FORMS = ('auto', 'reference', 'kernel')
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 _form = os.environ.get('MMAUXQ_OPS', 'auto')
-if _form not in FORMS:
-    raise unknown_name('MMAUXQ_OPS', _form, FORMS)
+check_choice('MMAUXQ_OPS', _form, FORMS)
 _kept: list[Tensor] | None = None
 
 

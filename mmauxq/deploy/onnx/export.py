@@ -2,6 +2,7 @@
 
 import os
 from collections import Counter
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -22,8 +23,7 @@ from ..checkpoints import (
 from ..folder import FILES, REPORT, check_folder
 from ..network import Network, guidance_cost
 from . import qonnx_executor, runtime, verify
-from .graph import Lowered
-from .metadata import add_metadata
+from .graph import Lowered, add_metadata
 from .onnx_model import OPSETS, check_size, to_onnx
 from .report import as_markdown, layer_table
 from .trace import trace
@@ -131,7 +131,7 @@ def export(
             ),
         )
         if lowered.weights == 'qonnx':
-            report['runtime']['qonnx'] = qonnx_executor.version()
+            report['runtime']['qonnx'] = version('qonnx')
         write_report(part, report, as_markdown(report), FILES)
     say(f'written: {out}')
     return report

@@ -1,11 +1,16 @@
 """What the export adds to :mod:`onnx_ir`, which edits ONNX graphs."""
 
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
+from torch import nn
+
+from mmauxq.quantizers import named_quantizers
+from mmauxq.version import __version__
 
 PRODUCTS = ('Conv', 'Gemm', 'MatMul')
 
@@ -49,6 +54,34 @@ class Lowered:
     rounded: dict[str, int] = field(default_factory=dict)
     reach: dict[str, float] = field(default_factory=dict)
     saturating: list[str] = field(default_factory=list)
+
+
+def add_metadata(
+    lowered: Lowered, architecture: nn.Module, about: dict[str, Any]
+) -> None:
+    """Write into the ONNX file what it is, and where its codes are.
+
+    Args:
+        lowered: Its model is changed.
+        architecture: What it was made of.
+        about: How to use it, for JSON.
+    """
+    quantizers = {}
+    kind = 'value' if lowered.weights == 'qonnx' else 'codes'
+    for name, quantizer in named_quantizers(architecture):
+        if name in lowered.codes or name in lowered.containers:
+            value, _ = lowered.codes.get(name, (f'{name}.{kind}', 0))
+            quantizers[name] = dict(
+                bits=quantizer.bits, role=quantizer.role, codes=value
+            )
+    entries = {
+        **about,
+        'mmauxq_version': __version__,
+        'mmauxq_quantizers': quantizers,
+    }
+    for key, value in entries.items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        lowered.model.metadata_props.add(key=key, value=text)
 
 
 class NewNodes:

@@ -1,7 +1,7 @@
 """QONNX models in the executor of the package qonnx."""
 
-import importlib.metadata
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -118,10 +118,5 @@ def differing_weights(
 
 def _refused(error: Exception) -> UsageError:
     return UsageError(
-        f'qonnx {version()} refuses the model ({one_line(error)})'
+        f'qonnx {version("qonnx")} refuses the model ({one_line(error)})'
     )
-
-
-def version() -> str:
-    """That of the package qonnx."""
-    return importlib.metadata.version('qonnx')

@@ -13,47 +13,24 @@ from mmauxq.text import percent, table
 PAGE = """\
 # Export report
 
-MMAuxQ {mmauxq_version}, torch {runtime[torch]}, onnx {runtime[onnx]}, \
-onnxruntime {runtime[onnxruntime]}{qonnx}; {runtime[cpu]} ({features}).
+MMAuxQ {mmauxq_version}, torch {runtime[torch]}, {versions}; {runtime[cpu]} \
+({features}).
 
 ## Agreement with the PyTorch network
 
-On {agreement[model.onnx][images]} images, {origin}. `slim.pth` and \
-`packed.safetensors` were loaded again and ran on all of them: they give the \
-logits of the PyTorch network to the bit. `model.onnx` ran in {engine} on all \
-of them, too:
+On {images} images, {origin}. `slim.pth` and `packed.safetensors` were loaded \
+again and ran on all of them: they give the logits of the PyTorch network to \
+the bit. `{model}` ran in {engine} on all of them, too:
 
-|  | measured |
-| --- | ---: |
-| top-1 of PyTorch | {top1[torch]} |
-| top-1 of `slim.pth` | {top1[slim.pth]} |
-| top-1 of `packed.safetensors` | {top1[packed.safetensors]} |
-| top-1 of `model.onnx` | {top1[model.onnx]} |
-| images with the same class | {agreement[model.onnx][same_class]} |
-| largest difference of logits \
-| {agreement[model.onnx][max_difference]:.1e} \
-(largest logit {agreement[model.onnx][largest_logit]:.1f}) |
-{codes}{norms}
+{agreement}
+{compared}
 
 ## Bytes
 
-|  | bytes |
-| --- | ---: |
-| float network | {sizes[float]:,} |
-| network at the bits of each weight | {sizes[sum_of_bits]:,} |
-| `packed.safetensors` | {sizes[packed.safetensors]:,} |
-| `model.onnx` | {sizes[model.onnx]:,} |
-| `slim.pth` | {sizes[slim.pth]:,} |
+{bytes}
+## {model}
 
-## model.onnx
-
-Opset {onnx[opset]} ({onnx[opset_reason]}), weights as {types} (`{option}`), \
-residual sums `{onnx[residual]}`. {onnx[batch_norms_folded]} batch norms \
-folded, {kept}.
-
-Operators that {runs}: {operators}.
-
-{kernels}{notes}
+{form}
 
 ## Cost
 
@@ -61,22 +38,30 @@ Operators that {runs}: {operators}.
 {bit_operations:,} bit-operations for one image of (C, H, W) = {shape}.\
 {training}
 
-{table}"""
-CODES = """\
-| activation codes compared | {codes:,} |
-| differ at a rounding tie | {ties} |
-| differ by a rounded bias | {rounded} |
-| differ otherwise | {unexplained} |
-| images in which one differs | {images_touched} |
+{layers}"""
+FORM = """\
+Opset {opset} ({opset_reason}), weights as {types} (`{option}`), residual \
+sums `{residual}`. {batch_norms_folded} batch norms folded, {kept}.
 
-Each layer is compared from the same codes before it."""
-RESIDUAL = """
-Residual sums in 8 bits are another network than the one that was trained: \
-its codes are not compared, its accuracy is measured."""
+Operators that {runs}: {operators}.
+
+{kernels}{notes}"""
+LAYERS = 'Each layer is compared from the same codes before it.'
+RESIDUAL = (
+    'Residual sums in 8 bits are another network than the one that was '
+    'trained: its codes are not compared, its accuracy is measured.'
+)
 HEAD = (
     'layer', 'W', 'A', 'weight range', 'levels', 'input range', 'levels',
     'multiply-adds', 'bit-operations', 'runs as',
 )  # fmt: skip
+CODES = {
+    'activation codes compared': '{codes:,}',
+    'differ at a rounding tie': '{ties}',
+    'differ by a rounded bias': '{rounded}',
+    'differ otherwise': '{unexplained}',
+    'images in which one differs': '{images_touched}',
+}
 NORMS = (
     '\n\nBatch norms were re-estimated from {} batches: top-1 {} before, {} '
     'after.'
@@ -137,45 +122,97 @@ def _range(quantizer: Quantizer) -> list[float]:
     return [float(lowest.min()), float(highest.max())]
 
 
+def as_page(
+    report: dict[str, Any],
+    model: str,
+    codes: dict[str, str],
+    norms: dict[str, str] | None = None,
+    **words: str,
+) -> str:
+    """``report.json`` as a page.
+
+    Args:
+        report: Of an export.
+        model: The file of its form.
+        codes: Name -> what was counted of codes, in the table of agreement.
+        norms: Rows of that table for batch norms.
+        words: What else :data:`PAGE` holds of the form.
+    """
+    seen, sizes = report['agreement'][model], report['sizes']
+    rows = {'top-1 of PyTorch': percent(seen['top1_torch'])}
+    for name, one in report['agreement'].items():
+        rows[f'top-1 of `{name}`'] = percent(one['top1'])
+    rows |= norms or {}
+    rows['images with the same class'] = seen['same_class']
+    rows['largest difference of logits'] = (
+        f'{seen["max_difference"]:.1e} '
+        f'(largest logit {seen["largest_logit"]:.1f})'
+    )
+    rows |= {name: text.format(**seen) for name, text in codes.items()}
+    names = ('packed.safetensors', model, 'slim.pth')
+    size_rows = {
+        'float network': sizes['float'],
+        'network at the bits of each weight': sizes['sum_of_bits'],
+        **{f'`{name}`': sizes[name] for name in names},
+    }
+    shown = ((name, f'{size:,}') for name, size in size_rows.items())
+    words |= dict(
+        model=model,
+        features=', '.join(report['runtime']['cpu_features']),
+        images=str(seen['images']),
+        origin=('generated', 'of the validation set')[report['real_images']],
+        agreement=table(('', 'measured'), rows.items(), 'lr'),
+        bytes=table(('', 'bytes'), shown, 'lr'),
+        shape=str(tuple(report['image_shape'])),
+        training=training_cost(report['guidance']),
+        layers=table(HEAD, map(layer_row, report['layers']), 'lrrrrrrrrl'),
+    )
+    return PAGE.format(**report | words)
+
+
+def in_form(form: dict[str, Any]) -> dict[str, str]:
+    """Types of weights, and operators of a file, in words."""
+    operators = sorted(form['operators'].items())
+    return dict(
+        types=', '.join(sorted(set(form['containers'].values()))),
+        operators=', '.join(f'{count} {name}' for name, count in operators),
+    )
+
+
 def as_markdown(report: dict[str, Any]) -> str:
-    """``report.json`` as a page."""
-    onnx, agreement = report['onnx'], report['agreement']['model.onnx']
-    kept = len(onnx['batch_norms_kept'])
-    codes = CODES if onnx['residual'] == 'float' else RESIDUAL
-    norms = ''
+    """``report.json`` of an export to ONNX as a page."""
+    onnx, runtime = report['onnx'], report['runtime']
+    kept, is_qonnx = len(onnx['batch_norms_kept']), onnx['weights'] == 'qonnx'
+    codes, compared = {}, RESIDUAL
+    if onnx['residual'] == 'float':
+        codes, compared = CODES, LAYERS
     if 'batch_norm' in report:
         norm = report['batch_norm']
         before, after = norm['top1_before'], norm['top1_after']
-        norms = NORMS.format(norm['batches'], percent(before), percent(after))
-    top1 = {name: one['top1'] for name, one in report['agreement'].items()}
-    top1['torch'] = agreement['top1_torch']
-    option, runs = f'--weights {onnx["weights"]}', 'the runtime runs'
-    qonnx, engine = '', 'ONNX Runtime'
-    if onnx['weights'] == 'qonnx':
-        option, runs = '--format qonnx', 'the file has'
-        qonnx = f', qonnx {report["runtime"]["qonnx"]}'
-        engine = 'the executor of the package qonnx'
-    origins = 'generated', 'of the validation set'
-    operators = sorted(onnx['operators'].items())
-    return PAGE.format(
-        **report,
-        features=', '.join(report['runtime']['cpu_features']),
-        origin=origins[report['real_images']],
-        top1={name: percent(value) for name, value in top1.items()},
-        codes=codes.format(**agreement),
-        norms=norms,
-        types=', '.join(sorted(set(onnx['containers'].values()))),
-        kept=f'{kept} kept{KEPT if kept and not qonnx else ""}',
-        operators=', '.join(f'{count} {name}' for name, count in operators),
+        numbers = norm['batches'], percent(before), percent(after)
+        compared += NORMS.format(*numbers)
+    versions = f'onnx {runtime["onnx"]}, onnxruntime {runtime["onnxruntime"]}'
+    engine, runs = 'ONNX Runtime', 'the runtime runs'
+    option = f'--weights {onnx["weights"]}'
+    if is_qonnx:
+        versions += f', qonnx {runtime["qonnx"]}'
+        engine, runs = 'the executor of the package qonnx', 'the file has'
+        option = '--format qonnx'
+    words = in_form(onnx) | dict(
+        kept=f'{kept} kept{KEPT if kept and not is_qonnx else ""}',
         kernels=FLOAT.get(onnx['weights']) or _kernels(onnx),
+        notes=''.join(f'\n\nNote: {note}' for note in onnx['notes']),
         option=option,
         runs=runs,
-        qonnx=qonnx,
+    )
+    return as_page(
+        report,
+        'model.onnx',
+        codes,
+        versions=versions,
         engine=engine,
-        notes=''.join(f'\n\nNote: {note}' for note in onnx['notes']),
-        shape=tuple(report['image_shape']),
-        training=training_cost(report['guidance']),
-        table=table(HEAD, map(layer_row, report['layers']), 'lrrrrrrrrl'),
+        compared=compared,
+        form=FORM.format(**onnx | words),
     )
 
 

@@ -1,10 +1,10 @@
 """From PyTorch to a .tflite file whose quantized weights are integers."""
 
 import copy
-import importlib.metadata
 import tempfile
 import warnings
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -279,8 +279,3 @@ def _convert(module: nn.Module, inputs: tuple[Tensor, ...]) -> bytes:
         ) from error
     finally:
         progress.config.show_progress = shown
-
-
-def version(package: str) -> str:
-    """Of an installed package."""
-    return importlib.metadata.version(package)

@@ -1,6 +1,7 @@
 """One folder with model.tflite and what else ships, checked against F."""
 
 import os
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from ..onnx.report import layer_table
 from ..onnx.runtime import cpu_features, cpu_name
 from ..onnx.verify import Agreement, Batches
 from ..packed import weight_operands
-from .convert import PACKAGES, Converted, to_tflite, version
+from .convert import PACKAGES, Converted, to_tflite
 from .flatbuffer import LIMIT, operators, stored_weights
 from .report import as_markdown
 from .session import Session
@@ -43,24 +44,9 @@ def export(
     batch_norm: int = 0,
     say: Say = print,
 ) -> dict[str, Any]:
-    """Write slim.pth, packed.safetensors, model.tflite and the report.
-
-    Args:
-        network: Of :func:`mmauxq.deploy.network.load_network`.
-        checkpoint: The file that it came from.
-        out: Folder, also one that holds other files. Files of an earlier
-            export are replaced when all are written and checked.
-        images: Validation images to compare on; 0 for a few generated ones.
-        batch_norm: Training batches to re-estimate batch norms from first.
-        say: Takes a line for each step.
-
-    Returns:
-        The report.
-
-    Raises:
-        UsageError: If something cannot be exported in this form.
-        TrainingError: If the disk is full.
-    """
+    """Write slim.pth, packed.safetensors, model.tflite and the report, which
+    is returned; the arguments and errors are those of
+    :func:`mmauxq.deploy.onnx.export.export`."""
     need('litert_torch', 'ai_edge_litert')
     out = check_folder(out, FILES)
     architecture = network.architecture

@@ -1,6 +1,7 @@
 """A .tflite file in the interpreter of LiteRT."""
 
 from collections.abc import Sequence
+from importlib.metadata import version
 
 import numpy as np
 
@@ -8,7 +9,6 @@ from mmauxq.errors import UsageError, one_line
 from mmauxq.optional import need
 
 from ..onnx.trace import INPUT
-from .convert import version
 
 
 class Session:

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from mmengine import dist
 from mmengine.hooks import CheckpointHook, Hook
-from mmengine.logging import print_log
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmauxq.errors import UsageError, check_integer
+from mmauxq.log import log
 from mmauxq.registry import HOOKS
 
 from ..running import bare_model, seed_step
@@ -119,6 +119,4 @@ class BatchNormHook(Hook):
             for data in itertools.islice(loader, self.batches)
         )
         count = reestimate_batch_norm(model.architecture, images)
-        print_log(
-            f'BatchNormHook: statistics of {count} batches', logger='current'
-        )
+        log(f'BatchNormHook: statistics of {count} batches')

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from mmengine.dist import all_gather_object, get_world_size
 from mmengine.hooks import Hook
-from mmengine.logging import print_log
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from mmauxq.errors import TrainingError, check_integer, unknown_name
+from mmauxq.errors import TrainingError, check_choice, check_integer
 from mmauxq.forward_hooks import forward_hooks
+from mmauxq.log import warn
 from mmauxq.registry import HOOKS
 
 from ..running import bare_model, tensors_in
@@ -77,10 +77,7 @@ class FiniteNumbersHook(Hook):
     priority = 'HIGHEST'
 
     def __init__(self, on_bad: str = 'stop', most: int = 10) -> None:
-        if on_bad not in ('stop', 'skip'):
-            raise unknown_name(
-                'FiniteNumbersHook: on_bad', on_bad, ('stop', 'skip')
-            )
+        check_choice('FiniteNumbersHook: on_bad', on_bad, ('stop', 'skip'))
         check_integer('FiniteNumbersHook: most', most, 1)
         self.skips, self.most = on_bad == 'skip', most
         self.in_a_row = 0
@@ -106,9 +103,7 @@ class FiniteNumbersHook(Hook):
         if self.skips:
             self._buffers = [b.clone() for b in self._model.buffers()]
             return
-        images = (
-            data_batch.get('inputs') if isinstance(data_batch, dict) else None
-        )
+        images = _inputs(data_batch)
         if self._found and isinstance(images, Tensor) and images.is_cuda:
             if images.is_floating_point():
                 self._asked['the input'] = 1 / images.isfinite().all()
@@ -193,14 +188,11 @@ class FiniteNumbersHook(Hook):
         if not self._skipped_this:
             self.in_a_row = 0
 
-    def after_train_epoch(self, runner: Any) -> None:
+    def after_train_epoch(self, runner: Any, **more: Any) -> None:
+        """Look at all steps, before anything else is done."""
         self._check_steps()
 
-    def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:
-        self._check_steps()
-
-    def before_val(self, runner: Any) -> None:
-        self._check_steps()
+    before_save_checkpoint = before_val = after_train_epoch
 
     def _check_steps(self, left: int = 0) -> None:
         """Look at all steps but the last ``left``."""
@@ -250,11 +242,9 @@ class FiniteNumbersHook(Hook):
         with torch.no_grad():
             for buffer, value in buffers:
                 buffer.copy_(value)
-        print_log(
+        warn(
             f'step {number} is skipped, {place} is not finite; {count} '
-            'skipped so far',
-            logger='current',
-            level=30,
+            'skipped so far'
         )
 
     def _stop(self, number: int, place: str) -> None:
@@ -318,9 +308,13 @@ def is_finite(value: Any) -> bool:
     return all(bool(torch.stack(each).all()) for each in answers.values())
 
 
+def _inputs(batch: Any) -> Any:
+    return batch.get('inputs') if isinstance(batch, dict) else None
+
+
 def bad_sample(batch: Any) -> int | None:
     """Index of the first input of a batch that is not finite."""
-    inputs = batch.get('inputs') if isinstance(batch, dict) else None
+    inputs = _inputs(batch)
     if inputs is None or is_finite(inputs):
         return None
     return next(i for i, sample in enumerate(inputs) if not is_finite(sample))
@@ -387,6 +381,5 @@ def _bad_start(model: nn.Module, batch: Any) -> str | None:
         if not is_finite(parameter):
             return f'parameter {name}'
     sample = bad_sample(batch)
-    return (
-        None if sample is None else f'the input, sample {sample} of the batch'
-    )
+    known = sample is not None
+    return f'the input, sample {sample} of the batch' if known else None

@@ -3,7 +3,7 @@ from typing import Any
 
 from mmengine.hooks import Hook
 
-from mmauxq.errors import UsageError, unknown_name
+from mmauxq.errors import UsageError, check_choice
 from mmauxq.registry import HOOKS
 
 from ..running import bare_model
@@ -55,8 +55,7 @@ class GuidanceWeightHook(Hook):
                 'GuidanceWeightHook: expected 0 <= begin < end <= 1, got '
                 f'begin={begin}, end={end}'
             )
-        if shape not in list(SHAPES):
-            raise unknown_name('GuidanceWeightHook: shape', shape, SHAPES)
+        check_choice('GuidanceWeightHook: shape', shape, SHAPES)
         self.end_weight, self.begin, self.end = end_weight, begin, end
         self.shape, self.index = SHAPES[shape], index
 

@@ -2,10 +2,10 @@ from contextlib import ExitStack
 from typing import Any
 
 from mmengine.hooks import Hook
-from mmengine.logging import print_log
 from torch import Tensor
 
 from mmauxq.forward_hooks import forward_hooks
+from mmauxq.log import warn
 from mmauxq.quantizers import (
     keep_positive,
     learned_scales,
@@ -62,11 +62,9 @@ class QuantizerWatchHook(Hook):
         dead = [name for name, alive in self._alive.items() if not alive]
         runner.message_hub.update_info(DEAD, dead)
         if dead:
-            print_log(
+            warn(
                 f'{len(dead)} of {len(self._alive)} quantizers are dead, '
                 f'they give one value only: {", ".join(dead[:10])}'
                 + ', ...'
-                * bool(dead[10:]),
-                logger='current',
-                level=30,
+                * bool(dead[10:])
             )

@@ -4,10 +4,10 @@ from typing import Any
 import torch
 from mmengine import dist
 from mmengine.hooks import Hook
-from mmengine.logging import print_log
 
 from mmauxq.errors import UsageError
 from mmauxq.guidance import KnowledgeDistillation
+from mmauxq.log import log
 from mmauxq.registry import HOOKS
 
 from ..running import bare_model
@@ -85,4 +85,4 @@ class TeacherCheckHook(Hook):
 
 
 def _log(text: str) -> None:
-    print_log(f'KnowledgeDistillation: the teacher, {text}', logger='current')
+    log(f'KnowledgeDistillation: the teacher, {text}')

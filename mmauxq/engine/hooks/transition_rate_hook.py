@@ -2,11 +2,11 @@ from typing import Any
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from mmauxq.errors import UsageError, check_integer
 from mmauxq.layers import QuantLayer, QuantMultiheadAttention
+from mmauxq.log import log
 from mmauxq.quantizers import FLOAT_BITS, LearnedStepQuantizer, Quantizer
 from mmauxq.quantizers.functional import MIN_SCALE
 from mmauxq.registry import HOOKS
@@ -56,10 +56,9 @@ def weights_with_codes(model: nn.Module, asks: str) -> Weights:
             'trained, got none; remove the hook or set model.quantizers'
         )
     if others:
-        print_log(
+        log(
             f'{asks}: left out are {len(others)} layers with a forward of '
-            f'their own: {", ".join(others)}',
-            logger='current',
+            f'their own: {", ".join(others)}'
         )
     return found
 
@@ -144,10 +143,9 @@ class TransitionRateHook(Hook):
         counts = self._compare(runner).tolist()
         parts = [n / size for n, size in zip(counts, self.sizes, strict=True)]
         most, name = max(zip(parts, self.weights, strict=True))
-        print_log(
+        log(
             f'{sum(counts) / sum(self.sizes):.2%} of the weights have another '
-            f'code than an epoch ago, most in {name} ({most:.2%})',
-            logger='current',
+            f'code than an epoch ago, most in {name} ({most:.2%})'
         )
 
     def _compare(self, runner: Any) -> Tensor:

@@ -4,7 +4,7 @@ from typing import Any
 import torch
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 
-from mmauxq.errors import UsageError, unknown_name
+from mmauxq.errors import UsageError, check_choice
 from mmauxq.registry import OPTIM_WRAPPERS
 
 
@@ -31,10 +31,8 @@ class CPUAmpOptimWrapper(AmpOptimWrapper):
         dtype: str = 'bfloat16',
         **kwargs: Any,
     ) -> None:
-        if dtype not in ('bfloat16', 'float16'):
-            raise unknown_name(
-                'CPUAmpOptimWrapper: dtype', dtype, ('bfloat16', 'float16')
-            )
+        known = ('bfloat16', 'float16')
+        check_choice('CPUAmpOptimWrapper: dtype', dtype, known)
         OptimWrapper.__init__(self, **kwargs)
         self._scale_update_param = None
         if loss_scale == 'dynamic':

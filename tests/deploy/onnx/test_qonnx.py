@@ -17,8 +17,8 @@ from mmauxq.deploy.folder import FILES
 from mmauxq.deploy.network import load_network
 from mmauxq.deploy.onnx import export as export_module
 from mmauxq.deploy.onnx.audit import audit_onnx
+from mmauxq.deploy.onnx.graph import add_metadata
 from mmauxq.deploy.onnx.lower_qonnx import quant_range
-from mmauxq.deploy.onnx.metadata import add_metadata
 from mmauxq.deploy.onnx.onnx_model import to_onnx
 from mmauxq.deploy.onnx.qonnx_executor import DOMAIN
 from mmauxq.deploy.onnx.trace import trace

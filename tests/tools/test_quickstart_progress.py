@@ -4,8 +4,8 @@ import io
 
 import pytest
 
-from mmauxq.cli import progress as module
-from mmauxq.cli.progress import Progress
+from tools import quickstart_progress as module
+from tools.quickstart_progress import Progress
 
 
 class Terminal(io.StringIO):

@@ -88,7 +88,7 @@ def rows(settings: dict[str, str], reference: str, what: str) -> str:
     for effect in effects([LOGS / name for name in settings]):
         first = effect.setting != last
         last = effect.setting
-        difference = str(effect.difference).replace('+-', '±')
+        difference = str(effect.difference)
         lines.append(
             [
                 settings[effect.setting] if first else '',

@@ -301,7 +301,7 @@ def results(seeds: list[int], trials: dict[str, list], network) -> list[dict]:
 
 def table(rows: list[dict], args: argparse.Namespace) -> str:
     """The results as text; also written to ``results.jsonl``."""
-    from mmauxq.compare.statistics import spread
+    from mmauxq.compare.statistics import spread, with_interval
 
     (args.out / 'results.jsonl').write_text(
         ''.join(json.dumps(row) + '\n' for row in rows)
@@ -324,18 +324,16 @@ def table(rows: list[dict], args: argparse.Namespace) -> str:
     interval = ', paired by seed, and their 95% interval' if count > 1 else ''
     lines += ['', f'Differences{interval}:']
     for row in rows[1:]:
-        width = row.get('interval')
-        lines.append(
-            f'{row["network"]} - {row["minus"]}: {row["difference"]:+.2f}'
-            + ('' if width is None else f' ± {width:.2f}')
-        )
+        width = row.get('interval', float('inf'))
+        change = with_interval(row['difference'], width)
+        lines.append(f'{row["network"]} - {row["minus"]}: {change}')
         lines.append(f'    {in_words(row["difference"], width, count)}')
     return '\n'.join(lines)
 
 
-def in_words(mean: float, width: float | None, count: int) -> str:
+def in_words(mean: float, width: float, count: int) -> str:
     """What a paired difference says."""
-    if width is None:
+    if width == float('inf'):
         return 'one seed says nothing'
     if abs(mean) <= width:
         return f'no difference seen: within the spread of {count} seeds'

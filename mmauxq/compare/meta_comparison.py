@@ -16,6 +16,7 @@ from .statistics import (
     clustered_interval,
     paired_difference,
     spread,
+    with_interval,
 )
 
 
@@ -200,8 +201,7 @@ def _overall_table(overall: Sequence[Overall]) -> str:
     rows = []
     for arm in overall:
         pairs = arm.pairs
-        mean, half_width = clustered_interval(pairs)
-        clustered = f'{mean:+.2f} +- {half_width:.2f}'
+        clustered = with_interval(*clustered_interval(pairs))
         count = sum(map(len, pairs))
         rows.append([arm.name, len(pairs), arm.difference, count, clustered,
                      _step(arm)])  # fmt: skip

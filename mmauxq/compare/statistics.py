@@ -33,8 +33,16 @@ class PairedDifference:
     pairs: int
 
     def __str__(self) -> str:
-        width = f' +- {self.half_width:.2f}' if self.pairs > 1 else ''
-        return f'{self.mean:+.2f}{width}, {self.wins} of {self.pairs} above'
+        shown = with_interval(self.mean, self.half_width)
+        return f'{shown}, {self.wins} of {self.pairs} above'
+
+
+def with_interval(mean: float, half_width: float) -> str:
+    """A mean difference and the ends of its interval, if it has one, such as
+    ``+0.22 [+0.08, +0.36]``."""
+    if half_width == float('inf'):
+        return f'{mean:+.2f}'
+    return f'{mean:+.2f} [{mean - half_width:+.2f}, {mean + half_width:+.2f}]'
 
 
 def spread(values: Sequence[float]) -> str:

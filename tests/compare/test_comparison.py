@@ -201,7 +201,7 @@ def test_the_table(tmp_path):
     low, high = stats.ttest_rel(
         [91, 93, 92.5], [90, 91, 92]
     ).confidence_interval()
-    expected = f'+1.17 +- {(high - low) / 2:.2f}, 3 of 3 above'
+    expected = f'+1.17 [{low:+.2f}, {high:+.2f}], 3 of 3 above'
     assert (
         f'| aux | 3 | 92.17 ± 1.04 | 93.17 ± 1.04 | {expected} | 20.0 ms | '
         '+8.0%, +12.5% | 3 MiB |'

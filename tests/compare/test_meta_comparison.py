@@ -56,7 +56,8 @@ def test_each_arm_beside_the_reference_of_its_folder(folders):
     assert (second.setting, second.difference.mean) == ('scratch', 1.5)
     text = table([first, second]).splitlines()
     assert text[2] == (
-        '| float | 91.00 ± 1.41 | aux | +0.75 +- 3.18, 2 of 2 above | 1.50 |'
+        '| float | 91.00 ± 1.41 | aux | +0.75 [-2.43, +3.93], 2 of 2 above '
+        '| 1.50 |'
     )
     assert text[3] == '| scratch | 60.00 | aux | +1.50, 1 of 1 above | 1.00 |'
 
@@ -75,13 +76,15 @@ def test_arms_of_several_settings_together(folders):
     assert together(found[:1]) == []
     # all pairs: 1.0, 0.5 and 1.5, what is left of clusters -0.5 and 0.5
     error = (2 * (0.25 + 0.25)) ** 0.5 / 3
-    clustered = f'+1.00 +- {12.706 * error:.2f}'
+    width = 12.706 * error
+    clustered = f'+1.00 [{1 - width:+.2f}, {1 + width:+.2f}]'
     assert table(found, [aux]).splitlines()[4:] == [
         '',
         '| arm | settings | mean of settings, 95% interval, wins | pairs | '
         'mean of pairs, 95% interval clustered by setting | step |',
         '| --- | --- | --- | --- | --- | --- |',
-        f'| aux | 2 | +1.12 +- 4.76, 2 of 2 above | 3 | {clustered} | 1.25 |',
+        '| aux | 2 | +1.12 [-3.64, +5.89], 2 of 2 above | 3 '
+        f'| {clustered} | 1.25 |',
         '',
         'Comparisons: 3. One interval in twenty excludes 0 by chance.',
     ]

@@ -29,7 +29,7 @@ def test_against_the_formula(pairs):
 
 def test_equal_differences():
     assert str(paired_difference([2, 3], [1, 2])) == (
-        '+1.00 +- 0.00, 2 of 2 above'
+        '+1.00 [+1.00, +1.00], 2 of 2 above'
     )
 
 
@@ -41,7 +41,7 @@ def test_one_pair_has_no_interval():
 
 def test_text():
     assert str(paired_difference([2, 4], [1, 1])) == (
-        '+2.00 +- 12.71, 2 of 2 above'
+        '+2.00 [-10.71, +14.71], 2 of 2 above'
     )
 
 

@@ -7,7 +7,11 @@ import sys
 
 import pytest
 
-from mmauxq.compare.statistics import paired_difference, spread
+from mmauxq.compare.statistics import (
+    paired_difference,
+    spread,
+    with_interval,
+)
 from tests.conftest import ROOT, process_environment
 
 TOOL = ROOT / 'tools/quickstart.py'
@@ -52,7 +56,7 @@ def test_the_smallest_setting(tmp_path):
             change = paired_difference(row['top1'], before['top1'])
             assert (
                 f'{row["network"]} - {before["network"]}: '
-                f'{change.mean:+.2f} ± {change.half_width:.2f}\n'
+                f'{with_interval(change.mean, change.half_width)}\n'
             ) in done.stdout
     assert rows[0]['bytes'] > 2 * rows[1]['bytes']
     assert rows[1]['bytes'] == rows[2]['bytes']
@@ -105,7 +109,7 @@ def test_bad_input_is_one_line(tmp_path, words, message):
 @pytest.mark.parametrize(
     'mean, width, words',
     [
-        (1.0, None, 'one seed says nothing'),
+        (1.0, float('inf'), 'one seed says nothing'),
         (1.0, 1.5, 'no difference seen: within the spread of 3 seeds'),
         (-1.0, 1.5, 'no difference seen: within the spread of 3 seeds'),
         (1.0, 0.5, 'better: 0 is outside of the interval'),

@@ -28,7 +28,7 @@ SHORTER = {
     # one seed has no spread
     r'--seeds 0 1 2$': '--seeds 0',
     r'randperm\(1500\)': 'randperm(100)',
-    r' (±|\+-) [\d.]+': '',
+    r' ± [\d.]+| \[[^]]*\](?=, \d+ of)': '',
 }
 """What a page says -> what a test of it says: the same in less time."""
 FIRST = (

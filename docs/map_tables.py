@@ -88,13 +88,12 @@ def rows(settings: dict[str, str], reference: str, what: str) -> str:
     for effect in effects([LOGS / name for name in settings]):
         first = effect.setting != last
         last = effect.setting
-        difference = str(effect.difference)
         lines.append(
             [
                 settings[effect.setting] if first else '',
                 spread(effect.reference) if first else '',
                 arm(effect),
-                difference.removesuffix(' above'),
+                str(effect.difference).removesuffix(' above'),
                 f'`{effect.setting}`' if first else '',
             ]
         )

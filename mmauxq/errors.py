@@ -40,8 +40,9 @@ def check_choice(place: str, value: Any, known: Iterable[str]) -> None:
     Raises:
         UsageError: If it is not.
     """
-    if value not in list(known):
-        raise unknown_name(place, value, known)
+    names = list(known)
+    if value not in names:
+        raise unknown_name(place, value, names)
 
 
 def shorten(value: Any, width: int = 120) -> str:

@@ -25,9 +25,12 @@ def is_arm(name: Any) -> bool:
 
 
 def commit() -> str | None:
-    """The commit of this package, if it is in a clone."""
+    """The commit of this package, if it is in a clone and git is there."""
     words = ['git', '-C', str(Path(__file__).parent), 'rev-parse', 'HEAD']
-    git = subprocess.run(words, capture_output=True, text=True)
+    try:
+        git = subprocess.run(words, capture_output=True, text=True)
+    except OSError:
+        return None
     return git.stdout.strip() or None
 
 

@@ -1,6 +1,7 @@
 """One training run of a comparison, and what is measured of it.
 
-Started as ``python -m mmauxq.compare.training_run FOLDER SEED [CHECKPOINT]``.
+Started as ``python -m mmauxq.compare.training_run FOLDER SEED METRIC
+[CHECKPOINT]``.
 """
 
 import copy

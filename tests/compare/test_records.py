@@ -135,3 +135,10 @@ def test_the_compared_metric_must_be_one():
         records.check_metric('b', dict(a=1.0, b=200.0))
     with pytest.raises(UsageError, match='there is none'):
         records.check_metric('b', {})
+
+
+def test_the_commit_of_a_clone_and_none_without_git(monkeypatch, tmp_path):
+    commit = records.commit()
+    assert commit is None or len(commit) == 40
+    monkeypatch.setenv('PATH', str(tmp_path))
+    assert records.commit() is None

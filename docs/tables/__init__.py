@@ -1,0 +1,1 @@
+"""The tables of the pages that are made from the records in ``docs/logs``."""

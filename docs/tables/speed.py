@@ -1,0 +1,404 @@
+"""Tables of speed.md: rows that ``python -m benchmarks`` wrote on GPUs."""
+
+from functools import partial
+
+from mmauxq.text import table
+
+from .records import number, ratio, rows, with_range
+
+RUNNER = 'default_step_h200.jsonl'
+STEPS = 'benchmark_h200.jsonl'
+PEER = 'mmpretrain/plain'
+NETWORKS = {
+    'r18': 'ResNet-18',
+    'r20': 'ResNet-20',
+    'r34': 'ResNet-34',
+    'r50': 'ResNet-50',
+    'mbv2': 'MobileNetV2',
+    'deits': 'DeiT-S',
+}
+"""Name of the benchmark -> what it is."""
+ARMS = {
+    PEER: "MMPretrain's, float",
+    'float/plain': 'at 32 bits',
+    'float/compiled-fused': 'at 32 bits, `--compile`, fused optimizer',
+    'w4a4/plain': 'W4A4',
+    'w4a4/graphed': 'W4A4, `--cuda-graph`',
+    'aux/plain': 'W4A4 with the module',
+    'aux/eager': 'W4A4 with the module, `--eager`',
+}
+"""WHAT/FORM of an iteration of the runner -> what it is."""
+AIMS = {'w4a4/plain': 0.45, 'aux/plain': 0.55}
+"""WHAT/FORM -> the most that it may take, of the float iteration."""
+
+
+# --- an iteration of tools/train.py ------------------------------------------
+
+
+def runner(network: str) -> dict[str, dict[str, dict]]:
+    """Host -> WHAT/FORM -> the last row of it, of one network."""
+    hosts: dict[str, dict[str, dict]] = {}
+    for row in rows(RUNNER):
+        if row['arm'].startswith(f'runner/{network}/'):
+            arms = hosts.setdefault(row.get('host', 'not named'), {})
+            arms[f'{row["what"]}/{row["form"]}'] = row
+    return hosts
+
+
+def in_order(hosts: dict[str, dict[str, dict]]) -> list[str]:
+    """All WHAT/FORM, the known ones first."""
+    found = dict.fromkeys(arm for arms in hosts.values() for arm in arms)
+    known = list(ARMS)
+    return sorted(
+        found, key=lambda arm: known.index(arm) if arm in known else len(known)
+    )
+
+
+def name_of(arm: str) -> str:
+    """What WHAT/FORM is, for people."""
+    return ARMS.get(arm, f'`{arm}`')
+
+
+def card(network: str) -> str:
+    """Each recipe, as a part of the float iteration on the same host."""
+    hosts = {h: arms for h, arms in runner(network).items() if PEER in arms}
+    recipes = [arm for arm in in_order(hosts) if arm.endswith('/plain')]
+    recipes = [arm for arm in recipes if arm != PEER]
+    parts = {
+        host: [
+            arms[arm]['ms'] / arms[PEER]['ms'] if arm in arms else None
+            for arm in recipes
+        ]
+        for host, arms in hosts.items()
+    }
+    lines = [[host, *(ratio(x, 1) for x in xs)] for host, xs in parts.items()]
+    if network == 'r18':
+        aims = [AIMS.get(arm) for arm in recipes]
+        lines.append(['aim', *(ratio(aim, 1) for aim in aims)])
+        met = ['hosts that meet the aim']
+        for aim, column in zip(aims, zip(*parts.values(), strict=True),
+                               strict=True):  # fmt: skip
+            known = [x for x in column if x is not None]
+            good = sum(aim is not None and x <= aim for x in known)
+            met.append(f'{good} of {len(known)}' if aim else '')
+        lines.append(met)
+    return table(['host', *map(name_of, recipes)], lines)
+
+
+def iterations(network: str) -> str:
+    """Milliseconds of an iteration by host."""
+    hosts = runner(network)
+    arms = in_order(hosts)
+    lines = [
+        [
+            host,
+            str(max(row['repeats'] for row in found.values())),
+            *(with_range(found.get(arm)) for arm in arms),
+        ]
+        for host, found in hosts.items()
+    ]
+    return table(['host', 'iterations', *map(name_of, arms)], lines)
+
+
+def other_iterations() -> str:
+    """Those of all networks without a table of their own."""
+    names = dict.fromkeys(
+        row['network']
+        for row in rows(RUNNER)
+        if row['arm'].startswith('runner/')
+        and row['network'] not in ('r18', 'r20')
+    )
+    lines = []
+    for name in names:
+        hosts = runner(name)
+        for arm in in_order(hosts):
+            for host, found in hosts.items():
+                if arm in found:
+                    row = found[arm]
+                    what = NETWORKS.get(name, name)
+                    lines.append(
+                        [f'{what}, batches of {row["batch"]}', name_of(arm),
+                         host, with_range(row)]
+                    )  # fmt: skip
+    return table(['network', '', 'host', 'ms'], lines)
+
+
+# --- a training step ---------------------------------------------------------
+
+
+def steps(network: str, batch: int) -> dict[str, dict]:
+    """WHAT/FORM -> the fastest of its rows."""
+    best: dict[str, dict] = {}
+    for row in rows(STEPS):
+        if row['arm'].startswith(f'step/{network}/'):
+            name = f'{row["what"]}/{row["form"]}'
+            if row['batch'] == batch and (
+                name not in best or row['ms'] < best[name]['ms']
+            ):
+                best[name] = row
+    return best
+
+
+STEPS_OF_R50 = {
+    'float/compiled': 'float, compiled',
+    'float/eager': 'float, eager',
+    'w4a4/graphed': '**W4A4, `--cuda-graph`**',
+    'w4a4/compiled': 'W4A4, `--compile`',
+    'w4a4/eager': 'W4A4, eager',
+    'w4a4/graphed-codes': "**W4A4, `--cuda-graph`, `memory='codes'`**",
+    'w4a4/graphed-recompute': "**W4A4, `--cuda-graph`, `memory='recompute'`**",
+    'w4a4/chained': 'W4A4, its merged operations launched one by one',
+    'w4a4/codes': "W4A4, eager, `memory='codes'`",
+    'w4a4/recompute': "W4A4, eager, `memory='recompute'`",
+    'aux-quarter-amp/graphed': '**+ module of quarter width, `--cuda-graph`**',
+    'aux-quarter-amp/graphed-codes': "the same, `memory='codes'`",
+    'aux-amp/graphed': '**+ auxiliary module, `--cuda-graph`**',
+    'aux-amp/graphed-codes': "the same, `memory='codes'`",
+    'aux-amp/graphed-recompute': "the same, `memory='recompute'`",
+    'kd/graphed': '+ distillation from ResNet-50, `--cuda-graph`',
+    'kd/compiled': 'the same, `--compile`',
+}
+"""WHAT/FORM -> what it is."""
+OTHER_STEPS = {
+    ('r50', 32): {
+        'float/graph': 'float, CUDA graph of the whole step',
+        'w4a4/graphed': 'W4A4, `--cuda-graph`',
+    },
+    ('mbv2', 256): {
+        'float/compiled': 'float, compiled',
+        'w4a4/graphed': 'W4A4, `--cuda-graph`',
+    },
+    ('deits', 256): {
+        'float/compiled': 'float, compiled',
+        'float/eager': 'float, eager',
+        'w4a4/graphed': 'W4A4, `--cuda-graph`',
+    },
+}
+"""Network and batch -> WHAT/FORM -> what it is; ratios are to the first."""
+
+
+def steps_of_r50() -> str:
+    """ResNet-50 with batches of 256."""
+    found = steps('r50', 256)
+    compiled, eager = found['float/compiled'], found['float/eager']
+    lines = [
+        [
+            name,
+            number(found[arm]['ms']),
+            ratio(found[arm]['ms'], compiled['ms']),
+            ratio(found[arm]['ms'], eager['ms']),
+            number(found[arm]['peak_gib']),
+            ratio(found[arm]['peak_gib'], eager['peak_gib']),
+        ]
+        for arm, name in STEPS_OF_R50.items()
+    ]
+    head = ['', 'ms', 'of float compiled', 'of float eager', 'peak GiB',
+            'of float eager']  # fmt: skip
+    return table(head, lines)
+
+
+def other_steps() -> str:
+    """Other batches and networks."""
+    lines = []
+    for (network, batch), arms in OTHER_STEPS.items():
+        found = steps(network, batch)
+        base = found[next(iter(arms))]['ms']
+        for arm, name in arms.items():
+            row = found[arm]
+            lines.append(
+                [f'{NETWORKS[network]}, batches of {batch}', name,
+                 number(row['ms']), ratio(row['ms'], base),
+                 number(row['peak_gib'])]
+            )  # fmt: skip
+    return table(['network', '', 'ms', 'of float', 'peak GiB'], lines)
+
+
+def spread_of_runs() -> str:
+    """How much runs of one step differ."""
+    lines = []
+    for what, name in ('float/compiled', 'float, compiled'), (
+        'float/eager', 'float, eager',
+    ):  # fmt: skip
+        times = [
+            row['ms'] for row in rows(STEPS)
+            if row['arm'] == f'step/r50/{what}/256'
+        ]  # fmt: skip
+        lines.append(
+            [name, len(times), number(min(times)), number(max(times))]
+        )
+    return table(['', 'runs', 'smallest ms', 'largest ms'], lines)
+
+
+def guidance_cost() -> str:
+    """A step with each guidance, beside the plain one."""
+    found = steps('r50', 256)
+    plain = found['w4a4/graphed']['ms']
+    lines = [
+        [name, ratio(found[f'{arm}/graphed']['ms'], plain)]
+        for arm, name in (
+            ('aux-quarter-amp', 'module of quarter width'),
+            ('kd', "teacher of F's size"),
+            ('aux-amp', 'full module'),
+        )
+    ]
+    return table(['guidance', 'a step, of the plain one'], lines)
+
+
+# --- operations --------------------------------------------------------------
+
+LARGE = ([256, 256, 56, 56], 'bfloat16', 'channels last')
+OPERATIONS = {
+    'copy': 'copy',
+    'mmauxq': 'kernel',
+    'mmauxq, compiled': 'reference, compiled',
+    'torch, fixed step': 'torch, fake quantization',
+    'torch, learned step': 'torch, learnable fake quantization',
+    'mmrazor': 'mmrazor',
+    'mmauxq, reference': 'reference, eager',
+    'brevitas': 'brevitas 0.13',
+}
+"""Name in the records -> what it is."""
+
+
+def percent(value: float | None) -> str:
+    return '' if value is None else f'{value:.0%}'
+
+
+def operations() -> list[dict]:
+    return [row for row in rows(STEPS) if row['arm'] == 'ops/activations']
+
+
+def activations() -> str:
+    """The activation quantizer on one large tensor."""
+    found = {
+        row['name']: row for row in operations()
+        if (row['shape'], row['dtype'], row['layout']) == LARGE
+    }  # fmt: skip
+    lines = []
+    for name, shown in OPERATIONS.items():
+        row = found[name]
+        copy = name == 'copy'
+        if copy:
+            shown += f' ({number(row["gb_per_s"])} GB/s)'
+        learned = {True: 'yes', False: 'no'}.get(row.get('learned'), '')
+        lines.append(
+            [shown, learned, number(row['forward_ms']),
+             '100%' if copy else percent(row['forward_of_copy']),
+             number(row.get('backward_ms')),
+             percent(row.get('backward_of_copy'))]
+        )  # fmt: skip
+    head = ['', 'learned step', 'forward ms', "of a copy's bandwidth",
+            'backward ms', "of a copy's bandwidth"]  # fmt: skip
+    return table(head, lines)
+
+
+def other_tensors() -> str:
+    """The kernel on other tensors."""
+    lines = [
+        [
+            f'({", ".join(map(str, row["shape"]))})',
+            f'{row["dtype"]}, {row["layout"]}',
+            number(row['forward_ms']),
+            percent(row['forward_of_copy']),
+            percent(row['backward_of_copy']),
+        ]
+        for row in operations()
+        if row['name'] == 'mmauxq'
+        and (row['shape'], row['dtype'], row['layout']) != LARGE
+    ]
+    head = ['tensor', '', 'forward ms', "forward, of a copy's bandwidth",
+            'backward']  # fmt: skip
+    return table(head, lines)
+
+
+def targets() -> str:
+    """What was aimed at, and what is reached."""
+    kernel = next(
+        row for row in operations()
+        if row['name'] == 'mmauxq'
+        and (row['shape'], row['dtype'], row['layout']) == LARGE
+    )  # fmt: skip
+    r50, small = steps('r50', 256), steps('r50', 32)
+    mobile = steps('mbv2', 256)
+    compiled, eager = r50['float/compiled'], r50['float/eager']
+
+    def time(arm: str, base: dict = compiled) -> float:
+        return r50[arm]['ms'] / base['ms']
+
+    def memory(arm: str) -> float:
+        return r50[arm]['peak_gib'] / eager['peak_gib']
+
+    least = [
+        ('activation quantizer, forward', 0.92, kernel['forward_of_copy']),
+        ('activation quantizer, backward', 0.9, kernel['backward_of_copy']),
+    ]
+    most = [
+        ('time of W4A4', 1.1, time('w4a4/graphed')),
+        ('the same, of float eager', 0.8, time('w4a4/graphed', eager)),
+        ('time with batches of 32, both CUDA graphs', 1.0,
+         small['w4a4/graphed']['ms'] / small['float/graph']['ms']),
+        ('time of MobileNetV2 W4A4', 1.1,
+         mobile['w4a4/graphed']['ms'] / mobile['float/compiled']['ms']),
+        ('time with the module', 1.6, time('aux-amp/graphed')),
+        ('time with the module of quarter width', 1.3,
+         time('aux-quarter-amp/graphed')),
+        ("the same, of the time with a teacher of F's size", 1.0,
+         time('aux-quarter-amp/graphed', r50['kd/graphed'])),
+        ("memory of the same, of that with a teacher of F's size", 1.0,
+         r50['aux-quarter-amp/graphed']['peak_gib']
+         / r50['kd/graphed']['peak_gib']),
+        ("memory with `memory='codes'`", 0.7, memory('w4a4/graphed-codes')),
+        ("memory with `memory='recompute'`", 0.35,
+         memory('w4a4/graphed-recompute')),
+        ("memory with the module and `memory='recompute'`", 1.05,
+         memory('aux-amp/graphed-recompute')),
+        ('the same, at best', 0.65, memory('aux-amp/graphed-recompute')),
+    ]  # fmt: skip
+    lines = [
+        [what, f'at least {aim:.0%} of a copy', f'{found:.0%}',
+         'yes' if found >= aim else 'no']
+        for what, aim, found in least
+    ]  # fmt: skip
+    lines += [
+        [what, f'at most {aim:.2f}', f'{found:.2f}',
+         'yes' if found <= aim else 'no']
+        for what, aim, found in most
+    ]  # fmt: skip
+    return table(['what', 'target', 'reached', 'met'], lines)
+
+
+def chains() -> str:
+    """Networks whose batch norms can be merged."""
+    found = rows('chains_cpu.jsonl')
+    merged = [
+        sum(n for kind, n in row['kinds'].items() if kind != 'alone')
+        for row in found
+    ]
+    worst = max(row['error'] for row in found)
+    lines = [
+        ['types of backbone', len(found)],
+        ['of them with chains that can be merged', sum(map(bool, merged))],
+        ['chains in all', f'{sum(merged):,}'],
+        ['types whose losses, gradients and buffers equal those without '
+         'merging, to the bit', sum(row['equal'] for row in found)],
+        ['largest difference in the other one, MobileOne',
+         f'{worst:.1%} of the gradient of a step'],
+    ]  # fmt: skip
+    return table(['', ''], lines)
+
+
+TABLES = {
+    'recipes-of-float': partial(card, 'r18'),
+    'recipes-ms': partial(iterations, 'r18'),
+    'resnet20-of-float': partial(card, 'r20'),
+    'resnet20-ms': partial(iterations, 'r20'),
+    'other-iterations': other_iterations,
+    'steps-resnet50': steps_of_r50,
+    'steps-other': other_steps,
+    'steps-runs': spread_of_runs,
+    'steps-guidance': guidance_cost,
+    'activations': activations,
+    'activations-other': other_tensors,
+    'targets': targets,
+    'chains': chains,
+}

@@ -8,10 +8,14 @@ import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from . import map, speed
+from . import map, scaling, speed
 from .records import DOCS
 
-TABLES: dict[str, Callable[[], str]] = {**speed.TABLES, **map.TABLES}
+TABLES: dict[str, Callable[[], str]] = {
+    **speed.TABLES,
+    **scaling.TABLES,
+    **map.TABLES,
+}
 """Name -> the table."""
 BLOCK = re.compile(
     r'^( *)<!-- table: (\S+) -->\n(.*?)^ *<!-- end -->$', re.M | re.S

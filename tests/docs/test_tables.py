@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from docs.tables import __main__ as command
-from docs.tables import pages, records, speed
+from docs.tables import pages, records, scaling, speed
 from tests.conftest import ROOT
 
 PAGES = {
@@ -133,6 +133,35 @@ def test_the_fastest_row_of_a_step_counts(logs):
         [dict(step, ms=3.0), dict(step, ms=2.0), dict(step, error='no')],
     )
     assert speed.steps('r50', 256) == {'w4a4/graphed': dict(step, ms=2.0)}
+
+
+def test_the_efficiency_is_beside_one_gpu_of_the_host(logs):
+    def row(gpus, speed, host, **more):
+        return dict(
+            arm=f'scaling/r18/aux/graphed/32/{gpus}', network='r18',
+            what='aux', form='graphed', batch=32, gpus=gpus, ms=8.0,
+            images_per_s=speed, host=host, **more,
+        )  # fmt: skip
+
+    parts = dict(computing=5.0, all_reduce=0.25, sync_bn=0.0, idle=2.0)
+    logs(
+        scaling.SCALING,
+        [
+            row(1, 1000.0, 'a'),
+            row(2, 1800.0, 'a', split=parts),
+            row(2, 4000.0, 'b', split=None),
+        ],
+    )
+    name = 'ResNet-18, W4A4 with the module, `graphed`, batch 32'
+    assert scaling.several_gpus().splitlines()[2:] == [
+        f'| {name} | a | 1 | 1,000 | 1.00 | 8.00 |  |  |  |  |',
+        f'| {name} | a | 2 | 1,800 | 0.90 | 8.00 | 5.00 | 0.25 | 0 | 2.00 |',
+        f'| {name} | b | 2 | 4,000 |  | 8.00 |  |  |  |  |',
+    ]
+
+
+def test_without_rows_of_several_gpus_nothing_is_claimed(logs):
+    assert scaling.several_gpus().splitlines()[2].startswith('| not yet run |')
 
 
 @pytest.mark.parametrize(

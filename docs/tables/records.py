@@ -7,14 +7,20 @@ DOCS = Path(__file__).parents[1]
 LOGS = DOCS / 'logs'
 
 
-def rows(name: str) -> list[dict]:
-    """Those of a file in ``docs/logs``, without failed ones; none if there is
-    no such file."""
+def rows(name: str, failed: bool = False) -> list[dict]:
+    """Those of a file in ``docs/logs``; none if there is no such file.
+
+    Args:
+        name: Of the file.
+        failed: Whether also those that have an error in place of a result.
+    """
     file = LOGS / name
     if not file.exists():
         return []
     found = map(json.loads, file.read_text().splitlines())
-    return [row for row in found if not isinstance(row.get('error'), str)]
+    return [
+        row for row in found if failed or not isinstance(row.get('error'), str)
+    ]
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -8,13 +8,14 @@ import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from . import export, map, scaling, speed
+from . import experiments, export, map, scaling, speed
 from .records import DOCS
 
 TABLES: dict[str, Callable[[], str]] = {
     **speed.TABLES,
     **scaling.TABLES,
     **map.TABLES,
+    **experiments.TABLES,
     **export.TABLES,
 }
 """Name -> the table."""

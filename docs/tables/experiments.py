@@ -1,0 +1,216 @@
+"""Tables of experiments.md and results.md: what networks reach."""
+
+from functools import partial
+from statistics import median
+
+from mmauxq.compare.comparison import by_arm, collect
+from mmauxq.compare.statistics import PairedDifference, spread
+from mmauxq.text import table
+
+from .records import LOGS, number, rows
+from .runs import arms, finals, paired, with_wins, without_wins
+
+BESIDE_PLAIN = 'difference to plain, 95% interval, wins'
+RATES = {
+    'plain': 'plain',
+    'tr': "`tr`: the schedule, weights' steps stand still",
+    'trsteps': '`trsteps`: the schedule, their steps are trained',
+    'l1': '`l1`: `L1ScaledWeight` for each channel',
+    'l1tr': '`l1tr`: both',
+}
+QUICK = {'plain': 'plain W2A2', 'module': 'W2A2 with the module'}
+NARROW = {
+    'plain': 'none',
+    'aux': 'the module',
+    'kd4': 'a teacher, temperature 4',
+    'auxkd4': 'both',
+    'kd': 'a teacher, temperature 1',
+}
+STRATEGIES = {
+    'plain': 'none',
+    'dsn': 'deep supervision, weight 1',
+    'kd': 'a teacher',
+    'aux': 'the module',
+    'auxkd': 'the module and a teacher',
+    'auxself': 'the module, which teaches F',
+}
+BITS = {'floatcont': 'float, trained on', 'w8': 'W8A8', 'w4': 'W4A4'}
+"""Each: arm -> what it is."""
+
+
+def bfloat16() -> str:
+    """bfloat16 beside float32, for each recipe."""
+    found, lines = finals(LOGS / 'digits_bf16'), []
+    for arm, name in ('qat', 'plain W2A2'), ('aux', 'with the module'):
+        wide, narrow = found[arm], found[f'{arm}-bf16']
+        lines.append(
+            [
+                name,
+                spread(list(wide.values())),
+                spread(list(narrow.values())),
+                with_wins(paired(narrow, wide)),
+            ]
+        )
+    head = ['recipe', 'float32', 'bfloat16', 'difference, 95% interval, wins']
+    return table(head, lines)
+
+
+def step_rates() -> str:
+    """Learning rates of the steps, and of all."""
+    lines = []
+    for name, w2, w4 in (
+        ('1e-3', ('module', 'plain'), ('bits', 'w4')),
+        ('of the steps 0.1 of it', ('steps0.1', 'w2'), ('steps0.1', 'w4')),
+        ('of the steps 0.3 of it', ('steps0.3', 'w2'), ('steps0.3', 'w4')),
+        ('of the steps 3 times it', ('steps3', 'w2'), None),
+        ('3e-3 for all', ('lr3e-3', 'w2'), None),
+    ):
+        cells = [name]
+        for place in (w2, w4):
+            if place is None:
+                cells.append('')
+                continue
+            folder, arm = place
+            runs = finals(LOGS / f'map/fmnist_narrow_{folder}')[arm]
+            shown = spread(list(runs.values()))
+            few = f' ({len(runs)} seeds)' if len(runs) < 3 else ''
+            cells.append(shown + few)
+        lines.append(cells)
+    return table(['learning rate', 'W2A2', 'W4A4'], lines)
+
+
+def own_batch_norms() -> str:
+    """The module with batch norms of its own."""
+    folder = LOGS / 'digits_w2a2_own'
+    runs, found, lines = by_arm(collect(folder)), finals(folder), []
+    for arm, name in (
+        ('plain', 'plain'),
+        ('aux', 'the module, one pass'),
+        ('own', 'the module, a second pass'),
+    ):
+        seconds = median(run['step_seconds'] for run in runs[arm].values())
+        beside = ''
+        if arm != 'plain':
+            beside = with_wins(paired(found[arm], found['plain']))
+        final = spread(list(found[arm].values()))
+        lines.append([name, final, beside, f'{number(1e3 * seconds)} ms'])
+    return table(['', 'final top-1', BESIDE_PLAIN, 'step'], lines)
+
+
+def epochs() -> str:
+    """Top-1 of the recipes of Fashion-MNIST over their epochs."""
+    shown, lines = (1, 5, 10, 15, 20), []
+    for name in (
+        'float_r20_fmnist', 'qat_r20_w2a2_fmnist', 'aux_r20_w2a2_fmnist',
+        'qat_r20_w4a4_fmnist', 'aux_r20_w4a4_fmnist',
+    ):  # fmt: skip
+        top1 = {
+            row['step']: row['accuracy/top1']
+            for row in rows(f'{name}.json')
+            if 'accuracy/top1' in row
+        }
+        lines.append([f'`{name}`', *(f'{top1[e]:.2f}' for e in shown)])
+    head = ['recipe', f'top-1 after epoch {shown[0]}', *map(str, shown[1:])]
+    return table(head, lines)
+
+
+# --- results.md --------------------------------------------------------------
+
+
+def by_network(name: str) -> dict[str, dict[int, float]]:
+    """Network -> seed -> top-1, of a file that the quick start wrote."""
+    return {
+        row['network']: dict(zip(row['seeds'], row['top1'], strict=True))
+        for row in rows(name)
+    }
+
+
+def budgets() -> str:
+    """Plain training and the module, by start and number of epochs."""
+    lines = []
+    for start in ('float', 'scratch'):
+        for count in (20, 8):
+            found = by_network(f'digits_w2a2_{count}_epochs.jsonl')
+            plain = found[f'plain from {start}']
+            module = found[f'auxiliary from {start}']
+            lines.append(
+                [
+                    f'from {start}, {count}',
+                    spread(list(plain.values())),
+                    spread(list(module.values())),
+                    with_wins(paired(module, plain)),
+                ]
+            )
+    head = ['start, epochs', 'plain W2A2', 'W2A2 with the module',
+            'difference, wins']  # fmt: skip
+    return table(head, lines)
+
+
+def verdict(found: PairedDifference) -> str:
+    """Whether the interval of a difference holds zero, in words."""
+    if found.mean + found.half_width < 0:
+        return 'worse'
+    if found.mean - found.half_width > 0:
+        return 'better'
+    return 'no difference seen'
+
+
+def quick_start() -> str:
+    """What the quick start prints."""
+    sizes = {row['network']: row['bytes'] for row in rows('quickstart.jsonl')}
+    lines, above = [], None
+    for name, runs in by_network('quickstart.jsonl').items():
+        beside = ''
+        if above:
+            found = paired(runs, above)
+            beside = f'{without_wins(found)}: {verdict(found)}'
+        lines.append(
+            [name, spread(list(runs.values())), f'{sizes[name]:,}', beside]
+        )
+        above = runs
+    head = ['network', 'top-1 (%)', 'bytes at its bits',
+            'difference to the row above']  # fmt: skip
+    return table(head, lines)
+
+
+def digits_bytes() -> str:
+    """Of the network for digits."""
+    found = rows('digits_w2a2_20_epochs.jsonl')
+    sizes = {row['network']: f'{row["bytes"]:,}' for row in found}
+    ours = sizes['auxiliary from float']
+    lines = [
+        ['float', sizes['float']],
+        ['F at its bits, with or without the module', ours],
+    ]
+    return table(['ResNet-20 for digits', 'bytes'], lines)
+
+
+TABLES = {
+    'digits-bf16': bfloat16,
+    'digits-rates': partial(
+        arms, LOGS / 'digits_r8_rates', RATES, 'plain',
+        ('arm', 'final top-1', BESIDE_PLAIN),
+    ),
+    'digits-ten-seeds': partial(
+        arms, LOGS / 'digits_r8', QUICK, 'plain',
+        ('arm', 'final top-1, ten seeds', BESIDE_PLAIN),
+    ),
+    'step-rates': step_rates,
+    'bits-trained-on': partial(
+        arms, LOGS / 'map/fmnist_narrow_bits', BITS, 'floatcont',
+        ('network', 'top-1', 'difference to float'), False,
+    ),
+    'own-batch-norms': own_batch_norms,
+    'fmnist-narrow': partial(
+        arms, LOGS / 'fmnist_narrow_w2a2', NARROW, 'plain',
+        ('guidance', 'final top-1', 'difference to plain, wins'),
+    ),
+    'digits-strategies': partial(
+        arms, LOGS / 'digits_w2a2_strategies', STRATEGIES, 'plain',
+        ('guidance', 'final top-1', 'difference to plain, wins'),
+    ),
+    'fmnist-epochs': epochs,
+    'quick-start': quick_start,
+    'digits-budgets': budgets,
+    'digits-bytes': digits_bytes,
+}  # fmt: skip

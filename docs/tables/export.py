@@ -22,11 +22,15 @@ MOBILE = {
 """Arm -> what it is."""
 
 
+def latest_formats(network: str) -> dict[str, dict]:
+    """W/A/FORM/RUNTIME -> the last row of it, also where it was refused."""
+    found = rows(f'formats_{network}.jsonl', failed=True)
+    return {row['arm']: row for row in found}
+
+
 def formats(network: str) -> str:
     """What ``python -m benchmarks.formats`` found of a network."""
-    found = rows(f'formats_{network}.jsonl', failed=True)
-    latest = {row['arm']: row for row in found}
-    return table(HEAD, map(cells, latest.values()), ALIGN)
+    return table(HEAD, map(cells, latest_formats(network).values()), ALIGN)
 
 
 def mobile() -> str:

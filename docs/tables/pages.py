@@ -8,7 +8,15 @@ import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from . import experiments, export, map, scaling, speed
+from . import (
+    coverage,
+    experiments,
+    export,
+    map,
+    overview,
+    scaling,
+    speed,
+)
 from .records import DOCS
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -17,6 +25,8 @@ TABLES: dict[str, Callable[[], str]] = {
     **map.TABLES,
     **experiments.TABLES,
     **export.TABLES,
+    **coverage.TABLES,
+    **overview.TABLES,
 }
 """Name -> the table."""
 BLOCK = re.compile(

@@ -24,12 +24,6 @@ def test_the_table_tells_all():
     assert as_markdown(again) == text
 
 
-def test_the_table_of_the_docs_is_that_of_its_log(root):
-    log = (root / 'docs/logs/backbones.jsonl').read_text()
-    text = (root / 'docs/backbones.md').read_text()
-    assert as_markdown(from_json_lines(log)) in text
-
-
 def test_notes_add_up():
     row = Row('x.py')
     row.note('tried otherwise')

@@ -15,6 +15,7 @@ from . import (
     map,
     overview,
     scaling,
+    sensitivity,
     speed,
 )
 from .records import DOCS
@@ -26,6 +27,7 @@ TABLES: dict[str, Callable[[], str]] = {
     **experiments.TABLES,
     **export.TABLES,
     **coverage.TABLES,
+    **sensitivity.TABLES,
     **overview.TABLES,
 }
 """Name -> the table."""

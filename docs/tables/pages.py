@@ -14,6 +14,7 @@ from . import (
     export,
     map,
     overview,
+    ranks,
     scaling,
     sensitivity,
     speed,
@@ -23,6 +24,7 @@ from .records import DOCS
 TABLES: dict[str, Callable[[], str]] = {
     **speed.TABLES,
     **scaling.TABLES,
+    **ranks.TABLES,
     **map.TABLES,
     **experiments.TABLES,
     **export.TABLES,

@@ -13,6 +13,7 @@ from . import (
     experiments,
     export,
     map,
+    operations,
     overview,
     ranks,
     scaling,
@@ -23,6 +24,7 @@ from .records import DOCS
 
 TABLES: dict[str, Callable[[], str]] = {
     **speed.TABLES,
+    **operations.TABLES,
     **scaling.TABLES,
     **ranks.TABLES,
     **map.TABLES,

@@ -5,6 +5,8 @@ from pathlib import Path
 
 DOCS = Path(__file__).parents[1]
 LOGS = DOCS / 'logs'
+STEPS = 'benchmark_h200.jsonl'
+"""Rows of steps and operations."""
 
 
 def rows(name: str, failed: bool = False) -> list[dict]:

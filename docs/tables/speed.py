@@ -4,10 +4,10 @@ from functools import partial
 
 from mmauxq.text import table
 
-from .records import number, ratio, rows, with_range
+from . import operations
+from .records import STEPS, number, ratio, rows, with_range
 
 RUNNER = 'default_step_h200.jsonl'
-STEPS = 'benchmark_h200.jsonl'
 PEER = 'mmpretrain/plain'
 NETWORKS = {
     'r18': 'ResNet-18',
@@ -244,80 +244,9 @@ def guidance_cost() -> str:
     return table(['guidance', 'a step, of the plain one'], lines)
 
 
-# --- operations --------------------------------------------------------------
-
-LARGE = ([256, 256, 56, 56], 'bfloat16', 'channels last')
-OPERATIONS = {
-    'copy': 'copy',
-    'mmauxq': 'kernel',
-    'mmauxq, compiled': 'reference, compiled',
-    'torch, fixed step': 'torch, fake quantization',
-    'torch, learned step': 'torch, learnable fake quantization',
-    'mmrazor': 'mmrazor',
-    'mmauxq, reference': 'reference, eager',
-    'brevitas': 'brevitas 0.13',
-}
-"""Name in the records -> what it is."""
-
-
-def percent(value: float | None) -> str:
-    return '' if value is None else f'{value:.0%}'
-
-
-def operations() -> list[dict]:
-    return [row for row in rows(STEPS) if row['arm'] == 'ops/activations']
-
-
-def activations() -> str:
-    """The activation quantizer on one large tensor."""
-    found = {
-        row['name']: row for row in operations()
-        if (row['shape'], row['dtype'], row['layout']) == LARGE
-    }  # fmt: skip
-    lines = []
-    for name, shown in OPERATIONS.items():
-        row = found[name]
-        copy = name == 'copy'
-        if copy:
-            shown += f' ({number(row["gb_per_s"])} GB/s)'
-        learned = {True: 'yes', False: 'no'}.get(row.get('learned'), '')
-        lines.append(
-            [shown, learned, number(row['forward_ms']),
-             '100%' if copy else percent(row['forward_of_copy']),
-             number(row.get('backward_ms')),
-             percent(row.get('backward_of_copy'))]
-        )  # fmt: skip
-    head = ['', 'learned step', 'forward ms', "of a copy's bandwidth",
-            'backward ms', "of a copy's bandwidth"]  # fmt: skip
-    return table(head, lines)
-
-
-def other_tensors() -> str:
-    """The kernel on other tensors."""
-    lines = [
-        [
-            f'({", ".join(map(str, row["shape"]))})',
-            f'{row["dtype"]}, {row["layout"]}',
-            number(row['forward_ms']),
-            percent(row['forward_of_copy']),
-            percent(row['backward_of_copy']),
-        ]
-        for row in operations()
-        if row['name'] == 'mmauxq'
-        and (row['shape'], row['dtype'], row['layout']) != LARGE
-    ]
-    head = ['tensor', '', 'forward ms', "forward, of a copy's bandwidth",
-            'backward']  # fmt: skip
-    return table(head, lines)
-
-
 def targets() -> str:
     """What was aimed at, and what is reached."""
-    kernel = next(
-        row for row in operations()
-        if row['name'] == 'mmauxq'
-        and (row['shape'], row['dtype'], row['layout']) == LARGE
-    )  # fmt: skip
+    ours = operations.kernel()
     r50, small = steps('r50', 256), steps('r50', 32)
     mobile = steps('mbv2', 256)
     compiled, eager = r50['float/compiled'], r50['float/eager']
@@ -329,8 +258,8 @@ def targets() -> str:
         return r50[arm]['peak_gib'] / eager['peak_gib']
 
     least = [
-        ('activation quantizer, forward', 0.92, kernel['forward_of_copy']),
-        ('activation quantizer, backward', 0.9, kernel['backward_of_copy']),
+        ('activation quantizer, forward', 0.92, ours['forward_of_copy']),
+        ('activation quantizer, backward', 0.9, ours['backward_of_copy']),
     ]
     most = [
         ('time of W4A4', 1.1, time('w4a4/graphed')),
@@ -367,26 +296,6 @@ def targets() -> str:
     return table(['what', 'target', 'reached', 'met'], lines)
 
 
-def chains() -> str:
-    """Networks whose batch norms can be merged."""
-    found = rows('chains_cpu.jsonl')
-    merged = [
-        sum(n for kind, n in row['kinds'].items() if kind != 'alone')
-        for row in found
-    ]
-    worst = max(row['error'] for row in found)
-    lines = [
-        ['types of backbone', len(found)],
-        ['of them with chains that can be merged', sum(map(bool, merged))],
-        ['chains in all', f'{sum(merged):,}'],
-        ['types whose losses, gradients and buffers equal those without '
-         'merging, to the bit', sum(row['equal'] for row in found)],
-        ['largest difference in the other one, MobileOne',
-         f'{worst:.1%} of the gradient of a step'],
-    ]  # fmt: skip
-    return table(['', ''], lines)
-
-
 TABLES = {
     'recipes-of-float': partial(card, 'r18'),
     'recipes-ms': partial(iterations, 'r18'),
@@ -397,8 +306,5 @@ TABLES = {
     'steps-other': other_steps,
     'steps-runs': spread_of_runs,
     'steps-guidance': guidance_cost,
-    'activations': activations,
-    'activations-other': other_tensors,
     'targets': targets,
-    'chains': chains,
 }

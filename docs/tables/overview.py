@@ -20,7 +20,7 @@ def recipe_parts(arm: str) -> list[float]:
     """Of a recipe beside the float iteration, one for each host."""
     return [
         found[arm]['ms'] / found[speed.PEER]['ms']
-        for found in speed.runner('r18').values()
+        for found in speed.runner('r18', speed.OWN['r18']).values()
         if {arm, speed.PEER} <= set(found)
     ]
 

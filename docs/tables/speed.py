@@ -28,6 +28,8 @@ ARMS = {
     'aux/eager': 'W4A4 with the module, `--eager`',
 }
 """WHAT/FORM of an iteration of the runner -> what it is."""
+OWN = {'r18': 32, 'r20': 128}
+"""Network -> images in a batch, of those with tables of their own."""
 AIMS = {'w4a4/plain': 0.45, 'aux/plain': 0.55}
 """WHAT/FORM -> the most that it may take, of the float iteration."""
 
@@ -35,11 +37,12 @@ AIMS = {'w4a4/plain': 0.45, 'aux/plain': 0.55}
 # --- an iteration of tools/train.py ------------------------------------------
 
 
-def runner(network: str) -> dict[str, dict[str, dict]]:
+def runner(network: str, batch: int) -> dict[str, dict[str, dict]]:
     """Host -> WHAT/FORM -> the last row of it, of one network."""
     hosts: dict[str, dict[str, dict]] = {}
     for row in rows(RUNNER):
-        if row['arm'].startswith(f'runner/{network}/'):
+        of = row['arm'].startswith(f'runner/{network}/')
+        if of and row['batch'] == batch:
             arms = hosts.setdefault(row.get('host', 'not named'), {})
             arms[f'{row["what"]}/{row["form"]}'] = row
     return hosts
@@ -61,7 +64,8 @@ def name_of(arm: str) -> str:
 
 def card(network: str) -> str:
     """Each recipe, as a part of the float iteration on the same host."""
-    hosts = {h: arms for h, arms in runner(network).items() if PEER in arms}
+    hosts = runner(network, OWN[network])
+    hosts = {host: arms for host, arms in hosts.items() if PEER in arms}
     recipes = [arm for arm in in_order(hosts) if arm.endswith('/plain')]
     recipes = [arm for arm in recipes if arm != PEER]
     parts = {
@@ -87,7 +91,7 @@ def card(network: str) -> str:
 
 def iterations(network: str) -> str:
     """Milliseconds of an iteration by host."""
-    hosts = runner(network)
+    hosts = runner(network, OWN[network])
     arms = in_order(hosts)
     lines = [
         [
@@ -101,25 +105,23 @@ def iterations(network: str) -> str:
 
 
 def other_iterations() -> str:
-    """Those of all networks without a table of their own."""
+    """Those of all networks and batches without a table of their own."""
     names = dict.fromkeys(
-        row['network']
+        (row['network'], row['batch'])
         for row in rows(RUNNER)
         if row['arm'].startswith('runner/')
-        and row['network'] not in ('r18', 'r20')
+        and OWN.get(row['network']) != row['batch']
     )
     lines = []
-    for name in names:
-        hosts = runner(name)
+    for name, batch in names:
+        hosts = runner(name, batch)
+        what = f'{NETWORKS.get(name, name)}, batches of {batch}'
         for arm in in_order(hosts):
-            for host, found in hosts.items():
-                if arm in found:
-                    row = found[arm]
-                    what = NETWORKS.get(name, name)
-                    lines.append(
-                        [f'{what}, batches of {row["batch"]}', name_of(arm),
-                         host, with_range(row)]
-                    )  # fmt: skip
+            lines += [
+                [what, name_of(arm), host, with_range(found[arm])]
+                for host, found in hosts.items()
+                if arm in found
+            ]
     return table(['network', '', 'host', 'ms'], lines)
 
 
@@ -129,7 +131,7 @@ def other_iterations() -> str:
 def steps(network: str, batch: int) -> dict[str, dict]:
     """WHAT/FORM -> the fastest of its rows."""
     best: dict[str, dict] = {}
-    for row in rows(STEPS):
+    for row in rows(STEPS) + rows(RUNNER):
         if row['arm'].startswith(f'step/{network}/'):
             name = f'{row["what"]}/{row["form"]}'
             if row['batch'] == batch and (
@@ -152,13 +154,14 @@ STEPS_OF_R50 = {
     'w4a4/recompute': "W4A4, eager, `memory='recompute'`",
     'aux-quarter-amp/graphed': '**+ module of quarter width, `--cuda-graph`**',
     'aux-quarter-amp/graphed-codes': "the same, `memory='codes'`",
+    'aux-quarter-amp/compiled': 'the same, `--compile`',
     'aux-amp/graphed': '**+ auxiliary module, `--cuda-graph`**',
     'aux-amp/graphed-codes': "the same, `memory='codes'`",
     'aux-amp/graphed-recompute': "the same, `memory='recompute'`",
     'kd/graphed': '+ distillation from ResNet-50, `--cuda-graph`',
     'kd/compiled': 'the same, `--compile`',
 }
-"""WHAT/FORM -> what it is."""
+"""WHAT/FORM -> what it is; those without a row are left out."""
 OTHER_STEPS = {
     ('r50', 32): {
         'float/graph': 'float, CUDA graph of the whole step',
@@ -172,6 +175,7 @@ OTHER_STEPS = {
         'float/compiled': 'float, compiled',
         'float/eager': 'float, eager',
         'w4a4/graphed': 'W4A4, `--cuda-graph`',
+        'w4a4/compiled': 'W4A4, `--compile`',
     },
 }
 """Network and batch -> WHAT/FORM -> what it is; ratios are to the first."""
@@ -191,6 +195,7 @@ def steps_of_r50() -> str:
             ratio(found[arm]['peak_gib'], eager['peak_gib']),
         ]
         for arm, name in STEPS_OF_R50.items()
+        if arm in found
     ]
     head = ['', 'ms', 'of float compiled', 'of float eager', 'peak GiB',
             'of float eager']  # fmt: skip
@@ -203,13 +208,17 @@ def other_steps() -> str:
     for (network, batch), arms in OTHER_STEPS.items():
         found = steps(network, batch)
         base = found[next(iter(arms))]['ms']
-        for arm, name in arms.items():
-            row = found[arm]
-            lines.append(
-                [f'{NETWORKS[network]}, batches of {batch}', name,
-                 number(row['ms']), ratio(row['ms'], base),
-                 number(row['peak_gib'])]
-            )  # fmt: skip
+        lines += [
+            [
+                f'{NETWORKS[network]}, batches of {batch}',
+                name,
+                number(found[arm]['ms']),
+                ratio(found[arm]['ms'], base),
+                number(found[arm]['peak_gib']),
+            ]
+            for arm, name in arms.items()
+            if arm in found
+        ]
     return table(['network', '', 'ms', 'of float', 'peak GiB'], lines)
 
 

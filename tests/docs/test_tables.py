@@ -107,8 +107,15 @@ def test_another_host_is_another_row(logs):
             runner_row('w4a4', 9.0, host='b'),
             runner_row('w4a4', 5.0, host='b'),  # the last one counts
             runner_row('new', 6.0, host='b'),
+            dict(
+                runner_row('w4a4', 30.0, host='b'),
+                arm='runner/r18/w4a4/plain/256', batch=256,
+            ),
         ],
-    )
+    )  # fmt: skip
+    assert speed.other_iterations().splitlines()[2:] == [
+        '| ResNet-18, batches of 256 | W4A4 | b | 30.0 |'
+    ]
     assert speed.card('r18').splitlines()[2:] == [
         '| a | 0.40 |  |',
         '| b | 0.50 | 0.60 |',

@@ -1,5 +1,6 @@
 """Tables of export.md: exported forms in their runtimes."""
 
+import json
 from functools import partial
 
 from benchmarks.formats.page import ALIGN, HEAD, cells
@@ -56,8 +57,54 @@ def mobile() -> str:
     return table(head, lines)
 
 
+EXPORTED = {
+    'r8_w2a2': 'ResNet-8 W2A2, LSQ',
+    'r8_w2a8': 'ResNet-8 W2A8, LSQ',
+    'r8_w4a4': 'ResNet-8 W4A4, LSQ',
+    'r8_lsqplus_w4a4': 'ResNet-8 W4A4, LSQ+, first and last layer at 8 bits',
+    'r8_dorefa_w3a3': 'ResNet-8 W3A3, DoReFa weights, PACT',
+    'r20_w2a2': 'ResNet-20 W2A2, LSQ',
+    'r20_w4a4': 'ResNet-20 W4A4, LSQ',
+}
+"""Records -> network for digits."""
+
+
+def exports(*forms: str) -> str:
+    """The reports of exports of networks for digits, in these forms."""
+    lines = []
+    for name, network in EXPORTED.items():
+        for form in forms:
+            file = LOGS / f'exports/{name}-{form}.json'
+            report = json.loads(file.read_text())
+            model = 'model.tflite' if 'tflite' in report else 'model.onnx'
+            types = report['tflite' if 'tflite' in report else 'onnx']
+            containers = sorted(set(types['containers'].values()))
+            found, sizes = report['agreement'][model], report['sizes']
+            other = found['rounded'] + found['unexplained']
+            logits = found['max_difference'] / found['largest_logit']
+            lines.append(
+                [
+                    network,
+                    form,
+                    ', '.join(containers).upper(),
+                    f'{sizes[model]:,}',
+                    f'{found["codes"]:,}',
+                    f'{found["ties"]:,}',
+                    f'{other:,}',
+                    f'{found["same_class"]} of {found["images"]}',
+                    f'{logits:.1e}',
+                ]
+            )
+    head = ['network', 'form', 'weights as', 'bytes', 'codes compared',
+            'at ties', 'otherwise', 'same class', 'logits']  # fmt: skip
+    return table(head, lines, 'lllrrrrrr')
+
+
 TABLES = {
     'formats-resnet20': partial(formats, 'r20'),
     'formats-resnet18': partial(formats, 'r18'),
     'mobile-bits': mobile,
+    'exports-onnx': partial(exports, 'typed', 'int8'),
+    'exports-qonnx': partial(exports, 'qonnx'),
+    'exports-litert': partial(exports, 'tflite'),
 }

@@ -75,6 +75,8 @@ def exports(*forms: str) -> str:
     for name, network in EXPORTED.items():
         for form in forms:
             file = LOGS / f'exports/{name}-{form}.json'
+            if not file.exists():  # refused
+                continue
             report = json.loads(file.read_text())
             model = 'model.tflite' if 'tflite' in report else 'model.onnx'
             types = report['tflite' if 'tflite' in report else 'onnx']

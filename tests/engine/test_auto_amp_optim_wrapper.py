@@ -65,24 +65,42 @@ def test_the_choice(monkeypatch, gpu, native, in_bfloat16):
     assert not torch.is_autocast_enabled('cuda')
 
 
+def trained(kind, **settings) -> tuple[torch.dtype, dict, dict]:
+    """Of logits; weights and state of the optimizer after some steps."""
+    model = network()
+    wrapper = kind(optimizer=sgd(model), **settings)
+    wrapper.initialize_count_status(model, 0, 8)
+    for _ in range(8):
+        with wrapper.optim_context(model):
+            logits = model(torch.rand(5, 3))
+            loss = logits.square().mean()
+        wrapper.update_params(loss)
+    return logits.dtype, model.state_dict(), wrapper.optimizer.state_dict()
+
+
 @pytest.mark.parametrize(
     'settings',
     [{}, dict(clip_grad=dict(max_norm=0.1)), dict(accumulative_counts=3)],
 )
-def test_float32_is_that_of_a_plain_wrapper_to_the_bit(monkeypatch, settings):
+def test_each_precision_is_that_of_another_wrapper_to_the_bit(
+    monkeypatch, settings
+):
+    plain = trained(OptimWrapper, **settings)
+    amp = trained(CPUAmpOptimWrapper, dtype='bfloat16', **settings)
+    assert (plain[0], amp[0]) == (torch.float32, torch.bfloat16)
     feign(monkeypatch, False, False)
-    found = []
-    for kind in (OptimWrapper, AutoAmpOptimWrapper):
-        model = network()
-        wrapper = kind(optimizer=sgd(model), **settings)
-        wrapper.initialize_count_status(model, 0, 8)
-        for _ in range(8):
-            with wrapper.optim_context(model):
-                loss = model(torch.rand(5, 3)).square().mean()
-            wrapper.update_params(loss)
-        found.append((model.state_dict(), wrapper.state_dict()))
-        torch.manual_seed(0)
-    torch.testing.assert_close(*found, rtol=0, atol=0)
+    same(trained(AutoAmpOptimWrapper, **settings), plain)
+    feign(monkeypatch, True, True)
+    autocast = torch.autocast  # of the CPU in the place of the GPU
+    monkeypatch.setattr(
+        torch, 'autocast', lambda device, dtype: autocast('cpu', dtype=dtype)
+    )
+    same(trained(AutoAmpOptimWrapper, **settings), amp)
+
+
+def same(found, expected):
+    assert found[0] == expected[0]
+    torch.testing.assert_close(found[1:], expected[1:], rtol=0, atol=0)
 
 
 def test_the_schedules_for_imagenet_use_it():

@@ -42,10 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--amp',
         action=argparse.BooleanOptionalAction,
-        help='mixed precision, on a GPU in float16 unless '
-        'optim_wrapper.dtype says bfloat16; or float32 (by default as the '
-        'config says: the recipes for ImageNet use bfloat16 on a GPU that '
-        'computes it natively)',
+        help='mixed precision (on a GPU in float16, unless '
+        'optim_wrapper.dtype says bfloat16), or float32; by default as the '
+        'config says',
     )
     forms = parser.add_mutually_exclusive_group()
     forms.add_argument(

@@ -48,7 +48,7 @@ def fit_amp(cfg: Config) -> None:
 
     Without a GPU it would refuse to be built.
     """
-    section = cfg.optim_wrapper
+    section = cfg.get('optim_wrapper') or {}
     if type_name(section.get('type')) != 'AmpOptimWrapper':
         return
     if torch.cuda.is_available():

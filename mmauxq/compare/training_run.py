@@ -24,7 +24,11 @@ from mmauxq import compat
 from mmauxq.algorithms import JointQAT
 from mmauxq.analysis import block_gradient_norms
 from mmauxq.config_types import JOINT, type_name
-from mmauxq.engine.defaults import add_watch_hooks, use_resumable_loop
+from mmauxq.engine.defaults import (
+    add_watch_hooks,
+    fit_amp,
+    use_resumable_loop,
+)
 from mmauxq.engine.hooks import EpochLengthHook, TeacherCheckHook
 from mmauxq.engine.image_shape import set_image_shape
 from mmauxq.engine.resume import named_checkpoint, set_start
@@ -142,6 +146,7 @@ def run_trial(
     config.randomness = dict(seed=seed)
     config.experiment_name = f'{work_dir.name}_{time.time_ns()}'
     set_image_shape(config)
+    fit_amp(config)
     use_resumable_loop(config)
     add_watch_hooks(config)
     if resume and any(work_dir.glob('*_*.pth')):

@@ -1,5 +1,6 @@
-"""Loops and hooks that every run of this package has."""
+"""Loops, hooks and precision of a run of this package."""
 
+import torch
 from mmengine.config import Config
 
 from mmauxq.config_types import type_name
@@ -40,3 +41,21 @@ def use_resumable_loop(cfg: Config) -> None:
             continue
         if type_name(hook.get('type')) == 'CheckpointHook':
             hook['type'] = 'mmauxq.SafeCheckpointHook'
+
+
+def fit_amp(cfg: Config) -> None:
+    """Let MMEngine's ``AmpOptimWrapper`` in a config run on this machine.
+
+    Without a GPU it would refuse to be built.
+    """
+    section = cfg.get('optim_wrapper') or {}
+    if type_name(section.get('type')) != 'AmpOptimWrapper':
+        return
+    if torch.cuda.is_available():
+        # bfloat16 has the range of float32: it needs no scale to keep small
+        # gradients, and a scale would skip steps with infinite ones
+        bfloat16 = section.get('dtype') in ('bfloat16', torch.bfloat16)
+        scale = dict(enabled=False) if bfloat16 else 'dynamic'
+        section.setdefault('loss_scale', scale)
+    else:
+        section.type = 'mmauxq.CPUAmpOptimWrapper'

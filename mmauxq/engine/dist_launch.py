@@ -10,10 +10,18 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mmauxq.errors import UsageError
 from mmauxq.stopping import LAUNCHER, Stopped, finish, stoppable
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
+TOGETHER = 20
+"""Seconds in which ranks end by themselves; torchrun sends SIGKILL later."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -72,10 +80,9 @@ def _run(processes: int, script: list[str]) -> int:
     except SignalException as error:
         raise Stopped(error.sigval) from error
     except errors.ChildFailedError as error:
-        statuses = {r: f.exitcode for r, f in error.failures.items()}
-        if 2 in statuses.values():  # that rank has printed why
-            return 2
-        rank, status = _cause(statuses)
+        if any(f.exitcode == 2 for f in error.failures.values()):
+            return 2  # that rank has printed why
+        rank, status = _cause(error.failures)
         how = f'ended with exit status {status}'
         if status < 0:
             how = f'was killed by signal {-status}'
@@ -85,20 +92,24 @@ def _run(processes: int, script: list[str]) -> int:
     return 0
 
 
-def _cause(statuses: dict[int, int]) -> tuple[int, int]:
-    """Which of several dead ranks died first.
+def _cause(failures: 'Mapping[int, ProcessFailure]') -> tuple[int, int]:
+    """Which of several dead ranks died first, and its exit status.
 
     A killed rank did; the others end when they miss it, or the launcher ends
-    them by SIGTERM.
+    them: by SIGTERM, and long afterwards by SIGKILL those that wait on a GPU
+    for the dead one.
 
     Args:
-        statuses: Rank -> exit status, negative for a signal.
+        failures: Rank -> how it ended, as torchrun saw it.
     """
     ended = -signal.SIGTERM, 128 + signal.SIGTERM
-    return min(
-        statuses.items(),
-        key=lambda item: (item[1] in ended, item[1] >= 0, item[0]),
-    )
+    begin = min(failure.timestamp for failure in failures.values())
+    statuses = [
+        (rank, failure.exitcode)
+        for rank, failure in failures.items()
+        if failure.timestamp < begin + TOGETHER
+    ]
+    return min(statuses, key=lambda i: (i[1] in ended, i[1] >= 0, i[0]))
 
 
 def _free_port() -> int:

@@ -8,30 +8,75 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 
 from mmauxq.cli import train as command
+from mmauxq.engine.optimizers import AutoAmpOptimWrapper
 from mmauxq.errors import UsageError
 from tests.commands import train
+from tests.networks import captured
 
 # It asks for the GPU when it is made, so before a GPU is feigned.
 MMLogger.get_current_instance()
 
 
+AUTO = 'mmauxq.AutoAmpOptimWrapper'
+
+
 @pytest.mark.parametrize(
-    'given, scale',
+    'words, given, expected',
     [
-        ({}, 'dynamic'),
-        (dict(dtype='float16'), 'dynamic'),
-        (dict(dtype='bfloat16'), dict(enabled=False)),
-        (dict(dtype='bfloat16', loss_scale=512.0), 512.0),
+        ([], dict(type=AUTO), dict(type=AUTO)),
+        ([], dict(), dict()),
+        (['--amp'], dict(), dict(type='AmpOptimWrapper')),
+        (
+            ['--amp'],
+            dict(type=AUTO, dtype='bfloat16'),
+            dict(type='AmpOptimWrapper', dtype='bfloat16'),
+        ),
+        (['--no-amp'], dict(), dict(type='OptimWrapper')),
+        (['--no-amp'], dict(type=AUTO), dict(type='OptimWrapper')),
+        (
+            ['--no-amp'],
+            dict(type=AutoAmpOptimWrapper, clip_grad=dict(max_norm=1.0)),
+            dict(type='OptimWrapper', clip_grad=dict(max_norm=1.0)),
+        ),
+        (
+            ['--no-amp'],
+            dict(type='AmpOptimWrapper', dtype='float16', loss_scale=2.0),
+            dict(type='OptimWrapper'),
+        ),
+        (['--no-amp'], None, None),  # refused when settings are checked
     ],
 )
-def test_losses_are_scaled_where_gradients_would_vanish(
-    monkeypatch, given, scale
-):
-    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+def test_the_precision(words, given, expected):
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
     cfg = Config(dict(optim_wrapper=given))
-    command._set_amp(cfg)
-    assert cfg.optim_wrapper.type == 'AmpOptimWrapper'
-    assert cfg.optim_wrapper.loss_scale == scale
+    command._set_precision(cfg, parser.parse_args(['c.py', *words]).amp)
+    assert cfg.optim_wrapper == expected
+
+
+def test_no_amp_knows_what_it_takes_out():
+    cfg = Config(dict(optim_wrapper=dict(type='ApexOptimWrapper')))
+    with pytest.raises(
+        UsageError,
+        match='^--no-amp: optim_wrapper.type: expected one of OptimWrapper, '
+        "AmpOptimWrapper, .*, got 'ApexOptimWrapper'",
+    ):
+        command._set_precision(cfg, False)
+
+
+def test_the_log_names_the_precision_of_mmengines_wrapper():
+    for settings, line in (
+        (dict(type='AmpOptimWrapper'), ['Precision: float16 under autocast']),
+        (
+            dict(type='AmpOptimWrapper', dtype=torch.bfloat16),
+            ['Precision: bfloat16 under autocast'],
+        ),
+        (dict(type=AUTO), []),  # says it itself
+        (dict(), []),
+    ):
+        with captured() as messages:
+            command._log_amp(Config(dict(optim_wrapper=settings)))
+        assert [m.partition(';')[0] for m in messages] == line
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,15 @@
-"""Loops and hooks that are put into a config."""
+"""Loops, hooks and precision that are put into a config."""
 
+import pytest
+import torch
 from mmengine.config import Config
+from mmengine.logging import MMLogger
+from mmengine.optim import AmpOptimWrapper
 
 from mmauxq.engine import defaults
+
+# It asks for the GPU when it is made, so before a GPU is feigned.
+MMLogger.get_current_instance()
 
 
 def test_loops_and_hooks_of_others_stay():
@@ -39,3 +46,36 @@ def test_watch_hooks_are_added_once_and_keep_their_settings():
     cfg = Config(dict())
     defaults.add_watch_hooks(cfg)
     assert [h.type for h in cfg.custom_hooks] == list(defaults.WATCHES)
+
+
+@pytest.mark.parametrize(
+    'given, scale',
+    [
+        ({}, 'dynamic'),
+        (dict(dtype='float16'), 'dynamic'),
+        (dict(dtype='bfloat16'), dict(enabled=False)),
+        (dict(dtype=torch.bfloat16), dict(enabled=False)),
+        (dict(dtype='bfloat16', loss_scale=512.0), 512.0),
+    ],
+)
+def test_losses_are_scaled_where_gradients_would_vanish(
+    monkeypatch, given, scale
+):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    cfg = Config(dict(optim_wrapper=dict(given, type='AmpOptimWrapper')))
+    defaults.fit_amp(cfg)
+    assert cfg.optim_wrapper.type == 'AmpOptimWrapper'
+    assert cfg.optim_wrapper.loss_scale == scale
+
+
+def test_mixed_precision_without_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    for kind, fits in (
+        ('AmpOptimWrapper', 'mmauxq.CPUAmpOptimWrapper'),
+        (AmpOptimWrapper, 'mmauxq.CPUAmpOptimWrapper'),
+        ('mmauxq.AutoAmpOptimWrapper', 'mmauxq.AutoAmpOptimWrapper'),
+        ('OptimWrapper', 'OptimWrapper'),
+    ):
+        cfg = Config(dict(optim_wrapper=dict(type=kind)))
+        defaults.fit_amp(cfg)
+        assert cfg.optim_wrapper == dict(type=fits)

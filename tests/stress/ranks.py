@@ -12,7 +12,9 @@ after that average (before it, too, with SyncBN). The mean of the ranks' losses
 must be the loss of one process with the whole batch, in float32: within 1e-4
 of it with quantizers of 32 bits, which do nothing. At 8 bits sums in another
 order move values to the next level, and the runs part slowly: within 1e-3 in
-the first five steps, within 1e-2 in all, at a quarter of the learning rate.
+the first five steps, within 1e-2 in all.
+One process parts as far from itself where the images of a batch only come in
+another order, so that in all steps twice that is allowed as well.
 Without GPUs these two use stored batch-norm statistics.
 """
 
@@ -36,10 +38,11 @@ from tests.support.ranks import on_ranks
 IMAGES = 4
 """Of each rank in a step."""
 
-RATE = dict(equal=0.05, whole=0.2)
+RATE = 0.05
+"""Four times that, and with stored statistics of batch norm one process parts
+from itself where its images come in another order, at 32 bits, too."""
 
 BITS = dict(float=32, whole=8)
-RATE = dict(equal=0.05, float=0.2, whole=0.05)
 EARLY_STEPS = 5
 TOLERANCE = dict(float=(1e-4, 1e-4), whole=(1e-3, 1e-2))
 """Of the loss, relative: in the first steps, and in all."""
@@ -65,19 +68,30 @@ def numbers(tensors) -> dict[str, np.ndarray]:
 
 
 def train(
-    rank: int, ranks: int, what: str, steps: int, cuda: bool, recorded: bool
-) -> dict:
-    """What one rank has after some steps; with one rank, the whole batch."""
+    rank: int, ranks: int, what: str, steps: int, cuda: bool, recorded: bool,
+    step_of_order: int = 1,
+) -> dict:  # fmt: skip
+    """What one rank has after some steps.
+
+    Args:
+        rank: -1 for one process alone, with the whole batch.
+        ranks: Their number.
+        what: A part of the test.
+        steps: Number of steps.
+        cuda: GPUs, with NCCL and SyncBN.
+        recorded: Whether steps are recorded as CUDA graphs.
+        step_of_order: -1 for the images of a batch in reverse order.
+    """
     MMLogger.get_current_instance().setLevel('ERROR')
     if cuda:
         torch.backends.cudnn.allow_tf32 = False
     seed = rank if what == 'equal' else 0
     model = joint_qat(seed=seed, cuda_graph=recorded, **settings(what, cuda))
-    wrapped, part = model, slice(None)
+    wrapped, part = model, range(IMAGES * ranks)[::step_of_order]
     if cuda:
         model.cuda()
     if rank >= 0:
-        part = slice(IMAGES * rank, IMAGES * (rank + 1))
+        part = part[IMAGES * rank : IMAGES * (rank + 1)]
         if cuda:
             wrapped = model = convert_sync_batchnorm(model)
         wrapped = MMDistributedDataParallel(
@@ -86,12 +100,16 @@ def train(
             broadcast_buffers=False,
         )
     model.train()  # norm_eval takes effect here
-    optim = OptimWrapper(torch.optim.SGD(model.parameters(), RATE[what]))
+    optim = OptimWrapper(torch.optim.SGD(model.parameters(), RATE))
     found: dict = dict(losses=[])
     for step in range(steps):
         inputs, samples = batch(IMAGES * ranks, seed=step % 4)
         logs = wrapped.train_step(
-            dict(inputs=list(inputs[part]), data_samples=samples[part]), optim
+            dict(
+                inputs=[inputs[i] for i in part],
+                data_samples=[samples[i] for i in part],
+            ),
+            optim,
         )
         found['losses'].append(float(logs['loss'].detach()))
         if not step:
@@ -155,15 +173,21 @@ def check_whole(
     for result in results:
         if isinstance(result, Exception):
             raise result
-    whole = np.array(train(-1, ranks, what, steps, cuda, recorded)['losses'])
+    whole, other_order = (
+        np.array(train(-1, ranks, what, steps, cuda, recorded, by)['losses'])
+        for by in (1, -1)
+    )
     parts = np.mean([result['losses'] for result in results], axis=0)
     apart = np.abs(parts - whole) / whole
+    alone = np.abs(other_order - whole) / whole
     line = dict(
         part=what, ranks=ranks, steps=steps, nccl=cuda, recorded=recorded,
         first_loss=float(whole[0]), last_loss=float(whole[-1]),
         early=float(apart[:EARLY_STEPS].max()), late=float(apart.max()),
+        other_order=float(alone.max()),
     )  # fmt: skip
     early, late = TOLERANCE[what]
+    late = max(late, 2 * line['other_order'])
     return line, line['early'] <= early and line['late'] <= late
 
 

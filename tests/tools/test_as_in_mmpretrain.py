@@ -272,6 +272,9 @@ def test_mixed_precision_of_a_config_without_a_gpu(aux):
     assert train(words) == 0
     config = Config.fromfile('run/aux.py')
     assert config.optim_wrapper.type == 'mmauxq.CPUAmpOptimWrapper'
+    words = ['--arms', f'a=aux.py,{option}', '--seeds', '0', '--out', 'out']
+    assert compare_command(words) == 0
+    assert (aux / 'out/runs/a/0/result.json').is_file()
 
 
 def test_another_number_of_classes(aux, capfd):

@@ -310,7 +310,8 @@ def recipes(project):
             'which matches nothing; there are 3: backbone.layer1.0, '
             'backbone.layer2.0, backbone.layer3.0'),
         ('model.guidance.type=mmauxq.AuxAdaptor',
-         'model.guidance.type: expected one of mmauxq.AuxAdaptorAggregator, '),
+         'model.guidance.type: expected one of mmauxq.AutoAmpOptimWrapper, '
+         'mmauxq.AuxAdaptorAggregator, '),
         ('model.input_shape=(3,8,8)', 'a forward pass on (1, 3, 8, 8) fails'),
         ('model.input_shape=8',
          'model.input_shape: expected three positive integers (C, H, W), '

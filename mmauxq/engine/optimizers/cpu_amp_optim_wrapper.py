@@ -7,6 +7,8 @@ from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmauxq.errors import UsageError, check_choice
 from mmauxq.registry import OPTIM_WRAPPERS
 
+from .auto_amp_optim_wrapper import log_autocast
+
 
 @OPTIM_WRAPPERS.register_module()
 class CPUAmpOptimWrapper(AmpOptimWrapper):
@@ -50,6 +52,7 @@ class CPUAmpOptimWrapper(AmpOptimWrapper):
             )
         self.loss_scaler = torch.amp.GradScaler('cpu', **settings)
         self.cast_dtype = getattr(torch, dtype)
+        log_autocast(dtype)
 
     @contextmanager
     def optim_context(self, model: torch.nn.Module):

@@ -36,13 +36,14 @@ def equal_numbers() -> str:
         allowed = '' if key == 'buffers before' else '0'
         lines.append([f'{what}, of {count[key][1]}', allowed, *cells])
     for part, key, what, allowed in (
-        ('float', 'early', 'loss beside one process, 32 bits, 5 steps', 1e-4),
-        ('float', 'late', 'the same in all steps', 1e-4),
-        ('whole', 'early', 'the same at 8 bits, in 5 steps', 1e-3),
-        ('whole', 'late', 'the same at 8 bits, in all steps', 1e-2),
+        ('float', 'late', 'loss beside one process, 32 bits', '1e-04'),
+        ('float', 'other_order', 'that process in another order', ''),
+        ('whole', 'early', 'the same at 8 bits, in 5 steps', '1e-03'),
+        ('whole', 'late', 'the same at 8 bits, in all steps', '1e-02'),
+        ('whole', 'other_order', 'that process in another order', ''),
     ):
         cells = [f'{each[part][key]:.1e}' for each in found.values()]
-        lines.append([what, f'{allowed:.0e}', *cells])
+        lines.append([what, allowed, *cells])
     return table(['', 'allowed', *found], lines)
 
 

@@ -42,7 +42,8 @@ def equal_numbers() -> str:
         ('whole', 'late', 'the same at 8 bits, in all steps', '1e-02'),
         ('whole', 'other_order', 'that process in another order', ''),
     ):
-        cells = [f'{each[part][key]:.1e}' for each in found.values()]
+        values = [each.get(part, {}).get(key) for each in found.values()]
+        cells = ['' if value is None else f'{value:.1e}' for value in values]
         lines.append([what, allowed, *cells])
     return table(['', 'allowed', *found], lines)
 

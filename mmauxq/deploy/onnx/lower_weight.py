@@ -88,6 +88,11 @@ def lower_weight(
         scale = scale.reshape(())
     new = NewNodes(product.graph, name)
     value = new.dequantize(codes, scale, kind, int(transposed))
+    if product.op_type != 'Conv' and _why_float(product) is not None:
+        # ONNX Runtime would compute the product of a constant of 8 bits or
+        # less with MatMulNBits, which rounds the other operand to 8 bits. It
+        # knows the constant no more behind a limit without limits.
+        value = new.add('Clip', 'float', value)
     product.replace_input_with(1, value)
     product.prepend(new.nodes)
     if weight.bias is not None:

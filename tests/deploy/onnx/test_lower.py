@@ -27,6 +27,25 @@ class Net(nn.Module):
         return self.layers(x).flatten(2).mean(2)
 
 
+class Linear(nn.Module):
+    """Two linear layers, of which the second has no bias."""
+
+    def __init__(self, activation, bits):
+        super().__init__()
+        layers = nn.Linear(144, 32), nn.Linear(32, 10, bias=False)
+        self.layers = nn.Sequential(
+            *(
+                quant_class(nn.Linear).from_float(
+                    layer, LSQ(bits, 'weight'), activation()
+                )
+                for layer in layers
+            )
+        )
+
+    def forward(self, x, mode='tensor'):
+        return self.layers(x.flatten(1))
+
+
 def quantized(layer, bits=2, activation=LSQ, **settings):
     return quant_class(type(layer)).from_float(
         layer, LSQ(bits, 'weight', **settings), activation(bits)
@@ -156,6 +175,30 @@ def test_linear_layers_and_attention(tokens_graph, weights, per_channel):
         if weights == 'int8'
         else {}
     )
+
+
+@pytest.mark.parametrize('weights', ['typed', 'int8'])
+@pytest.mark.parametrize('bits', [2, 4, 8])
+@pytest.mark.parametrize(
+    'activation',
+    [
+        lambda: LSQPlus(8),
+        lambda: LSQ(16),
+        lambda: LSQ(32),
+    ],
+    ids=['offset', '16 bits', 'float'],
+)
+def test_a_linear_layer_is_not_given_rounded_inputs(activation, bits, weights):
+    """ONNX Runtime's MatMulNBits would round them by default."""
+    torch.manual_seed(0)
+    network = Linear(activation, bits).eval()
+    calibrate(network, lambda: network(images()))
+    lowered = to_onnx(network, images(), weights)
+    result = compare(
+        network, lowered.model, [(images(), torch.full((16,), -1))], lowered
+    )
+    assert result.holds, result
+    assert 'MatMulNBits' not in runtime.operators(lowered.model)[0]
 
 
 @pytest.mark.parametrize('weights', ['typed', 'int8'])

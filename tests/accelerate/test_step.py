@@ -104,6 +104,7 @@ def test_a_compiled_step_returns_logits_alone(guidance):
         torch.testing.assert_close(losses[name], loss)
 
 
+@pytest.mark.slow
 def test_a_compiled_step_keeps_less():
     """What the compiler's partition hands over to the backward pass."""
     from functorch.compile import (

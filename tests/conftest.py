@@ -111,5 +111,11 @@ def run_python(tmp_path):
 
 
 def pytest_collection_modifyitems(items):
-    """Tests that fork come first: no child can use an initialised GPU."""
-    items.sort(key=lambda item: 'test_resume' not in item.nodeid)
+    """Tests that fork come first: no child can use an initialised GPU. Then
+    those that take long: no worker waits at the end for one of another."""
+    items.sort(
+        key=lambda item: (
+            'test_resume' not in item.nodeid,
+            item.get_closest_marker('slow') is None,
+        )
+    )

@@ -30,6 +30,7 @@ def top1(text):
     return float(text.rpartition('accuracy/top1: ')[2].split()[0])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     torch.cuda.is_available(), reason='for machines without a GPU'
 )

@@ -10,4 +10,5 @@ setup_env openmmlab,tests
 unset PYTHONDONTWRITEBYTECODE
 # One thread per worker: the tests are small and there are two workers.
 export OMP_NUM_THREADS=1
-exec python -m pytest -n 2 "$@"
+# A worker that has none left takes half of those that the other has not begun.
+exec python -m pytest -n 2 --dist worksteal "$@"

@@ -87,22 +87,24 @@ def _form(args: argparse.Namespace) -> str:
 
 def run(args: argparse.Namespace, mark_running: Callable) -> None:
     """Export a trained network."""
+    weights = _form(args)
+    if weights == 'tflite':
+        need('litert_torch', 'ai_edge_litert', 'safetensors')
+    else:
+        need('onnx', 'onnxscript', 'onnxruntime', 'safetensors')
+    if weights == 'qonnx':
+        need('qonnx')
     from mmauxq.deploy import folder
 
-    weights = _form(args)
     how = dict(images=args.images, batch_norm=args.batch_norm)
     how['say'] = partial(print, flush=True)
     if weights == 'tflite':
-        need('litert_torch', 'ai_edge_litert', 'safetensors')
         from mmauxq.deploy.tflite import export as tflite
 
         folder.check_folder(args.out, tflite.FILES)
         tflite.export(load(args), args.checkpoint, args.out, **how)
         return
     folder.check_folder(args.out)
-    need('onnx', 'onnxscript', 'onnxruntime', 'safetensors')
-    if weights == 'qonnx':
-        need('qonnx')
     network = load(args)
     from mmauxq.deploy.onnx.export import export
 

@@ -95,11 +95,11 @@ def _size(text: str) -> int:
 
 def run(args: argparse.Namespace, mark_running: Callable) -> None:
     """Print the tables, and write them, the figure and the policy."""
+    need('matplotlib', 'rich', 'scipy')
     from mmauxq.deploy.folder import check_folder
     from mmauxq.files import write_atomically, written_together
 
     out = check_folder(args.out, FILES, 'analysis')
-    need('matplotlib', 'rich', 'scipy')
     network = load(args, every_layer=True)
     from mmauxq.analysis import sensitivity_report as report
     from mmauxq.compare.sensitivity_figure import plot_sensitivity

@@ -24,6 +24,7 @@ from mmauxq import compat
 from mmauxq.algorithms import JointQAT
 from mmauxq.analysis import block_gradient_norms
 from mmauxq.config_types import JOINT, type_name
+from mmauxq.engine.build_runner import RememberedText
 from mmauxq.engine.defaults import (
     add_watch_hooks,
     fit_amp,
@@ -154,7 +155,7 @@ def run_trial(
     progress = _Progress(report, metric)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    runner = Runner.from_cfg(config)
+    runner = Runner.from_cfg(RememberedText.of(config))
     for hook in (progress, TeacherCheckHook(), EpochLengthHook()):
         runner.register_hook(hook)
     runner.train()

@@ -61,7 +61,7 @@ def build_runner(cfg: Config, mark_running: Callable) -> Runner:
     """
     if cfg.launcher != 'none':
         _set_distributed(cfg)
-    cfg = _RememberedText.of(cfg)
+    cfg = RememberedText.of(cfg)
     if 'runner_type' in cfg:
         runner = RUNNERS.build(cfg)
     else:
@@ -109,7 +109,7 @@ def _set_distributed(cfg: Config) -> None:
     cfg.model_wrapper_cfg = wrapper
 
 
-class _RememberedText(Config):
+class RememberedText(Config):
     """A config that is formatted anew only if it changed.
 
     MMEngine stores the text in each checkpoint, and to format it takes longer
@@ -117,7 +117,7 @@ class _RememberedText(Config):
     """
 
     @classmethod
-    def of(cls, cfg: Config) -> '_RememberedText':
+    def of(cls, cfg: Config) -> 'RememberedText':
         """Holds what ``cfg`` holds."""
         other = cls.__new__(cls)
         vars(other).update(vars(cfg))

@@ -26,6 +26,13 @@ from mmauxq.quantizers.functional import learned_step_quantize
 from tests.networks import AUX, batch, classifier, joint_qat
 
 OWN = dict(AUX, separate_bn=True)
+# with 4 channels torch 2.11.0 corrupts the heap; see test_step.py
+NETWORK = dict(
+    architecture=classifier(base_channels=8),
+    channels_last=True,
+    # Triton's interpreter takes longest for the channels of the last layers
+    policy=dict(layers={'backbone.layer3.*': dict(weight=32)}),
+)
 
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 
@@ -209,8 +216,8 @@ def test_a_chain_is_one_operation(
 
     for name in ('normalise', 'normalise_quantize', 'norm_add_relu_quantize'):
         noted(name)
-    run(between, steps=2)  # the first one looks on
-    assert seen == [(op, has_identity, relu)]
+    run(between, steps=3)  # the first one looks on
+    assert seen == [(op, has_identity, relu)] * 2
 
 
 @pytest.mark.parametrize('memory', ['codes', 'recompute'])
@@ -460,22 +467,20 @@ def test_a_training_step(guidance):
     """Losses, gradients and running statistics of the joint network."""
     # so fine that a value rounded the other way does not show
     lsq = dict(type='mmauxq.LSQ', bits=8)
-    # with 4 channels torch 2.11.0 corrupts the heap; see test_step_forms.py
     settings = dict(
-        architecture=classifier(base_channels=8),
+        NETWORK,
         guidance=guidance,
-        channels_last=True,
         quantizers=dict(weight=lsq, activation=lsq),
     )
+    # the first one plans; all run fused, and on a GPU the third one replays
+    steps = 3 if DEVICE == 'cuda' else 2
     results = []
-    for chained in (False, True):
+    for form in ('reference', 'kernel'):
         model = joint_qat(**settings).to(DEVICE)
-        if not chained:
-            model.step.fused_norms.fusions = {}
         inputs, samples = batch()
         inputs, samples = inputs.to(DEVICE), [s.to(DEVICE) for s in samples]
-        with use_form('kernel'):
-            for _ in range(3):  # observe, then run fused
+        with use_form(form):
+            for _ in range(steps):
                 model.zero_grad()
                 losses = model.loss(inputs, samples)
                 sum(losses.values()).backward()
@@ -501,9 +506,7 @@ def test_a_training_step(guidance):
 
 def test_planning_leaves_no_trace():
     """It is a pass of its own: statistics move once in the first step."""
-    model = joint_qat(
-        architecture=classifier(base_channels=8), channels_last=True
-    ).to(DEVICE)
+    model = joint_qat(**NETWORK).to(DEVICE)
     inputs = batch()[0].to(DEVICE)
     model.calibrate(inputs)
     before = {n: b.clone() for n, b in model.named_buffers()}

@@ -10,6 +10,7 @@ from mmengine.config import ConfigDict
 from mmauxq.accelerate import AcceleratedStep, Speed
 from mmauxq.errors import UsageError
 from tests.networks import batch, classifier, joint_qat
+from tests.support.children import in_children
 
 
 def refused(speed, **settings):
@@ -217,13 +218,18 @@ def test_a_whole_model_is_copied_or_stored(speed, make, monkeypatch):
     )
 
 
-@pytest.mark.parametrize('speed', [None, 'eager', {}])
-def test_the_form_of_the_kernels_must_exist(run_python, speed):
+def test_the_form_of_the_kernels_must_exist(tmp_path, monkeypatch):
     """Also where no kernel would run."""
-    code = f'from tests.networks import *; joint_qat(speed={speed!r})'
-    done = run_python('-c', code, env=dict(MMAUXQ_OPS='garbage'))
-    assert done.returncode != 0
-    assert done.stderr.rstrip().endswith(
-        'UsageError: MMAUXQ_OPS: expected one of auto, reference, kernel, got '
-        "'garbage'"
+    monkeypatch.setenv('MMAUXQ_OPS', 'garbage')
+    speeds = dict(left_out=None, eager='eager', auto={})
+    found = in_children(
+        tmp_path,
+        'from tests.networks import *',
+        {n: f'joint_qat(speed={speed!r})' for n, speed in speeds.items()},
     )
+    for name, done in found.items():
+        assert done.returncode != 0, name
+        assert done.stderr.rstrip().endswith(
+            'UsageError: MMAUXQ_OPS: expected one of auto, reference, kernel, '
+            "got 'garbage'"
+        ), name

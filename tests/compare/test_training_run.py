@@ -15,6 +15,7 @@ from mmauxq.compare import training_run as trial
 from mmauxq.compare.records import read_result
 from mmauxq.errors import TrainingError
 from tests.compare.conftest import record
+from tests.conftest import ROOT
 from tests.running import make_runner
 from tests.support.file_operations import killed_at
 
@@ -88,6 +89,26 @@ def test_a_resumed_run_counts_the_seconds_before_its_checkpoint(
     assert second.steps == [10.0] * 4
     assert runner.message_hub.get_info(trial.SECONDS) == 80.0
     assert second.seconds == 80.0
+
+
+def test_the_runner_formats_its_config_once(tmp_path, monkeypatch):
+    """MMEngine asks for the text six times, which would be most of a run."""
+    plain, formatted = Config.pretty_text.fget, []
+
+    def counted(self):
+        formatted.append(1)
+        return plain(self)
+
+    def from_cfg(config):
+        assert config.pretty_text == config.pretty_text
+        raise TrainingError('begun')
+
+    monkeypatch.setattr(Config, 'pretty_text', property(counted))
+    monkeypatch.setattr(trial.Runner, 'from_cfg', from_cfg)
+    config = Config.fromfile(ROOT / 'configs/qat_r8_w2a2_digits.py')
+    with pytest.raises(TrainingError, match='begun'):
+        trial.run_trial(config, tmp_path, 0)
+    assert len(formatted) == 1
 
 
 def feign(monkeypatch, file='epoch_1.pth', accuracy=50.0):

@@ -4,7 +4,7 @@ import copy
 
 from mmengine.config import Config
 
-from mmauxq.engine.build_runner import _RememberedText
+from mmauxq.engine.build_runner import RememberedText
 
 
 def test_a_text_is_formatted_once_and_anew_after_a_change(monkeypatch):
@@ -18,7 +18,7 @@ def test_a_text_is_formatted_once_and_anew_after_a_change(monkeypatch):
         return plain(self)
 
     monkeypatch.setattr(Config, 'pretty_text', property(counted))
-    held = copy.deepcopy(_RememberedText.of(cfg))
+    held = copy.deepcopy(RememberedText.of(cfg))
     assert held.pretty_text == held.pretty_text == before
     assert len(formatted) == 1
     held.model.sizes.append(3)

@@ -35,14 +35,21 @@ FIRST = (
     'matplotlib.pyplot',
     'mmauxq.api',
     'mmauxq.deploy.onnx.export',
+    'mmauxq.engine.build_runner',
+    'mmpretrain.datasets',
+    'mmpretrain.engine',
     'onnxscript',
     'sklearn.datasets',
     'torch.export',
 )
 """What is imported once, and not in each fork."""
-COMMAND = re.compile(r'(python -m )?mmauxq [^$|*>&;]+')
-"""A line that needs no shell; it runs in a fork of this process, which has
-imported already what takes longer than the page."""
+COMMANDS = re.compile(
+    r'(?:^(?:python -m )?mmauxq (?:[^$|*>&;\\\n]|\\\n)+\n)+\Z', re.MULTILINE
+)
+"""Lines at the end of a block that need no shell; each runs in a fork of this
+process, which has imported already what takes longer than the page."""
+KEPT = re.compile(r'^\s*(cd|export|source|\.)\s', re.MULTILINE)
+"""What a shell remembers for the next line."""
 NUMBER = re.compile(r'(?<![\w.])[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?(?!\w)')
 HANGS = 600
 """Seconds after which a block is taken to hang, on however slow a machine."""
@@ -104,24 +111,28 @@ def run(block: Block, folder: Path) -> str:
 
 def _typed(text: str, folder: Path) -> tuple[int, str]:
     """Status and output of lines typed into bash."""
-    lines = re.sub(r'\\\n\s*', '', text).splitlines()
-    if not all(COMMAND.fullmatch(line) for line in lines):
-        done = subprocess.run(
-            ['bash', '-euo', 'pipefail', '-c', text],
-            env=_environment(), cwd=folder, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            timeout=HANGS,
-        )  # fmt: skip
-        return done.returncode, done.stdout
-    printed = ''
-    for line in lines:
+    found = COMMANDS.search(text)
+    if found is None or KEPT.search(text[: found.start()]):
+        return _in_bash(text, folder)
+    status, printed = _in_bash(text[: found.start()], folder)
+    for line in re.sub(r'\\\n\s*', '', found[0]).splitlines():
+        if status:
+            break
         before, words = line.split('mmauxq ', 1)
         path = [str(folder)] if before else []
         status, output = _forked(_command(shlex.split(words), path), folder)
         printed += output
-        if status:
-            break
     return status, printed
+
+
+def _in_bash(text: str, folder: Path) -> tuple[int, str]:
+    done = subprocess.run(
+        ['bash', '-euo', 'pipefail', '-c', text],
+        env=_environment(), cwd=folder, stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        timeout=HANGS,
+    )  # fmt: skip
+    return done.returncode, done.stdout
 
 
 def _environment() -> dict[str, str]:

@@ -20,7 +20,7 @@ DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 HALF = torch.float16 if DEVICE == 'cpu' else torch.bfloat16
 SCALE = 0.37
 # channels that divide nothing, a single row of tiles, more rows than a tile
-SHAPES = [(3, 3, 5, 7), (2, 130, 3, 3), (5, 8, 33, 31), (2, 1, 1, 1)]
+SHAPES = [(3, 3, 5, 7), (2, 130, 3, 3), (5, 8, 21, 20), (2, 1, 1, 1)]
 
 
 @pytest.fixture(autouse=True)
@@ -193,7 +193,8 @@ def test_variance_far_from_zero():
 
 
 def test_repeats_to_the_bit():
-    z = feature_map((5, 24, 33, 31))
+    # the interpreter runs one program after the other, and takes its time
+    z = feature_map((5, 24, *((33, 31) if DEVICE == 'cuda' else (11, 9))))
     weight, bias, running = norm_of(24)
     step = torch.tensor(0.3, device=DEVICE, requires_grad=True)
 

@@ -62,7 +62,8 @@ class Shape:
 @dataclass(frozen=True)
 class Config:
     """How a kernel divides its work: the tile of a program, ROWS x COLUMNS, of
-    which DEPTH products are summed at a time; programs of a multiprocessor."""
+    which DEPTH products are summed at a time; programs of a multiprocessor;
+    the most registers of a thread."""
 
     rows: int
     columns: int
@@ -70,12 +71,14 @@ class Config:
     warps: int
     stages: int
     programs: int = 2
+    registers: int | None = None
 
-    def flags(self) -> dict[str, int]:
+    def flags(self) -> dict[str, int | None]:
         """What a kernel is told."""
         return dict(
             ROWS=self.rows, COLUMNS=self.columns, DEPTH=self.depth,
             STAGES=self.stages, num_warps=self.warps, num_stages=self.stages,
+            maxnreg=self.registers,
         )  # fmt: skip
 
 
@@ -218,6 +221,21 @@ def normalised_codes(
     return Fused([run], dict(codes=codes, x=x))
 
 
+def quantized_codes(
+    x: Tensor, step: Tensor, qmin: int, qmax: int
+) -> Fused:  # fmt: skip
+    """The quantizer alone; writes ``codes`` above ``qmin``."""
+    block = 2048
+    codes = torch.empty_like(x, dtype=torch.uint8)
+    run = Launch(
+        'pack_kernel', -(-x.numel() // block),
+        (x, step, step, codes, x.numel()),
+        dict(QMIN=qmin, QMAX=qmax, OFFSET=False, WIDE=False, EACH=1,
+             BLOCK=block, num_warps=8),
+    )  # fmt: skip
+    return Fused([run], dict(codes=codes))
+
+
 @dataclass
 class After:
     """What follows the convolution, in the backward pass.
@@ -303,10 +321,10 @@ def input_grad(
     if before.kind == 'SUM_QUANTIZE' and shape.stride != 1:
         raise ValueError(f'a sum: expected stride 1, got {shape.stride}')
     n, k, rows = shape.inputs, shape.outputs, shape.rows
-    columns = -(-n // config.columns)
-    repeats, splits = _split(
-        rows, config.rows, columns, config.programs, w.device
-    )
+    tiles = -(-n // config.columns)
+    # in front once for all columns, where that fits
+    chunks = tiles if k <= config.depth else 1
+    columns, splits = -(-tiles // chunks), -(-rows // config.rows)
     grad = after.grad
     out = _map(w, shape.batch, n, (shape.height, shape.width))
     written = dict(grad=out)
@@ -323,7 +341,7 @@ def input_grad(
              rows, n, splits, shape.height, shape.width),
             dict(K=k, QMIN=qmin, QMAX=qmax, FRONT=after.front(),
                  BEHIND=BEHIND[before.kind], STORE=store, EVEN=even,
-                 STRIDE=shape.stride, REPEATS=repeats, **config.flags()),
+                 STRIDE=shape.stride, CHUNKS=chunks, **config.flags()),
         )
     ]  # fmt: skip
     if before.kind != 'NOTHING':
@@ -368,19 +386,25 @@ def configs(kernel: str, shape: Shape) -> Iterator[Config]:
         kernel: ``'product'``, ``'input_grad'`` or ``'weight_grad'``.
     """
     n, k = shape.outputs, shape.inputs
-    if kernel == 'weight_grad':
-        wide = min(k, 128)
-        tall = min(n, 128)
-        yield Config(tall, wide, 64, 8 if tall * wide > 8192 else 4, 3, 2)
-        yield Config(min(n, 64), min(k, 256), 64, 4, 3, 2)
-        yield Config(min(n, 128), min(k, 256), 64, 8, 3, 1)
-        return
-    if kernel == 'input_grad':
-        n, k = k, n
-    deep = min(k, 64)
-    yield Config(128, min(n, 128), deep, 8, 3, 2)
-    yield Config(64, min(n, 128), deep, 4, 3, 4)
-    if n >= 256:
-        yield Config(128, 256, deep, 8, 3, 1)
-    if k in (128, 256):
-        yield Config(64, min(n, 128), k, 4, 2, 2)
+    if kernel == 'product':
+        deep = k if k <= 128 else 64
+        yield Config(64, min(n, 128), deep, 8 if n > 64 else 4, 3, 4, 128)
+        yield Config(128, min(n, 128), deep, 8, 3, 2)
+        if n >= 256:
+            yield Config(128, 256, 64, 8, 4, 1)
+        else:
+            yield Config(64, 64, min(k, 256), 4, 2, 4, 128)
+    elif kernel == 'weight_grad':
+        wide, tall = min(k, 128), min(n, 128)
+        yield Config(tall, wide, 64, 8 if tall * wide > 4096 else 4, 3, 2)
+        yield Config(min(n, 64), min(k, 64), 128, 8, 2, 2, 128)
+        if k >= 256:
+            yield Config(tall, 256, 64, 8, 3, 1)
+    elif n <= 128:  # in front, all channels at once
+        yield Config(64, 64, n, 8, 2, registers=128)
+        yield Config(64, 64, n, 8, 1, registers=128)
+        yield Config(128, 64, n, 8, 2)
+    else:
+        yield Config(64, 64, 64, 8, 3, registers=128)
+        yield Config(128, min(k, 128), 64, 8, 3)
+        yield Config(64, min(k, 256), 64, 8, 3)

@@ -27,6 +27,7 @@ from mmauxq.accelerate.kernels.lsq_triton import (
     tile,
 )
 from mmauxq.accelerate.kernels.norm_triton import activation
+from mmauxq.accelerate.kernels.packed_triton import pack_kernel  # noqa: F401
 
 PLAIN, NORM, NORM_MASK = (tl.constexpr(i) for i in range(3))
 """In front of a product: nothing; batch norm's backward; mask and this."""
@@ -41,9 +42,11 @@ def load(ptr, rows, columns, width, row_mask, column_mask, EVEN: tl.constexpr):
     """A tile of a (rows, width) matrix; beyond it zero."""
     places = ptr + rows[:, None] * width + columns[None, :]
     if EVEN:
-        return tl.load(places)
-    mask = row_mask[:, None] & column_mask[None, :]
-    return tl.load(places, mask=mask, other=0.0)
+        found = tl.load(places)
+    else:
+        mask = row_mask[:, None] & column_mask[None, :]
+        found = tl.load(places, mask=mask, other=0.0)
+    return found
 
 
 @triton.jit
@@ -51,21 +54,25 @@ def input_rows(m, height, width, STRIDE: tl.constexpr):
     """Row of the input (N, height, width) that row ``m`` of the output of a
     1x1 convolution reads."""
     if STRIDE == 1:
-        return m
-    out_height = (height + STRIDE - 1) // STRIDE
-    out_width = (width + STRIDE - 1) // STRIDE
-    x = m % out_width
-    y = (m // out_width) % out_height
-    image = m // (out_width * out_height)
-    return (image * height + y * STRIDE) * width + x * STRIDE
+        row = m
+    else:
+        out_height = (height + STRIDE - 1) // STRIDE
+        out_width = (width + STRIDE - 1) // STRIDE
+        x = m % out_width
+        y = (m // out_width) % out_height
+        image = m // (out_width * out_height)
+        row = (image * height + y * STRIDE) * width + x * STRIDE
+    return row
 
 
 @triton.jit
 def values(q, step, QMIN: tl.constexpr, CODES: tl.constexpr, TYPE: tl.constexpr):
     """What the quantizer gave, from codes above QMIN, or as it is."""
     if CODES:
-        return ((q.to(tl.float32) + QMIN) * step).to(TYPE)
-    return q
+        value = ((q.to(tl.float32) + QMIN) * step).to(TYPE)
+    else:
+        value = q
+    return value
 
 
 @triton.jit
@@ -250,24 +257,29 @@ def grad_of_z(
     """The gradient of a batch norm's input, in TYPE, from that of its result;
     with NORM_MASK from that of a ReLU and a quantizer behind it."""
     if FRONT == PLAIN:
-        return grad
-    grad = grad.to(tl.float32)
-    z = z.to(tl.float32)
-    mean = load_per_channel(mean_ptr, c, channels)
-    rstd = load_per_channel(rstd_ptr, c, channels)
-    factor = rstd * load_per_channel(weight_ptr, c, channels)
-    if FRONT == NORM_MASK:
-        bias = load_per_channel(bias_ptr, c, channels)
-        step = tl.load(step_ptr).to(tl.float32)
-        inverse = tl.div_rn(1.0, step)
-        x = activation(z, z, mean, factor, bias, False, True, TYPE)
-        grad, _, _ = lsq_grad(x, grad, step, inverse, 0.0, QMIN, QMAX, False)
-        grad = tl.where(x > 0.0, grad, 0.0)
-    n = rows * 1.0
-    shift = factor * load_per_channel(sums_ptr, c, channels) / n
-    weight_sum = load_per_channel(sums_ptr + channels, c, channels)
-    slope = factor * rstd * weight_sum / n
-    return tl.fma(factor, grad, -tl.fma(z - mean, slope, shift)).to(TYPE)
+        result = grad
+    else:
+        grad = grad.to(tl.float32)
+        z = z.to(tl.float32)
+        mean = load_per_channel(mean_ptr, c, channels)
+        rstd = load_per_channel(rstd_ptr, c, channels)
+        factor = rstd * load_per_channel(weight_ptr, c, channels)
+        if FRONT == NORM_MASK:
+            bias = load_per_channel(bias_ptr, c, channels)
+            step = tl.load(step_ptr).to(tl.float32)
+            inverse = tl.div_rn(1.0, step)
+            x = activation(z, z, mean, factor, bias, False, True, TYPE)
+            grad, _, _ = lsq_grad(
+                x, grad, step, inverse, 0.0, QMIN, QMAX, False
+            )
+            grad = tl.where(x > 0.0, grad, 0.0)
+        n = rows * 1.0
+        shift = factor * load_per_channel(sums_ptr, c, channels) / n
+        weight_sum = load_per_channel(sums_ptr + channels, c, channels)
+        slope = factor * rstd * weight_sum / n
+        result = tl.fma(factor, grad, -tl.fma(z - mean, slope, shift))
+        result = result.to(TYPE)
+    return result
 
 
 @triton.jit
@@ -304,7 +316,7 @@ def input_grad_kernel(
     BEHIND: tl.constexpr,
     STORE: tl.constexpr,
     STRIDE: tl.constexpr,
-    REPEATS: tl.constexpr,
+    CHUNKS: tl.constexpr,
     EVEN: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -315,60 +327,59 @@ def input_grad_kernel(
     partial sums for those of batch norm's bias and weight and of the step,
     (3, splits, inputs); behind QUANTIZE only the step's, (1, splits, inputs).
 
-    Behind SUM_QUANTIZE, ``x_in`` is the rectified sum and ``other`` its own
-    gradient; ``out`` is then the gradient of the sum. STORE also writes the
-    gradient of the convolution's output, ``grad_z``.
+    A program has ROWS rows. If all K channels fit into DEPTH, what is in front
+    is computed once for CHUNKS tiles of COLUMNS. Behind SUM_QUANTIZE, ``x_in``
+    is the rectified sum and ``other`` its own gradient; ``out`` is then the
+    gradient of the sum. STORE also writes the gradient of the convolution's
+    output, ``grad_z``.
     """
     TYPE: tl.constexpr = out_ptr.dtype.element_ty
-    columns = tl.cdiv(inputs, COLUMNS)
+    columns = tl.cdiv(inputs, COLUMNS * CHUNKS)
     column = tl.program_id(0) % columns
     split = tl.program_id(0) // columns
-    n = column * COLUMNS + tl.arange(0, COLUMNS)
-    exists = n < inputs
+    m = split * ROWS + tl.arange(0, ROWS)
+    inside = m < rows
     k = tl.arange(0, DEPTH)
     ONCE: tl.constexpr = K <= DEPTH
-    w = tl.zeros([DEPTH, COLUMNS], dtype=TYPE)
+    grad = tl.zeros([ROWS, DEPTH], dtype=TYPE)
     if ONCE:
-        w = load(w_ptr, k, n, inputs, k < K, exists, EVEN)
-    bias_sum = tl.zeros([COLUMNS], dtype=tl.float32)
-    weight_sum = tl.zeros([COLUMNS], dtype=tl.float32)
-    step_sum = tl.zeros([COLUMNS], dtype=tl.float32)
-    for i in tl.range(0, REPEATS, num_stages=STAGES):
-        m = (split * REPEATS + i) * ROWS + tl.arange(0, ROWS)
-        inside = m < rows
+        grad = load(grad_ptr, m, k, K, inside, k < K, EVEN)
+        z = grad
+        if FRONT != PLAIN:
+            z = load(z_ptr, m, k, K, inside, k < K, EVEN)
+        grad = grad_of_z(
+            grad, z, k, K, rows, mean_ptr, rstd_ptr, weight_ptr, bias_ptr,
+            step_ptr, sums_ptr, QMIN, QMAX, FRONT, TYPE,
+        )  # fmt: skip
+        if STORE:
+            mask = inside[:, None] & (k < K)[None, :] & (column == 0)
+            places = grad_z_ptr + m[:, None] * K + k[None, :]
+            tl.store(places, grad, mask=mask)
+    target = input_rows(m, height, width, STRIDE)
+    for chunk in tl.range(0, CHUNKS, num_stages=STAGES if CHUNKS > 1 else 1):
+        n = (column * CHUNKS + chunk) * COLUMNS + tl.arange(0, COLUMNS)
+        exists = n < inputs
         acc = tl.zeros([ROWS, COLUMNS], dtype=tl.float32)
         if ONCE:
-            grad = load(grad_ptr, m, k, K, inside, k < K, EVEN)
-            z = grad
-            if FRONT != PLAIN:
-                z = load(z_ptr, m, k, K, inside, k < K, EVEN)
-            grad = grad_of_z(
-                grad, z, k, K, rows, mean_ptr, rstd_ptr, weight_ptr, bias_ptr,
-                step_ptr, sums_ptr, QMIN, QMAX, FRONT, TYPE,
-            )  # fmt: skip
-            if STORE:
-                mask = inside[:, None] & (k < K)[None, :] & (column == 0)
-                places = grad_z_ptr + m[:, None] * K + k[None, :]
-                tl.store(places, grad, mask=mask)
+            w = load(w_ptr, k, n, inputs, k < K, exists, EVEN)
             acc = tl.dot(grad, w, acc)
         else:
             for start in tl.range(0, K, DEPTH, num_stages=STAGES):
                 kk = start + k
-                grad = load(grad_ptr, m, kk, K, inside, kk < K, EVEN)
-                z = grad
+                each = load(grad_ptr, m, kk, K, inside, kk < K, EVEN)
+                z = each
                 if FRONT != PLAIN:
                     z = load(z_ptr, m, kk, K, inside, kk < K, EVEN)
-                each = load(w_ptr, kk, n, inputs, kk < K, exists, EVEN)
-                grad = grad_of_z(
-                    grad, z, kk, K, rows, mean_ptr, rstd_ptr, weight_ptr,
+                w = load(w_ptr, kk, n, inputs, kk < K, exists, EVEN)
+                each = grad_of_z(
+                    each, z, kk, K, rows, mean_ptr, rstd_ptr, weight_ptr,
                     bias_ptr, step_ptr, sums_ptr, QMIN, QMAX, FRONT, TYPE,
                 )  # fmt: skip
                 if STORE:
                     mask = inside[:, None] & (kk < K)[None, :] & (column == 0)
                     places = grad_z_ptr + m[:, None] * K + kk[None, :]
-                    tl.store(places, grad, mask=mask)
-                acc = tl.dot(grad, each, acc)
-        target = input_rows(m, height, width, STRIDE)
+                    tl.store(places, each, mask=mask)
+                acc = tl.dot(each, w, acc)
         g = acc.to(TYPE).to(tl.float32)
         if BEHIND != NOTHING:
             step_in = tl.load(step_in_ptr).to(tl.float32)
@@ -398,14 +409,22 @@ def input_grad_kernel(
             if not EVEN:
                 g = tl.where(inside[:, None], g, 0.0)
                 in_step = tl.where(inside[:, None], in_step, 0.0)
-            step_sum += tl.sum(in_step, 0)
+            at = partial_ptr + split * inputs + n
             if BEHIND != QUANTIZE:
-                bias_sum += tl.sum(g, 0)
-                weight_sum += tl.sum(g * (z_in - mean_in), 0)
+                rstd1 = tl.load(rstd_in_ptr + n, mask=exists, other=0.0)
+                tl.store(at, tl.sum(g, 0), mask=exists)
+                at += splits * inputs
+                weight_sum = tl.sum(g * (z_in - mean_in), 0)
+                tl.store(at, weight_sum * rstd1, mask=exists)
+                at += splits * inputs
+            tl.store(at, tl.sum(in_step, 0), mask=exists)
         out = g.to(TYPE)
         mask = inside[:, None] & exists[None, :]
         places = out_ptr + target[:, None] * inputs + n[None, :]
-        tl.store(places, out, mask=mask)
+        if EVEN:
+            tl.store(places, out)
+        else:
+            tl.store(places, out, mask=mask)
         if STRIDE == 2:
             # what the convolution does not read has no gradient
             nothing = tl.zeros([ROWS, COLUMNS], dtype=TYPE)
@@ -415,15 +434,6 @@ def input_grad_kernel(
             places += width * inputs
             tl.store(places, nothing, mask=below)
             tl.store(places + inputs, nothing, mask=right & below)
-    if BEHIND != NOTHING:
-        at = partial_ptr + split * inputs + n
-        if BEHIND != QUANTIZE:
-            rstd1 = tl.load(rstd_in_ptr + n, mask=exists, other=0.0)
-            tl.store(at, bias_sum, mask=exists)
-            at += splits * inputs
-            tl.store(at, weight_sum * rstd1, mask=exists)
-            at += splits * inputs
-        tl.store(at, step_sum, mask=exists)
 
 
 @triton.jit

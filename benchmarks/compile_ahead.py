@@ -3,13 +3,15 @@
 No GPU is needed; on a GPU, Triton then finds them in its cache.
 """
 
-import multiprocessing
 import os
 import re
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
 from typing import Any
 
 MOST_SHARED = 227 * 1024
@@ -83,13 +85,49 @@ def compile_ahead(
     specs: Iterable[tuple], processes: int | None = None
 ) -> Iterator[tuple[tuple, dict]]:
     """Compile, the first ones first; yields each with what became of it."""
-    processes = processes or len(os.sched_getaffinity(0))
-    # neither the context of CUDA nor the interpreter goes with them
+    # neither a context of CUDA nor the interpreter goes with them
     before = os.environ.pop('TRITON_INTERPRET', None)
+    pool = ProcessPoolExecutor(
+        processes or len(os.sched_getaffinity(0)), get_context('spawn'), _start
+    )
     try:
-        pool = multiprocessing.get_context('spawn').Pool(processes, _start)
-    finally:
+        waiting = {pool.submit(_compile, spec): spec for spec in specs}
         if before is not None:
             os.environ['TRITON_INTERPRET'] = before
-    with pool:
-        yield from pool.imap_unordered(_compile, dict.fromkeys(specs))
+        for future in as_completed(waiting):
+            try:
+                yield future.result()
+            except BrokenProcessPool as error:  # left to the first launch
+                yield waiting[future], dict(unknown=str(error))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+class Compiler:
+    """Compiles in the background, from the first to the last.
+
+    Args:
+        specs: Of launches; those that come first are wanted first.
+    """
+
+    def __init__(self, specs: Iterable[tuple]) -> None:
+        self._results = compile_ahead(specs)
+        self._known: dict[tuple, dict] = {}
+
+    def errors(self, wanted: Iterable[tuple]) -> dict[tuple, str]:
+        """Wait until all ``wanted`` are compiled; what is wrong with them."""
+        wanted = set(wanted)
+        while not wanted <= self._known.keys():
+            spec, row = next(self._results, (None, {}))
+            if spec is None:
+                break
+            self._known[spec] = row
+        return {
+            spec: row['error']
+            for spec, row in self._known.items()
+            if spec in wanted and 'error' in row
+        }
+
+    def close(self) -> None:
+        """Compile nothing more."""
+        self._results.close()  # type: ignore[attr-defined]

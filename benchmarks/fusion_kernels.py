@@ -66,7 +66,9 @@ def input_rows(m, height, width, STRIDE: tl.constexpr):
 
 
 @triton.jit
-def values(q, step, QMIN: tl.constexpr, CODES: tl.constexpr, TYPE: tl.constexpr):
+def values(
+    q, step, QMIN: tl.constexpr, CODES: tl.constexpr, TYPE: tl.constexpr
+):
     """What the quantizer gave, from codes above QMIN, or as it is."""
     if CODES:
         value = ((q.to(tl.float32) + QMIN) * step).to(TYPE)
@@ -352,9 +354,9 @@ def input_grad_kernel(
             step_ptr, sums_ptr, QMIN, QMAX, FRONT, TYPE,
         )  # fmt: skip
         if STORE:
-            mask = inside[:, None] & (k < K)[None, :] & (column == 0)
-            places = grad_z_ptr + m[:, None] * K + k[None, :]
-            tl.store(places, grad, mask=mask)
+            first = inside[:, None] & (k < K)[None, :] & (column == 0)
+            z_places = grad_z_ptr + m[:, None] * K + k[None, :]
+            tl.store(z_places, grad, mask=first)
     target = input_rows(m, height, width, STRIDE)
     for chunk in tl.range(0, CHUNKS, num_stages=STAGES if CHUNKS > 1 else 1):
         n = (column * CHUNKS + chunk) * COLUMNS + tl.arange(0, COLUMNS)
@@ -376,9 +378,9 @@ def input_grad_kernel(
                     bias_ptr, step_ptr, sums_ptr, QMIN, QMAX, FRONT, TYPE,
                 )  # fmt: skip
                 if STORE:
-                    mask = inside[:, None] & (kk < K)[None, :] & (column == 0)
-                    places = grad_z_ptr + m[:, None] * K + kk[None, :]
-                    tl.store(places, each, mask=mask)
+                    first = inside[:, None] & (kk < K)[None, :] & (column == 0)
+                    z_places = grad_z_ptr + m[:, None] * K + kk[None, :]
+                    tl.store(z_places, each, mask=first)
                 acc = tl.dot(each, w, acc)
         g = acc.to(TYPE).to(tl.float32)
         if BEHIND != NOTHING:

@@ -22,6 +22,7 @@ import argparse
 import json
 import statistics
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -39,7 +40,7 @@ from mmauxq.accelerate.kernels.tiles import launch, split_tiles, tiles
 
 from . import fused_products as fused
 from . import results
-from .compile_ahead import compile_ahead
+from .compile_ahead import Compiler, compile_ahead
 from .fused_products import After, Before, Config, Fused, Shape
 from .timing import Timing, graphed
 
@@ -49,7 +50,8 @@ TODAY_MS, FLOAT_MS = 38.9, 37.4
 """A step of ResNet-50 at W4A4, and of compiled float (docs/speed.md)."""
 FLUSH = 256 * 2**20
 """Bytes that are overwritten before each timed call, several times the L2."""
-DTYPE = torch.bfloat16
+DTYPES = dict(cpu=torch.float16)
+"""Triton's interpreter has no product of bfloat16."""
 
 
 @dataclass(frozen=True)
@@ -79,9 +81,7 @@ class Layer:
     def shape(self, batch: int, pixels: int) -> Shape:
         """With this many images of so many pixels."""
         size = max(1, self.size * pixels // 224)
-        return Shape(
-            batch, self.inputs, self.outputs, size, size, self.stride
-        )
+        return Shape(batch, self.inputs, self.outputs, size, size, self.stride)
 
 
 def layers() -> Iterator[Layer]:
@@ -120,6 +120,7 @@ class Case:
 
     def __init__(self, layer: Layer, shape: Shape, device: str) -> None:
         self.layer, self.shape, self.device = layer, shape, device
+        self.dtype = DTYPES.get(device, torch.bfloat16)
         size = shape.height, shape.width
         wide = shape.batch, shape.inputs, size
         out = shape.batch, shape.outputs, shape.out_size
@@ -151,7 +152,7 @@ class Case:
 
     def random(self, batch: int, channels: int, size: tuple) -> Tensor:
         x = torch.empty(
-            (batch, channels, *size), dtype=DTYPE, device=self.device,
+            (batch, channels, *size), dtype=self.dtype, device=self.device,
             memory_format=torch.channels_last
             if len(size) == 2
             else torch.contiguous_format,
@@ -227,7 +228,7 @@ class Case:
             )  # fmt: skip
 
         q = self.w.new_empty(()).expand(self.codes.shape)
-        q = self.q if self.q.dtype == DTYPE else q
+        q = self.q if self.q.dtype == self.dtype else q
         return {
             'product, codes': ('product', partial(product, self.codes)),
             'product, values': ('product', partial(product, q)),
@@ -277,7 +278,9 @@ class Today:
         )
 
     def convolution(self) -> Tensor:
-        return F.conv2d(self.case.q, self.case.w, stride=self.case.shape.stride)
+        return F.conv2d(
+            self.case.q, self.case.w, stride=self.case.shape.stride
+        )
 
     def statistics(self) -> BatchNorm:
         c = self.case
@@ -355,13 +358,9 @@ class Today:
         of what was quantized, unless it is made again, and the sums."""
         c = self.case
         if c.z_in is None:
-            found = lsq.run_backward(
-                grad, c.x, c.step, None, QMIN, QMAX, 1.0
-            )
+            found = lsq.run_backward(grad, c.x, c.step, None, QMIN, QMAX, 1.0)
             return found[0], found[1]
-        return self._first_pass(
-            grad, c.z_in, c.norm_in, c.step, c.x, c.other
-        )
+        return self._first_pass(grad, c.z_in, c.norm_in, c.step, c.x, c.other)
 
 
 Runs = dict[str, Callable[[], Any]]
@@ -379,8 +378,10 @@ def interleaved(runs: Runs, repeats: int) -> dict[str, Timing]:
             ready[name] = graphed(run) if cuda else run
         except Exception as error:
             print(f'  {name}: {_short(error)}', flush=True)
-    flush = torch.empty(FLUSH if cuda else 1, dtype=torch.uint8)
-    flush = flush.cuda() if cuda else flush
+    flush = torch.empty(
+        FLUSH if cuda else 1, dtype=torch.uint8,
+        device='cuda' if cuda else 'cpu',
+    )  # fmt: skip
     taken: dict[str, list] = {name: [] for name in ready}
     for turn in range(repeats + 1):
         for name, run in ready.items():
@@ -542,7 +543,9 @@ def measure(
     for way, forms in (('forward', FORWARD), ('backward', BACKWARD)):
         for form, names in forms.items():
             if all(name in parts for name in names):
-                wholes[f'{way}/{form}'] = _one_by_one([parts[n] for n in names])
+                wholes[f'{way}/{form}'] = _one_by_one(
+                    [parts[n] for n in names]
+                )
     times = interleaved({**parts, **wholes}, repeats)
     bytes_and_flop = traffic(layer, shape)
     row['parts'] = {}
@@ -604,17 +607,15 @@ def compiled_float(
 
         both()
         times = interleaved({'forward': run, 'both': both}, repeats)
-    return dict(
-        count=layer.count, **{n: t.record() for n, t in times.items()}
-    )
+    return dict(count=layer.count, **{n: t.record() for n, t in times.items()})
 
 
 def ceilings(device: str, repeats: int) -> dict:
     """What a copy, a matrix product and nothing reach."""
-    cuda = device == 'cuda'
-    x = torch.randn(2**30 if cuda else 2**10, device=device).to(DTYPE)
+    cuda, dtype = device == 'cuda', torch.bfloat16
+    x = torch.randn(2**30 if cuda else 2**10, device=device).to(dtype)
     y, n = torch.empty_like(x), 8192 if cuda else 32
-    a, b = (torch.randn(n, n, device=device).to(DTYPE) for _ in 'ab')
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in 'ab')
     times = interleaved(
         dict(
             copy=lambda: y.copy_(x), product=lambda: a @ b,
@@ -629,13 +630,15 @@ def ceilings(device: str, repeats: int) -> dict:
     )
 
 
-def other_statistics(batch: int, pixels: int, device: str, repeats: int):
+def other_statistics(
+    batch: int, pixels: int, device: str, repeats: int
+) -> dict:
     """Milliseconds of a step in statistics of the other convolutions."""
     total, each = 0.0, {}
     for name, channels, size, count in OTHERS:
         size = max(1, size * pixels // 224)
         z = torch.empty(
-            (batch, channels, size, size), dtype=DTYPE, device=device,
+            (batch, channels, size, size), dtype=torch.bfloat16, device=device,
             memory_format=torch.channels_last,
         ).normal_()  # fmt: skip
         weight, bias = torch.ones(2, channels, device=device)
@@ -744,13 +747,18 @@ def run(args: argparse.Namespace) -> int:
     ][: args.layers]
     if args.compile:
         return compile_all(chosen, args.out)
+    known = {
+        row['arm']: row
+        for row in results.read(args.out, FILE)
+        if 'error' not in row
+    }
     cuda = torch.cuda.is_available()
     device = 'cuda' if cuda else 'cpu'
     torch.backends.cudnn.benchmark = True
     torch.manual_seed(0)
-    form = 'auto' if cuda else 'kernel'
-    left_out: set = set()
-    compiled = iter(compile_ahead(_all_specs(chosen)) if cuda else ())
+    missing = [pair for pair in chosen if pair[0].name not in known]
+    specs = [spec for *_, spec in specs_of(missing)]
+    compiler = Compiler(specs if cuda else [])
 
     def late() -> bool:
         return time.perf_counter() - start > 60 * args.minutes
@@ -761,82 +769,66 @@ def run(args: argparse.Namespace) -> int:
         results.append(args.out, row, FILE)
         return row
 
-    rows, failed = [], 0
-    with use_form(form), torch.no_grad():
+    def attempt(arm: str, make: Callable[[], dict]) -> dict:
+        if arm in known:
+            return known[arm]
+        if late():
+            return dict(error='no time left')
+        try:
+            row = make()
+        except Exception as error:
+            traceback.print_exc()
+            row = dict(error=_short(error))
+        return note(arm, row)
+
+    rows = []
+    with use_form('auto' if cuda else 'kernel'), torch.no_grad():
         top = ceilings(device, args.repeats)
         note('ceilings', top)
         print(json.dumps(_rounded(top)), flush=True)
         for layer, shape in chosen:
-            if late():
-                print(f'{layer.name}: no time left', flush=True)
-                failed += 1
-                continue
-            try:
-                wanted = {s for *_, s in specs_of([(layer, shape)])}
-                _await(compiled, wanted, left_out)
-                row = measure(
-                    layer, shape, device, args.repeats, left_out, top
+
+            def one(layer: Layer = layer, shape: Shape = shape) -> dict:
+                wanted = [spec for *_, spec in specs_of([(layer, shape)])]
+                bad = compiler.errors(wanted)
+                for spec, error in bad.items():
+                    print(f'  left out: {spec[0]}: {error}', flush=True)
+                return measure(
+                    layer, shape, device, args.repeats, set(bad), top
                 )
-            except Exception as error:
-                failed += 1
-                row = dict(error=_short(error))
-            rows.append(note(layer.name, row))
+
+            rows.append(attempt(layer.name, one))
             print(_line(layer, rows[-1]), flush=True)
             if cuda:
                 torch.cuda.empty_cache()
-        found = summary(rows)
-        note('summary', found)
-        print(json.dumps(found, indent=1), flush=True)
-        try:
-            note('other statistics', other_statistics(
-                args.batch, args.size, device, args.repeats,
-            ))  # fmt: skip
-        except Exception as error:
-            note('other statistics', dict(error=_short(error)))
+        compiler.close()
+        others = partial(
+            other_statistics, args.batch, args.size, device, args.repeats
+        )
+        print(json.dumps(attempt('other statistics', others)), flush=True)
     total = 0.0
     for layer, shape in chosen if args.float else ():
-        if late():
-            print('compiled float: no time left', flush=True)
-            return 1
-        try:
-            row = compiled_float(layer, shape, device, args.repeats)
-            total += row['both']['ms'] * layer.count
-        except Exception as error:
-            row = dict(error=_short(error))
-        print(f'compiled float, {layer.name}: {json.dumps(row)}', flush=True)
-        note(f'float/{layer.name}', row)
-    print(f'compiled float, 1x1 layers of a step: {total:.3f} ms')
-    return int(failed > 0)
-
-
-def _all_specs(chosen: list[tuple[Layer, Shape]]) -> list[tuple]:
-    return [spec for *_, spec in specs_of(chosen)]
-
-
-def _await(compiled: Iterator, wanted: set, left_out: set) -> None:
-    """Until all ``wanted`` are compiled; those that do not fit are left
-    out."""
-    global _seen
-    while not wanted <= _seen:
-        found = next(compiled, None)
-        if found is None:
-            return
-        _seen.add(found[0])
-        if 'error' in found[1]:
-            left_out.add(found[0])
-            print(f'  left out: {found[0][0]}: {found[1]["error"]}')
-
-
-_seen: set = set()
+        compiled = partial(compiled_float, layer, shape, device, args.repeats)
+        row = attempt(f'float/{layer.name}', compiled)
+        rows.append(row)
+        ms = row.get('both', {}).get('ms', float('nan'))
+        total += ms * layer.count
+        print(f'compiled float, {layer.name}: {ms:.3f} ms', flush=True)
+    found = summary(rows)
+    if args.float:
+        found['compiled float, these layers'] = _rounded(total)
+    note('summary', found)
+    print(json.dumps(found, indent=1), flush=True)
+    return int(any('error' in row for row in rows))
 
 
 def _line(layer: Layer, row: dict) -> str:
+    start = f'{row.get("at_s", 0):.0f} s: {layer.name} x{layer.count}: '
     if 'error' in row:
-        return f'{layer.name}: {row["error"]}'
+        return start + row['error']
     forms = ', '.join(f'{n} {t["ms"]:.3f}' for n, t in row['forms'].items())
     worst = max(row['errors'].values(), default=0)
-    return f'{row["at_s"]:.0f} s: {layer.name} x{layer.count}: {forms}; ' \
-        f'errors up to {worst}'
+    return f'{start}{forms}; errors up to {worst}'
 
 
 def main() -> int:

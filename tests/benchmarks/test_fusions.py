@@ -222,9 +222,7 @@ def test_input_gradient(shape, config, dtype, front, kind):
     before = before_case(shape, dtype, kind)
     w = weight_of(shape, dtype)
     store = front != 'PLAIN' and config is CONFIGS[1]
-    run = fused.input_grad(
-        shape, config, w, after, before, store, QMIN, QMAX
-    )
+    run = fused.input_grad(shape, config, w, after, before, store, QMIN, QMAX)
     run()
     if store:
         close(run.out['grad_z'], grad_z, dtype)

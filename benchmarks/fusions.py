@@ -20,7 +20,9 @@ Times are those of CUDA graphs by events, with a cold L2 cache, in turns.
 
 import argparse
 import json
+import os
 import statistics
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -42,7 +44,7 @@ from . import fused_products as fused
 from . import results
 from .compile_ahead import Compiler, compile_ahead
 from .fused_products import After, Before, Config, Fused, Shape
-from .timing import Timing, graphed
+from .timing import GIB, Timing, graphed
 
 FILE = 'fusions.jsonl'
 QMIN, QMAX = 0, 15
@@ -50,6 +52,7 @@ TODAY_MS, FLOAT_MS = 38.9, 37.4
 """A step of ResNet-50 at W4A4, and of compiled float (docs/speed.md)."""
 FLUSH = 256 * 2**20
 """Bytes that are overwritten before each timed call, several times the L2."""
+MOST_RESERVED = 64 * GIB
 DTYPES = dict(cpu=torch.float16)
 """Triton's interpreter has no product of bfloat16."""
 
@@ -374,6 +377,8 @@ def interleaved(runs: Runs, repeats: int) -> dict[str, Timing]:
     cuda = torch.cuda.is_available()
     ready: Runs = {}
     for name, run in runs.items():
+        if cuda and torch.cuda.memory_reserved() > MOST_RESERVED:
+            torch.cuda.empty_cache()  # each recording leaves a pool
         try:
             ready[name] = graphed(run) if cuda else run
         except Exception as error:
@@ -470,8 +475,9 @@ def tune(
 ) -> Iterator[tuple[str, Config, Fused, dict]]:
     """The best config of each fused product, and what the others took."""
     for name, (kernel, make) in case.fusions().items():
-        made, times = {}, {}
-        for config in fused.configs(kernel, case.shape):
+        made = {}
+        configs = list(fused.configs(kernel, case.shape))
+        for config in configs if case.device == 'cuda' else configs[:1]:
             try:
                 run = make(config)
                 if left_out.isdisjoint(run.specs()):
@@ -772,13 +778,17 @@ def run(args: argparse.Namespace) -> int:
     def attempt(arm: str, make: Callable[[], dict]) -> dict:
         if arm in known:
             return known[arm]
-        if late():
-            return dict(error='no time left')
+        if late() or arm in args.without:
+            return dict(error='no time left' if late() else 'left out')
         try:
             row = make()
         except Exception as error:
             traceback.print_exc()
-            row = dict(error=_short(error))
+            row = note(arm, dict(error=_short(error)))
+            if cuda and _is_broken():
+                compiler.close()
+                _begin_again(args, arm, time.perf_counter() - start)
+            return row
         return note(arm, row)
 
     rows = []
@@ -822,6 +832,33 @@ def run(args: argparse.Namespace) -> int:
     return int(any('error' in row for row in rows))
 
 
+def _is_broken() -> bool:
+    """Whether the GPU refuses this process from now on."""
+    try:
+        torch.cuda.synchronize()
+        torch.empty(1, device='cuda').zero_()
+        torch.cuda.synchronize()
+    except Exception:
+        return True
+    return False
+
+
+def _begin_again(
+    args: argparse.Namespace, without: str, seconds: float
+) -> None:
+    """Go on in a fresh process, without what broke this one."""
+    print(f'begin again without {without}', flush=True)
+    command = [sys.executable, '-m', 'benchmarks.fusions']
+    for name in ('out', 'layers', 'batch', 'size', 'repeats'):
+        value = getattr(args, name)
+        command += [] if value is None else [f'--{name}', str(value)]
+    command += ['--minutes', str(args.minutes - seconds / 60)]
+    command += [] if args.float else ['--no-float']
+    os.execv(
+        sys.executable, [*command, '--without', *args.without, without]
+    )  # fmt: skip
+
+
 def _line(layer: Layer, row: dict) -> str:
     start = f'{row.get("at_s", 0):.0f} s: {layer.name} x{layer.count}: '
     if 'error' in row:
@@ -831,8 +868,8 @@ def _line(layer: Layer, row: dict) -> str:
     return f'{start}{forms}; errors up to {worst}'
 
 
-def main() -> int:
-    """The command."""
+def main(argv: list[str] | None = None) -> int:
+    """The command, with the arguments of this process or others."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -848,10 +885,12 @@ def main() -> int:
     add('--repeats', type=int, default=20, metavar='N')
     add('--no-float', dest='float', action='store_false',
         help='without the compiled layers in float')
+    add('--without', nargs='+', default=[], metavar='NAME',
+        help='layers that are left out')
     add('--compile', action='store_true',
         help='only compile all kernels for Hopper, which needs no GPU')
     # fmt: on
-    return run(parser.parse_args())
+    return run(parser.parse_args(argv))
 
 
 if __name__ == '__main__':

@@ -7,6 +7,11 @@ from torch.testing import assert_close
 
 pytest.importorskip('triton')
 from benchmarks import fused_products as fused  # noqa: E402
+from benchmarks import fusions, results  # noqa: E402
+from benchmarks.compile_ahead import (  # noqa: E402
+    MOST_SHARED,
+    compile_ahead,
+)
 from mmauxq.accelerate.kernels.norm import BatchNorm  # noqa: E402
 
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
@@ -20,9 +25,9 @@ SHAPES = [
     fused.Shape(1, 64, 32, 16, 16, stride=2),
 ]
 # the sum of products in one go, and in several
-CONFIGS = [
-    fused.Config(16, 32, 64, 4, 2),
-    fused.Config(32, 16, 16, 4, 2, programs=4),
+CASES = [
+    (HALF, fused.Config(16, 32, 64, 4, 2)),
+    (torch.float32, fused.Config(32, 16, 16, 4, 2, programs=4)),
 ]
 
 
@@ -82,8 +87,7 @@ def wide(norm):
     ]
 
 
-@pytest.mark.parametrize('dtype', [torch.float32, HALF])
-@pytest.mark.parametrize('config', CONFIGS)
+@pytest.mark.parametrize('dtype, config', CASES)
 @pytest.mark.parametrize('shape', SHAPES)
 @pytest.mark.parametrize('as_codes', [True, False])
 def test_product_and_statistics(shape, config, dtype, as_codes):
@@ -124,7 +128,7 @@ def test_variance_far_from_zero():
     q = feature_map(4, 16, (9, 9)) + 1000
     step = torch.ones(1, device=DEVICE)
     running = torch.zeros(2, 16, device=DEVICE)
-    run = fused.product(shape, CONFIGS[1], q, step, w, running)
+    run = fused.product(shape, CASES[1][1], q, step, w, running)
     run()
     rows = q.double().transpose(0, 1).flatten(1)
     rstd = (rows.var(1, correction=0) + fused.EPS) ** -0.5
@@ -205,8 +209,7 @@ FRONTS = ['PLAIN', 'NORM', 'NORM_MASK']
 KINDS = ['NOTHING', 'QUANTIZE', 'NORM_QUANTIZE', 'SUM_QUANTIZE']
 
 
-@pytest.mark.parametrize('dtype', [torch.float32, HALF])
-@pytest.mark.parametrize('config', CONFIGS)
+@pytest.mark.parametrize('dtype, config', CASES)
 @pytest.mark.parametrize('shape', SHAPES)
 @pytest.mark.parametrize('front', FRONTS)
 @pytest.mark.parametrize('kind', KINDS)
@@ -221,7 +224,7 @@ def test_input_gradient(shape, config, dtype, front, kind):
     after, grad_z = backward_case(shape, dtype, front)
     before = before_case(shape, dtype, kind)
     w = weight_of(shape, dtype)
-    store = front != 'PLAIN' and config is CONFIGS[1]
+    store = front == 'NORM'
     run = fused.input_grad(shape, config, w, after, before, store, QMIN, QMAX)
     run()
     if store:
@@ -255,8 +258,7 @@ def test_input_gradient(shape, config, dtype, front, kind):
     close(run.out['grad'], g, dtype)
 
 
-@pytest.mark.parametrize('dtype', [torch.float32, HALF])
-@pytest.mark.parametrize('config', CONFIGS)
+@pytest.mark.parametrize('dtype, config', CASES)
 @pytest.mark.parametrize('shape', SHAPES)
 @pytest.mark.parametrize('front', FRONTS)
 @pytest.mark.parametrize('as_codes', [True, False])
@@ -271,3 +273,118 @@ def test_weight_gradient(shape, config, dtype, front, as_codes):
     y = F.conv2d(q.double(), w, stride=shape.stride)
     (expected,) = torch.autograd.grad(y, w, grad_z)
     close(run.out['grad_w'], expected[:, :, 0, 0], dtype)
+
+
+def row_of(count, **forms):
+    named = {
+        name.replace('_', '/', 1).replace('_', ', '): dict(ms=ms)
+        for name, ms in forms.items()
+    }
+    return dict(count=count, forms=named)
+
+
+def test_what_is_saved():
+    """Codes of the backward pass need those of the forward pass."""
+    rows = [
+        row_of(
+            2, forward_today=1.0, forward_statistics=0.9, forward_codes=1.25,
+            backward_today=3.0, backward_behind=2.5, backward_codes_both=2.0,
+        ),
+        row_of(
+            1, forward_today=1.0, forward_statistics=1.1, forward_codes=0.5,
+            backward_today=2.0, backward_codes_both=2.25,
+        ),
+        dict(error='no time left'),
+    ]  # fmt: skip
+    found = fusions.summary(rows)
+    assert found['layers'] == 3
+    assert found['forward/today'] == 3 and found['backward/today'] == 8
+    assert found['forward/statistics saves'] == dict(all=0.1, best=0.2)
+    assert found['backward/codes, both saves'] == dict(all=1.75, best=2)
+    assert found['saved by'] == {
+        'statistics': 0.2,
+        'statistics, behind': 1.2,
+        'and codes': 2 * (4 - 3.25) + 0.25,
+    }
+    step = found['predicted step']['and codes']
+    assert step['ms'] == pytest.approx(38.9 - 1.75)
+    assert step['of_compiled_float'] == pytest.approx(37.15 / 37.4, abs=1e-4)
+
+
+def test_the_layers_are_those_of_resnet50():
+    from collections import Counter
+
+    from mmpretrain.models.backbones import ResNet
+
+    found = Counter()
+
+    def note(module, inputs, output):
+        if module.kernel_size == (1, 1):
+            size = inputs[0].shape[-1]
+            channels = module.in_channels, module.out_channels
+            found[(*channels, size, *module.stride)] += 1
+
+    network = ResNet(50)
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_hook(note)
+    with torch.no_grad():
+        network(torch.zeros(1, 3, 224, 224))
+    expected = Counter()
+    for each in fusions.layers():
+        stride = each.stride
+        expected[each.inputs, each.outputs, each.size, stride, stride] += (
+            each.count
+        )
+    assert expected == found
+    names = [each.name for each in fusions.layers()]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.slow
+def test_the_command(tmp_path, capsys):
+    """Its forms compute what today's kernels compute."""
+    if DEVICE == 'cuda':
+        pytest.skip('takes the whole GPU')
+    command = ['--out', str(tmp_path), '--batch', '1', '--size', '16']
+    command += ['--layers', '2', '--repeats', '1', '--no-float']
+    command += ['--minutes', '60']
+    assert fusions.main(command) == 0
+    rows = {row['arm']: row for row in results.read(tmp_path, fusions.FILE)}
+    names = [each.name for each in fusions.layers()][:2]
+    assert [*rows] == ['ceilings', *names, 'other statistics', 'summary']
+    for name in names:
+        row = rows[name]
+        assert {*row['forms']} == {
+            *(f'forward/{form}' for form in fusions.FORWARD),
+            *(f'backward/{form}' for form in fusions.BACKWARD),
+        }
+        assert {*row['parts']} == {
+            *(p for forms in fusions.FORWARD.values() for p in forms),
+            *(p for forms in fusions.BACKWARD.values() for p in forms),
+        }
+        assert len(row['errors']) >= 12
+        assert max(row['errors'].values()) < 2e-3, row['errors']
+    assert rows['summary']['layers'] == 2 + 3
+    capsys.readouterr()
+    assert fusions.main([*command[:-1], '0']) == 0  # nothing missing
+    assert f'{names[0]} x2' in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_kernels_compile_for_hopper():
+    """Also those whose types only the compiler checks; without a GPU."""
+    specs = {}
+    for layer in fusions.layers():
+        if layer.name not in ('layer2.*.conv1', 'layer2.0.downsample'):
+            continue
+        for name, _, spec in fusions.Case(
+            layer, layer.shape(256, 224), 'meta'
+        ).specs():
+            specs.setdefault((layer.name, name, spec[0]), spec)
+    assert len(specs) == 2 * (1 + 7 + 2)
+    for spec, row in compile_ahead(specs.values(), 1):
+        assert 'error' not in row, (spec, row)
+        assert row['shared'] <= MOST_SHARED
+        if spec[0] not in ('finish_kernel', 'codes_kernel', 'pack_kernel'):
+            assert row['wgmma'] and row['wide_stores'], (spec, row)

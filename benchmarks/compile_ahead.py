@@ -81,47 +81,46 @@ def _resources(cubin: bytes) -> dict[str, int]:
     return {name.lower(): int(value) for name, value in found.items()}
 
 
-def compile_ahead(
-    specs: Iterable[tuple], processes: int | None = None
-) -> Iterator[tuple[tuple, dict]]:
-    """Compile, the first ones first; yields each with what became of it."""
-    # neither a context of CUDA nor the interpreter goes with them
-    before = os.environ.pop('TRITON_INTERPRET', None)
-    pool = ProcessPoolExecutor(
-        processes or len(os.sched_getaffinity(0)), get_context('spawn'), _start
-    )
-    try:
-        waiting = {pool.submit(_compile, spec): spec for spec in specs}
-        if before is not None:
-            os.environ['TRITON_INTERPRET'] = before
-        for future in as_completed(waiting):
-            try:
-                yield future.result()
-            except BrokenProcessPool as error:  # left to the first launch
-                yield waiting[future], dict(unknown=str(error))
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
 class Compiler:
-    """Compiles in the background, from the first to the last.
+    """Compiles launches in the background, from the first to the last.
 
     Args:
         specs: Of launches; those that come first are wanted first.
+        processes: How many compile; by default all processors but two.
     """
 
-    def __init__(self, specs: Iterable[tuple]) -> None:
-        self._results = compile_ahead(specs)
+    def __init__(
+        self, specs: Iterable[tuple], processes: int | None = None
+    ) -> None:
+        here = max(2, len(os.sched_getaffinity(0)) - 2)
+        # neither a context of CUDA nor the interpreter goes with them
+        before = os.environ.pop('TRITON_INTERPRET', None)
+        self._pool = ProcessPoolExecutor(
+            processes or here, get_context('spawn'), _start
+        )
+        specs = list(dict.fromkeys(specs))
+        self._waiting = {self._pool.submit(_compile, s): s for s in specs}
+        if before is not None:
+            os.environ['TRITON_INTERPRET'] = before
+        self._results = self.results()
         self._known: dict[tuple, dict] = {}
+
+    def results(self) -> Iterator[tuple[tuple, dict]]:
+        """Each spec with what became of it, as they are ready."""
+        for future in as_completed(self._waiting):
+            try:
+                yield future.result()
+            except BrokenProcessPool as error:  # left to the first launch
+                yield self._waiting[future], dict(unknown=str(error))
 
     def errors(self, wanted: Iterable[tuple]) -> dict[tuple, str]:
         """Wait until all ``wanted`` are compiled; what is wrong with them."""
         wanted = set(wanted)
         while not wanted <= self._known.keys():
-            spec, row = next(self._results, (None, {}))
-            if spec is None:
+            found = next(self._results, None)
+            if found is None:
                 break
-            self._known[spec] = row
+            self._known[found[0]] = found[1]
         return {
             spec: row['error']
             for spec, row in self._known.items()
@@ -130,4 +129,4 @@ class Compiler:
 
     def close(self) -> None:
         """Compile nothing more."""
-        self._results.close()  # type: ignore[attr-defined]
+        self._pool.shutdown(wait=False, cancel_futures=True)

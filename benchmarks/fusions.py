@@ -42,7 +42,7 @@ from mmauxq.accelerate.kernels.tiles import launch, split_tiles, tiles
 
 from . import fused_products as fused
 from . import results
-from .compile_ahead import Compiler, compile_ahead
+from .compile_ahead import Compiler
 from .fused_products import After, Before, Config, Fused, Shape
 from .timing import GIB, Timing, graphed
 
@@ -51,7 +51,8 @@ QMIN, QMAX = 0, 15
 TODAY_MS, FLOAT_MS = 38.9, 37.4
 """A step of ResNet-50 at W4A4, and of compiled float (docs/speed.md)."""
 FLUSH = 256 * 2**20
-"""Bytes that are overwritten before each timed call, several times the L2."""
+"""Bytes that are read before each timed call, several times the L2. What was
+written instead would have to leave it in the timed call."""
 MOST_RESERVED = 64 * GIB
 DTYPES = dict(cpu=torch.float16)
 """Triton's interpreter has no product of bfloat16."""
@@ -383,14 +384,13 @@ def interleaved(runs: Runs, repeats: int) -> dict[str, Timing]:
             ready[name] = graphed(run) if cuda else run
         except Exception as error:
             print(f'  {name}: {_short(error)}', flush=True)
-    flush = torch.empty(
-        FLUSH if cuda else 1, dtype=torch.uint8,
-        device='cuda' if cuda else 'cpu',
-    )  # fmt: skip
+    device = 'cuda' if cuda else 'cpu'
+    flush = torch.zeros(FLUSH // 4 if cuda else 1, device=device)
+    total = torch.zeros((), device=device)
     taken: dict[str, list] = {name: [] for name in ready}
     for turn in range(repeats + 1):
         for name, run in ready.items():
-            flush.zero_()
+            torch.sum(flush, 0, out=total)
             if cuda:
                 marks = [torch.cuda.Event(enable_timing=True) for _ in 'ab']
                 marks[0].record()
@@ -730,7 +730,7 @@ def compile_all(chosen: list[tuple[Layer, Shape]], out: Path) -> int:
     of = {spec: (layer, name, c) for layer, name, c, spec in known}
     print(f'{len(of)} launches', flush=True)
     bad = 0
-    for spec, row in compile_ahead(of):
+    for spec, row in Compiler(of).results():
         layer, name, config = of[spec]
         bad += 'error' in row
         results.append(

@@ -151,10 +151,15 @@ class Placement:
         if not self.gpus:
             return True
         memory = {one: one.memory for one in self.runs}
-        reports = [memory[mate] for mate in mates]
-        if None in reports:  # what it will take is not known yet
-            return False
-        free = min(report[0] for report in reports if report)
         held = {one: found[1] for one, found in memory.items() if found}
-        same = [held[one] for one in held if one.arm == run.arm]
-        return free >= CONTEXT + max(same or held.values())
+        reports = [report for one in mates if (report := memory[one])]
+        if not reports:  # what they take, and what is left, is not known yet
+            return False
+
+        def needed(one: Run) -> int:
+            same = [held[other] for other in held if other.arm == one.arm]
+            return CONTEXT + max(same or held.values())
+
+        free = min(free for free, _ in reports)
+        coming = [one for one in mates if one not in held]
+        return free >= sum(map(needed, [run, *coming]))

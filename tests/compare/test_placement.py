@@ -185,6 +185,20 @@ def test_a_run_needs_what_its_arm_did(tmp_path):
     assert places.add(runs[2]) == '0'
 
 
+def test_runs_that_have_room_need_not_wait_for_each_other(tmp_path):
+    """What runs take that have not reported yet is set aside for them."""
+    runs = make_runs(tmp_path, 'a0', 'b0', 'a1', 'b1')
+    places = Placement(runs, ['0'], 4)
+    assert places.add(runs[0]) == '0'
+    assert places.add(runs[1]) is None
+    (runs[0].folder / 'memory').write_text(f'{2 * (CONTEXT + GIB)} {GIB}')
+    assert [places.add(run) for run in runs[1:]] == ['0', '0', None]
+    (runs[1].folder / 'memory').write_text(f'{9 * GIB} {2 * GIB}')
+    assert places.add(runs[3]) is None  # the least that is free counts
+    (runs[0].folder / 'memory').write_text(f'{9 * GIB} {GIB}')
+    assert places.add(runs[3]) == '0'
+
+
 def test_what_another_process_left_does_not_count(tmp_path):
     (run,) = make_runs(tmp_path, 'a0')
     run.shared.touch()

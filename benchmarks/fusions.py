@@ -704,6 +704,10 @@ def summary(rows: list[dict]) -> dict:
         for step, saved in saved_by.items()
     }
     found['layers'] = sum(row['count'] for row in measured)
+    found['largest error'] = max(
+        (e for row in measured for e in row.get('errors', {}).values()),
+        default=0.0,
+    )
     return _rounded(found)
 
 

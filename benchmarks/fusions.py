@@ -19,6 +19,7 @@ Times are those of CUDA graphs by events, with a cold L2 cache, in turns.
 """
 
 import argparse
+import gc
 import json
 import os
 import statistics
@@ -766,6 +767,8 @@ def run(args: argparse.Namespace) -> int:
     device = 'cuda' if cuda else 'cpu'
     torch.backends.cudnn.benchmark = True
     torch.manual_seed(0)
+    if cuda:
+        gc.freeze()  # each recording collects garbage
     missing = [pair for pair in chosen if pair[0].name not in known]
     specs = [spec for *_, spec in specs_of(missing)]
     compiler = Compiler(specs if cuda else [])

@@ -19,7 +19,6 @@ Times are those of CUDA graphs by events, with a cold L2 cache, in turns.
 """
 
 import argparse
-import gc
 import json
 import os
 import statistics
@@ -45,7 +44,7 @@ from . import fused_products as fused
 from . import results
 from .compile_ahead import Compiler
 from .fused_products import After, Before, Config, Fused, Shape
-from .timing import GIB, Timing, graphed
+from .timing import Timing, graphed
 
 FILE = 'fusions.jsonl'
 QMIN, QMAX = 0, 15
@@ -54,7 +53,6 @@ TODAY_MS, FLOAT_MS = 38.9, 37.4
 FLUSH = 256 * 2**20
 """Bytes that are read before each timed call, several times the L2. What was
 written instead would have to leave it in the timed call."""
-MOST_RESERVED = 64 * GIB
 DTYPES = dict(cpu=torch.float16)
 """Triton's interpreter has no product of bfloat16."""
 
@@ -379,8 +377,6 @@ def interleaved(runs: Runs, repeats: int) -> dict[str, Timing]:
     cuda = torch.cuda.is_available()
     ready: Runs = {}
     for name, run in runs.items():
-        if cuda and torch.cuda.memory_reserved() > MOST_RESERVED:
-            torch.cuda.empty_cache()  # each recording leaves a pool
         try:
             ready[name] = graphed(run) if cuda else run
         except Exception as error:
@@ -767,8 +763,6 @@ def run(args: argparse.Namespace) -> int:
     device = 'cuda' if cuda else 'cpu'
     torch.backends.cudnn.benchmark = True
     torch.manual_seed(0)
-    if cuda:
-        gc.freeze()  # each recording collects garbage
     missing = [pair for pair in chosen if pair[0].name not in known]
     specs = [spec for *_, spec in specs_of(missing)]
     compiler = Compiler(specs if cuda else [])

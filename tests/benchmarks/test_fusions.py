@@ -328,7 +328,6 @@ def test_a_broken_gpu_ends_one_layer(tmp_path, monkeypatch):
     monkeypatch.setattr(fusions, 'measure', broken)
     monkeypatch.setattr(fusions.torch.cuda, 'is_available', lambda: True)
     monkeypatch.setattr(fusions, 'Compiler', lambda specs: Nothing())
-    monkeypatch.setattr(fusions.gc, 'freeze', lambda: None)
     monkeypatch.setattr(fusions.results, 'machine', dict)
     monkeypatch.setattr(fusions.time, 'perf_counter', lambda: 5.0)
     with pytest.raises(Exit):

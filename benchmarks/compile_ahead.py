@@ -10,7 +10,6 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from typing import Any
 
@@ -50,17 +49,17 @@ def _compile(spec: tuple) -> tuple[tuple, dict]:
         made = getattr(fusion_kernels, kernel).warmup(
             *args, grid=(1,), **dict(how)
         )
+        ptx = made.asm['ptx']
+        row = dict(
+            seconds=round(time.perf_counter() - start, 1),
+            shared=made.metadata.shared,
+            wgmma='wgmma' in ptx,
+            cp_async=ptx.count('cp.async.cg'),
+            wide_stores=ptx.count('st.global.v4'),
+            **_resources(made.asm['cubin']),
+        )
     except Exception as error:
         return spec, dict(error=f'{type(error).__name__}: {error}'[:300])
-    ptx = made.asm['ptx']
-    row = dict(
-        seconds=round(time.perf_counter() - start, 1),
-        shared=made.metadata.shared,
-        wgmma='wgmma' in ptx,
-        cp_async=ptx.count('cp.async.cg'),
-        wide_stores=ptx.count('st.global.v4'),
-        **_resources(made.asm['cubin']),
-    )
     if row['shared'] > MOST_SHARED:
         row['error'] = f'{row["shared"]} bytes of shared memory'
     return spec, row
@@ -110,7 +109,7 @@ class Compiler:
         for future in as_completed(self._waiting):
             try:
                 yield future.result()
-            except BrokenProcessPool as error:  # left to the first launch
+            except Exception as error:  # left to the first launch
                 yield self._waiting[future], dict(unknown=str(error))
 
     def errors(self, wanted: Iterable[tuple]) -> dict[tuple, str]:

@@ -44,7 +44,7 @@ from . import fused_products as fused
 from . import results
 from .compile_ahead import Compiler
 from .fused_products import After, Before, Config, Fused, Shape
-from .timing import GIB, Timing, graphed
+from .timing import Timing, graphed
 
 FILE = 'fusions.jsonl'
 QMIN, QMAX = 0, 15
@@ -53,7 +53,6 @@ TODAY_MS, FLOAT_MS = 38.9, 37.4
 FLUSH = 256 * 2**20
 """Bytes that are read before each timed call, several times the L2. What was
 written instead would have to leave it in the timed call."""
-MOST_RESERVED = 64 * GIB
 DTYPES = dict(cpu=torch.float16)
 """Triton's interpreter has no product of bfloat16."""
 
@@ -378,8 +377,6 @@ def interleaved(runs: Runs, repeats: int) -> dict[str, Timing]:
     cuda = torch.cuda.is_available()
     ready: Runs = {}
     for name, run in runs.items():
-        if cuda and torch.cuda.memory_reserved() > MOST_RESERVED:
-            torch.cuda.empty_cache()  # each recording leaves a pool
         try:
             ready[name] = graphed(run) if cuda else run
         except Exception as error:
@@ -704,6 +701,10 @@ def summary(rows: list[dict]) -> dict:
         for step, saved in saved_by.items()
     }
     found['layers'] = sum(row['count'] for row in measured)
+    found['largest error'] = max(
+        (e for row in measured for e in row.get('errors', {}).values()),
+        default=0.0,
+    )
     return _rounded(found)
 
 

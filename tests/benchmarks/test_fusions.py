@@ -308,6 +308,53 @@ def test_what_is_saved():
     assert step['of_compiled_float'] == pytest.approx(37.15 / 37.4, abs=1e-4)
 
 
+def test_a_broken_gpu_ends_one_layer(tmp_path, monkeypatch):
+    """A fresh process goes on, in the time that is left."""
+
+    class Exit(BaseException):
+        pass
+
+    def execute(program, command):
+        begun.append(command[1:])
+        raise Exit
+
+    def broken(*args):
+        raise RuntimeError('an illegal memory access')
+
+    begun = []
+    monkeypatch.setattr(fusions.os, 'execv', execute)
+    monkeypatch.setattr(fusions, '_is_broken', lambda: True)
+    monkeypatch.setattr(fusions, 'ceilings', lambda *args: {})
+    monkeypatch.setattr(fusions, 'measure', broken)
+    monkeypatch.setattr(fusions.torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(fusions, 'Compiler', lambda specs: Nothing())
+    monkeypatch.setattr(fusions.results, 'machine', dict)
+    monkeypatch.setattr(fusions.time, 'perf_counter', lambda: 5.0)
+    with pytest.raises(Exit):
+        fusions.main(
+            ['--out', str(tmp_path), '--layers', '2', '--no-float',
+             '--without', 'stem']
+        )  # fmt: skip
+    assert begun == [
+        ['-m', 'benchmarks.fusions', '--out', str(tmp_path), '--layers', '2',
+         '--batch', '256', '--size', '224', '--repeats', '20', '--minutes',
+         '4.0', '--no-float', '--without', 'stem', 'layer1.*.conv1']
+    ]  # fmt: skip
+    row = results.read(tmp_path, fusions.FILE)[1]
+    assert row['arm'] == 'layer1.*.conv1'
+    assert row['error'] == 'RuntimeError: an illegal memory access'
+
+
+class Nothing:
+    """Stands for the compiler of kernels."""
+
+    def errors(self, wanted):
+        return {}
+
+    def close(self):
+        pass
+
+
 def test_the_layers_are_those_of_resnet50():
     from collections import Counter
 

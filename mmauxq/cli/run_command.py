@@ -78,9 +78,17 @@ def run_command(
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         with stoppable() as check, _visible_logs():
-            return _run_command(command, argv, prog, check)
+            try:
+                return _run_command(command, argv, prog, check)
+            except BaseException:
+                try:
+                    check()
+                except Stopped:
+                    # here, since a second signal is still no error
+                    end_children()
+                    raise
+                raise
     except Stopped as stopped:
-        end_children()
         if UNDER_TORCHRUN not in os.environ and not rank():
             line = stopped.line(command.__name__.rpartition('.')[2])
             print(line, file=sys.stderr, flush=True)

@@ -113,3 +113,23 @@ def test_a_terminal_obeys_no_error(capsys, caplog):
     assert r'key \x1b[31m\u202e日本' in caplog.text
     assert said.endswith('RuntimeError: \\x1b[2J\\x07\n')
     assert before == (logging.getLogRecordFactory(), logging.raiseExceptions)
+
+
+@pytest.mark.parametrize('swallowed', [False, True])
+def test_a_loader_process_repeats_the_signal(monkeypatch, capsys, swallowed):
+    """Its end sends it once more, while the children are ended."""
+
+    def run(args, mark_running):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except BaseException as error:
+            if not swallowed:
+                raise
+            raise RuntimeError('of a library') from error
+
+    def end_children():
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(run_command, 'end_children', end_children)
+    assert run_command.run_command(command(run), []) == 130
+    assert capsys.readouterr().err == 'stopped by SIGINT\n'

@@ -67,23 +67,36 @@ EXPORTED = {
     'r20_w4a4': 'ResNet-20 W4A4, LSQ',
 }
 """Records -> network for digits."""
+IMAGENET = {
+    'r18_w4a4': 'ResNet-18 W4A4',
+    'r50_w4a4': 'ResNet-50 W4A4',
+    'mbv2_w4a4': 'MobileNetV2 W4A4',
+    'deits_w4a4': 'DeiT-S W4A4',
+}
+"""Records -> network for ImageNet, with random weights."""
 
 
-def exports(*forms: str) -> str:
-    """The reports of exports of networks for digits, in these forms."""
+def report_of(name: str, form: str) -> dict:
+    """The ``report.json`` of an export."""
+    return json.loads((LOGS / f'exports/{name}-{form}.json').read_text())
+
+
+def exports(networks: dict[str, str], *forms: str) -> str:
+    """The reports of exports of these networks, in these forms."""
     lines = []
-    for name, network in EXPORTED.items():
+    for name, network in networks.items():
         for form in forms:
-            file = LOGS / f'exports/{name}-{form}.json'
-            if not file.exists():  # refused
-                continue
-            report = json.loads(file.read_text())
+            report = report_of(name, form)
             model = 'model.tflite' if 'tflite' in report else 'model.onnx'
             types = report['tflite' if 'tflite' in report else 'onnx']
             containers = sorted(set(types['containers'].values()))
             found, sizes = report['agreement'][model], report['sizes']
             other = found['rounded'] + found['unexplained']
-            logits = found['max_difference'] / found['largest_logit']
+            same = logits = ''
+            if found['largest_logit']:  # else they say nothing
+                same = f'{found["same_class"]} of {found["images"]}'
+                part = found['max_difference'] / found['largest_logit']
+                logits = f'{part:.1e}'
             lines.append(
                 [
                     network,
@@ -93,8 +106,8 @@ def exports(*forms: str) -> str:
                     f'{found["codes"]:,}',
                     f'{found["ties"]:,}',
                     f'{other:,}',
-                    f'{found["same_class"]} of {found["images"]}',
-                    f'{logits:.1e}',
+                    same,
+                    logits,
                 ]
             )
     head = ['network', 'form', 'weights as', 'bytes', 'codes compared',
@@ -102,11 +115,39 @@ def exports(*forms: str) -> str:
     return table(head, lines, 'lllrrrrrr')
 
 
+def exported_bytes() -> str:
+    """The files of exported networks, beside the bits of their tensors."""
+    networks = {
+        'r20_w2a2': 'digits ResNet-20 W2A2',
+        'r20_w4a4': 'digits ResNet-20 W4A4',
+        **IMAGENET,
+    }
+    lines = []
+    for name, network in networks.items():
+        sizes = report_of(name, 'typed')['sizes']
+        bits, packed = sizes['sum_of_bits'], sizes['packed.safetensors']
+        lines.append(
+            [
+                network,
+                f'{sizes["float"]:,}',
+                f'{bits:,}',
+                f'{packed:,} (+{packed / bits - 1:.1%})',
+                f'{sizes["model.onnx"]:,}',
+                f'{report_of(name, "int8")["sizes"]["model.onnx"]:,}',
+            ]
+        )
+    head = ['network', 'float', 'at its bits', 'packed.safetensors',
+            'model.onnx, typed', 'int8']  # fmt: skip
+    return table(head, lines, 'lrrrrr')
+
+
 TABLES = {
     'formats-resnet20': partial(formats, 'r20'),
     'formats-resnet18': partial(formats, 'r18'),
     'mobile-bits': mobile,
-    'exports-onnx': partial(exports, 'typed', 'int8'),
-    'exports-qonnx': partial(exports, 'qonnx'),
-    'exports-litert': partial(exports, 'tflite'),
+    'exports-onnx': partial(exports, EXPORTED, 'typed', 'int8'),
+    'exports-imagenet': partial(exports, IMAGENET, 'typed', 'int8'),
+    'exports-bytes': exported_bytes,
+    'exports-qonnx': partial(exports, EXPORTED, 'qonnx'),
+    'exports-litert': partial(exports, EXPORTED, 'tflite'),
 }

@@ -55,7 +55,8 @@ class Stopped(BaseException):
 def stoppable() -> Iterator[Callable[[], None]]:
     """SIGINT and SIGTERM raise :class:`Stopped` in the main thread.
 
-    A second signal ends the process at once. Does nothing in another thread.
+    A second signal ends the process at once. After the first, the processes of
+    data loaders are ended as well. Does nothing in another thread.
 
     Yields:
         What raises :class:`Stopped` if a signal came before. Python and
@@ -103,6 +104,8 @@ def stoppable() -> Iterator[Callable[[], None]]:
     try:
         yield check
     except BaseException:
+        if first is not None:
+            end_children()  # here, where what they signal is no error
         check()
         raise
     finally:

@@ -8,7 +8,7 @@ from mmauxq.compare.statistics import PairedDifference, spread
 from mmauxq.text import table
 
 from .records import LOGS, number, rows
-from .runs import arms, finals, paired, with_wins, without_wins
+from .runs import arm_rows, arms, finals, paired, with_wins, without_wins
 
 BESIDE_PLAIN = 'difference to plain, 95% interval, wins'
 RATES = {
@@ -33,6 +33,11 @@ STRATEGIES = {
     'aux': 'the module',
     'auxkd': 'the module and a teacher',
     'auxself': 'the module, which teaches F',
+}
+OWN = {
+    'plain': 'plain',
+    'aux': 'the module, one pass',
+    'own': 'the module, a second pass',
 }
 BITS = {'floatcont': 'float, trained on', 'w8': 'W8A8', 'w4': 'W4A4'}
 """Each: arm -> what it is."""
@@ -82,18 +87,10 @@ def step_rates() -> str:
 def own_batch_norms() -> str:
     """The module with batch norms of its own."""
     folder = LOGS / 'digits_w2a2_own'
-    runs, found, lines = by_arm(collect(folder)), finals(folder), []
-    for arm, name in (
-        ('plain', 'plain'),
-        ('aux', 'the module, one pass'),
-        ('own', 'the module, a second pass'),
-    ):
+    runs, lines = by_arm(collect(folder)), arm_rows(folder, OWN, 'plain')
+    for arm, line in zip(OWN, lines, strict=True):
         seconds = median(run['step_seconds'] for run in runs[arm].values())
-        beside = ''
-        if arm != 'plain':
-            beside = with_wins(paired(found[arm], found['plain']))
-        final = spread(list(found[arm].values()))
-        lines.append([name, final, beside, f'{number(1e3 * seconds)} ms'])
+        line.append(f'{number(1e3 * seconds)} ms')
     return table(['', 'final top-1', BESIDE_PLAIN, 'step'], lines)
 
 

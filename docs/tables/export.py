@@ -9,7 +9,7 @@ from mmauxq.compare.statistics import spread
 from mmauxq.text import table
 
 from .records import LOGS, rows
-from .runs import finals, paired, without_wins
+from .runs import arm_rows, finals, paired, without_wins
 
 MOBILE = {
     'floatcont': 'float, trained on',
@@ -37,22 +37,16 @@ def formats(network: str) -> str:
 def mobile() -> str:
     """Bits of phones, beside the float network that was trained on."""
     folder = LOGS / 'fmnist_mobile_bits'
-    found = finals(folder)
     runs = by_arm(collect(folder))['floatcont']
-    float_network = found['floatcont']
     start = {seed: run['float_final'] for seed, run in runs.items()}
     lines = [
         [
             'float, at the start',
             spread(list(start.values())),
-            without_wins(paired(start, float_network)),
-        ]
+            without_wins(paired(start, finals(folder)['floatcont'])),
+        ],
+        *arm_rows(folder, MOBILE, 'floatcont', wins=False),
     ]
-    for arm, name in MOBILE.items():
-        beside = ''
-        if arm != 'floatcont':
-            beside = without_wins(paired(found[arm], float_network))
-        lines.append([name, spread(list(found[arm].values())), beside])
     head = ['network', 'top-1', 'difference to float trained on']
     return table(head, lines)
 

@@ -49,13 +49,19 @@ def arms(
     head: tuple[str, str, str],
     wins: bool = True,
 ) -> str:
-    """A table with a row for each arm.
+    """A table with a row for each arm: :func:`arm_rows` below ``head``."""
+    return table(head, arm_rows(folder, names, reference, wins))
+
+
+def arm_rows(
+    folder: Path, names: dict[str, str], reference: str, wins: bool = True
+) -> list[list[str]]:
+    """What each arm is, its final top-1, and the difference to another arm.
 
     Args:
         folder: Of the comparison.
         names: Arm -> what it is.
         reference: Arm that the others are beside.
-        head: Titles of the columns.
         wins: Whether the number of seeds above the reference is told.
     """
     found, shown = finals(folder), with_wins if wins else without_wins
@@ -65,4 +71,4 @@ def arms(
         if arm != reference:
             beside = shown(paired(found[arm], found[reference]))
         lines.append([name, spread(list(found[arm].values())), beside])
-    return table(head, lines)
+    return lines

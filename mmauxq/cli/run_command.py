@@ -30,7 +30,6 @@ from mmauxq.ranks import rank
 from mmauxq.stopping import (
     LAUNCHER,
     Stopped,
-    end_children,
     end_with,
     finish,
     stoppable,
@@ -78,16 +77,7 @@ def run_command(
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         with stoppable() as check, _visible_logs():
-            try:
-                return _run_command(command, argv, prog, check)
-            except BaseException:
-                try:
-                    check()
-                except Stopped:
-                    # here, since a second signal is still no error
-                    end_children()
-                    raise
-                raise
+            return _run_command(command, argv, prog, check)
     except Stopped as stopped:
         if UNDER_TORCHRUN not in os.environ and not rank():
             line = stopped.line(command.__name__.rpartition('.')[2])

@@ -8,6 +8,7 @@ from types import ModuleType
 
 import pytest
 
+from mmauxq import stopping
 from mmauxq.cli import run_command
 
 
@@ -130,6 +131,6 @@ def test_a_loader_process_repeats_the_signal(monkeypatch, capsys, swallowed):
     def end_children():
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(run_command, 'end_children', end_children)
+    monkeypatch.setattr(stopping, 'end_children', end_children)
     assert run_command.run_command(command(run), []) == 130
     assert capsys.readouterr().err == 'stopped by SIGINT\n'

@@ -13,7 +13,7 @@ from mmauxq.errors import UsageError, one_line
 from mmauxq.log import log
 from mmauxq.restoring import host_state, snapshot
 
-from .recording import Recording
+from .recording import Average, Recording
 from .watched import Watched, hooked
 
 NEVER = sys.maxsize
@@ -70,6 +70,11 @@ class GraphedStep:
         self.step, self.plain = step, plain or step
         self.model, self.optional = model, optional
         self.recording: Recording | None = None
+        self.average: Average | None = None
+        """What exchanges gradients between ranks. Only a step that was
+        recorded while there was one calls it; :attr:`averaged` says so."""
+        self.averaged = False
+        """Whether the backward pass of the last call will call it."""
         self._watched: Watched | None = None
         self._last: tuple | None = None
         self._repeats, self._patience = 0, 1
@@ -77,6 +82,7 @@ class GraphedStep:
 
     def __call__(self, inputs: Tensor) -> Any:
         """``step(inputs)``. The result is valid until the next call."""
+        self.averaged = False
         records = self._patience != NEVER
         if not (records and inputs.is_cuda and torch.is_grad_enabled()):
             return self.plain(inputs)
@@ -90,7 +96,7 @@ class GraphedStep:
         self._repeats = self._repeats + 1 if kind == self._last else 0
         self._last = kind
         if self.recording is not None and kind == self.recording.kind:
-            return self.recording.replay(inputs)
+            return self._replay(self.recording, inputs)
         if self._repeats < self._patience:
             return self.beside(partial(self.step, inputs))
         self._forget()
@@ -104,7 +110,11 @@ class GraphedStep:
         if self.recording is None:  # the error is gone, and what it held
             torch.cuda.empty_cache()
             return self.plain(inputs)
-        return self.recording.replay(inputs)
+        return self._replay(self.recording, inputs)
+
+    def _replay(self, recording: Recording, inputs: Tensor) -> Any:
+        self.averaged = recording.averages(self.average)
+        return recording.replay(inputs, self.average)
 
     def beside(self, run: Callable[[], Any]) -> Any:
         """``run()``, beside a recording that keeps the memory of its step.
@@ -148,7 +158,8 @@ class GraphedStep:
         generator = torch.cuda.default_generators[inputs.device.index]
         gpu_state = generator.get_state()
         try:
-            recording = Recording(self.step, self.model, inputs, kind)
+            flat = self.average is not None
+            recording = Recording(self.step, self.model, inputs, kind, flat)
             if host_state() != state:
                 raise UsageError(
                     'it draws random numbers on the host, which would be the '

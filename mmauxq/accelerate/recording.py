@@ -1,6 +1,6 @@
 """The kernels of a step as two CUDA graphs, one each way."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,9 +13,21 @@ from mmauxq.errors import UsageError
 
 from .kernels.dispatch import keep_alive
 
+Average = Callable[[Sequence[Tensor]], None]
+"""Gives flat gradients, in place, their mean over all ranks."""
+
 
 class Recording:
-    """The kernels of a forward and a backward pass, and their memory."""
+    """The kernels of a forward and a backward pass, and their memory.
+
+    Args:
+        step: From images, (N, C, H, W), to any nesting of tensors.
+        model: Whose parameters are trained by it.
+        inputs: The images that it is recorded with.
+        kind: All that it holds fixed.
+        flat: Whether the gradients of one dtype lie one behind the other, so
+            that ranks can exchange them in one go.
+    """
 
     def __init__(
         self,
@@ -23,6 +35,7 @@ class Recording:
         model: nn.Module,
         inputs: Tensor,
         kind: tuple,
+        flat: bool = False,
     ) -> None:
         self.kind, self.replays = kind, 0
         self.inputs = inputs.detach().clone()
@@ -62,23 +75,38 @@ class Recording:
                     self.given,
                     allow_unused=True,
                 )
+                pairs = [
+                    (p, g)
+                    for p, g in zip(aliases, grads, strict=True)
+                    if g is not None
+                ]
+                self.grads = [grad for _, grad in pairs]
+                self.flats: list[Tensor] = []
+                if flat:
+                    self.flats, self.grads = flattened(self.grads)
         self.leaves = [
             v.detach() if isinstance(v, Tensor) else v for v in leaves
         ]
         self.differentiable = [v.requires_grad for v in outputs]
-        pairs = [
-            (p, g)
-            for p, g in zip(aliases, grads, strict=True)
-            if g is not None
-        ]
         self.trained = [parameter for parameter, _ in pairs]
-        self.grads = [grad for _, grad in pairs]
         self.root = torch.zeros((), requires_grad=True)
 
-    def replay(self, inputs: Tensor) -> Any:
+    def replay(self, inputs: Tensor, average: Average | None = None) -> Any:
+        """The step with other images.
+
+        Args:
+            inputs: As in the recording.
+            average: Called in the backward pass, where :meth:`averages` says
+                so, with the gradients that this pass and those before have
+                added up.
+        """
         self._clone_pending_gradients()
-        trained = self.trained if self._is_observed() else [self.root]
-        outputs = iter(_Replay.apply(self, inputs, *trained))
+        if not self.averages(average):
+            average = None
+        trained = [self.root]
+        if average is None and self._is_observed():
+            trained = self.trained
+        outputs = iter(_Replay.apply(self, inputs, average, *trained))
         return tree_unflatten(
             [
                 next(outputs) if isinstance(v, Tensor) else v
@@ -87,21 +115,32 @@ class Recording:
             self.structure,
         )
 
+    def averages(self, average: Average | None) -> bool:
+        """Whether a replay leaves the exchange between ranks to ``average``,
+        not to what DDP has attached to each parameter."""
+        return average is not None and bool(self.flats) and not self._hooks()
+
     def _is_observed(self) -> bool:
         """Whether somebody is to hear of each gradient: DDP, or a hook. If
         not, autograd need not visit each parameter, which takes the host as
         long as all else in a step."""
-        return torch.distributed.is_initialized() or any(
+        return torch.distributed.is_initialized() or self._hooks()
+
+    def _hooks(self) -> bool:
+        return any(
             p._backward_hooks or p._post_accumulate_grad_hooks
             for p in self.trained
         )
 
-    def keep_gradients(self) -> None:
-        """Add those of the last backward pass to the parameters', as autograd
-        would."""
+    def keep_gradients(self, average: Average | None) -> None:
+        """Add those of the parameters to those of the last backward pass, as
+        autograd would, and give them to the parameters."""
         for parameter, grad in zip(self.trained, self.grads, strict=True):
-            before = parameter.grad
-            parameter.grad = grad if before is None else before + grad
+            if parameter.grad is not None:
+                grad += parameter.grad
+            parameter.grad = grad
+        if average is not None:
+            average(self.flats)
 
     def _clone_pending_gradients(self) -> None:
         """Those that accumulate lie in memory that the next step takes."""
@@ -156,16 +195,47 @@ def check_leaves(roots: Iterable[Tensor], known: Iterable[Tensor]) -> None:
                 todo.append(source)
 
 
+def flattened(tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Copies that lie one behind the other.
+
+    Returns:
+        A flat tensor for each dtype, and for each of ``tensors`` its part of
+        one, with the same strides where those leave no gap.
+    """
+    flats: list[Tensor] = []
+    parts: dict[int, Tensor] = {}
+    for dtype in dict.fromkeys(t.dtype for t in tensors):
+        chosen = [i for i, t in enumerate(tensors) if t.dtype == dtype]
+        sizes = [tensors[i].numel() for i in chosen]
+        flats.append(tensors[chosen[0]].new_empty(sum(sizes)))
+        for i, part in zip(chosen, flats[-1].split(sizes), strict=True):
+            shape, stride = tensors[i].shape, tensors[i].stride()
+            last = sum((n - 1) * s for n, s in zip(shape, stride, strict=True))
+            parts[i] = part.view(shape)
+            if last == part.numel() - 1:
+                offset = part.storage_offset()
+                parts[i] = part.as_strided(shape, stride, offset)
+    views = [parts[i] for i in range(len(tensors))]
+    if views:
+        torch._foreach_copy_(views, list(tensors))
+    return flats, views
+
+
 class _Replay(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, recording: Recording, inputs: Tensor, *trained: Tensor
+        ctx: Any,
+        recording: Recording,
+        inputs: Tensor,
+        average: Average | None,
+        *trained: Tensor,
     ) -> tuple[Tensor, ...]:
         recording.inputs.copy_(inputs)
         recording.forward.replay()
         recording.replays += 1
         ctx.recording, ctx.number = recording, recording.replays
         ctx.observed = trained[0] is not recording.root
+        ctx.average = average
         outputs = [
             v.detach() for v in recording.leaves if isinstance(v, Tensor)
         ]
@@ -188,6 +258,7 @@ class _Replay(torch.autograd.Function):
             place.copy_(grad)
         recording.backward.replay()
         if ctx.observed:
-            return None, None, *(grad.detach() for grad in recording.grads)
-        recording.keep_gradients()
-        return None, None, None
+            given = (grad.detach() for grad in recording.grads)
+            return None, None, None, *given
+        recording.keep_gradients(ctx.average)
+        return None, None, None, None

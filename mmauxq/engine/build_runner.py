@@ -61,6 +61,7 @@ def build_runner(cfg: Config, mark_running: Callable) -> Runner:
     """
     if cfg.launcher != 'none':
         _set_distributed(cfg)
+        _set_wrapper(cfg)
     cfg = RememberedText.of(cfg)
     if 'runner_type' in cfg:
         runner = RUNNERS.build(cfg)
@@ -99,14 +100,19 @@ def _set_distributed(cfg: Config) -> None:
     if cfg.get('sync_bn'):
         raise UsageError('sync_bn needs a GPU; set sync_bn=None')
     torch.distributed.init_process_group('gloo')
-    wrapper = cfg.get('model_wrapper_cfg') or dict(
-        type='MMDistributedDataParallel',
-        broadcast_buffers=False,
-        find_unused_parameters=cfg.get('find_unused_parameters', False),
-    )
-    if 'Distributed' in type_name(wrapper['type']):
-        wrapper = dict(wrapper, device_ids=None)
-    cfg.model_wrapper_cfg = wrapper
+    wrapper = cfg.get('model_wrapper_cfg')
+    if wrapper and 'Distributed' in type_name(wrapper['type']):
+        cfg.model_wrapper_cfg = dict(wrapper, device_ids=None)
+
+
+def _set_wrapper(cfg: Config) -> None:
+    """As MMEngine's default, for recorded steps, too."""
+    if not cfg.get('model_wrapper_cfg'):
+        cfg.model_wrapper_cfg = dict(
+            type='mmauxq.RecordedDDP',
+            broadcast_buffers=False,
+            find_unused_parameters=cfg.get('find_unused_parameters', False),
+        )
 
 
 class RememberedText(Config):

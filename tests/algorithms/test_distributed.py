@@ -6,6 +6,7 @@ import torch.distributed as dist
 from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
 
+from mmauxq.engine.recorded_ddp import RecordedDDP
 from mmauxq.errors import UsageError
 from mmauxq.quantizers import named_quantizers
 from tests.networks import AUX, batch, classifier, joint_qat
@@ -204,6 +205,51 @@ def _train_on_gpu(rank, folder, port):
             {n: p.detach().cpu() for n, p in model.named_parameters()},
             folder / 'whole.pt',
         )
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    torch.cuda.device_count() < 2, reason='needs two CUDA GPUs'
+)
+def test_recorded_steps_of_two_gpus():
+    """Exchanged at once, gradients are those of DDP; two ranks have one sum,
+    in whichever order, so all is equal to the bit."""
+    found = [
+        on_ranks(2, _train_recorded, kind, counts, cuda=True)
+        for counts in (1, 2)
+        for kind in (MMDistributedDataParallel, RecordedDDP)
+    ]
+    for result in (rank for ranks in found for rank in ranks):
+        if isinstance(result, Exception):
+            raise result
+    for ddp, recorded in (found[:2], found[2:]):
+        assert not ddp[0]['averaged'] and recorded[0]['averaged']
+        assert ddp[0]['losses'] != ddp[1]['losses']
+        for rank in (0, 1):
+            assert recorded[rank]['losses'] == ddp[rank]['losses']
+            assert_equal(recorded[rank]['parameters'], ddp[0]['parameters'])
+
+
+def _train_recorded(rank, kind, counts):
+    model = joint_qat(seed=rank, cuda_graph=True).cuda()
+    wrapped = kind(model, device_ids=[rank], broadcast_buffers=False)
+    optim = OptimWrapper(
+        torch.optim.SGD(model.parameters(), 0.01), accumulative_counts=counts
+    )
+    optim.initialize_count_status(model, 0, 8)
+    losses = []
+    with torch.backends.cudnn.flags(deterministic=True):
+        for step in range(8):
+            inputs, samples = batch(8, seed=2 * step + rank)
+            data = dict(inputs=list(inputs), data_samples=samples)
+            losses.append(float(wrapped.train_step(data, optim)['loss']))
+    return dict(
+        losses=losses,
+        averaged=model.step.recorded.averaged,
+        parameters={
+            n: p.detach().cpu().numpy() for n, p in model.named_parameters()
+        },
+    )
 
 
 def train_steps_on_gpu(model, wrapped, part):

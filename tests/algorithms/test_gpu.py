@@ -8,6 +8,7 @@ from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from torch import nn
 
 from mmauxq.analysis import count_levels
+from mmauxq.engine.recorded_ddp import RecordedDDP
 from mmauxq.quantizers import named_quantizers
 from tests.networks import batch, joint_qat
 
@@ -101,7 +102,9 @@ def test_sync_batch_norm_and_ddp_without_a_search_for_unused_parameters(
 
 
 @pytest.mark.filterwarnings('ignore:Grad strides do not match')
-def test_a_recorded_step_under_ddp(tmp_path):
+@pytest.mark.parametrize('counts', [1, 2])
+@pytest.mark.parametrize('kind', [MMDistributedDataParallel, RecordedDDP])
+def test_a_recorded_step_under_ddp(tmp_path, kind, counts):
     """DDP holds the nodes that add up gradients, made on another stream."""
     results = []
     for wrapped in (False, True):
@@ -114,12 +117,18 @@ def test_a_recorded_step_under_ddp(tmp_path):
         try:
             trained = model
             if wrapped:
-                trained = MMDistributedDataParallel(model, device_ids=[0])
-            wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), 0.01))
+                trained = kind(model, device_ids=[0])
+            wrapper = OptimWrapper(
+                torch.optim.SGD(model.parameters(), 0.01),
+                accumulative_counts=counts,
+            )
+            wrapper.initialize_count_status(model, 0, 6)
             with torch.backends.cudnn.flags(deterministic=True):
                 for _ in range(6):
                     trained.train_step(data, wrapper)
-            assert model.step.recorded.recording.replays == 5
+            recorded = model.step.recorded
+            assert recorded.recording.replays == 5
+            assert recorded.averaged == (wrapped and kind is RecordedDDP)
             results.append({n: v.cpu() for n, v in model.state_dict().items()})
         finally:
             if wrapped:

@@ -11,9 +11,11 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+from torch.nn.parallel import DistributedDataParallel
 
 from mmauxq.config_types import type_name
 from mmauxq.errors import UsageError
+from mmauxq.registry import MODEL_WRAPPERS
 
 from .hooks import DataCheckHook, EpochLengthHook, TeacherCheckHook
 from .resumable_loops import check_length
@@ -60,8 +62,8 @@ def build_runner(cfg: Config, mark_running: Callable) -> Runner:
         mark_running: Called at the first iteration.
     """
     if cfg.launcher != 'none':
-        _set_distributed(cfg)
         _set_wrapper(cfg)
+        _set_distributed(cfg)
     cfg = RememberedText.of(cfg)
     if 'runner_type' in cfg:
         runner = RUNNERS.build(cfg)
@@ -100,8 +102,9 @@ def _set_distributed(cfg: Config) -> None:
     if cfg.get('sync_bn'):
         raise UsageError('sync_bn needs a GPU; set sync_bn=None')
     torch.distributed.init_process_group('gloo')
-    wrapper = cfg.get('model_wrapper_cfg')
-    if wrapper and 'Distributed' in type_name(wrapper['type']):
+    wrapper = cfg.model_wrapper_cfg
+    kind = MODEL_WRAPPERS.get(type_name(wrapper['type']))
+    if isinstance(kind, type) and issubclass(kind, DistributedDataParallel):
         cfg.model_wrapper_cfg = dict(wrapper, device_ids=None)
 
 

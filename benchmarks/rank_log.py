@@ -40,6 +40,7 @@ class RankLog(Hook):
     def before_train(self, runner: Any) -> None:
         """Note when the set-up was over."""
         self.record['began'] = time.time()
+        self.record['wrapper'] = type(runner.model).__name__
 
     def after_train_iter(self, runner: Any, *args: Any, **kwargs: Any) -> None:
         """Start or stop the clock, and the profiler."""
@@ -69,6 +70,7 @@ class RankLog(Hook):
         if torch.cuda.is_available():
             self.record['peak_bytes'] = self.peak
             self.record['reserved_bytes'] = torch.cuda.max_memory_reserved()
+        self.record['ended'] = time.time()
         path = self.folder / f'rank{get_rank()}.json'
         path.write_text(json.dumps(self.record))
 

@@ -188,12 +188,13 @@ def _scaling(rows: Sequence[dict]) -> str:
                 alone('sync_bn'),
                 f'{parts["idle"]:.3g}' if parts else '',
                 f'{row["launch_s"]:.0f}',
+                f'{row["end_s"]:.0f}',
             ]
         )
     return table(
         ['network', 'what', 'form', 'GPUs', 'ms', 'images/s', 'efficiency',
          'peak GiB of each', 'data ms', 'computing ms', 'all-reduce alone ms',
-         'SyncBN alone ms', 'idle ms', 'launch s'], lines,
+         'SyncBN alone ms', 'idle ms', 'launch s', 'end s'], lines,
     )  # fmt: skip
 
 

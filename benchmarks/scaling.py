@@ -89,7 +89,7 @@ def measure(
         folder / 'output.txt',
         patience,
     )  # fmt: skip
-    seconds = time.time() - start
+    end = time.time()
     if failure:
         raise RuntimeError(failure)
     ranks = [
@@ -108,8 +108,10 @@ def measure(
         data_ms=round(max(mean(rank['data_time']) for rank in ranks) * 1e3, 3),
         peak_gib=[round(peak, 3) for peak in peaks] or None,
         repeats=steps,
+        wrapper=ranks[0]['wrapper'],
         launch_s=round(ranks[0]['began'] - start, 1),
-        seconds=round(seconds, 1),
+        end_s=round(end - max(rank['ended'] for rank in ranks), 1),
+        seconds=round(end - start, 1),
     )  # fmt: skip
     if profile:
         events = json.loads((folder / 'trace.json').read_text())['traceEvents']

@@ -33,6 +33,8 @@ FLOAT = {
     'map/fmnist_w3a3': 93.91,
 }
 """Records -> top-1 of the float network, which they do not say themselves."""
+NEWER = {'map/tiny_r18_quarter': 'qat'}
+"""Records that say it, -> name of plain training there."""
 PANELS = {
     'the auxiliary module': ('aux',),
     'a float teacher': ('kd4', 'kd'),
@@ -42,6 +44,7 @@ PANELS = {
 NAMED = {
     'fmnist_depth56': ('56 layers', (0, 8), 'center'),
     'fmnist_narrow_w1a1': ('W1A1', (-16, 30), 'right'),
+    'tiny_r18_quarter': ('Tiny-ImageNet', (-8, 12), 'right'),
 }
 """Setting -> text at its point, where that stands, and its alignment."""
 
@@ -51,11 +54,15 @@ SURE, UNSURE = COLOURS[1], '#888888'
 def of_panel(arms: tuple[str, ...]) -> list[Effect]:
     """Each setting that has one of these arms, with its float network."""
     found = []
-    for folder, top1 in FLOAT.items():
-        of = {e.arm: e for e in effects([LOGS / folder], 'plain')}
+    for folder in FLOAT | NEWER:
+        plain = NEWER.get(folder, 'plain')
+        of = {e.arm: e for e in effects([LOGS / folder], plain)}
         arm = next((of[name] for name in arms if name in of), None)
+        if arm and folder in FLOAT:
+            start = (FLOAT[folder],) * len(arm.reference)
+            arm = replace(arm, start=start)
         if arm:
-            found.append(replace(arm, start=(top1,) * len(arm.reference)))
+            found.append(arm)
     return found
 
 

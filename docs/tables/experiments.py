@@ -45,18 +45,20 @@ BITS = {'floatcont': 'float, trained on', 'w8': 'W8A8', 'w4': 'W4A4'}
 
 def bfloat16() -> str:
     """bfloat16 beside float32, for each recipe."""
-    found, lines = finals(LOGS / 'digits_bf16'), []
-    for arm, name in ('qat', 'plain W2A2'), ('aux', 'with the module'):
-        wide, narrow = found[arm], found[f'{arm}-bf16']
-        lines.append(
-            [
-                name,
-                spread(list(wide.values())),
-                spread(list(narrow.values())),
-                with_wins(paired(narrow, wide)),
-            ]
-        )
-    head = ['recipe', 'float32', 'bfloat16', 'difference, 95% interval, wins']
+    lines = []
+    for task, folder, wide, narrow in (
+        ('digits', 'digits_bf16', '', '-bf16'),
+        ('Tiny-ImageNet', 'map/tiny_r18_quarter', '32', ''),
+    ):
+        found = finals(LOGS / folder)
+        for arm, name in ('qat', 'plain W2A2'), ('aux', 'with the module'):
+            both = [found[arm + wide], found[arm + narrow]]
+            seeds = sorted(set.intersection(*map(set, both)))
+            shown = [spread([runs[seed] for seed in seeds]) for runs in both]
+            beside = with_wins(paired(*reversed(both)))
+            lines.append([task, name, len(seeds), *shown, beside])
+    head = ['task', 'recipe', 'seeds', 'float32', 'bfloat16',
+            'difference, 95% interval, wins']  # fmt: skip
     return table(head, lines)
 
 
@@ -183,7 +185,7 @@ def digits_bytes() -> str:
 
 
 TABLES = {
-    'digits-bf16': bfloat16,
+    'bfloat16': bfloat16,
     'digits-rates': partial(
         arms, LOGS / 'digits_r8_rates', RATES, 'plain',
         ('arm', 'final top-1', BESIDE_PLAIN),

@@ -31,6 +31,8 @@ FROM_FLOAT = {
     'fmnist_narrow_module': 'narrow, short',
 }
 """Records -> setting, of those from a float network."""
+TINY = {'tiny_r18_quarter': 'ResNet-18, quarter width, W2A2'}
+"""The same, on Tiny-ImageNet."""
 BESIDE_FLOAT = {
     'fmnist_w4a4': '20 layers',
     'fmnist_narrow_w4a4': 'narrow, short, float of 8,192 images',
@@ -69,6 +71,7 @@ ARMS = {
     'kd': 'teacher, temperature 1',
     'kd4': 'teacher',
     'auxkd4': 'module and teacher',
+    'auxkd': 'module and teacher, temperature 1',
     'auxall4': 'module and teacher, teaching each other',
     'dsn': 'deep supervision, weight 1',
     'dsn01': 'deep supervision, weight 0.1',
@@ -76,7 +79,7 @@ ARMS = {
     'w4': 'W4A4',
     'w8': 'W8A8',
 }
-"""Name in the records -> what it is."""
+"""Name in the records -> what it is. Others belong to another table."""
 
 
 def arm(effect: Effect) -> str:
@@ -91,6 +94,8 @@ def rows(settings: dict[str, str], reference: str, what: str) -> str:
     """A table with a row for each arm of each setting."""
     lines, last = [], None
     for effect in effects([LOGS / name for name in settings]):
+        if effect.arm not in ARMS:
+            continue
         first = effect.setting != last
         last = effect.setting
         lines.append(
@@ -194,6 +199,7 @@ def aims() -> str:
 TABLES = {
     'map-together': together_rows,
     'map-from-float': partial(rows, FROM_FLOAT, 'plain, top-1', 'guidance'),
+    'map-tiny': partial(rows, TINY, 'plain, top-1', 'guidance'),
     'map-beside-float': partial(rows, BESIDE_FLOAT, 'float, top-1', 'network'),
     'map-scratch': partial(rows, SCRATCH, 'plain, top-1', 'guidance'),
     'map-rates': rates,

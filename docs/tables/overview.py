@@ -7,7 +7,7 @@ from mmauxq.text import table
 from . import map as settings
 from . import speed
 from .experiments import by_network
-from .export import latest_formats
+from .export import latest_formats, report_of
 from .records import LOGS, ratio, rows
 from .runs import difference, finals, paired, without_wins
 
@@ -31,13 +31,16 @@ def in_words(parts: list[str]) -> str:
 
 
 def readme() -> str:
-    """The three results on top of README.md; of the last no record is kept."""
+    """The three results on top of README.md."""
     parts = [f'{part:.2f}' for part in recipe_parts('aux/plain')]
     deep = 'map/fmnist_depth56'
     both = finals(LOGS / deep)['auxkd4']
     plain = without_wins(difference(LOGS / deep, 'auxkd4', 'plain'))
     start = dict.fromkeys(both, FLOAT_NETWORKS[deep])
     reached = spread(list(both.values())).partition(' ')[0]
+    report = report_of('r20_w2a2', 'typed')
+    sizes, codes = report['sizes'], report['agreement']['model.onnx']
+    other = codes['ties'] + codes['rounded'] + codes['unexplained']
     lines = [
         [
             '**speed**: an iteration of `aux_r18_w4a4`, with its module, on '
@@ -51,10 +54,10 @@ def readme() -> str:
             f'{without_wins(paired(both, start))} beside float',
         ],
         [
-            '**what ships**: ResNet-20 W2A2, run on 10,000 images beside '
-            'PyTorch',
-            '109,344 bytes (float: 1,095,192); 28 of 1.6 billion codes '
-            'differ, all at ties of rounding',
+            '**what ships**: ResNet-20 W2A2 for digits, run on '
+            f'{codes["images"]} images beside PyTorch',
+            f'{sizes["packed.safetensors"]:,} bytes (float: '
+            f'{sizes["float"]:,}); {other} of {codes["codes"]:,} codes differ',
         ],
     ]
     return table(['measured', 'result'], lines)

@@ -31,12 +31,12 @@ DECODERS = {
 def several_gpus() -> str:
     """Images a second by number of GPUs; the last row of a run counts."""
     runs = {
-        (row.get('host', 'not named'), row['arm']): row
+        (row.get('host', 'not named'), row['wrapper'], row['arm']): row
         for row in rows(SCALING)
     }
     lines = []
-    for (host, arm), row in runs.items():
-        one = runs.get((host, f'{arm.rpartition("/")[0]}/1'))
+    for (host, wrapper, arm), row in runs.items():
+        one = runs.get((host, wrapper, f'{arm.rpartition("/")[0]}/1'))
         parts = row.get('split') or {}
         form = '' if row['form'] == 'plain' else f', `{row["form"]}`'
         efficiency = ''
@@ -48,6 +48,7 @@ def several_gpus() -> str:
                 f'{NETWORKS.get(row["network"], row["network"])}, '
                 f'{RECIPES.get(row["what"], row["what"])}{form}, '
                 f'batch {row["batch"]}',
+                f'`{wrapper}`',
                 host,
                 row['gpus'],
                 f'{row["images_per_s"]:,.0f}',
@@ -60,7 +61,7 @@ def several_gpus() -> str:
             ]
         )
     head = [
-        'recipe', 'host', 'GPUs', 'images/s', 'efficiency', 'ms',
+        'recipe', 'wrapper', 'host', 'GPUs', 'images/s', 'efficiency', 'ms',
         'computing, ms', 'all-reduce alone, ms', 'SyncBN alone, ms',
         'idle, ms',
     ]  # fmt: skip

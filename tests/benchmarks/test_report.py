@@ -21,6 +21,7 @@ def run_row(gpus, rate, **more):
         arm=f'{RUN}/{gpus}', device='a GPU', torch='2', network='r18',
         what='w4a4', form='plain', batch=2, gpus=gpus, ms=2000 * gpus / rate,
         images_per_s=rate, data_ms=0.5, peak_gib=[1.25] * gpus, launch_s=12.3,
+        end_s=4.6,
         **more,
     )  # fmt: skip
 

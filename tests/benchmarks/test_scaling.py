@@ -76,6 +76,8 @@ def test_two_processes(tmp_path, monkeypatch):
     assert found['images_per_s'] == pytest.approx(4e3 / found['ms'], abs=0.06)
     assert found['repeats'] == 3 and found['data_ms'] > 0
     assert 0 < found['launch_s'] < found['seconds']
+    assert 0 < found['end_s'] < found['seconds'] - found['launch_s']
+    assert found['wrapper'] == 'RecordedDDP'
     assert found['split'] is None and found['peak_gib'] is None
     assert results.done(tmp_path) == {f'{ARM}/2'}
     folder = tmp_path / f'{ARM}/2'.replace('/', '-')

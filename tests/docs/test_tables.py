@@ -143,11 +143,11 @@ def test_the_fastest_row_of_a_step_counts(logs):
 
 
 def test_the_efficiency_is_beside_one_gpu_of_the_host(logs):
-    def row(gpus, speed, host, **more):
+    def row(gpus, speed, host, wrapper='RecordedDDP', **more):
         return dict(
             arm=f'scaling/r18/aux/graphed/32/{gpus}', network='r18',
             what='aux', form='graphed', batch=32, gpus=gpus, ms=8.0,
-            images_per_s=speed, host=host, **more,
+            images_per_s=speed, host=host, wrapper=wrapper, **more,
         )  # fmt: skip
 
     parts = dict(computing=5.0, all_reduce=0.25, sync_bn=0.0, idle=2.0)
@@ -157,13 +157,16 @@ def test_the_efficiency_is_beside_one_gpu_of_the_host(logs):
             row(1, 1000.0, 'a'),
             row(2, 1800.0, 'a', split=parts),
             row(2, 4000.0, 'b', split=None),
+            row(2, 500.0, 'a', wrapper='DDP'),
         ],
     )
     name = 'ResNet-18, W4A4 with the module, `graphed`, batch 32'
     assert scaling.several_gpus().splitlines()[2:] == [
-        f'| {name} | a | 1 | 1,000 | 1.00 | 8.00 |  |  |  |  |',
-        f'| {name} | a | 2 | 1,800 | 0.90 | 8.00 | 5.00 | 0.25 | 0 | 2.00 |',
-        f'| {name} | b | 2 | 4,000 |  | 8.00 |  |  |  |  |',
+        f'| {name} | `RecordedDDP` | a | 1 | 1,000 | 1.00 | 8.00 |  |  |  |  |',
+        f'| {name} | `RecordedDDP` | a | 2 | 1,800 | 0.90 | 8.00 | 5.00 '
+        '| 0.25 | 0 | 2.00 |',
+        f'| {name} | `RecordedDDP` | b | 2 | 4,000 |  | 8.00 |  |  |  |  |',
+        f'| {name} | `DDP` | a | 2 | 500 |  | 8.00 |  |  |  |  |',
     ]
 
 

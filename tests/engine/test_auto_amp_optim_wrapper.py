@@ -105,11 +105,8 @@ def same(found, expected):
 
 def test_a_schedule_for_imagenet_takes_it():
     """As a config that inherits them is read and built by MMEngine."""
-    cfg = Config.fromstring(
-        "_base_ = 'mmauxq::_base_/schedules/imagenet_w2a2.py'\n"
-        "optim_wrapper = dict(type='mmauxq.AutoAmpOptimWrapper')\n",
-        '.py',
-    )
+    schedule = 'mmauxq::_base_/schedules/imagenet_w2a2.py'
+    cfg = Config.fromstring(f'_base_ = {schedule!r}', '.py')
     model = network()
     wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
     assert type(wrapper) is AutoAmpOptimWrapper

@@ -16,7 +16,6 @@ _base_ = '{ROOT}/configs/aux_r18_w2a2.py'
 experiment_name = f'imagenet_{{time.time_ns()}}'
 custom_imports = dict(imports=['toyset', 'mmauxq'])
 randomness = dict(seed=0)
-optim_wrapper = dict(type='mmauxq.AutoAmpOptimWrapper')
 model = dict(
     float_checkpoint=None,
     input_shape=(3, 8, 8),

@@ -1,4 +1,4 @@
-"""Tables of speed.md: single operations, and what can be merged."""
+"""Tables of speed.md and experiments.md: operations, what can be merged."""
 
 from mmauxq.text import table
 
@@ -98,8 +98,70 @@ def chains() -> str:
     return table(['', ''], lines)
 
 
+FUSIONS = 'fusions_h200.jsonl'
+FUSED = {
+    'forward/statistics': 'forward: sums of batch norm in the product',
+    'forward/codes': 'the same, reading codes',
+    'backward/behind': 'backward: the first pass of the batch norm before it '
+    'in the input gradient',
+    'backward/kept': 'the same, and the second pass of the one behind it, '
+    'written out once',
+    'backward/codes': 'backward: the weight gradient reads codes',
+    'backward/codes, both': 'all of these, nothing written out',
+}
+"""Form in the records -> what it is."""
+PARTS = {
+    'convolution': 'convolution, cuDNN',
+    'statistics': 'sums of batch norm, a kernel of their own',
+    'product, values': 'both in one Triton kernel',
+    'input gradient': 'input gradient, cuDNN',
+    'first pass': 'first pass of the batch norm before it',
+    'input, behind': 'both in one Triton kernel',
+}
+"""Part in the records -> what it is."""
+
+
+def fusions() -> str:
+    """Fused 1x1 convolutions of ResNet-50, beside what runs today."""
+    (summary,) = (r for r in rows(FUSIONS) if r['arm'] == 'summary')
+    lines = []
+    for form, shown in FUSED.items():
+        today = summary[f'{form.partition("/")[0]}/today']
+        saved = summary[f'{form} saves']
+        lines.append(
+            [
+                shown,
+                number(today),
+                number(today - saved['all']),
+                number(today - saved['best']),
+            ]
+        )
+    head = ['what is fused', 'today, ms', 'fused everywhere, ms',
+            'fused where it is faster, ms']  # fmt: skip
+    return table(head, lines)
+
+
+def fusion_parts() -> str:
+    """The kernels of it, over all layers and of the largest output."""
+    found = [row for row in rows(FUSIONS) if 'parts' in row]
+    (one,) = (row for row in found if row['arm'] == 'layer1.*.conv3')
+    lines = [
+        [
+            shown,
+            number(sum(r['count'] * r['parts'][part]['ms'] for r in found)),
+            number(one['parts'][part]['ms']),
+            f'{one["parts"][part]["gb_per_s"]:,.0f}',
+        ]
+        for part, shown in PARTS.items()
+    ]
+    head = ['kernel', 'all layers, ms', 'of 64 to 256 channels, ms', 'GB/s']
+    return table(head, lines)
+
+
 TABLES = {
     'activations': activations,
     'activations-other': other_tensors,
     'chains': chains,
+    'fusions': fusions,
+    'fusion-parts': fusion_parts,
 }

@@ -22,11 +22,14 @@ class FakeRecording:
 
     made = 0
 
-    def __init__(self, step, model, inputs, kind):
+    def __init__(self, step, model, inputs, kind, flat):
         type(self).made += 1
         self.step, self.kind, self.replays = step, kind, 0
 
-    def replay(self, inputs):
+    def averages(self, average):
+        return False
+
+    def replay(self, inputs, average):
         self.replays += 1
         return self.step(inputs)
 
@@ -118,7 +121,7 @@ class Counting(nn.Linear):
 
 
 def failing(error):
-    def made(step, model, inputs, kind):
+    def made(step, model, inputs, kind, flat):
         random.random()  # what a step did before it failed
         model.num_batches_tracked.add_(1)
         raise error

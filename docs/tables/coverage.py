@@ -6,7 +6,7 @@ from benchmarks.coverage import row
 from benchmarks.coverage.parts import part
 from mmauxq.text import table
 
-from .records import LOGS, rows
+from .records import LOGS, number, rows
 
 
 def backbones() -> str:
@@ -80,10 +80,42 @@ def kills() -> str:
     return table(head, lines)
 
 
+DAMAGED = {
+    'checkpoint': 'checkpoint',
+    'old format': "checkpoint in torch's old format",
+    'training': 'checkpoint that a training resumes from',
+    'packed': '`packed.safetensors`',
+    'comparison': '`comparison.json`',
+    'results': '`results.jsonl`',
+}
+"""Name in the records -> what it is."""
+
+
+def damage() -> str:
+    """Files that were damaged at random, and what reading them did."""
+    lines = []
+    for found in rows('damage_cpu.jsonl'):
+        wrong = len(found['failures'])
+        lines.append(
+            [
+                DAMAGED[found['format']],
+                f'{found["taken"] + found["refused"] + wrong:,}',
+                f'{found["refused"]:,}',
+                f'{found["taken"]:,}',
+                wrong,
+                f'{number(found["slowest"], 2)} s',
+            ]
+        )
+    head = ['file', 'damaged', 'refused in one line', 'loaded in order',
+            'anything else', 'slowest']  # fmt: skip
+    return table(head, lines)
+
+
 TABLES = {
     'backbones': backbones,
     'parts': parts,
     'builds': builds,
     'builds-failed': failed_builds,
     'kills': kills,
+    'damage': damage,
 }

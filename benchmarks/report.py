@@ -188,7 +188,7 @@ def _scaling(rows: Sequence[dict]) -> str:
                 alone('sync_bn'),
                 f'{parts["idle"]:.3g}' if parts else '',
                 f'{row["launch_s"]:.0f}',
-                f'{row["end_s"]:.0f}',
+                f'{row["end_s"]:.0f}' if 'end_s' in row else '',
             ]
         )
     return table(

@@ -58,11 +58,9 @@ def of_panel(arms: tuple[str, ...]) -> list[Effect]:
         plain = NEWER.get(folder, 'plain')
         of = {e.arm: e for e in effects([LOGS / folder], plain)}
         arm = next((of[name] for name in arms if name in of), None)
-        if arm and folder in FLOAT:
-            start = (FLOAT[folder],) * len(arm.reference)
-            arm = replace(arm, start=start)
         if arm:
-            found.append(arm)
+            start = arm.start or (FLOAT[folder],) * len(arm.reference)
+            found.append(replace(arm, start=start))
     return found
 
 

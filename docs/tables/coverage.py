@@ -1,5 +1,6 @@
 """Tables of backbones.md and files.md: what was tried, and what came out."""
 
+import json
 from collections import Counter
 
 from benchmarks.coverage import row
@@ -94,11 +95,12 @@ DAMAGED = {
 def damage() -> str:
     """Files that were damaged at random, and what reading them did."""
     lines = []
-    for found in rows('damage_cpu.jsonl'):
+    records = json.loads((LOGS / 'damage_cpu.json').read_text())
+    for name, found in records.items():
         wrong = len(found['failures'])
         lines.append(
             [
-                DAMAGED[found['format']],
+                DAMAGED[name],
                 f'{found["taken"] + found["refused"] + wrong:,}',
                 f'{found["refused"]:,}',
                 f'{found["taken"]:,}',

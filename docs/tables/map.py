@@ -196,9 +196,20 @@ def aims() -> str:
     return table(['aim', 'nearly kept', '56 layers', 'W1A1'], lines)
 
 
+def tiny_losses() -> str:
+    """What plain training loses to the float network of its seed."""
+    (folder,) = TINY
+    kept = max(effects([LOGS / folder]), key=lambda each: len(each.start))
+    loss = without_wins(kept.loss)
+    line = [TINY[folder], spread(kept.start), spread(kept.reference), loss]
+    head = ['setting', 'float, top-1', 'plain, top-1', 'float above plain']
+    return table(head, [line])
+
+
 TABLES = {
     'map-together': together_rows,
     'map-from-float': partial(rows, FROM_FLOAT, 'plain, top-1', 'guidance'),
+    'map-tiny-losses': tiny_losses,
     'map-tiny': partial(rows, TINY, 'plain, top-1', 'guidance'),
     'map-beside-float': partial(rows, BESIDE_FLOAT, 'float, top-1', 'network'),
     'map-scratch': partial(rows, SCRATCH, 'plain, top-1', 'guidance'),

@@ -114,7 +114,9 @@ class GraphedStep:
 
     def _replay(self, recording: Recording, inputs: Tensor) -> Any:
         self.averaged = recording.averages(self.average)
-        return recording.replay(inputs, self.average)
+        return recording.replay(
+            inputs, self.average if self.averaged else None
+        )
 
     def beside(self, run: Callable[[], Any]) -> Any:
         """``run()``, beside a recording that keeps the memory of its step.

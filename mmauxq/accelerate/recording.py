@@ -96,13 +96,11 @@ class Recording:
 
         Args:
             inputs: As in the recording.
-            average: Called in the backward pass, where :meth:`averages` says
-                so, with the gradients that this pass and those before have
-                added up.
+            average: Called in the backward pass, with the gradients that
+                this pass and those before have added up; only where
+                :meth:`averages` says so.
         """
         self._clone_pending_gradients()
-        if not self.averages(average):
-            average = None
         trained = [self.root]
         if average is None and self._is_observed():
             trained = self.trained

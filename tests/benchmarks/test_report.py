@@ -51,6 +51,13 @@ def test_no_figure_without_steps(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ['table.md']
 
 
+def test_a_row_of_before_the_end_was_timed_is_shown():
+    row = run_row(1, 1000.0)
+    assert '| 12 | 5 |' in report.markdown([row])
+    del row['end_s']
+    assert '| 12 |  |' in report.markdown([row])
+
+
 def test_efficiency_is_that_against_one_process():
     split = dict(
         computing=90.0, all_reduce=4.0, all_reduce_total=20.0, sync_bn=0.0,

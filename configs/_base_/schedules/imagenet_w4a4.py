@@ -1,7 +1,7 @@
 # Esser et al., arXiv:1902.08153: 90 epochs from a float network, cosine decay
 # from 0.01, batch 256; the weight decay shrinks with the bits.
-# bfloat16 where the GPU computes it natively
 optim_wrapper = dict(
+    # bfloat16 where the GPU computes it natively
     type='mmauxq.AutoAmpOptimWrapper',
     optimizer=dict(type='SGD', lr=0.01, momentum=0.9, weight_decay=1e-4),
 )

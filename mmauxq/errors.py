@@ -1,6 +1,6 @@
 """The errors that end a command in one line."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from typing import Any
 
@@ -32,6 +32,24 @@ def check_integer(place: str, value: Any, least: int) -> None:
         raise UsageError(
             f'{place}: expected an integer from {least}, got {shorten(value)}'
         )
+
+
+def check_number(
+    place: str, value: Any, expected: str, fits: Callable[[float], bool]
+) -> None:
+    """Check that the setting at a dotted path is a number, and no bool.
+
+    Args:
+        place: Of the setting.
+        value: It.
+        expected: What it should be, for the message.
+        fits: Whether a number is that.
+
+    Raises:
+        UsageError: If it is not.
+    """
+    if type(value) not in (int, float) or not fits(value):
+        raise UsageError(f'{place}: expected {expected}, got {value!r}')
 
 
 def check_choice(place: str, value: Any, known: Iterable[str]) -> None:

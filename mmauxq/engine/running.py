@@ -8,16 +8,40 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.model import is_model_wrapper
+from mmengine.optim import BaseOptimWrapper, OptimWrapperDict
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from mmauxq.batch_samples import BatchSamples
+from mmauxq.errors import UsageError
 
 
 def bare_model(runner: Any) -> nn.Module:
     """The model of a runner, without DDP's wrapper."""
     model = runner.model
     return model.module if is_model_wrapper(model) else model
+
+
+def only_optimizer(runner: Any, asks: str) -> Optimizer | None:
+    """The optimizer of a runner, built; ``None`` if it does not train.
+
+    Args:
+        runner: Of MMEngine.
+        asks: Who wants to know, for messages.
+
+    Raises:
+        UsageError: If there are several.
+    """
+    wrapper = runner.optim_wrapper
+    if not isinstance(wrapper, BaseOptimWrapper):
+        return None
+    if isinstance(wrapper, OptimWrapperDict):
+        raise UsageError(
+            f'{asks}: expected an optim_wrapper of one optimizer, got one of '
+            f'{len(wrapper)}'
+        )
+    return wrapper.optimizer
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

@@ -46,6 +46,10 @@ RATES = (
     "custom_hooks = [dict(type='mmauxq.TransitionRateScheduleHook',"
     ' gain=0.3)]\n'
 )
+FREEZING = (
+    "custom_hooks = [dict(type='mmauxq.OscillationFreezingHook',"
+    ' start=0.3, end=0.1, momentum=0.5)]\n'
+)
 ACCUMULATE = 'optim_wrapper = dict(accumulative_counts=3)\n'
 AMP = (
     "optim_wrapper = dict(type='mmauxq.CPUAmpOptimWrapper', dtype='float16',\n"
@@ -89,6 +93,7 @@ def last(work_dir: Path) -> Path:
         ('qat', ACCUMULATE + IN_BETWEEN, [killing.at_step(10)]),
         ('qat', ACCUMULATE, [killing.at_step(5)]),
         ('qat', RATES + AMP + IN_BETWEEN, [killing.at_step(8)]),
+        ('qat', FREEZING + AMP + IN_BETWEEN, [killing.at_step(8)]),
         (
             'qat',
             '',
@@ -102,7 +107,7 @@ def last(work_dir: Path) -> Path:
     ids=[
         'qat', 'last validation, the best', 'weight schedule', 'ema and amp',
         'within an epoch', 'by iteration', 'gradients within an epoch',
-        'gradients', 'transition rates', 'within files',
+        'gradients', 'transition rates', 'oscillations', 'within files',
     ],
 )  # fmt: skip
 def test_killed_and_resumed_is_bit_equal(tmp_path, kind, more, points):

@@ -6,6 +6,10 @@ from .data_check_hook import DataCheckHook
 from .epoch_length_hook import EpochLengthHook
 from .finite_numbers_hook import FiniteNumbersHook
 from .guidance_weight_hook import GuidanceWeightHook
+from .oscillation_freezing_hook import (
+    OscillationFreezing,
+    OscillationFreezingHook,
+)
 from .quantizer_watch_hook import QuantizerWatchHook
 from .safe_checkpoint_hook import SafeCheckpointHook
 from .teacher_check_hook import TeacherCheckHook
@@ -22,6 +26,8 @@ __all__ = [
     'EpochLengthHook',
     'FiniteNumbersHook',
     'GuidanceWeightHook',
+    'OscillationFreezing',
+    'OscillationFreezingHook',
     'QuantizerWatchHook',
     'SafeCheckpointHook',
     'TeacherCheckHook',

@@ -76,14 +76,19 @@ def codes_of(weights: Weights) -> list[Tensor]:
         return [_codes(w, q) for w, q in weights.values()]
     tensors = [w for w, _ in weights.values()]
     each: Any = [q for _, q in weights.values()]
-    steps = torch._foreach_clamp_min([q.step for q in each], MIN_SCALE)
-    pairs = zip(tensors, each, steps, strict=True)
-    shaped = [q.broadcast(step, w) for w, q, step in pairs]
-    codes = torch._foreach_div(tensors, shaped)
+    codes = torch._foreach_div(tensors, steps_of(weights))
     torch._foreach_round_(codes)
     torch._foreach_clamp_min_(codes, [float(q.qmin) for q in each])
     torch._foreach_clamp_max_(codes, [float(q.qmax) for q in each])
     return list(codes)
+
+
+def steps_of(weights: Weights) -> list[Tensor]:
+    """The learned step of each weight, in a shape that broadcasts to it."""
+    each: Any = [q for _, q in weights.values()]
+    steps = torch._foreach_clamp_min([q.step for q in each], MIN_SCALE)
+    pairs = zip(weights.values(), steps, strict=True)
+    return [q.broadcast(step, w) for (w, q), step in pairs]
 
 
 def _codes(weight: Tensor, quantizer: Quantizer) -> Tensor:

@@ -3,14 +3,13 @@ from typing import Any
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.optim import BaseOptimWrapper, OptimWrapperDict
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from mmauxq.errors import UsageError
+from mmauxq.errors import UsageError, check_number
 from mmauxq.registry import HOOKS
 
-from ..running import bare_model
+from ..running import bare_model, only_optimizer
 from ..training_state import Checked
 from .transition_rate_hook import changed, codes_of, weights_with_codes
 
@@ -223,10 +222,7 @@ class TransitionRateScheduleHook(Hook):
             ('gain', gain, 'a number above 0', lambda x: 0 < x < math.inf),
             ('momentum', momentum, '0 <= m < 1', lambda x: 0 <= x < 1),
         ):
-            if type(value) not in (int, float) or not fits(value):
-                raise UsageError(
-                    f'{NAME}: {name}: expected {expected}, got {value!r}'
-                )
+            check_number(f'{NAME}: {name}', value, expected, fits)
         if type(train_steps) is not bool:
             raise UsageError(
                 f'{NAME}: train_steps: expected True or False, got '
@@ -237,16 +233,11 @@ class TransitionRateScheduleHook(Hook):
     # not before_train: what the checkpoint holds has a place by then, and
     # FiniteNumbersHook sees the parameters that are stepped
     def before_run(self, runner: Any) -> None:
-        wrapper = runner.optim_wrapper
-        if not isinstance(wrapper, BaseOptimWrapper):
+        optimizer = only_optimizer(runner, NAME)
+        if optimizer is None:
             return  # a test
-        if isinstance(wrapper, OptimWrapperDict):
-            raise UsageError(
-                f'{NAME}: expected an optim_wrapper of one optimizer, got '
-                f'one of {len(wrapper)}'
-            )
         self.schedule = TransitionRateSchedule(
-            bare_model(runner), wrapper.optimizer, *self.settings
+            bare_model(runner), optimizer, *self.settings
         )
 
     def before_train_iter(self, runner: Any, *step: Any, **more: Any) -> None:

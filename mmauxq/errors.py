@@ -49,7 +49,7 @@ def check_number(
         UsageError: If it is not.
     """
     if type(value) not in (int, float) or not fits(value):
-        raise UsageError(f'{place}: expected {expected}, got {value!r}')
+        raise UsageError(f'{place}: expected {expected}, got {shorten(value)}')
 
 
 def check_choice(place: str, value: Any, known: Iterable[str]) -> None:

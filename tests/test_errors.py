@@ -8,6 +8,7 @@ from mmauxq.errors import (
     TrainingError,
     UsageError,
     check_integer,
+    check_number,
     one_line,
     shorten,
     visible,
@@ -32,6 +33,16 @@ def test_errors_are_one_line(error, line):
 def test_long_values_are_cut():
     assert shorten({'a': 'b'}) == "{'a': 'b'}"
     assert shorten(['x' * 200], 20) == "['xxxxxxxxxxxxxxx..."
+
+
+@pytest.mark.parametrize('value', [0, True, '3\n', None, float('nan')])
+def test_what_is_no_number_that_fits(value):
+    with pytest.raises(UsageError) as error:
+        check_number('a.b', value, 'a number above 0', lambda x: x > 0)
+    assert str(error.value) == (
+        f'a.b: expected a number above 0, got {value!r}'
+    )
+    check_number('a.b', 0.5, 'a number above 0', lambda x: x > 0)
 
 
 @pytest.mark.parametrize('value', [0, -1, True, 1.0, '3', None, float('nan')])

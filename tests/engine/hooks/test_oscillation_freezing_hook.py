@@ -139,6 +139,23 @@ def test_a_frozen_code_stays_while_the_scale_moves(bits, kind, per_channel):
         assert torch.equal(freezing.codes, found.flatten().float())
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA GPU')
+@pytest.mark.filterwarnings('ignore:Synchronization debug mode')
+def test_a_step_asks_the_gpu_for_nothing():
+    net = network().float().cuda()
+    optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
+    freezing = OscillationFreezing(net, optimizer, **settings(start=0.3))
+    for t in range(20):
+        torch.manual_seed(t)
+        for parameter in net.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        torch.cuda.set_sync_debug_mode('error' if t else 'default')
+        optimizer.step()
+        torch.cuda.set_sync_debug_mode('default')
+    assert 0 < freezing.frozen.sum() < len(freezing.frozen)
+
+
 def test_the_threshold_is_a_cosine():
     net = network()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
@@ -254,6 +271,7 @@ def test_the_state_of_another_network_is_refused():
     optimizer.step()
     kept = freezing.state_dict()
     freezing.load_state_dict(kept, 'a.pth')
+    assert sum(x.element_size() for x in kept.values()) == 8 + 8 + 1 + 1
     without = {k: v for k, v in kept.items() if k != 'frozen'}
     for value, expected in [
         (without, r'frozen: expected a tensor of shape \(288,\)'),

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from torch import nn
 
@@ -20,6 +21,7 @@ from tests.engine.hooks.test_transition_rate_schedule_hook import (
 )
 from tests.networks import QUANTIZERS, batch, joint_qat
 from tests.running import make_runner, state, with_validation
+from tests.support.ranks import on_ranks
 
 HOOK = dict(type='mmauxq.OscillationFreezingHook')
 OFTEN = dict(HOOK, start=0.3, end=0.1, momentum=0.5)
@@ -244,6 +246,34 @@ def test_a_resumed_run_goes_on_as_the_whole(tmp_path):
         assert torch.equal(value, kept[1][name]), name
     for key, value in state(whole.model).items():
         assert torch.equal(value, state(resumed.model)[key]), key
+
+
+@pytest.mark.filterwarnings('ignore:.*fork:DeprecationWarning')
+def test_ranks_freeze_the_same_weights():
+    (first, model), (second, other) = on_ranks(2, _frozen_on_half)
+    assert 0 < first['frozen'].sum() < len(first['frozen'])
+    for a, b in ((first, second), (model, other)):
+        assert a.keys() == b.keys()
+        assert all((a[name] == b[name]).all() for name in a)
+
+
+def _frozen_on_half(rank):
+    model = joint_qat(seed=rank)  # DDP makes the weights equal
+    wrapped = MMDistributedDataParallel(model, broadcast_buffers=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
+    freezing = OscillationFreezing(
+        model, optimizer, start=0.3, end=0.1, momentum=0.5
+    )
+    part, optim = slice(8 * rank, 8 * rank + 8), OptimWrapper(optimizer)
+    for step in range(8):
+        inputs, samples = batch(16, seed=step % 4)
+        data = dict(inputs=list(inputs[part]), data_samples=samples[part])
+        wrapped.train_step(data, optim)
+    parameters = model.named_parameters()
+    return [
+        {name: t.detach().numpy().copy() for name, t in tensors}
+        for tensors in (freezing.state_dict().items(), parameters)
+    ]
 
 
 def test_iterations_without_a_step_do_not_count(tmp_path):

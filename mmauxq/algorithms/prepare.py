@@ -8,7 +8,7 @@ from mmengine.hub import get_config
 from torch import Tensor, nn
 
 from mmauxq.errors import UsageError, unknown_name
-from mmauxq.guidance import KnowledgeDistillation
+from mmauxq.guidance import Taught
 from mmauxq.log import quiet_log
 from mmauxq.quantizers import scales_of
 from mmauxq.registry import MODELS
@@ -152,7 +152,7 @@ def _set_teacher(parts: Sequence[Any], teacher: nn.Module) -> None:
         part
         for part in parts
         if isinstance(part, dict)
-        and MODELS.get(part.get('type', '')) is KnowledgeDistillation
+        and issubclass(MODELS.get(part.get('type', '')) or object, Taught)
     ]
     if not taught:
         raise UsageError(

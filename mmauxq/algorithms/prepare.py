@@ -20,7 +20,7 @@ from .plain_classifier import (
     copied_classifier,
 )
 
-GUIDANCE = ('aux', 'dsn', 'kd', 'auxkd')
+GUIDANCE = ('aux', 'dsn', 'kd', 'auxkd', 'bwr')
 
 
 def prepare(
@@ -58,13 +58,15 @@ def prepare(
             floating point unless ``policy`` says otherwise.
         guidance: ``'aux'`` for the auxiliary module, ``'dsn'`` for
             intermediate classifiers, ``'kd'`` for distillation, ``'auxkd'``
-            for the module and a teacher, ``None`` for none; or what
-            ``model.guidance`` of a config holds.
+            for the module and a teacher, ``'bwr'`` for blocks inside of a
+            float network, ``None`` for none; or what ``model.guidance`` of a
+            config holds.
         loss: From logits (N, K) and the targets of a batch to a loss, (); by
             default the cross entropy, and for a classifier of MMPretrain that
             of its head.
         teacher: The network that distillation learns from, on the same
-            images; by default ``net`` itself in floating point.
+            images, or that blocks are replaced in; by default ``net`` itself
+            in floating point.
         quantizers, policy: As in a config; learned steps (LSQ) by default.
             Names of layers and taps may be those of ``net``.
         images: A batch (N, C, H, W) as the network takes them, which the

@@ -45,11 +45,11 @@ class BlockReplacement(Taught):
 
     Source: Yu et al., Improving Quantization-aware Training of Low-Precision
     Network via Block Replacement on Full-Precision Counterpart,
-    arXiv:2412.15846. It trains the low-precision network, the mixed ones and
-    their distillation together. The mean over the paths, equal weights and
-    temperature 1 are of this package. A ``mmauxq.KnowledgeDistillation``
-    beside it in the list adds the distillation of F's own logits; it has, and
-    runs, a teacher of its own.
+    arXiv:2412.15846, of which the networks are taken, trained beside F. The
+    terms of the loss are of this package, with their mean, equal weights and
+    temperature 1. A ``mmauxq.KnowledgeDistillation`` beside it in the list
+    adds the distillation of F's own logits; it has, and runs, a teacher of
+    its own.
 
     Args:
         taps: What is read from F: the images, then the blocks' outputs, each

@@ -155,5 +155,3 @@ def _check_fits(model: nn.Module, image: Tap, num_classes: int) -> None:
             f'guidance.teacher: expected {num_classes} classes, those of F, '
             f'got {logits.shape[1]}'
         )
-
-

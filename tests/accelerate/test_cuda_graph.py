@@ -82,7 +82,8 @@ def same(found, expected):
     ],
     ids=[
         'aux', 'codes', 'recompute', 'float16', 'two', 'dsn', 'bwr',
-        'bwr, codes', 'own norms', 'accumulated', 'other sizes', 'size for good',
+        'bwr, codes', 'own norms', 'accumulated', 'other sizes',
+        'size for good',
     ],
 )  # fmt: skip
 @pytest.mark.gpu

@@ -232,7 +232,8 @@ def test_mixed_precision(float_file, dtype):
     loss.backward()
 
 
-def test_a_network_of_ones_own_with_a_teacher():
+@pytest.mark.parametrize('guidance', ['bwr', dict(BWR, taps=['0', '1'])])
+def test_a_network_of_ones_own_with_a_teacher(guidance):
     def net():
         return nn.Sequential(
             *(nn.Conv2d(4 if i else 1, 4, 3, padding=1) for i in range(3)),
@@ -242,9 +243,7 @@ def test_a_network_of_ones_own_with_a_teacher():
 
     torch.manual_seed(0)
     own, other = net(), net()
-    joint = prepare(
-        own, (1, 8, 8), guidance=dict(BWR, taps=['0', '1']), teacher=other
-    )
+    joint = prepare(own, (1, 8, 8), guidance=guidance, teacher=other)
     images, _ = batch()
     losses = joint.losses(images, torch.arange(8))
     assert losses['guidance.loss_replaced'] > 0
@@ -367,9 +366,7 @@ def test_networks_that_do_not_fit(net, tap, message):
 
 
 def test_what_leads_around_no_tap_is_taken():
-    joint = prepare(
-        Around(), (1, 8, 8), guidance=dict(BWR, taps=['first'])
-    )
+    joint = prepare(Around(), (1, 8, 8), guidance=dict(BWR, taps=['first']))
     images, _ = batch()
     assert joint.losses(images, torch.arange(8))['guidance.loss_replaced'] > 0
 

@@ -23,6 +23,7 @@ GUIDANCE = dict(
     dsn=['mmauxq.IntermediateClassifiers'],
     kd=['mmauxq.KnowledgeDistillation'],
     auxkd=['mmauxq.AuxAdaptorAggregator', 'mmauxq.KnowledgeDistillation'],
+    bwr=['mmauxq.BlockReplacement'],
 )
 METAFILE = yaml.safe_load((ROOT / 'configs/metafile.yml').read_text())
 RESULTS = {m['Name']: m for m in METAFILE['Models'] if 'Results' in m}
@@ -53,6 +54,7 @@ def test_the_promised_recipes_are_there():
     promised |= {f'{arm}_r18_w2a2_tiny' for arm in GUIDANCE}
     promised |= {f'{arm}_r20_w2a2_cifar10' for arm in ('aux', 'qat')}
     promised |= {'float_r18_tiny', 'float_r20_cifar10'}
+    promised |= {'bwr_r20_w2a2_digits'}
     assert promised == {p.stem for p in CONFIGS if p.stem not in RESULTS}
 
 

@@ -202,7 +202,7 @@ def _build_guidance(
     if not (isinstance(cls, type) and issubclass(cls, Guidance)):
         raise UsageError(
             'guidance.type: expected mmauxq.AuxAdaptorAggregator, '
-            'mmauxq.IntermediateClassifiers or '
+            'mmauxq.BlockReplacement, mmauxq.IntermediateClassifiers or '
             f'mmauxq.KnowledgeDistillation, got {kind!r}'
         )
     places = Taps()

@@ -8,7 +8,7 @@ from mmengine.hub import get_config
 from torch import Tensor, nn
 
 from mmauxq.errors import UsageError, unknown_name
-from mmauxq.guidance import KnowledgeDistillation
+from mmauxq.guidance import Taught
 from mmauxq.log import quiet_log
 from mmauxq.quantizers import scales_of
 from mmauxq.registry import MODELS
@@ -20,7 +20,7 @@ from .plain_classifier import (
     copied_classifier,
 )
 
-GUIDANCE = ('aux', 'dsn', 'kd', 'auxkd')
+GUIDANCE = ('aux', 'dsn', 'kd', 'auxkd', 'bwr')
 
 
 def prepare(
@@ -58,13 +58,15 @@ def prepare(
             floating point unless ``policy`` says otherwise.
         guidance: ``'aux'`` for the auxiliary module, ``'dsn'`` for
             intermediate classifiers, ``'kd'`` for distillation, ``'auxkd'``
-            for the module and a teacher, ``None`` for none; or what
-            ``model.guidance`` of a config holds.
+            for the module and a teacher, ``'bwr'`` for blocks inside of a
+            float network, ``None`` for none; or what ``model.guidance`` of a
+            config holds.
         loss: From logits (N, K) and the targets of a batch to a loss, (); by
             default the cross entropy, and for a classifier of MMPretrain that
             of its head.
         teacher: The network that distillation learns from, on the same
-            images; by default ``net`` itself in floating point.
+            images, or that blocks are replaced in; by default ``net`` itself
+            in floating point.
         quantizers, policy: As in a config; learned steps (LSQ) by default.
             Names of layers and taps may be those of ``net``.
         images: A batch (N, C, H, W) as the network takes them, which the
@@ -152,7 +154,7 @@ def _set_teacher(parts: Sequence[Any], teacher: nn.Module) -> None:
         part
         for part in parts
         if isinstance(part, dict)
-        and MODELS.get(part.get('type', '')) is KnowledgeDistillation
+        and issubclass(MODELS.get(part.get('type', '')) or object, Taught)
     ]
     if not taught:
         raise UsageError(

@@ -1,37 +1,25 @@
 """Knowledge distillation from a float teacher."""
 
-import copy
 from collections.abc import Sequence
 
 import torch
 from mmengine.model import ModuleList
 from torch import Tensor, nn
 
-from mmauxq.checkpoint_file import read_source
-from mmauxq.errors import UsageError, one_line
-from mmauxq.log import log
-from mmauxq.network import (
-    TrainingPass,
-    forked_generators,
-    probing,
-    sample_images,
-)
-from mmauxq.network.checkpoint import check_architecture, normalise
-from mmauxq.network.profile import logits_in
-from mmauxq.quantizers.base import flag
+from mmauxq.errors import UsageError
+from mmauxq.network import TrainingPass, probing, sample_images
 from mmauxq.registry import MODELS
 
-from .base import Guidance, TaskLoss, check_weights, student_logits
+from .base import TaskLoss, check_weights, student_logits
 from .distance import build_distance, build_module, comparable
 from .find_taps import STAGE_ENDS, Taps, find_taps
 from .taps import IMAGE, MAP, Tap
-from .teacher import Teacher, build_network
-
-KL = dict(type='mmrazor.KLDivergence')
+from .taught import KL, Taught
+from .teacher import Teacher
 
 
 @MODELS.register_module()
-class KnowledgeDistillation(Guidance):
+class KnowledgeDistillation(Taught):
     """A float teacher, frozen or trained along.
 
     ::
@@ -88,9 +76,6 @@ class KnowledgeDistillation(Guidance):
         UsageError: If the teacher does not fit, or the number of weights.
     """
 
-    uses_image = True
-    ready: Tensor
-
     def __init__(
         self,
         taps: Sequence[Tap],
@@ -111,7 +96,7 @@ class KnowledgeDistillation(Guidance):
         dtype: str | None = 'float32',
         init_cfg: dict | list | None = None,
     ) -> None:
-        super().__init__(loss_weight, dtype)
+        super().__init__(loss_weight, dtype, num_classes, least_accuracy)
         image, *taps = taps
         if not (logits or features or guides_aux):
             raise UsageError(
@@ -123,21 +108,15 @@ class KnowledgeDistillation(Guidance):
                 'guidance.features: expected a distance, which the taps of '
                 'KnowledgeDistillation are for, got None'
             )
-        if least_accuracy is None:
-            guessing = 100 / num_classes
-            least_accuracy = guessing + (100 - guessing) / 10
-        self.least_accuracy = least_accuracy
-        self.train_teacher = train_teacher
-        given = teacher is not None or checkpoint is not None
-        # whether it learns from random weights on
-        self.untrained = train_teacher and given and checkpoint is None
-        # whether it has its weights; else it takes those that F starts from
-        self.register_buffer('ready', flag(given))
-        model = self._build_teacher(network, teacher, checkpoint, image)
-        _check_fits(model, image, num_classes)
+        model = self.build_teacher(
+            network, image, num_classes, teacher, checkpoint, train_teacher
+        )
         places = _teacher_taps(model, taps, teacher_taps, image)
-        self.teacher = Teacher(model, places, data_preprocessor, train_teacher)
-        self.recorders.append(self.teacher.recorder)
+        recorder = places.recorder(model, train_teacher)
+        self.teacher = Teacher(
+            model, recorder, data_preprocessor, train_teacher
+        )
+        self.recorders.append(recorder)
         self.names = [tap.name for tap in taps]
         self.betas = check_weights(betas, taps, 'guidance.betas')
         self.needs_aux_logits = bool(guides_aux)
@@ -155,65 +134,6 @@ class KnowledgeDistillation(Guidance):
     def default_taps(cls, config: dict) -> str | None:
         """The ends of the stages if features are compared, else nothing."""
         return STAGE_ENDS if config.get('features') else None
-
-    # --- the teacher -------------------------------------------------------
-
-    def _build_teacher(
-        self,
-        student: nn.Module,
-        teacher: str | dict | nn.Module | None,
-        checkpoint: str | None,
-        image: Tap,
-    ) -> nn.Module:
-        given = student if teacher is None else teacher
-        if isinstance(given, nn.Module):
-            model, self.size = copy.deepcopy(given), None
-        else:
-            model, self.size = build_network(given)
-            if checkpoint is None and not self.train_teacher:
-                raise UsageError(
-                    'guidance.checkpoint: expected the checkpoint of a frozen '
-                    'teacher, got None; set it, or train_teacher=True'
-                )
-        self.title = type(model.backbone).__name__
-        if teacher is None:
-            self.title += ', as F in float'
-        self.check_size(image.shape[-1])
-        if checkpoint is not None:
-            state = read_source(checkpoint)
-            source = f'guidance.checkpoint={checkpoint}'
-            state = check_architecture(model, normalise(state, source), source)
-            model.load_state_dict(state, strict=False)
-            self.title += f' from {checkpoint}'
-        return model
-
-    def check_size(self, width: int) -> None:
-        """A UsageError if the teacher is for images of another width, in
-        pixels."""
-        if self.size is not None and self.size != width:
-            raise UsageError(
-                'guidance.teacher: expected a teacher for images of '
-                f'{width} pixels, got one for {self.size}; choose another '
-                'teacher, or set model.input_shape if F gets others'
-            )
-
-    def init_weights(self) -> None:
-        """Initialise; a teacher with weights keeps them."""
-        if self.untrained:
-            with forked_generators(self):
-                self.teacher.network.init_weights()
-        super().init_weights()
-
-    def prepare(self, network: nn.Module) -> None:
-        """Give the teacher the weights that F starts from, if it is F."""
-        if self.ready:
-            return
-        self.teacher.network.load_state_dict(
-            network.state_dict(), strict=False
-        )
-        self.ready.fill_(1)
-        text = 'the teacher has the weights that F starts from'
-        log(f'KnowledgeDistillation: {text}')
 
     def _connector(
         self, config: dict | None, tap: Tap, place: Tap
@@ -273,31 +193,9 @@ class KnowledgeDistillation(Guidance):
         if self.guides_aux is not None:
             losses['loss_to_aux'] = self.guides_aux(aux_logits.float(), taught)
         losses = {k: v * self.loss_weight for k, v in losses.items()}
-        if self.train_teacher:
+        if self.teacher.trained:
             losses['loss_teacher'] = task_loss(taught)
         return losses
-
-
-def _check_fits(model: nn.Module, image: Tap, num_classes: int) -> None:
-    """Check that the teacher takes F's images and has its classes."""
-    try:
-        with probing(model):
-            output = model(sample_images(model, image.shape, 2), mode='tensor')
-    except (RuntimeError, AssertionError, ValueError) as error:
-        raise UsageError(
-            'guidance.teacher: expected one that takes images '
-            f'{tuple(image.shape)}, got an error ({one_line(error, 200)})'
-        ) from error
-    logits = logits_in(output)
-    if logits is None:
-        raise UsageError(
-            'guidance.teacher: expected a classifier that gives logits (N, K)'
-        )
-    if logits.shape[1] != num_classes:
-        raise UsageError(
-            f'guidance.teacher: expected {num_classes} classes, those of F, '
-            f'got {logits.shape[1]}'
-        )
 
 
 def _teacher_taps(

@@ -168,7 +168,8 @@ class TapRecorder:
             inputs = args or tuple(kwargs.values())
             self._keep(STEM, inputs[0] if len(inputs) == 1 else inputs)
 
-    def _keep(self, name: str, value: object) -> None:
+    def _keep(self, name: str, value: object) -> Tensor | None:
+        """What takes the place of ``value``, if anything does."""
         check_tap(
             'taps', name, type(value).__name__,
             torch.is_grad_enabled() or not self._needs_grad,
@@ -186,6 +187,7 @@ class TapRecorder:
             self._outputs[key] = tensor
             if isinstance(tensor, Tensor):
                 self._versions[key] = tensor._version
+        return None
 
     def _tensor(self, value: Any) -> Tensor:
         return value if self.materialize is None else self.materialize(value)

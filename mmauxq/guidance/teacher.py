@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mmauxq.errors import UsageError
 
-from .find_taps import Taps
+from .taps import TapRecorder
 
 
 class Teacher(nn.Module):
@@ -25,7 +25,8 @@ class Teacher(nn.Module):
 
     Args:
         network: The classifier.
-        taps: What to read from it.
+        recorder: Of what to read from it; gradients lead back from that, and
+            from the logits, if it is one with gradients.
         preprocessor: Of F.
         trained: Whether it learns; else it stays in evaluation mode.
     """
@@ -36,15 +37,14 @@ class Teacher(nn.Module):
     def __init__(
         self,
         network: nn.Module,
-        taps: Taps,
+        recorder: TapRecorder,
         preprocessor: nn.Module | None,
         trained: bool = False,
     ) -> None:
         super().__init__()
         self.network = network
         self.trained = trained
-        self.recorder = taps.recorder(network, trained)
-        self.names = [tap.name for tap in taps.taps]
+        self.recorder = recorder
         own = getattr(network, 'data_preprocessor', None)
         rgb = [bool(getattr(p, 'to_rgb', False)) for p in (preprocessor, own)]
         self.flip = rgb[0] != rgb[1]
@@ -68,7 +68,8 @@ class Teacher(nn.Module):
         """Nothing: the weights are those of a checkpoint or of F."""
 
     def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Logits (N, K) of F's images (N, C, H, W); features at the taps."""
+        """Logits (N, K) of F's images (N, C, H, W); what the recorder read, in
+        the order of running."""
         if not self.same_normalisation:
             if self.flip:
                 images = images.flip(1)
@@ -76,13 +77,12 @@ class Teacher(nn.Module):
         with (
             # entered outside of a compiled step, which cannot do it
             nullcontext() if self.recorder.active else self.recorder,
-            nullcontext() if self.trained else torch.no_grad(),
+            nullcontext() if self.recorder.with_grad else torch.no_grad(),
         ):
             logits = self.network(images, mode='tensor')
         if isinstance(logits, (tuple, list)):
             logits = logits[0]
-        outputs = self.recorder.outputs()
-        return logits, [outputs[name] for name in self.names]
+        return logits, list(self.recorder.outputs().values())
 
 
 def _normalisation(

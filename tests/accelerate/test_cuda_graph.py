@@ -16,6 +16,7 @@ from tests.networks import AUX, batch, captured, classifier, joint_qat
 
 KD = dict(type='mmauxq.KnowledgeDistillation')
 DSN = dict(type='mmauxq.IntermediateClassifiers')
+BWR = dict(type='mmauxq.BlockReplacement')
 
 FEATURES = dict(
     features=dict(type='mmrazor.ATLoss', loss_weight=10.0), taps='stage_ends'
@@ -72,14 +73,17 @@ def same(found, expected):
         dict(dtype=torch.float16),
         dict(guidance=[AUX, KD]),
         dict(guidance=DSN),
+        dict(guidance=BWR),
+        dict(guidance=BWR, dtype=torch.bfloat16, memory='codes'),
         dict(guidance=dict(AUX, separate_bn=True)),
         dict(every=3),
         dict(sizes=(8, 8, 8, 5, 8, 8, 3, 8)),
         dict(sizes=(8, 8, 4, 4, 8, 4, 4, 8, 8)),
     ],
     ids=[
-        'aux', 'codes', 'recompute', 'float16', 'two', 'dsn', 'own norms',
-        'accumulated', 'other sizes', 'size for good',
+        'aux', 'codes', 'recompute', 'float16', 'two', 'dsn', 'bwr',
+        'bwr, codes', 'own norms', 'accumulated', 'other sizes',
+        'size for good',
     ],
 )  # fmt: skip
 @pytest.mark.gpu

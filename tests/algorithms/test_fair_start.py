@@ -18,6 +18,7 @@ GUIDANCES = {
         teacher=classifier(base_channels=8),
         train_teacher=True,
     ),
+    'blocks': dict(type='mmauxq.BlockReplacement'),
     'both': [AUX, dict(type='mmauxq.KnowledgeDistillation')],
 }
 

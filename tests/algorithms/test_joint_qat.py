@@ -428,6 +428,7 @@ def test_label_smoothing_and_mixup_reach_both_heads():
 
 KD = dict(type='mmauxq.KnowledgeDistillation')
 DSN = dict(type='mmauxq.IntermediateClassifiers')
+BWR = dict(type='mmauxq.BlockReplacement')
 
 
 def test_several_guidances_have_names_and_weights_of_their_own():
@@ -553,6 +554,7 @@ FEATURES = dict(
         (FEATURES, 'PACT'),
         ([dict(AUX, width_ratio=0.5), KD], 'LSQ'),
         (dict(AUX, separate_bn=True), 'LSQ'),
+        (BWR, 'LSQ'),
     ],
 )
 def test_a_compiled_step_is_the_same(guidance, quantizers):

@@ -204,7 +204,8 @@ def test_the_recipes_themselves_are_right(path):
          'custom_hooks.0: expected one of end_weight, .*got .ende.'),
         ('model.guidance.0.type', 'mmauxq.AuxAdaptorAgregator',
          'model.guidance.0.type: expected one of mmauxq.AuxAdaptorAggregator, '
-         'mmauxq.IntermediateClassifiers, mmauxq.KnowledgeDistillation, got '
+         'mmauxq.BlockReplacement, mmauxq.IntermediateClassifiers, '
+         'mmauxq.KnowledgeDistillation, got '
          '.*; did you mean mmauxq.AuxAdaptorAggregator'),
         ('model.quantizers.weight.type', 'mmauxq.LSK',
          r'model.quantizers.weight.type: .*mmauxq.LSQ, mmauxq.LSQPlus, .*did '

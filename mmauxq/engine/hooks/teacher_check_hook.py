@@ -6,7 +6,7 @@ from mmengine import dist
 from mmengine.hooks import Hook
 
 from mmauxq.errors import UsageError
-from mmauxq.guidance import KnowledgeDistillation
+from mmauxq.guidance import Taught
 from mmauxq.log import log
 from mmauxq.registry import HOOKS
 
@@ -36,23 +36,23 @@ class TeacherCheckHook(Hook):
     def before_train(self, runner: Any) -> None:
         model = bare_model(runner)
         for guidance in getattr(model, 'guidances', []):
-            if isinstance(guidance, KnowledgeDistillation):
+            if isinstance(guidance, Taught):
                 model.prepare()
                 self._check(model, guidance, runner.val_loop)
 
     def _check(self, model: Any, guidance: Any, val_loop: Any) -> None:
         if val_loop is None:
-            _log(f'{guidance.title}: not checked, no validation data')
+            _log(guidance, 'not checked, no validation data')
             return
         # the order of the training data must not depend on the check
         with torch.random.fork_rng(), torch.no_grad():
             right, count = self._count(model, guidance, val_loop.dataloader)
         if not count:
-            _log(f'{guidance.title}: not checked, no single labels')
+            _log(guidance, 'not checked, no single labels')
             return
         accuracy = 100 * right / count
         got = f'top-1 {accuracy:.2f} on {count} validation images'
-        _log(f'{guidance.title}: has {got}')
+        _log(guidance, f'has {got}')
         if accuracy < guidance.least_accuracy and not guidance.untrained:
             raise UsageError(
                 f'guidance.teacher: {guidance.title}: expected top-1 of at '
@@ -84,5 +84,6 @@ class TeacherCheckHook(Hook):
         return tuple(total.tolist())
 
 
-def _log(text: str) -> None:
-    log(f'KnowledgeDistillation: the teacher, {text}')
+def _log(guidance: Taught, text: str) -> None:
+    name = type(guidance).__name__
+    log(f'{name}: the teacher, {guidance.title}: {text}')

@@ -16,9 +16,10 @@ only where there is a GPU or a speed option was given.
 from mmauxq.quantizers.functional import set_backend
 
 from .kernels.lsq import learned_step_backend
+from .recording import release_recordings
 from .speed import Speed
 from .step import AcceleratedStep, accelerate
 
 set_backend(learned_step_backend)
 
-__all__ = ['AcceleratedStep', 'Speed', 'accelerate']
+__all__ = ['AcceleratedStep', 'Speed', 'accelerate', 'release_recordings']

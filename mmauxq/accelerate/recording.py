@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from .kernels.dispatch import keep_alive
 
 Average = Callable[[Sequence[Tensor]], None]
 """Gives flat gradients, in place, their mean over all ranks."""
+_recordings: 'WeakSet[Recording]' = WeakSet()
 
 
 class Recording:
@@ -90,6 +92,7 @@ class Recording:
         self.differentiable = [v.requires_grad for v in outputs]
         self.trained = [parameter for parameter, _ in pairs]
         self.root = torch.zeros((), requires_grad=True)
+        _recordings.add(self)
 
     def replay(self, inputs: Tensor, average: Average | None = None) -> Any:
         """The step with other images.
@@ -146,6 +149,17 @@ class Recording:
             waiting = parameter.grad
             if waiting is not None and waiting.data_ptr() == grad.data_ptr():
                 parameter.grad = waiting.clone()
+
+
+def release_recordings() -> None:
+    """Free the CUDA graphs of all recordings, which cannot be replayed then.
+
+    To be called before ``torch.distributed.destroy_process_group``: NCCL waits
+    for ever for graphs that hold one of its operations, such as SyncBN's.
+    """
+    for recording in list(_recordings):
+        recording.forward.reset()
+        recording.backward.reset()
 
 
 @contextmanager

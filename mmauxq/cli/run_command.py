@@ -153,6 +153,8 @@ def _run_command(
             held.release(show=running or not status)
             sys.stdout = held.stream
     if _is_distributed():
+        if 'mmauxq.accelerate' in sys.modules:
+            sys.modules['mmauxq.accelerate'].release_recordings()
         sys.modules['torch.distributed'].destroy_process_group()
     return status
 

@@ -2,7 +2,21 @@
 
 import torch
 
-from mmauxq.accelerate.recording import flattened
+from mmauxq.accelerate.recording import (
+    Recording,
+    _recordings,
+    flattened,
+    release_recordings,
+)
+
+
+class Graph:
+    """In the place of a CUDA graph."""
+
+    freed = False
+
+    def reset(self):
+        self.freed = True
 
 
 def test_flat_copies():
@@ -34,3 +48,13 @@ def test_flat_copies():
 
 def test_flat_copies_of_nothing():
     assert flattened([]) == ([], [])
+
+
+def test_recordings_are_released_both_ways():
+    recordings = [Recording.__new__(Recording) for _ in range(2)]
+    for recording in recordings:
+        recording.forward, recording.backward = Graph(), Graph()
+        _recordings.add(recording)
+    release_recordings()
+    for recording in recordings:
+        assert recording.forward.freed and recording.backward.freed

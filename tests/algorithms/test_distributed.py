@@ -6,6 +6,7 @@ import torch.distributed as dist
 from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
 
+from mmauxq.accelerate import release_recordings
 from mmauxq.engine.recorded_ddp import RecordedDDP
 from mmauxq.errors import UsageError
 from mmauxq.quantizers import named_quantizers
@@ -197,6 +198,7 @@ def _train_on_gpu(rank, folder, port):
         folder / f'{rank}.pt',
     )
     dist.barrier()
+    release_recordings()
     dist.destroy_process_group()
     if rank == 0:
         model = joint_qat(seed=0).cuda()

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from mmauxq.accelerate import release_recordings
+
 
 def free_port() -> int:
     with socket.socket() as probe:
@@ -40,6 +42,7 @@ def run_rank(
     queue.put((rank, result))
     if not isinstance(result, Exception):
         dist.barrier()
+        release_recordings()
         dist.destroy_process_group()
 
 

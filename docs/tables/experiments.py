@@ -18,6 +18,15 @@ RATES = {
     'l1': '`l1`: `L1ScaledWeight` for each channel',
     'l1tr': '`l1tr`: both',
 }
+BLOCKS = {
+    'plain': 'plain',
+    'freeze': '`OscillationFreezingHook`',
+    'bwr': '`BlockReplacement`',
+    'bwr01': '`BlockReplacement` with a weight of 0.1',
+    'kd': 'a teacher',
+    'aux': 'the module',
+    'auxkd': 'the module and a teacher',
+}
 QUICK = {'plain': 'plain W2A2', 'module': 'W2A2 with the module'}
 NARROW = {
     'plain': 'none',
@@ -59,6 +68,21 @@ def bfloat16() -> str:
             lines.append([task, name, len(seeds), *shown, beside])
     head = ['task', 'recipe', 'seeds', 'float32', 'bfloat16',
             'difference, 95% interval, wins']  # fmt: skip
+    return table(head, lines)
+
+
+def narrow_digits() -> str:
+    """At the rate of the recipe, and at the best for each arm."""
+    lines = []
+    one, tuned = (
+        {row[0]: row[1:] for row in arm_rows(folder, known, 'plain')}
+        for folder in (LOGS / 'digits_narrow', LOGS / 'digits_narrow_tuned')
+        for known in [{k: BLOCKS[k] for k in BLOCKS if k in finals(folder)}]
+    )
+    for name in BLOCKS.values():
+        lines.append([name, *one.get(name, ['', '']), *tuned[name]])
+    head = ['arm', 'top-1 at one rate', BESIDE_PLAIN,
+            'top-1, tuned', BESIDE_PLAIN]  # fmt: skip
     return table(head, lines)
 
 
@@ -190,6 +214,7 @@ TABLES = {
         arms, LOGS / 'digits_r8_rates', RATES, 'plain',
         ('arm', 'final top-1', BESIDE_PLAIN),
     ),
+    'digits-narrow': narrow_digits,
     'digits-ten-seeds': partial(
         arms, LOGS / 'digits_r8', QUICK, 'plain',
         ('arm', 'final top-1, ten seeds', BESIDE_PLAIN),

@@ -58,11 +58,13 @@ def run(args: argparse.Namespace, mark_running: Callable) -> None:
     compat.enable()
     from mmauxq.engine.hooks import CheckpointFitHook
     from mmauxq.engine.image_shape import set_image_shape
+    from mmauxq.engine.running import end_loaders
 
     set_image_shape(cfg, 'val')
     runner = build_runner(cfg, mark_running)
     runner.register_hook(CheckpointFitHook(args.checkpoint))
     metrics = runner.test()
+    end_loaders(runner)
     if rank() == 0:
         line = json.dumps(metrics, default=lambda value: value.tolist())
         if args.out:

@@ -82,6 +82,7 @@ def run(args: argparse.Namespace, mark_running: Callable) -> None:
     )
     from mmauxq.engine.image_shape import set_image_shape
     from mmauxq.engine.resume import set_start
+    from mmauxq.engine.running import end_loaders
 
     check_settings(cfg, args.config)
     set_work_dir(cfg, args.config, args.work_dir)
@@ -105,6 +106,7 @@ def run(args: argparse.Namespace, mark_running: Callable) -> None:
     if joint and cfg.get('load_from') and not cfg.get('resume'):
         runner.register_hook(CheckpointFitHook(cfg.load_from, False))
     runner.train()
+    end_loaders(runner)
     if joint and rank() == 0:
         _write_slim(cfg)
 

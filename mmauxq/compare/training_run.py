@@ -33,6 +33,7 @@ from mmauxq.engine.defaults import (
 from mmauxq.engine.hooks import EpochLengthHook, TeacherCheckHook
 from mmauxq.engine.image_shape import set_image_shape
 from mmauxq.engine.resume import named_checkpoint, set_start
+from mmauxq.engine.running import end_loaders
 from mmauxq.errors import TrainingError
 from mmauxq.files import link_atomically, write_atomically
 from mmauxq.stopping import end_with
@@ -168,6 +169,7 @@ def run_trial(
         batch = next(iter(runner.train_dataloader))
         inputs = model.data_preprocessor(batch, True)
         gradients = block_gradient_norms(model, **inputs)
+    end_loaders(runner)
     return Trial(
         accuracy=[float(value) for value in accuracy],
         seconds=seconds,

@@ -44,6 +44,20 @@ def only_optimizer(runner: Any, asks: str) -> Optimizer | None:
     return wrapper.optimizer
 
 
+def end_loaders(runner: Any) -> None:
+    """End the processes of the data loaders of a runner.
+
+    PyTorch waits for each of them for five seconds as the interpreter ends,
+    where they persist and there is a GPU to pin memory for.
+    """
+    loops = runner._train_loop, runner._val_loop, runner._test_loop
+    for loader in (getattr(loop, 'dataloader', None) for loop in loops):
+        iterator = getattr(loader, '_iterator', None)
+        if hasattr(iterator, '_shutdown_workers'):
+            loader._iterator = None
+            iterator._shutdown_workers()
+
+
 def tensors_in(value: Any) -> Iterator[Tensor]:
     """All tensors in nested tuples, lists, dicts and data samples."""
     if isinstance(value, Tensor):

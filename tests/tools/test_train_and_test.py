@@ -1,6 +1,7 @@
 """The commands on good input, and how their processes end."""
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -37,6 +38,20 @@ def test_train_resume_evaluate(tool, project, capfd):
     assert trained.rpartition('accuracy/top1: ')[2].split()[0] == (
         f'{metrics["accuracy/top1"]:.4f}'
     )
+
+
+def test_no_loader_process_outlives_a_command(project):
+    persistent = [
+        f'{part}_dataloader.{option}'
+        for part in ('train', 'val', 'test')
+        for option in ('num_workers=1', 'persistent_workers=True')
+    ]
+    before = set(multiprocessing.active_children())
+    words = ['--work-dir', 'run', '--cfg-options', *persistent]
+    assert train(['config.py', *words]) == 0
+    assert set(multiprocessing.active_children()) <= before
+    assert evaluate(['config.py', 'run/epoch_1.pth', *words]) == 0
+    assert set(multiprocessing.active_children()) <= before
 
 
 def test_help(tool):

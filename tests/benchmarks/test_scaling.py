@@ -10,7 +10,7 @@ import torch
 from benchmarks import results, scaling
 from mmauxq.errors import UsageError
 
-ARM = 'scaling/r18/w4a4/plain/2'
+ARM = 'scaling/r20/w4a4/plain/2'
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 from mmengine.model import MMDistributedDataParallel
-from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.optim import OptimWrapper
 from torch import nn
 
 from mmauxq.engine.hooks import OscillationFreezing
@@ -20,7 +20,7 @@ from tests.engine.hooks.test_transition_rate_schedule_hook import (
     network,
 )
 from tests.networks import QUANTIZERS, batch, joint_qat
-from tests.running import make_runner, state, with_validation
+from tests.running import make_runner, state
 from tests.support.ranks import on_ranks
 
 HOOK = dict(type='mmauxq.OscillationFreezingHook')
@@ -352,46 +352,8 @@ def test_values_that_are_no_codes_times_a_scale_are_refused(tmp_path, kind):
     assert '\n' not in str(got.value)
 
 
-def test_without_quantized_weights_it_says_so(tmp_path):
-    quantizers = dict(
-        weight=dict(type='mmauxq.LSQ', bits=32),
-        activation=dict(type='mmauxq.LSQ', bits=8),
-    )
-    runner = make_runner(
-        tmp_path, model=joint_qat(quantizers=quantizers), custom_hooks=[HOOK]
-    )
-    with pytest.raises(UsageError, match='FreezingHook: expected a model wit'):
-        runner.train()
-
-
 def test_a_schedule_of_transition_rates_beside_it_is_refused(tmp_path):
     schedule = dict(type='mmauxq.TransitionRateScheduleHook')
     runner = make_runner(tmp_path, custom_hooks=[schedule, HOOK])
     with pytest.raises(UsageError, match='expected no TransitionRateSchedule'):
         runner.train()
-
-
-def test_several_optimizers_are_refused(tmp_path):
-    model = joint_qat()
-    wrapper = OptimWrapperDict(
-        first=OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1)),
-        second=OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1)),
-    )
-    runner = make_runner(
-        tmp_path, model=model, optim_wrapper=wrapper, custom_hooks=[HOOK]
-    )
-    with pytest.raises(UsageError, match='of one optimizer, got one of 2$'):
-        runner.train()
-
-
-def test_a_test_needs_no_optimizer(tmp_path):
-    model = joint_qat()
-    model.calibrate(batch(4)[0])
-    runner = make_runner(
-        tmp_path,
-        model=model,
-        custom_hooks=[HOOK],
-        default_hooks=dict(checkpoint=None),
-        **with_validation(),
-    )
-    assert 0 <= runner.val()['accuracy/top1'] <= 100

@@ -3,7 +3,6 @@ import math
 
 import pytest
 import torch
-from mmengine.optim import OptimWrapper, OptimWrapperDict
 from torch import nn
 
 from mmauxq.engine.hooks import TransitionRateSchedule
@@ -14,8 +13,7 @@ from mmauxq.layers import QuantLinear
 from mmauxq.quantizers import LSQ
 from mmauxq.registry import HOOKS
 from tests.engine.hooks.test_transition_rate_hook import scalars
-from tests.networks import batch, joint_qat
-from tests.running import make_runner, state, with_validation
+from tests.running import make_runner, state
 
 HOOK = dict(type='mmauxq.TransitionRateScheduleHook')
 OPTIMIZERS = [
@@ -278,46 +276,8 @@ def test_bad_settings(wrong, message):
         HOOKS.build(dict(HOOK, **wrong))
 
 
-def test_without_quantized_weights_it_says_so(tmp_path):
-    quantizers = dict(
-        weight=dict(type='mmauxq.LSQ', bits=32),
-        activation=dict(type='mmauxq.LSQ', bits=8),
-    )
-    runner = make_runner(
-        tmp_path, model=joint_qat(quantizers=quantizers), custom_hooks=[HOOK]
-    )
-    with pytest.raises(UsageError, match='ScheduleHook: expected a model wit'):
-        runner.train()
-
-
 def test_weights_without_an_optimizer():
     net = network()
     optimizer = torch.optim.SGD(net[0].parameters(), lr=0.05)
     with pytest.raises(UsageError, match='got one without that of 1$'):
         TransitionRateSchedule(net, optimizer, **settings())
-
-
-def test_several_optimizers_are_refused(tmp_path):
-    model = joint_qat()
-    wrapper = OptimWrapperDict(
-        first=OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1)),
-        second=OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1)),
-    )
-    runner = make_runner(
-        tmp_path, model=model, optim_wrapper=wrapper, custom_hooks=[HOOK]
-    )
-    with pytest.raises(UsageError, match='of one optimizer, got one of 2$'):
-        runner.train()
-
-
-def test_a_test_needs_no_optimizer(tmp_path):
-    model = joint_qat()
-    model.calibrate(batch(4)[0])
-    runner = make_runner(
-        tmp_path,
-        model=model,
-        custom_hooks=[HOOK],
-        default_hooks=dict(checkpoint=None),
-        **with_validation(),
-    )
-    assert 0 <= runner.val()['accuracy/top1'] <= 100

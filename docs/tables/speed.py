@@ -8,6 +8,7 @@ from . import operations
 from .records import STEPS, number, ratio, rows, with_range
 
 RUNNER = 'default_step_h200.jsonl'
+DEFAULT_FORMS = 'default_forms_h200.jsonl'
 PEER = 'mmpretrain/plain'
 NETWORKS = {
     'r18': 'ResNet-18',
@@ -222,6 +223,25 @@ def other_steps() -> str:
     return table(['network', '', 'ms', 'of float', 'peak GiB'], lines)
 
 
+def default_forms() -> str:
+    """The step by default beside compiled float, of one run."""
+    found = {row['arm']: row for row in rows(DEFAULT_FORMS)}
+    lines = []
+    for network in ('mbv2', 'deits'):
+        pair = [
+            found[f'step/{network}/{arm}/256']
+            for arm in ('float/compiled', 'w4a4/auto')
+        ]
+        lines.append(
+            [NETWORKS[network], *map(with_range, pair),
+             ratio(pair[1]['ms'], pair[0]['ms'])]
+        )  # fmt: skip
+    return table(
+        ['batches of 256', 'float, compiled, ms', 'W4A4 by default, ms',
+         'of float'], lines,
+    )  # fmt: skip
+
+
 def spread_of_runs() -> str:
     """How much runs of one step differ."""
     lines = []
@@ -313,6 +333,7 @@ TABLES = {
     'other-iterations': other_iterations,
     'steps-resnet50': steps_of_r50,
     'steps-other': other_steps,
+    'default-forms': default_forms,
     'steps-runs': spread_of_runs,
     'steps-guidance': guidance_cost,
     'targets': targets,

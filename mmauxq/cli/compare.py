@@ -214,12 +214,10 @@ def _train(args: argparse.Namespace) -> None:
     def watch(runs: list, what: str, start: str | None) -> None:
         _watch(runs, what, args.jobs, start, gpus, metric)
 
-    def train_floats(out: Path, floats: dict, seeds: list) -> str | None:
-        """Train them, if there is a recipe; what the arms start from."""
+    def starts(out: Path) -> str | None:
+        """What the arms of a folder start from."""
         if not floats:
             return args.start
-        runs = comparison.plan(out / FLOAT, floats, seeds)
-        watch(runs, 'float networks', None)
         return str(out / FLOAT / 'runs' / FLOAT / '{seed}/last.pth')
 
     configs = arms.read_arms(args.arms, args.cfg_options)
@@ -253,18 +251,21 @@ def _train(args: argparse.Namespace) -> None:
         tuning=tuning and asdict(tuning),
         **arms.budget(configs),
     )
+    inside = args.out / 'tune'
+    if floats:
+        float_runs = comparison.plan(args.out / FLOAT, floats, args.seeds)
+        if tuning is not None:
+            less = {k: hold_out(c, tuning.hold_out) for k, c in floats.items()}
+            float_runs += comparison.plan(inside / FLOAT, less, [tuning.seed])
+        watch(float_runs, 'float networks', None)
     if tuning is not None:
-        inside = args.out / 'tune'
-        less = {k: hold_out(c, tuning.hold_out) for k, c in floats.items()}
-        start = train_floats(inside, less, [tuning.seed])
-        watch(tuning.plan(inside, configs), 'arms x values', start)
+        watch(tuning.plan(inside, configs), 'arms x values', starts(inside))
         metrics = tuning.metrics(inside, configs)
         chosen = tuning.choose(metrics)
         configs = tuning.with_values(configs, chosen)
         found = dict(held_out=metrics, chosen=chosen)
     runs = comparison.plan(args.out, configs, args.seeds, **found)
-    start = train_floats(args.out, floats, args.seeds)
-    watch(runs, 'arms x seeds', start)
+    watch(runs, 'arms x seeds', starts(args.out))
 
 
 def _draw_map(args: argparse.Namespace) -> None:

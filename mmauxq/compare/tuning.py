@@ -34,6 +34,8 @@ WRAPPERS = ('mmauxq.InMemoryImages', 'RepeatDataset', 'ClassBalancedDataset')
 """Data sets that augment or repeat another one, which holds the images."""
 FIXED = ('train_cfg', 'val_dataloader', 'val_evaluator')
 """Parts of a config with which no arm may win."""
+UNBUILT = ('optim_wrapper', 'param_scheduler')
+"""Parts of a config that change no model."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,8 @@ class Tuning:
     def check(
         self, configs: Mapping[str, Config], floats: Mapping[str, Config]
     ) -> None:
-        """Build every arm with every value, and the data.
+        """Build every arm with every value that makes another model, and the
+        data.
 
         Raises:
             UsageError: If one cannot be built, there are too few images, or
@@ -77,7 +80,9 @@ class Tuning:
         """
         for value in self.values:
             arms = self.arms(configs)
-            check_arms({k: self.with_value(c, value) for k, c in arms.items()})
+            tuned = {k: self.with_value(c, value) for k, c in arms.items()}
+            if self.key.split('.')[0] not in UNBUILT:
+                check_arms(tuned)
         every = [*floats.values(), *configs.values()]
         sources = [_source(config.train_dataloader) for config in every]
         for source in sources:  # it may augment its images in another way

@@ -1,9 +1,12 @@
-"""The labels of a batch, as one tensor."""
+"""The images of a batch as one tensor, and the labels as another one."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
+import torch
 from mmpretrain.structures import DataSample
 from torch import Tensor
+from torch.utils.data import default_collate
 
 
 class BatchSamples:
@@ -15,10 +18,13 @@ class BatchSamples:
 
     Args:
         labels: Indices of classes, (N,) int64.
+        metainfo: Of each sample, what it says beside its labels.
     """
 
-    def __init__(self, labels: Tensor) -> None:
-        self._labels = labels
+    def __init__(
+        self, labels: Tensor, metainfo: Sequence[dict] | None = None
+    ) -> None:
+        self._labels, self._metainfo = labels, metainfo
         self._samples: list[DataSample] | None = None
 
     @property
@@ -36,9 +42,25 @@ class BatchSamples:
     def __iter__(self) -> Iterator[DataSample]:
         return iter(self._made())
 
+    def to(self, device: torch.device) -> 'BatchSamples':
+        """The same with the labels on a device; itself if they are there, and
+        once the samples are made."""
+        if self._samples is not None or self._labels.device == device:
+            return self
+        labels = self._labels.to(device, non_blocking=True)
+        return BatchSamples(labels, self._metainfo)
+
+    def pin_memory(self) -> 'BatchSamples':
+        """The same with pinned labels, as a loader of PyTorch asks for it."""
+        return BatchSamples(self._labels.pin_memory(), self._metainfo)
+
     def _made(self) -> list[DataSample]:
         if self._samples is None:
             self._samples = [labelled(each) for each in self._labels.split(1)]
+            for sample, more in zip(
+                self._samples, self._metainfo or (), strict=False
+            ):
+                sample.set_metainfo(more)
         return self._samples
 
 
@@ -48,3 +70,14 @@ def labelled(labels: Tensor) -> DataSample:
     # set_gt_label would convert them
     sample.set_field(labels, 'gt_label', dtype=Tensor)
     return sample
+
+
+def stacked(images: Any) -> Any:
+    """A batch (N, C, H, W) of a list of images that are alike; all else is
+    returned as it is."""
+    if not isinstance(images, (list, tuple)) or not all(
+        isinstance(image, Tensor) and image.dim() == 3 for image in images
+    ):
+        return images
+    kinds = {(x.shape, x.dtype, x.device) for x in images}
+    return default_collate(list(images)) if len(kinds) == 1 else images

@@ -6,7 +6,7 @@ from mmpretrain.models import ClsDataPreprocessor
 from mmpretrain.structures import DataSample
 
 from mmauxq.algorithms.head_loss import as_samples
-from mmauxq.batch_samples import BatchSamples, labelled
+from mmauxq.batch_samples import BatchSamples, labelled, stacked
 from mmauxq.engine.prefetch import Batches
 from mmauxq.engine.running import tensors_in
 
@@ -38,6 +38,23 @@ def test_the_labels_are_found_among_the_tensors_of_a_batch():
     assert found[1] is LABELS and len(found) == 2
     list(samples)
     assert list(tensors_in(samples)) == []
+
+
+def test_what_samples_say_beside_their_labels_is_kept():
+    samples = BatchSamples(
+        LABELS[:2], [dict(img_path='a'), dict(img_path='b')]
+    )
+    assert [sample.img_path for sample in samples] == ['a', 'b']
+
+
+def test_moved_samples_keep_what_was_changed():
+    samples = BatchSamples(LABELS, [dict(img_path=str(i)) for i in range(4)])
+    moved = samples.to(torch.device('meta'))
+    assert moved.labels.is_meta and samples.labels is LABELS
+    assert len(moved) == 4 and moved._metainfo == samples._metainfo
+    samples[0].set_gt_label(7)
+    assert samples.to(torch.device('meta')) is samples
+    assert int(samples[0].gt_label) == 7
 
 
 @pytest.mark.parametrize('guidance', ['aux', 'dsn'])
@@ -127,3 +144,13 @@ def test_mmpretrains_preprocessor_takes_them():
 def test_labels_of_a_sample_keep_their_tensor():
     sample = labelled(LABELS)
     assert isinstance(sample, DataSample) and sample.gt_label is LABELS
+
+
+def test_images_that_differ_are_left_one_by_one():
+    alike = [torch.zeros(1, 2, 2), torch.ones(1, 2, 2)]
+    assert stacked(alike).shape == (2, 1, 2, 2)
+    for other in (torch.zeros(1, 2, 3), torch.zeros(1, 2, 2).byte(), 'x'):
+        images = [*alike, other]
+        assert stacked(images) is images
+    batch = torch.zeros(2, 1, 2, 2)
+    assert stacked(batch) is batch

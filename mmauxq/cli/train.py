@@ -78,6 +78,7 @@ def run(args: argparse.Namespace, mark_running: Callable) -> None:
     from mmauxq.engine.defaults import (
         add_watch_hooks,
         fit_amp,
+        stack_batches,
         use_resumable_loop,
     )
     from mmauxq.engine.image_shape import set_image_shape
@@ -96,6 +97,7 @@ def run(args: argparse.Namespace, mark_running: Callable) -> None:
     _set_speed(cfg, args, joint)
     set_start(cfg, args.resume)
     use_resumable_loop(cfg)
+    stack_batches(cfg)
     add_watch_hooks(cfg)
     compat.enable()
     from mmauxq.engine.hooks import CheckpointFitHook

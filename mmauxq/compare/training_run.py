@@ -28,6 +28,7 @@ from mmauxq.engine.build_runner import RememberedText
 from mmauxq.engine.defaults import (
     add_watch_hooks,
     fit_amp,
+    stack_batches,
     use_resumable_loop,
 )
 from mmauxq.engine.hooks import EpochLengthHook, TeacherCheckHook
@@ -150,6 +151,7 @@ def run_trial(
     set_image_shape(config)
     fit_amp(config)
     use_resumable_loop(config)
+    stack_batches(config)
     add_watch_hooks(config)
     if resume and any(work_dir.glob('*_*.pth')):
         set_start(config, 'auto')

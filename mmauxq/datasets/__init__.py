@@ -4,6 +4,7 @@ from .digits import Digits
 from .generated import GeneratedImages
 from .held_out import HeldOut
 from .in_memory import InMemoryImages, collated
+from .stacked_batch import stacked_batch
 from .tiny_imagenet import TinyImageNet
 
 __all__ = [
@@ -13,4 +14,5 @@ __all__ = [
     'InMemoryImages',
     'TinyImageNet',
     'collated',
+    'stacked_batch',
 ]

@@ -43,6 +43,15 @@ def use_resumable_loop(cfg: Config) -> None:
             hook['type'] = 'mmauxq.SafeCheckpointHook'
 
 
+def stack_batches(cfg: Config) -> None:
+    """Let a loader for training send its batches as whole tensors, where no
+    ``collate_fn`` is set and the loop is one that takes them."""
+    loader = cfg.get('train_dataloader')
+    loop = type_name((cfg.get('train_cfg') or {}).get('type'))
+    if isinstance(loader, dict) and loop in LOOPS.values():
+        loader.setdefault('collate_fn', dict(type='mmauxq.stacked_batch'))
+
+
 def fit_amp(cfg: Config) -> None:
     """Let MMEngine's ``AmpOptimWrapper`` in a config run on this machine.
 

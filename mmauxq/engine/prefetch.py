@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmauxq.batch_samples import BatchSamples
+from mmauxq.batch_samples import BatchSamples, stacked
 
 from .running import tensors_in
 
@@ -104,6 +104,8 @@ class Batches:
             images = self._to_device(batch.get('inputs'))
             samples = batch.get('data_samples')
             batch = dict(batch, inputs=images)
+            if isinstance(samples, BatchSamples):
+                batch['data_samples'] = samples = samples.to(self.device)
             if isinstance(samples, BatchSamples) and has_final_labels(
                 self.preprocessor, samples
             ):
@@ -120,17 +122,6 @@ class Batches:
         if isinstance(value, (list, tuple)):
             return type(value)(map(self._to_device, value))
         return value
-
-
-def stacked(images: Any) -> Any:
-    """A batch (N, C, H, W) of a list of images that are alike; all else is
-    returned as it is."""
-    if not isinstance(images, (list, tuple)) or not all(
-        isinstance(image, Tensor) and image.dim() == 3 for image in images
-    ):
-        return images
-    kinds = {(x.shape, x.dtype, x.device) for x in images}
-    return torch.stack(tuple(images)) if len(kinds) == 1 else images
 
 
 def has_final_labels(preprocessor: nn.Module, samples: Any) -> bool:

@@ -48,6 +48,20 @@ def test_watch_hooks_are_added_once_and_keep_their_settings():
     assert [h.type for h in cfg.custom_hooks] == list(defaults.WATCHES)
 
 
+def test_batches_are_stacked_where_nothing_else_is_said():
+    for loop, loader, wanted in (
+        ('mmauxq.EpochLoop', {}, dict(type='mmauxq.stacked_batch')),
+        ('mmauxq.IterLoop', dict(collate_fn=len), len),
+        ('Mine', {}, None),
+    ):
+        cfg = Config(dict(train_cfg=dict(type=loop), train_dataloader=loader))
+        defaults.stack_batches(cfg)
+        assert cfg.train_dataloader.get('collate_fn') == wanted
+    cfg = Config(dict(train_cfg=None, train_dataloader=None))
+    defaults.stack_batches(cfg)
+    assert cfg.train_dataloader is None
+
+
 @pytest.mark.parametrize(
     'given, scale',
     [

@@ -12,7 +12,6 @@ from mmauxq.engine.prefetch import (
     Batches,
     has_final_labels,
     label_preprocessor,
-    stacked,
 )
 from tests.running import make_runner
 
@@ -108,16 +107,6 @@ def test_images_and_labels_one_by_one_are_handled_together(settings):
         found['data_samples'], wanted['data_samples'], strict=True
     ):
         assert torch.equal(one.gt_label, other.gt_label)
-
-
-def test_images_that_differ_are_left_one_by_one():
-    alike = [torch.zeros(1, 2, 2), torch.ones(1, 2, 2)]
-    assert stacked(alike).shape == (2, 1, 2, 2)
-    for other in (torch.zeros(1, 2, 3), torch.zeros(1, 2, 2).byte(), 'x'):
-        images = [*alike, other]
-        assert stacked(images) is images
-    batch = torch.zeros(2, 1, 2, 2)
-    assert stacked(batch) is batch
 
 
 def test_which_labels_stay_as_they_are():

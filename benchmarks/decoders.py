@@ -115,8 +115,8 @@ def build(decoder: str, loader: ConfigDict, images: int) -> Any:
     loader.persistent_workers = True  # an iteration is one of many
     if decoder in LOADS:
         loader.dataset.pipeline[0] = LOADS[decoder]
-        if decoder == 'opencv-stacked':  # one tensor leaves a process, not 32
-            loader.collate_fn = dict(type='default_collate')
+        if decoder == 'opencv-stacked':  # as the recipes do by default
+            loader.collate_fn = dict(type='mmauxq.stacked_batch')
         return Runner.build_dataloader(loader, seed=0)
     loader.dataset.pipeline = [dict(type='ReadFile')]
     loader.collate_fn = dict(type='pseudo_collate')

@@ -83,7 +83,7 @@ DECODERS = [
     'opencv', 'opencv-stacked', 'opencv-half', 'opencv-quarter', 'pillow',
     'torchvision', 'turbojpeg', 'dali-cpu', 'torchvision-gpu', 'dali',
 ]  # fmt: skip
-"""What may decode in ``loader``; the first is the recipes' own."""
+"""What may decode in ``loader``; the first is what MMPretrain has."""
 
 LOADED = """
 images = dict(
@@ -91,8 +91,7 @@ images = dict(
 train_dataloader = dict(
     _delete_=True, batch_size={batch}, num_workers={workers},
     persistent_workers=True, pin_memory=True, drop_last=True,
-    sampler=dict(type='DefaultSampler', shuffle=True),
-    collate_fn=dict(type='default_collate'), dataset=images)
+    sampler=dict(type='DefaultSampler', shuffle=True), dataset=images)
 """
 IN_MEMORY = """
 images = dict(

@@ -2,6 +2,7 @@
 
 import json
 from functools import partial
+from pathlib import Path
 from statistics import median
 
 from mmauxq.compare.comparison import by_arm, collect
@@ -43,6 +44,12 @@ STRATEGIES = {
     'aux': 'the module',
     'auxkd': 'the module and a teacher',
     'auxself': 'the module, which teaches F',
+}
+GUIDANCE = {
+    'plain': 'none',
+    'kd': 'a teacher',
+    'aux': 'the module',
+    'auxkd': 'both',
 }
 OWN = {
     'plain': 'plain',
@@ -87,6 +94,26 @@ def narrow_digits() -> str:
         lines.append([name, *untuned, chosen[arm], *tuned[name]])
     head = ['arm', 'top-1 at 0.1', BESIDE_PLAIN,
             'best rate', 'top-1 there', BESIDE_PLAIN]  # fmt: skip
+    return table(head, lines)
+
+
+def own_floats(folder: Path, names: dict[str, str]) -> str:
+    """Arms of which each seed has a float network of its own, beside plain
+    training and beside the teacher alone."""
+    found = finals(folder)
+    runs = by_arm(collect(folder))['plain'].values()
+    floats = spread([run['float_final'] for run in runs])
+    lines = [['float', floats, '', '']]
+    for arm, name in names.items():
+        beside = [
+            with_wins(paired(found[arm], found[other]))
+            if arm not in ('plain', other)
+            else ''
+            for other in ('plain', 'kd' if 'kd' in found else 'kd4')
+        ]
+        lines.append([name, spread(list(found[arm].values())), *beside])
+    head = ['guidance', 'final top-1', 'difference to plain, wins',
+            'difference to the teacher, wins']  # fmt: skip
     return table(head, lines)
 
 
@@ -219,6 +246,9 @@ TABLES = {
         ('arm', 'final top-1', BESIDE_PLAIN),
     ),
     'digits-narrow': narrow_digits,
+    'digits-narrow-seeds': partial(
+        own_floats, LOGS / 'digits_narrow_seeds', GUIDANCE
+    ),
     'digits-ten-seeds': partial(
         arms, LOGS / 'digits_r8', QUICK, 'plain',
         ('arm', 'final top-1, ten seeds', BESIDE_PLAIN),

@@ -28,8 +28,12 @@ GUIDANCE: dict[str, tuple[str, dict]] = {
 }
 """WHAT -> prefix of the fragment, and what changes in its guidance."""
 
-RECIPES = {'float': ('qat', {}), **GUIDANCE}
-"""The same, with the float network, or the recipe at 32 bits."""
+FLOAT_BITS = dict(weight=dict(bits=32), activation=dict(bits=32))
+"""``quantizers`` of the recipe at 32 bits, which quantizes nothing."""
+
+RECIPES = {'float': ('qat', {}), 'w32a32': ('qat', {}), **GUIDANCE}
+"""The same, with the float network and the recipe at 32 bits, which has the
+fused operations of this package. A runner has that for both."""
 
 PEER = 'mmpretrain'
 """WHAT of ``runner``: MMPretrain's own config, run by MMEngine alone."""
@@ -149,10 +153,8 @@ def write_config(
     changes = RECIPES[what][1] if what != PEER else {}
     if changes:
         model['guidance'] = changes
-    if what == 'float':
-        model['quantizers'] = dict(
-            weight=dict(bits=32), activation=dict(bits=32)
-        )
+    if what in ('float', 'w32a32'):
+        model['quantizers'] = FLOAT_BITS
     # small images are held in memory, as in the recipes of those networks
     loader = IN_MEMORY if network == 'r20' else LOADED
     text = GENERATED.format(

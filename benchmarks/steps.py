@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mmauxq import compat
 
 from .processes import Turn
-from .recipes import FORMS, RECIPES, recipe
+from .recipes import FLOAT_BITS, FORMS, RECIPES, recipe
 from .timing import GIB, graphed, peak_gib, timed
 
 LossOf = Callable[[Tensor, list], Tensor]
@@ -37,7 +37,10 @@ def build(
     from mmpretrain.registry import MODELS
 
     MMLogger.get_instance('benchmark', log_level='ERROR')
-    cfg = Config.fromstring(recipe(what, network), '.py').model
+    config = Config.fromstring(recipe(what, network), '.py')
+    if what == 'w32a32':
+        config.merge_from_dict(dict(model=dict(quantizers=FLOAT_BITS)))
+    cfg = config.model
     settings = dict(FORMS[form])
     if settings.get('compile') is True:
         settings['compile'] = dict(backend=_compiler(turn), dynamic=False)

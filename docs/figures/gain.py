@@ -33,7 +33,12 @@ FLOAT = {
     'map/fmnist_w3a3': 93.91,
 }
 """Records -> top-1 of the float network, which they do not say themselves."""
-NEWER = {'map/tiny_r18_quarter': 'qat'}
+NEWER = {
+    'map/tiny_r18_quarter': 'qat',
+    'digits_narrow_seeds': 'plain',
+    'digits_w1a1': 'plain',
+    'digits_w1a1_seeds': 'plain',
+}
 """Records that say it, -> name of plain training there."""
 PANELS = {
     'the auxiliary module': ('aux',),
@@ -43,8 +48,11 @@ PANELS = {
 """Title -> names of the arm in the records, the first that is there."""
 NAMED = {
     'fmnist_depth56': ('56 layers', (0, 8), 'center'),
-    'fmnist_narrow_w1a1': ('W1A1', (-16, 30), 'right'),
+    'fmnist_narrow_w1a1': ('W1A1', (8, 12), 'left'),
     'tiny_r18_quarter': ('Tiny-ImageNet', (-8, 12), 'right'),
+    'digits_narrow_seeds': ('narrow, digits', (-10, 26), 'right'),
+    'digits_w1a1': ('W1A1, digits', (-8, 30), 'right'),
+    'digits_w1a1_seeds': ('W1A1, digits', (-8, 30), 'right'),
 }
 """Setting -> text at its point, where that stands, and its alignment."""
 

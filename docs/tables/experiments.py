@@ -48,8 +48,10 @@ STRATEGIES = {
 GUIDANCE = {
     'plain': 'none',
     'kd': 'a teacher',
+    'kd4': 'a teacher, temperature 4',
     'aux': 'the module',
     'auxkd': 'both',
+    'auxkd4': 'both',
 }
 OWN = {
     'plain': 'plain',
@@ -97,24 +99,29 @@ def narrow_digits() -> str:
     return table(head, lines)
 
 
-def own_floats(folder: Path, names: dict[str, str]) -> str:
+def own_floats(folder: Path) -> str:
     """Arms of which each seed has a float network of its own, beside plain
     training and beside the teacher alone."""
     found = finals(folder)
+    teacher = next((arm for arm in ('kd', 'kd4') if arm in found), None)
     runs = by_arm(collect(folder))['plain'].values()
     floats = spread([run['float_final'] for run in runs])
-    lines = [['float', floats, '', '']]
-    for arm, name in names.items():
+    others = {'plain': 'plain'}
+    if teacher:
+        others[teacher] = 'the teacher'
+    lines = [['float', floats, *('' for _ in others)]]
+    for arm, name in GUIDANCE.items():
+        if arm not in found:
+            continue
         beside = [
             with_wins(paired(found[arm], found[other]))
             if arm not in ('plain', other)
             else ''
-            for other in ('plain', 'kd' if 'kd' in found else 'kd4')
+            for other in others
         ]
         lines.append([name, spread(list(found[arm].values())), *beside])
-    head = ['guidance', 'final top-1', 'difference to plain, wins',
-            'difference to the teacher, wins']  # fmt: skip
-    return table(head, lines)
+    heads = (f'difference to {name}, wins' for name in others.values())
+    return table(['guidance', 'final top-1', *heads], lines)
 
 
 def step_rates() -> str:
@@ -246,9 +253,9 @@ TABLES = {
         ('arm', 'final top-1', BESIDE_PLAIN),
     ),
     'digits-narrow': narrow_digits,
-    'digits-narrow-seeds': partial(
-        own_floats, LOGS / 'digits_narrow_seeds', GUIDANCE
-    ),
+    'digits-narrow-seeds': partial(own_floats, LOGS / 'digits_narrow_seeds'),
+    'digits-w1a1': partial(own_floats, LOGS / 'digits_w1a1'),
+    'digits-w1a1-seeds': partial(own_floats, LOGS / 'digits_w1a1_seeds'),
     'digits-ten-seeds': partial(
         arms, LOGS / 'digits_r8', QUICK, 'plain',
         ('arm', 'final top-1, ten seeds', BESIDE_PLAIN),

@@ -11,6 +11,11 @@ from .export import latest_formats, report_of
 from .records import LOGS, ratio, rows
 from .runs import difference, finals, paired, without_wins
 
+NARROW = (
+    'experiments.md'
+    '#twenty-seeds-of-the-module-on-a-narrow-network-digits-2026-11'
+)
+ONE_BIT = 'experiments.md#the-module-at-one-bit-digits-2026-11'
 MAP = 'map.md#from-a-float-network'
 PHONES = 'export.md#bits-of-phones-and-microcontrollers'
 FORMATS = 'export.md#formats-and-runtimes'
@@ -233,6 +238,9 @@ def by_guidance() -> str:
         shown = difference(settings.LOGS / name, arm, 'plain')
         return f'[{without_wins(shown)}]({MAP})'
 
+    def alone(name: str) -> str:
+        return without_wins(difference(LOGS / name, 'aux', 'plain'))
+
     low = 'fmnist_narrow_w1a1'
     lines = [
         [
@@ -262,6 +270,12 @@ def by_guidance() -> str:
         [
             'the same', '`kd_*`, temperature 4', in_setting(low, 'kd4'),
             f'[{costs("kd")}](map.md#what-it-costs) times (ResNet-50)',
+        ],
+        [
+            'a small network that loses much, digits', '`aux_*`',
+            f'[{alone("digits_narrow_seeds")}]({NARROW}) at W2A2, '
+            f'[{alone("digits_w1a1_seeds")}]({ONE_BIT}) at W1A1',
+            'the module adds a tenth of the multiply-adds of F',
         ],
         [
             'from scratch, few epochs',

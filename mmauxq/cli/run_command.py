@@ -130,11 +130,9 @@ def _run_command(
     except BaseException as raised:
         if args is None and isinstance(raised, SystemExit):
             raise  # --help
-        try:
-            loader_died = _is_of_loader(raised)
-        except RuntimeError:  # torch's, once a loader: another process died
-            loader_died = _is_of_loader(raised)
-        if loader_died or _is_distributed():
+        if running:
+            _ignore_dying_loaders()
+        if LOADER_DIED in str(raised) or _is_distributed():
             time.sleep(SIGNAL_PATIENCE)
         check_signals()
         error = _named(raised, getattr(args, 'loaded', None))
@@ -209,13 +207,19 @@ class HeldOutput:
         return getattr(self.stream, name)
 
 
-def _is_of_loader(error: BaseException) -> bool:
-    """Whether a process of the data loader died; torch then raises no more."""
-    if LOADER_DIED not in str(error):
-        return False
-    # not SIG_DFL: Python complains of a signal that waits for a handler
-    signal.signal(signal.SIGCHLD, lambda *_: None)
-    return True
+def _ignore_dying_loaders() -> None:
+    """From now on no process of a data loader that dies is an error: torch's
+    handler of the signal would raise it while another one is reported."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    while True:
+        try:
+            # not SIG_DFL: Python complains of a signal that waits for a
+            # handler
+            signal.signal(signal.SIGCHLD, lambda *_: None)
+            return
+        except RuntimeError:  # torch's, of one more process
+            continue
 
 
 def _named(error: BaseException, cfg: 'Config | None') -> BaseException:

@@ -54,30 +54,32 @@ def test_a_disk_that_cannot_be_written_is_one_line(capsys, kind, running):
     )
 
 
-def test_two_loader_processes_die_at_once(capsys):
-    """torch raises for the second while the first is reported."""
+def test_three_loader_processes_die_at_once(capsys, monkeypatch):
+    """torch raises for the others while the first is reported."""
     died, deaths = 'DataLoader worker (pid(s) 1) exited unexpectedly', []
 
     def handler(number, frame):
         deaths.append(number)
         raise RuntimeError('DataLoader worker (pid 2) exited unexpectedly')
 
-    class FirstError(RuntimeError):
-        def __str__(self):
-            if not deaths:
-                os.kill(os.getpid(), signal.SIGCHLD)
-            return died
-
     def run(args, mark_running):
         mark_running()
-        raise FirstError
+        raise RuntimeError(died)
 
-    before = signal.signal(signal.SIGCHLD, handler)
+    set_handler = signal.signal
+    before = set_handler(signal.SIGCHLD, handler)
+
+    def slowly(kind, new):
+        if kind == signal.SIGCHLD and len(deaths) < 2:
+            os.kill(os.getpid(), signal.SIGCHLD)
+        return set_handler(kind, new)
+
+    monkeypatch.setattr(signal, 'signal', slowly)
     try:
         assert run_command.run_command(command(run), []) == 1
     finally:
-        signal.signal(signal.SIGCHLD, before)
-    assert deaths == [signal.SIGCHLD]
+        set_handler(signal.SIGCHLD, before)
+    assert deaths == [signal.SIGCHLD] * 2
     assert capsys.readouterr().err == (
         f'error: a process of the data loader died ({died}); it may have run '
         'out of memory, of which fewer num_workers need less\n'

@@ -137,9 +137,9 @@ def test_each_arm_takes_the_value_that_is_best_on_held_out_images(
     place = words.index('--arms') + 2
     aux = words.pop(place)
     assert compare_command(words) == 0
-    floats = ['float 1000', f'plain {key}=0.02 1000']
-    assert [name for name, _ in trained[:2]] == floats
-    assert [name for name, _ in trained[-2:]] == ['float 0', 'plain 0']
+    first = ['float 0', 'float 1000', f'plain {key}=0.02 1000']
+    assert [name for name, _ in trained[:3]] == first
+    assert trained[-1][0] == 'plain 0'
     inner, outer = (
         str(tmp_path / f'{part}float/runs/float/{{seed}}/last.pth')
         for part in ('tune/', '')

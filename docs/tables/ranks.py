@@ -37,10 +37,10 @@ def equal_numbers() -> str:
         lines.append([f'{what}, of {count[key][1]}', allowed, *cells])
     for part, key, what, allowed in (
         ('float', 'late', 'loss beside one process, 32 bits', '1e-04'),
-        ('float', 'other_order', 'that process in another order', ''),
+        ('float', 'other_order', 'that process in other orders, at most', ''),
         ('whole', 'early', 'the same at 8 bits, in 5 steps', '1e-03'),
         ('whole', 'late', 'the same at 8 bits, in all steps', '1e-02'),
-        ('whole', 'other_order', 'that process in another order', ''),
+        ('whole', 'other_order', 'that process in other orders, at most', ''),
     ):
         values = [each.get(part, {}).get(key) for each in found.values()]
         cells = ['' if value is None else f'{value:.1e}' for value in values]

@@ -114,6 +114,8 @@ def measure(
     arm = arms[decoder]
     seconds, processor = (np.array(v[1:]) for v in (arm.wall, arm.processor))
     of_opencv = processor / np.array(arms[PLAIN].processor[1:])
+    receiver = np.array(arm.receiver[1:])
+    receiver_of_opencv = receiver / np.array(arms[PLAIN].receiver[1:])
     rate = images / float(np.median(seconds))
     bytes_ = [path.stat().st_size for path in folder.rglob('*.jpeg')]
     return dict(
@@ -125,6 +127,8 @@ def measure(
         per_worker=round(rate / workers, 1),
         processor_ms=_spread(processor * 1e3 / images),
         of_opencv=_spread(of_opencv),
+        receiver_ms=_spread(receiver * 1e3 / images),
+        receiver_of_opencv=_spread(receiver_of_opencv),
         kilobytes=round(sum(bytes_) / len(bytes_) / 1e3, 1),
         shape=arm.shape,
         cores=len(os.sched_getaffinity(0)),
@@ -144,16 +148,19 @@ class Arm:
         self.loader, self.images = loader, images
         self.wall: list[float] = []
         self.processor: list[float] = []
+        self.receiver: list[float] = []  # of the process that would train
         self.processes: set | None = None
 
     def take_turn(self) -> None:
         """Read all images once; the loader's processes idle afterwards."""
         others = {process.pid for process in active_children()}
         start, before = time.perf_counter(), self._processor_time()
+        own = time.process_time()
         given = 0
         for batch in self.loader:
             given += len(batch['inputs'])
         self.wall.append(time.perf_counter() - start)
+        self.receiver.append(time.process_time() - own)
         if given != self.images:
             raise RuntimeError(f'expected {self.images} images, got {given}')
         self.shape = list(batch['inputs'][0].shape)

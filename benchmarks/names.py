@@ -42,15 +42,15 @@ def _arms() -> Iterator[str]:
     for arm in (
         'float/compiled', 'float/eager', 'w4a4/compiled', 'w4a4/eager',
         'w4a4/codes', 'w4a4/recompute', 'w4a4/graphed', 'w4a4/graphed-codes',
-        'w4a4/graphed-recompute', 'w32a32/graphed', 'aux-amp/graphed',
-        'aux-quarter-amp/graphed',
+        'w4a4/graphed-recompute', 'aux-amp/graphed', 'aux-quarter-amp/graphed',
         'kd/graphed', 'aux-amp/graphed-codes', 'aux-amp/graphed-recompute',
-        'float/graph', 'aux-amp/compiled', 'aux-quarter-amp/compiled',
-        'kd/compiled', 'w4a4/compiled-reference', 'w4a4/compiled-kernel',
-        'w4a4/compiled-codes', 'w4a4/compiled-recompute',
-        'aux-amp/compiled-codes', 'aux-amp/codes', 'aux-amp/recompute',
-        'aux/compiled', 'aux-quarter/compiled', 'aux/eager', 'kd/eager',
-        'w4a4/reference', 'w4a4/graph', 'w4a4/chained', 'dsn/compiled',
+        'float/graphed', 'float/graph', 'aux-amp/compiled',
+        'aux-quarter-amp/compiled', 'kd/compiled', 'w4a4/compiled-reference',
+        'w4a4/compiled-kernel', 'w4a4/compiled-codes',
+        'w4a4/compiled-recompute', 'aux-amp/compiled-codes', 'aux-amp/codes',
+        'aux-amp/recompute', 'aux/compiled', 'aux-quarter/compiled',
+        'aux/eager', 'kd/eager', 'w4a4/reference', 'w4a4/graph',
+        'w4a4/chained', 'dsn/compiled',
     ):  # fmt: skip
         yield f'step/r50/{arm}/{BATCH}'
     for arm in (

@@ -31,9 +31,9 @@ GUIDANCE: dict[str, tuple[str, dict]] = {
 FLOAT_BITS = dict(weight=dict(bits=32), activation=dict(bits=32))
 """``quantizers`` of the recipe at 32 bits, which quantizes nothing."""
 
-RECIPES = {'float': ('qat', {}), 'w32a32': ('qat', {}), **GUIDANCE}
-"""The same, with the float network and the recipe at 32 bits, which has the
-fused operations of this package. A runner has that for both."""
+RECIPES = {'float': ('qat', {}), **GUIDANCE}
+"""The same, with the float network. In a runner and in a recorded step it is
+the recipe at 32 bits, with the fused operations of this package."""
 
 PEER = 'mmpretrain'
 """WHAT of ``runner``: MMPretrain's own config, run by MMEngine alone."""
@@ -153,7 +153,7 @@ def write_config(
     changes = RECIPES[what][1] if what != PEER else {}
     if changes:
         model['guidance'] = changes
-    if what in ('float', 'w32a32'):
+    if what == 'float':
         model['quantizers'] = FLOAT_BITS
     # small images are held in memory, as in the recipes of those networks
     loader = IN_MEMORY if network == 'r20' else LOADED

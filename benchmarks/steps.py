@@ -38,16 +38,16 @@ def build(
 
     MMLogger.get_instance('benchmark', log_level='ERROR')
     config = Config.fromstring(recipe(what, network), '.py')
-    if what == 'w32a32':
-        config.merge_from_dict(dict(model=dict(quantizers=FLOAT_BITS)))
     cfg = config.model
     settings = dict(FORMS[form])
     if settings.get('compile') is True:
         settings['compile'] = dict(backend=_compiler(turn), dynamic=False)
-    if what == 'float':
+    if what == 'float' and not settings.get('cuda_graph'):
         model = MODELS.build(cfg.architecture)
         loss_of = _float_loss(model, settings.get('compile'))
     else:
+        if what == 'float':
+            config.merge_from_dict(dict(model=dict(quantizers=FLOAT_BITS)))
         cfg.float_checkpoint = None
         if cfg.get('guidance') is not None:
             cfg.guidance.update(RECIPES[what][1])

@@ -81,13 +81,21 @@ def bfloat16() -> str:
     return table(head, lines)
 
 
+def present(folder: Path, names: dict[str, str]) -> dict[str, str]:
+    """Those of the arms that a comparison has."""
+    found = finals(folder)
+    return {arm: name for arm, name in names.items() if arm in found}
+
+
 def narrow_digits() -> str:
     """At the rate of the recipe, and at the best for each arm."""
     lines = []
     one, tuned = (
-        {row[0]: row[1:] for row in arm_rows(folder, known, 'plain')}
+        {
+            row[0]: row[1:]
+            for row in arm_rows(folder, present(folder, BLOCKS), 'plain')
+        }
         for folder in (LOGS / 'digits_narrow', LOGS / 'digits_narrow_tuned')
-        for known in [{k: BLOCKS[k] for k in BLOCKS if k in finals(folder)}]
     )
     text = (LOGS / 'digits_narrow_tuned/comparison.json').read_text()
     chosen = json.loads(text)['chosen']
@@ -102,26 +110,20 @@ def narrow_digits() -> str:
 def own_floats(folder: Path) -> str:
     """Arms of which each seed has a float network of its own, beside plain
     training and beside the teacher alone."""
-    found = finals(folder)
-    teacher = next((arm for arm in ('kd', 'kd4') if arm in found), None)
+    names, found = present(folder, GUIDANCE), finals(folder)
+    head = ['guidance', 'final top-1', 'difference to plain, wins']
+    lines = arm_rows(folder, names, 'plain')
+    teacher = next((arm for arm in ('kd', 'kd4') if arm in names), None)
+    if teacher:
+        head.append('difference to the teacher, wins')
+        for arm, line in zip(names, lines, strict=True):
+            beside = ''
+            if arm not in ('plain', teacher):
+                beside = with_wins(paired(found[arm], found[teacher]))
+            line.append(beside)
     runs = by_arm(collect(folder))['plain'].values()
     floats = spread([run['float_final'] for run in runs])
-    others = {'plain': 'plain'}
-    if teacher:
-        others[teacher] = 'the teacher'
-    lines = [['float', floats, *('' for _ in others)]]
-    for arm, name in GUIDANCE.items():
-        if arm not in found:
-            continue
-        beside = [
-            with_wins(paired(found[arm], found[other]))
-            if arm not in ('plain', other)
-            else ''
-            for other in others
-        ]
-        lines.append([name, spread(list(found[arm].values())), *beside])
-    heads = (f'difference to {name}, wins' for name in others.values())
-    return table(['guidance', 'final top-1', *heads], lines)
+    return table(head, [['float', floats, *[''] * (len(head) - 2)], *lines])
 
 
 def step_rates() -> str:

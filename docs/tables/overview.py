@@ -1,5 +1,7 @@
 """Tables that gather records of other pages: README.md, which_recipe.md."""
 
+from pathlib import Path
+
 from docs.figures.gain import FLOAT as FLOAT_NETWORKS
 from mmauxq.compare.statistics import spread
 from mmauxq.text import table
@@ -234,14 +236,13 @@ def by_guidance() -> str:
             f'{len(gain.effects)} settings: not shown'
         )
 
-    def in_setting(name: str, arm: str) -> str:
-        shown = difference(settings.LOGS / name, arm, 'plain')
-        return f'[{without_wins(shown)}]({MAP})'
+    def in_setting(folder: Path, arm: str, page: str = MAP) -> str:
+        return f'[{without_wins(difference(folder, arm, "plain"))}]({page})'
 
-    def alone(name: str) -> str:
-        return without_wins(difference(LOGS / name, 'aux', 'plain'))
-
-    low = 'fmnist_narrow_w1a1'
+    deep, low = (
+        settings.LOGS / name
+        for name in ('fmnist_depth56', 'fmnist_narrow_w1a1')
+    )
     lines = [
         [
             'F ends near its float network', '`qat_*`', '',
@@ -259,7 +260,7 @@ def by_guidance() -> str:
         ],
         [
             'a deep network, 56 layers at W2A2', '`auxkd_*`, temperature 4',
-            f'{in_setting("fmnist_depth56", "auxkd4")}, the clearest of many '
+            f'{in_setting(deep, "auxkd4")}, the clearest of many '
             'comparisons',
             'a module and a teacher together',
         ],
@@ -273,8 +274,9 @@ def by_guidance() -> str:
         ],
         [
             'a small network that loses much, digits', '`aux_*`',
-            f'[{alone("digits_narrow_seeds")}]({NARROW}) at W2A2, '
-            f'[{alone("digits_w1a1_seeds")}]({ONE_BIT}) at W1A1',
+            f'{in_setting(LOGS / "digits_narrow_seeds", "aux", NARROW)} at '
+            f'W2A2, {in_setting(LOGS / "digits_w1a1_seeds", "aux", ONE_BIT)} '
+            'at W1A1',
             'the module adds a tenth of the multiply-adds of F',
         ],
         [

@@ -130,9 +130,10 @@ def _run_command(
     except BaseException as raised:
         if args is None and isinstance(raised, SystemExit):
             raise  # --help
-        if running:
+        loader_died = LOADER_DIED in str(raised)
+        if running or loader_died:
             _ignore_dying_loaders()
-        if LOADER_DIED in str(raised) or _is_distributed():
+        if loader_died or _is_distributed():
             time.sleep(SIGNAL_PATIENCE)
         check_signals()
         error = _named(raised, getattr(args, 'loaded', None))

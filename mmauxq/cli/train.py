@@ -75,12 +75,7 @@ def run(args: argparse.Namespace, mark_running: Callable) -> None:
     cfg = load_config(args, lambda cfg: _set_precision(cfg, args.amp))
     from mmauxq.engine.build_runner import build_runner, set_work_dir
     from mmauxq.engine.config_validation import check_settings
-    from mmauxq.engine.defaults import (
-        add_watch_hooks,
-        fit_amp,
-        stack_batches,
-        use_resumable_loop,
-    )
+    from mmauxq.engine.defaults import apply_defaults
     from mmauxq.engine.image_shape import set_image_shape
     from mmauxq.engine.resume import set_start
     from mmauxq.engine.running import end_loaders
@@ -92,13 +87,10 @@ def run(args: argparse.Namespace, mark_running: Callable) -> None:
         shown = getattr(sys.stdout, 'stream', sys.stdout)
         where = visible(cfg.work_dir)
         print(f'Setting up; logs go to {where}', file=shown, flush=True)
-    fit_amp(cfg)
+    apply_defaults(cfg)
     joint = joint_section(cfg.model) is not None
     _set_speed(cfg, args, joint)
     set_start(cfg, args.resume)
-    use_resumable_loop(cfg)
-    stack_batches(cfg)
-    add_watch_hooks(cfg)
     compat.enable()
     from mmauxq.engine.hooks import CheckpointFitHook
 

@@ -25,12 +25,7 @@ from mmauxq.algorithms import JointQAT
 from mmauxq.analysis import block_gradient_norms
 from mmauxq.config_types import JOINT, type_name
 from mmauxq.engine.build_runner import RememberedText
-from mmauxq.engine.defaults import (
-    add_watch_hooks,
-    fit_amp,
-    stack_batches,
-    use_resumable_loop,
-)
+from mmauxq.engine.defaults import apply_defaults
 from mmauxq.engine.hooks import EpochLengthHook, TeacherCheckHook
 from mmauxq.engine.image_shape import set_image_shape
 from mmauxq.engine.resume import named_checkpoint, set_start
@@ -149,10 +144,7 @@ def run_trial(
     config.randomness = dict(seed=seed)
     config.experiment_name = f'{work_dir.name}_{time.time_ns()}'
     set_image_shape(config)
-    fit_amp(config)
-    use_resumable_loop(config)
-    stack_batches(config)
-    add_watch_hooks(config)
+    apply_defaults(config)
     if resume and any(work_dir.glob('*_*.pth')):
         set_start(config, 'auto')
     progress = _Progress(report, metric)

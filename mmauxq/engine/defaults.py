@@ -12,6 +12,14 @@ LOOPS = {
 WATCHES = ('mmauxq.FiniteNumbersHook', 'mmauxq.QuantizerWatchHook')
 
 
+def apply_defaults(cfg: Config) -> None:
+    """Put into a config what every run of this package has."""
+    fit_amp(cfg)
+    use_resumable_loop(cfg)
+    stack_batches(cfg)
+    add_watch_hooks(cfg)
+
+
 def add_watch_hooks(cfg: Config) -> None:
     """Add the hooks that watch numbers and quantizers, where not set."""
     hooks = list(cfg.get('custom_hooks') or [])

@@ -161,6 +161,17 @@ def test_what_cannot_be_built_is_told_before(
     assert '\n' not in str(error.value)
 
 
+def test_a_rate_builds_no_model(arms, monkeypatch):
+    """They were built before, and a rate does not change them."""
+    built: list = []
+    monkeypatch.setattr(tuning, 'check_arms', built.append)
+    tuning.Tuning(LR, (1.0, 2.0), 100, 9).check(arms, {})
+    assert not built
+    values = ('auto', 'stage_ends')
+    tuning.Tuning('model.guidance.taps', values, 100, 9).check(arms, {})
+    assert [list(found) for found in built] == [['aux'], ['aux']]
+
+
 def test_floats_of_other_images_are_refused(arms):
     """What is held out of them would not be what is held out of the arms."""
     config = ROOT / 'configs/float_r8_digits.py'

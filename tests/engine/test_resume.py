@@ -46,6 +46,11 @@ RATES = (
     "custom_hooks = [dict(type='mmauxq.TransitionRateScheduleHook',"
     ' gain=0.3)]\n'
 )
+FREEZING = (
+    "custom_hooks = [dict(type='mmauxq.OscillationFreezingHook',"
+    ' start=0.3, end=0.1, momentum=0.5)]\n'
+)
+GUESSING = "model['guidance'] = dict(least_accuracy=0)\n"
 ACCUMULATE = 'optim_wrapper = dict(accumulative_counts=3)\n'
 AMP = (
     "optim_wrapper = dict(type='mmauxq.CPUAmpOptimWrapper', dtype='float16',\n"
@@ -82,6 +87,7 @@ def last(work_dir: Path) -> Path:
     [
         ('qat', '', [killing.at_step(6), killing.in_validation(1)]),
         ('dsn', '', [killing.in_validation(2)]),
+        ('bwr', GUESSING, [killing.at_step(6)]),
         ('aux', WEIGHT, [killing.at_step(3), killing.at_step(11)]),
         ('aux', EMA + AMP, [killing.at_step(9)]),
         ('dsn', IN_BETWEEN, [killing.at_step(5), killing.at_step(8)]),
@@ -89,6 +95,7 @@ def last(work_dir: Path) -> Path:
         ('qat', ACCUMULATE + IN_BETWEEN, [killing.at_step(10)]),
         ('qat', ACCUMULATE, [killing.at_step(5)]),
         ('qat', RATES + AMP + IN_BETWEEN, [killing.at_step(8)]),
+        ('qat', FREEZING + AMP + IN_BETWEEN, [killing.at_step(8)]),
         (
             'qat',
             '',
@@ -100,9 +107,10 @@ def last(work_dir: Path) -> Path:
         ),
     ],
     ids=[
-        'qat', 'last validation, the best', 'weight schedule', 'ema and amp',
-        'within an epoch', 'by iteration', 'gradients within an epoch',
-        'gradients', 'transition rates', 'within files',
+        'qat', 'last validation, the best', 'blocks', 'weight schedule',
+        'ema and amp', 'within an epoch', 'by iteration',
+        'gradients within an epoch', 'gradients', 'transition rates',
+        'oscillations', 'within files',
     ],
 )  # fmt: skip
 def test_killed_and_resumed_is_bit_equal(tmp_path, kind, more, points):

@@ -19,6 +19,7 @@ from .kernels.norm import (
     norm_add_relu_quantize,
     normalise,
     normalise_quantize,
+    product_statistics,
 )
 
 RELUS = (F.relu, torch.relu, Tensor.relu)
@@ -31,6 +32,9 @@ METADATA = (
     'device', 'is_cuda', 'requires_grad',
 )  # fmt: skip
 """What the result of a batch norm has in common with its input."""
+WIDENING = 2
+"""How many times as many channels as it reads a 1x1 convolution gives for
+:func:`.kernels.norm.product_statistics` to pay."""
 SUM_NODE, RELU_NODE = 'AddBackward0', 'ReluBackward0'
 Key = tuple[int, int]
 """Address of a batch norm's weight, and number of its call in the step."""
@@ -202,6 +206,11 @@ def _plain(value: Any) -> Any:
 class FusedBatchNorms(TorchFunctionMode):
     """While entered, batch norms run in one pass with what follows them.
 
+    Args:
+        products: Whether batch norms behind 1x1 convolutions to more channels
+            leave out their passes over the output of these; see
+            :mod:`.kernels.product_norm`.
+
     See :mod:`.kernels.norm` for what is fused. The first step that is run
     inside is only observed: :meth:`plan` reads from its autograd graph which
     results of batch norms have a single reader. From then on those are
@@ -217,15 +226,18 @@ class FusedBatchNorms(TorchFunctionMode):
     :class:`DeferredTensor`, which any function of torch takes for the tensor.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, products: bool = False) -> None:
         super().__init__()
         self.fusions: dict[Key, Fusion] | None = None
+        self.products = products
+        self._product: tuple[Tensor, Tensor, Tensor] | None = None
         self._calls: Counter[int] = Counter()
         self._norms: dict[Key, Any] = {}
         self._quantizers: list[Any] = []
 
     def __enter__(self) -> 'FusedBatchNorms':
         self._calls.clear()
+        self._product = None
         return super().__enter__()
 
     def __torch_function__(
@@ -238,6 +250,8 @@ class FusedBatchNorms(TorchFunctionMode):
             # before outer modes see it, which do not know the class
             return DeferredTensor.__torch_function__(func, types, args, kwargs)
         output = func(*args, **kwargs)
+        if func is F.conv2d and self.products:
+            self._product = _as_product(output, *args, **kwargs)
         if self.fusions is None and func is learned_step_quantize:
             self._quantizers.append(output.grad_fn)
         return output
@@ -268,9 +282,12 @@ class FusedBatchNorms(TorchFunctionMode):
                 self._norms[key] = output.grad_fn
             return output
         assert weight is not None and bias is not None
-        norm = batch_statistics(
-            z.detach(), weight, bias, running_mean, running_var, momentum, eps
-        )
+        product, self._product = self._product, None
+        how = weight, bias, running_mean, running_var, momentum, eps
+        if product is not None and product[0] is z:
+            norm = product_statistics(*product, *how)
+        else:
+            norm = batch_statistics(z.detach(), *how)
         if fusion.kind == UNFUSED:
             return normalise(z, norm, None, False)
         return DeferredTensor(z, norm, fusion)
@@ -313,6 +330,32 @@ class FusedBatchNorms(TorchFunctionMode):
                 fusion = Fusion(ADD, relu, quantized)
             self.fusions[key] = fusion
         self._norms, self._quantizers = {}, []
+
+
+def _as_product(
+    output: Tensor,
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """The output of a convolution, what it read and its weights, if it is a
+    product of pixels with weights, to many more channels."""
+    one = all(v in (1, (1, 1), [1, 1]) for v in (stride, tuple(w.shape[2:])))
+    if (
+        not one
+        or padding not in (0, (0, 0), [0, 0])
+        or bias is not None
+        or groups != 1
+        or x.dim() != 4
+        or w.shape[0] < WIDENING * w.shape[1]
+        or not x.is_contiguous(memory_format=torch.channels_last)
+    ):
+        return None
+    return output, x.to(output.dtype), w.to(output.dtype)
 
 
 def materialize(value: 'Tensor | DeferredTensor') -> Tensor:

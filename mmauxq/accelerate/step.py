@@ -63,7 +63,9 @@ class AcceleratedStep:
 
     def _reset(self) -> None:
         self.weights = GroupedWeights()
-        self.fused_norms: FusedBatchNorms | None = FusedBatchNorms()
+        self.fused_norms: FusedBatchNorms | None = FusedBatchNorms(
+            products=self.speed.memory is None
+        )
         self.recorded: GraphedStep | None = None
         self.compiled: Callable | None = None
         self.tried: CompiledStep | None = None

@@ -17,6 +17,7 @@ from mmauxq.accelerate.fused_norm import (
     Fusion,
     materialize,
 )
+from mmauxq.accelerate.kernels import norm as norm_module
 from mmauxq.accelerate.kernels.dispatch import use_form
 from mmauxq.accelerate.kernels.norm import batch_statistics
 from mmauxq.accelerate.kernels.packed import PackedTensor
@@ -49,9 +50,9 @@ class Quantize(nn.Module):
 class Network(nn.Module):
     """Two batch norms, with what a test puts between and after them."""
 
-    def __init__(self, between, inplace=False):
+    def __init__(self, between, inplace=False, kernel=3):
         super().__init__()
-        self.conv = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.conv = nn.Conv2d(3, 8, kernel, padding=kernel // 2, bias=False)
         self.norm = nn.BatchNorm2d(8)
         self.relu = nn.ReLU(inplace)
         self.quantize = Quantize()
@@ -120,13 +121,16 @@ def stacked(net, x, z):
     return torch.cat([x[:, :4], x[:, 4:]], 1)
 
 
-def run(between, steps=3, memory=None, chained=True, inplace=False):
+def run(
+    between, steps=3, memory=None, chained=True, inplace=False, products=None
+):
     torch.manual_seed(0)
-    net = Network(between, inplace).to(DEVICE)
+    kernel = 3 if products is None else 1
+    net = Network(between, inplace, kernel).to(DEVICE)
     net = net.to(memory_format=torch.channels_last)
     x = torch.randn(4, 3, 6, 5, device=DEVICE)
-    x = x.contiguous(memory_format=torch.channels_last)
-    chains = FusedBatchNorms()
+    x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+    chains = FusedBatchNorms(bool(products))
     if not chained:
         chains.fusions = {}
     with use_form('kernel'):
@@ -142,7 +146,7 @@ def run(between, steps=3, memory=None, chained=True, inplace=False):
                     chains.plan([y])
             y.square().sum().backward()
     state = {n: p.grad for n, p in net.named_parameters()}
-    state.update(net.named_buffers())
+    state.update(net.named_buffers(), x=x.grad)
     return y.detach(), state, chains
 
 
@@ -178,6 +182,31 @@ def test_finds_the_chain_and_changes_nothing(between, link, inplace):
     found, found_state, chains = run(between, inplace=inplace)
     assert list(chains.fusions.values()) == [link]
     torch.testing.assert_close(found, y)
+    for name, value in state.items():
+        if value is not None:
+            close(found_state[name], value, name)
+
+
+@pytest.mark.parametrize(
+    'between',
+    [
+        quantized, signed, summed, summed_first, residual, residual_first,
+        quantized_twice, rectified, read_twice, other, stacked,
+        residual_of_another,
+    ],
+)  # fmt: skip
+def test_behind_a_product_nothing_changes(between, monkeypatch):
+    y, state, _ = run(between, chained=False, products=False)
+    used = []
+    backward = norm_module.product_norm_backward
+    monkeypatch.setattr(
+        norm_module,
+        'product_norm_backward',
+        lambda *args: used.append(1) or backward(*args),
+    )
+    found, found_state, _ = run(between, products=True)
+    assert len(used) == 2  # the first step is only observed
+    torch.testing.assert_close(found, y, rtol=1e-4, atol=1e-5)
     for name, value in state.items():
         if value is not None:
             close(found_state[name], value, name)

@@ -9,8 +9,9 @@
 with batch statistics. ``act`` is ReLU or the identity; ``quantize`` is
 :func:`~mmauxq.quantizers.functional.learned_step_quantize` with a single step.
 Only ``z`` (and ``x``) are kept for the backward pass, which recomputes the
-rest. Values are rounded where separate operations would round them. Sums are
-taken in float32, always in the same order.
+rest; behind a 1x1 convolution to many channels not even ``z``, see
+:mod:`.product_norm`. Values are rounded where separate operations would round
+them. Sums are taken in float32, always in the same order.
 """
 
 from dataclasses import dataclass
@@ -21,6 +22,12 @@ from torch import Tensor
 from torch.overrides import wrap_torch_function
 
 from .dispatch import KERNEL_DTYPES, runs_triton, wants_kernel
+from .product_norm import (
+    ProductNorm,
+    product_norm,
+    product_norm_backward,
+    products_of,
+)
 from .tiles import laid_out_like, launch, power_of_two, split_tiles, tiles
 
 # (elements of a tile, channels in it at the most) and warps, the best of a
@@ -41,6 +48,17 @@ class BatchNorm:
     rstd: Tensor
     weight: Tensor
     bias: Tensor
+    product: 'Product | None' = None
+
+
+@dataclass
+class Product:
+    """Where z comes from: a 1x1 convolution of ``x``, (N, K, H, W), channels
+    last, with the weights ``w``, (C, K, 1, 1)."""
+
+    x: Tensor
+    w: Tensor
+    norm: ProductNorm
 
 
 def has_kernels(x: Tensor) -> bool:
@@ -102,6 +120,35 @@ def batch_statistics(
     return BatchNorm(mean, rstd, weight, bias)
 
 
+@torch.no_grad()
+def product_statistics(
+    z: Tensor,
+    x: Tensor,
+    w: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float,
+    eps: float,
+) -> BatchNorm:
+    """:func:`batch_statistics` of the 1x1 convolution z of x with w, of which
+    z itself is not read. Differs from it by the rounding of z."""
+    products = products_of(_rows(x))
+    norm = product_norm(products, w.flatten(1), eps)
+    if running_mean is not None:
+        running_mean.lerp_(norm.mean.to(running_mean.dtype), momentum)
+    if running_var is not None:
+        var = norm.var * (products.rows / (products.rows - 1))
+        running_var.lerp_(var.to(running_var.dtype), momentum)
+    return BatchNorm(norm.mean, norm.rstd, weight, bias, Product(x, w, norm))
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(N, C, H, W), channels last, as (N H W, C)."""
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
 _overridable = wrap_torch_function(lambda z, *_, **__: (z,))
 """Modes and subclasses of tensors see the whole operation."""
 
@@ -119,9 +166,7 @@ def normalise(
         identity: In the shape, dtype and layout of ``z``, or ``None``.
         relu: Whether ``act`` is ReLU.
     """
-    return _Normalise.apply(
-        z, norm.weight, norm.bias, identity, None, norm, relu, None
-    )
+    return _apply(z, norm, identity, None, relu, None)
 
 
 @_overridable
@@ -137,9 +182,7 @@ def normalise_quantize(
     """``learned_step_quantize(act(batch_norm(z)), step, ...)``, with a single
     step; the other arguments are those of :func:`normalise`."""
     codes = qmin, qmax, grad_scale
-    return _Normalise.apply(
-        z, norm.weight, norm.bias, None, step, norm, relu, codes
-    )
+    return _apply(z, norm, None, step, relu, codes)
 
 
 @_overridable
@@ -160,8 +203,22 @@ def norm_add_relu_quantize(
     gradients are added in the same pass.
     """
     codes = qmin, qmax, grad_scale
+    return _apply(z, norm, identity, step, relu, codes)
+
+
+def _apply(
+    z: Tensor,
+    norm: BatchNorm,
+    identity: Tensor | None,
+    step: Tensor | None,
+    relu: bool,
+    codes: tuple[int, int, float] | None,
+) -> Any:
+    x = w = None
+    if norm.product is not None:
+        z, x, w = z.detach(), norm.product.x, norm.product.w
     return _Normalise.apply(
-        z, norm.weight, norm.bias, identity, step, norm, relu, codes
+        z, norm.weight, norm.bias, identity, step, x, w, norm, relu, codes
     )
 
 
@@ -177,6 +234,8 @@ class _Normalise(torch.autograd.Function):
         bias: Tensor,
         identity: Tensor | None,
         step: Tensor | None,
+        inputs: Tensor | None,
+        w: Tensor | None,
         norm: BatchNorm,
         relu: bool,
         codes: tuple[int, int, float] | None,
@@ -198,9 +257,12 @@ class _Normalise(torch.autograd.Function):
         )  # fmt: skip
         # the mask of a ReLU is read off its result, unless that is quantized
         read = x if both or (relu and codes is None) else None
+        ctx.norm = None if norm.product is None else norm.product.norm
+        remade = codes is not None and read is None
         ctx.save_for_backward(
-            z, read, norm.mean, norm.rstd, weight, bias, step
-        )
+            z if ctx.norm is None or remade else None, read,
+            norm.mean, norm.rstd, weight, bias, step, inputs, w,
+        )  # fmt: skip
         ctx.has_identity = identity is not None
         ctx.relu, ctx.codes = relu, codes
         return (x, x.detach(), out) if both else out
@@ -209,54 +271,72 @@ class _Normalise(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         from .norm_triton import backward_kernel, reduce_kernel
 
-        z, x, mean, rstd, weight, bias, step = ctx.saved_tensors
-        if all(grad is None for grad in grads):
-            return (None,) * 8
-        grad = torch.zeros_like(z) if grads[-1] is None else grads[-1]
+        z, x, mean, rstd, weight, bias, step, inputs, w = ctx.saved_tensors
+        given_grads = [grad for grad in grads if grad is not None]
+        if not given_grads:
+            return (None,) * 10
+        like = z if z is not None else x
+        if like is None:
+            like = given_grads[0].contiguous(memory_format=torch.channels_last)
+        grad = torch.zeros_like(like) if grads[-1] is None else grads[-1]
         grad, *others = (
-            laid_out_like(g, z, z.dtype)
+            laid_out_like(g, like, like.dtype)
             for g in (grad, *grads[-2::-1])
             if g is not None
         )
         qmin, qmax, grad_scale = ctx.codes or (0, 1, 1.0)
         given = (
-            grad, *[*others, z, z][:2], z, z if x is None else x, mean,
-            rstd, weight, bias, mean if step is None else step,
+            grad, *[*others, like, like][:2], like, like if x is None else x,
+            mean, rstd, weight, bias, mean if step is None else step,
         )  # fmt: skip
         flags = dict(
             QMIN=qmin, QMAX=qmax, RELU=ctx.relu, QUANTIZE=step is not None,
             OTHERS=len(others), READ=x is not None,
         )  # fmt: skip
-        programs, how = split_tiles(z, 1, REDUCE_TILE, REDUCE_PROGRAMS)
+        keeps = ctx.has_identity or ctx.norm is not None
+        programs, how = split_tiles(like, 1, REDUCE_TILE, REDUCE_PROGRAMS)
         partial = torch.empty(
-            (2 if step is None else 3, how['splits'], z.shape[1]),
+            (2 if step is None else 3, how['splits'], like.shape[1]),
             dtype=torch.float32,
-            device=z.device,
+            device=like.device,
         )
-        grad_identity = torch.empty_like(z) if ctx.has_identity else None
+        received = torch.empty_like(like) if keeps else None
         launch(
-            reduce_kernel, z, programs, *given, partial,
-            grad if grad_identity is None else grad_identity,
-            IDENTITY=ctx.has_identity, **flags, **how, num_warps=REDUCE_WARPS,
+            reduce_kernel, like, programs, *given, partial,
+            grad if received is None else received,
+            IDENTITY=keeps, HAS_Z=z is not None, **flags, **how,
+            num_warps=REDUCE_WARPS,
         )  # fmt: skip
         sums = partial.sum(1)
-        if grad_identity is not None:
-            # it is the sum of all incoming gradients: one read instead of
-            # up to four
-            given = (grad_identity, *given[1:])
-            flags.update(RELU=False, QUANTIZE=False, OTHERS=0, READ=False)
-        grad_z = torch.empty_like(z)
-        blocks, columns, how = tiles(z, 1, BACKWARD_TILE)
-        launch(
-            backward_kernel, z, blocks * columns, *given, sums, grad_z,
-            **flags, **how, num_warps=WARPS,
-        )  # fmt: skip
         grad_step = None
         if step is not None:
             grad_step = (sums[2].sum() * grad_scale).reshape(step.shape)
             grad_step = grad_step.to(step.dtype)
-        grad_bias, grad_weight = sums[0].to(bias.dtype), sums[1]
+        grad_z = grad_x = grad_w = None
+        grad_bias, grad_weight = sums[0], sums[1]
+        if ctx.norm is not None:
+            assert received is not None
+            flat, grad_w, grad_weight = product_norm_backward(
+                _rows(received), grad_bias, _rows(inputs), w.flatten(1),
+                weight, ctx.norm,
+            )  # fmt: skip
+            n, _, height, width = inputs.shape
+            grad_x = flat.view(n, height, width, -1).permute(0, 3, 1, 2)
+            grad_w = grad_w.view_as(w)
+        else:
+            if received is not None:
+                # it is the sum of all incoming gradients: one read instead of
+                # up to four
+                given = (received, *given[1:])
+                flags.update(RELU=False, QUANTIZE=False, OTHERS=0, READ=False)
+            grad_z = torch.empty_like(z)
+            blocks, columns, how = tiles(z, 1, BACKWARD_TILE)
+            launch(
+                backward_kernel, z, blocks * columns, *given, sums, grad_z,
+                **flags, **how, num_warps=WARPS,
+            )  # fmt: skip
         return (
-            grad_z, grad_weight.to(weight.dtype), grad_bias, grad_identity,
-            grad_step, None, None, None,
+            grad_z, grad_weight.to(weight.dtype), grad_bias.to(bias.dtype),
+            received if ctx.has_identity else None, grad_step, grad_x, grad_w,
+            None, None, None,
         )  # fmt: skip

@@ -156,16 +156,19 @@ def incoming(
     grad_ptr, other_ptr, more_ptr, z_ptr, x_ptr, offsets, mask, mean, factor,
     bias, step, inverse, QMIN, QMAX, RELU: tl.constexpr,
     QUANTIZE: tl.constexpr, OTHERS: tl.constexpr, READ: tl.constexpr,
+    HAS_Z: tl.constexpr = True,
 ):  # fmt: skip
     """Gradient of the batch norm's result; what an element adds to that of
-    the step; and z.
+    the step; and z, or what stands for it where nobody needs it.
 
     ``x`` is what the activation gave: read, or made again from z. ``other``
     and ``more`` are its own gradients, on top of which comes that of a
     quantizer; OTHERS says how many there are.
     """
     grad = tl.load(grad_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
-    z = tl.load(z_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
+    z = grad
+    if HAS_Z:
+        z = tl.load(z_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
     TYPE: tl.constexpr = z_ptr.dtype.element_ty
     x = z
     if READ:
@@ -214,13 +217,15 @@ def reduce_kernel(
     QUANTIZE: tl.constexpr,
     OTHERS: tl.constexpr,
     READ: tl.constexpr,
+    HAS_Z: tl.constexpr,
     WIDE: tl.constexpr,
     ROWS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
     """Partial sums of the gradients of bias, weight and step,
     (3, splits, channels); without a quantizer (2, splits, channels). With
-    IDENTITY also its gradient, that of the batch norm's result."""
+    IDENTITY also its gradient, that of the batch norm's result. Without z that
+    of the weight means nothing."""
     split, first, c = place(channels, CHANNELS, repeats, WIDE)
     mean = load_per_channel(mean_ptr, c, channels)
     rstd = load_per_channel(rstd_ptr, c, channels)
@@ -240,7 +245,7 @@ def reduce_kernel(
         g, in_step, z = incoming(
             grad_ptr, other_ptr, more_ptr, z_ptr, x_ptr, offsets, mask, mean,
             factor, bias, step, inverse, QMIN, QMAX, RELU, QUANTIZE, OTHERS,
-            READ,
+            READ, HAS_Z,
         )  # fmt: skip
         if IDENTITY:
             same = g.to(grad_identity_ptr.dtype.element_ty)

@@ -52,7 +52,6 @@ class ProductNorm:
     mean: Tensor
     var: Tensor
     rstd: Tensor
-    weight: Tensor
     products: Products
 
 
@@ -68,35 +67,39 @@ def transposed_product(a: Tensor, b: Tensor) -> Tensor:
         return a.to(wide).t() @ b.to(wide)
     # a product of few rows and columns is split along M to fill the GPU
     size, (m, n), k = 1, a.shape, b.shape[1]
-    while m % (2 * size) == 0 and size * n * k < 2**21 and size < 64:
+    while m % (2 * size) == 0 and size * n * k < 2**20 and size < 64:
         size *= 2
     parts = a.view(size, -1, n).transpose(1, 2), b.view(size, -1, k)
     return torch.bmm(*parts, out_dtype=torch.float32).sum(0)
 
 
-def product_norm(
-    products: Products, w: Tensor, weight: Tensor, eps: float
-) -> ProductNorm:
-    """Statistics of ``z = x w^T``; ``w`` is (N, K), ``weight`` (N,)."""
+def product_norm(products: Products, w: Tensor, eps: float) -> ProductNorm:
+    """Statistics of ``z = x w^T``; ``w`` is (N, K)."""
     w = w.to(products.gram.dtype)
     total, gram, rows = products.total, products.gram, products.rows
     cov = gram / rows - torch.outer(total, total) / rows**2
     mean = w @ total / rows
     var = ((w @ cov) * w).sum(1).clamp_min(0)
-    return ProductNorm(mean, var, (var + eps).rsqrt(), weight, products)
+    return ProductNorm(mean, var, (var + eps).rsqrt(), products)
 
 
 def product_norm_backward(
-    g: Tensor, x: Tensor, w: Tensor, norm: ProductNorm
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x (M, K), w (N, K), of the batch norm's weight and of its
-    bias (N,), from that of its result, g (M, N)."""
+    g: Tensor,
+    grad_bias: Tensor,
+    x: Tensor,
+    w: Tensor,
+    weight: Tensor,
+    norm: ProductNorm,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x (M, K), of w (N, K) and of the batch norm's ``weight``
+    (N,), from that of its result, g (M, N), and that of its bias, the sum of
+    g, (N,)."""
     total, gram, rows = (
         norm.products.total, norm.products.gram, norm.products.rows,
     )  # fmt: skip
     wide = w.to(gram.dtype)
-    factor = norm.weight.to(gram.dtype) * norm.rstd
-    p, grad_bias = transposed_product(g, x), _sum(g)
+    factor = weight.to(gram.dtype) * norm.rstd
+    p = transposed_product(g, x)
     grad_weight = norm.rstd * ((p * wide).sum(1) - norm.mean * grad_bias)
     slope = factor * norm.rstd * grad_weight / rows
     shift = factor * grad_bias / rows
@@ -108,7 +111,7 @@ def product_norm_backward(
     constant = (slope * norm.mean - shift) @ wide
     grad_x = torch.addmm(constant.to(x.dtype), x, across.to(x.dtype))
     grad_x.addmm_(g, ahead)
-    return grad_x, grad_w.to(w.dtype), grad_weight, grad_bias
+    return grad_x, grad_w.to(w.dtype), grad_weight
 
 
 def _sum(x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from mmauxq.quantizers.functional import learned_step_quantize
 
+from .kernels import product_norm
 from .kernels.norm import (
     BatchNorm,
     batch_statistics,
@@ -35,6 +36,9 @@ METADATA = (
 WIDENING = 2
 """How many times as many channels as it reads a 1x1 convolution gives for
 :func:`.kernels.norm.product_statistics` to pay."""
+PRODUCT_DTYPES = (torch.bfloat16,)
+"""What that is as exact for as a pass over the output: float32 would be
+multiplied with fewer bits, and in float16 the products could overflow."""
 SUM_NODE, RELU_NODE = 'AddBackward0', 'ReluBackward0'
 Key = tuple[int, int]
 """Address of a batch norm's weight, and number of its call in the step."""
@@ -352,6 +356,8 @@ def _as_product(
         or groups != 1
         or x.dim() != 4
         or w.shape[0] < WIDENING * w.shape[1]
+        or output.dtype not in PRODUCT_DTYPES
+        or not product_norm.takes(output.numel() // w.shape[0], w.shape[1])
         or not x.is_contiguous(memory_format=torch.channels_last)
     ):
         return None

@@ -26,7 +26,6 @@ from .product_norm import (
     ProductNorm,
     product_norm,
     product_norm_backward,
-    products_of,
 )
 from .tiles import laid_out_like, launch, power_of_two, split_tiles, tiles
 
@@ -134,13 +133,9 @@ def product_statistics(
 ) -> BatchNorm:
     """:func:`batch_statistics` of the 1x1 convolution z of x with w, of which
     z itself is not read. Differs from it by the rounding of z."""
-    products = products_of(_rows(x))
-    norm = product_norm(products, w.flatten(1), eps)
-    if running_mean is not None:
-        running_mean.lerp_(norm.mean.to(running_mean.dtype), momentum)
-    if running_var is not None:
-        var = norm.var * (products.rows / (products.rows - 1))
-        running_var.lerp_(var.to(running_var.dtype), momentum)
+    norm = product_norm(
+        _rows(x), w.flatten(1), running_mean, running_var, momentum, eps
+    )
     return BatchNorm(norm.mean, norm.rstd, weight, bias, Product(x, w, norm))
 
 
@@ -293,18 +288,22 @@ class _Normalise(torch.autograd.Function):
             QMIN=qmin, QMAX=qmax, RELU=ctx.relu, QUANTIZE=step is not None,
             OTHERS=len(others), READ=x is not None,
         )  # fmt: skip
-        keeps = ctx.has_identity or ctx.norm is not None
         programs, how = split_tiles(like, 1, REDUCE_TILE, REDUCE_PROGRAMS)
         partial = torch.empty(
             (2 if step is None else 3, how['splits'], like.shape[1]),
             dtype=torch.float32,
             device=like.device,
         )
-        received = torch.empty_like(like) if keeps else None
+        # the gradient of the batch norm's result: what came in, if there is
+        # nothing behind it
+        received = grad
+        if (ctx.has_identity or ctx.norm is not None) and (
+            ctx.relu or others or step is not None
+        ):
+            received = torch.empty_like(like)
         launch(
-            reduce_kernel, like, programs, *given, partial,
-            grad if received is None else received,
-            IDENTITY=keeps, HAS_Z=z is not None, **flags, **how,
+            reduce_kernel, like, programs, *given, partial, received,
+            IDENTITY=received is not grad, HAS_Z=z is not None, **flags, **how,
             num_warps=REDUCE_WARPS,
         )  # fmt: skip
         sums = partial.sum(1)
@@ -315,7 +314,6 @@ class _Normalise(torch.autograd.Function):
         grad_z = grad_x = grad_w = None
         grad_bias, grad_weight = sums[0], sums[1]
         if ctx.norm is not None:
-            assert received is not None
             flat, grad_w, grad_weight = product_norm_backward(
                 _rows(received), grad_bias, _rows(inputs), w.flatten(1),
                 weight, ctx.norm,
@@ -324,7 +322,7 @@ class _Normalise(torch.autograd.Function):
             grad_x = flat.view(n, height, width, -1).permute(0, 3, 1, 2)
             grad_w = grad_w.view_as(w)
         else:
-            if received is not None:
+            if received is not grad:
                 # it is the sum of all incoming gradients: one read instead of
                 # up to four
                 given = (received, *given[1:])

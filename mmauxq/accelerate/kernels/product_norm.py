@@ -34,53 +34,77 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .tiles import is_wide, launch, multiprocessors, power_of_two
 
-@dataclass
-class Products:
-    """Of the rows of x, (M, K): their sum (K,), :math:`x^T x` (K, K), and
-    how many there are."""
-
-    total: Tensor
-    gram: Tensor
-    rows: int
+# rows, columns, depth, stages and warps of a tile of the gradient of x, by
+# the columns there are; the best of the measured ones on an H200
+INPUT_GRADIENT = {
+    64: (128, 64, 64, 3, 4),
+    128: (128, 128, 64, 3, 4),
+    256: (128, 256, 64, 4, 8),
+}
+GRAM_ROWS, GRAM_STAGES = 64, 4
+SMALL = dict(CHANNELS=16, BLOCK=64)
 
 
 @dataclass
 class ProductNorm:
-    """Statistics of z, (N,), float32, and what they were made of."""
+    """Statistics of z, (N,), float32; what they are made of, of the rows of
+    x, (M, K): :math:`x^T x` with the sum of x below it, (K + 1, K)."""
 
     mean: Tensor
-    var: Tensor
     rstd: Tensor
-    products: Products
+    gram: Tensor
 
 
-def products_of(x: Tensor) -> Products:
-    """For x (M, K)."""
-    return Products(_sum(x), transposed_product(x, x), len(x))
+def takes(rows: int, inputs: int) -> bool:
+    """Whether there is a tile for ``x`` (rows, inputs)."""
+    return rows > 1 and inputs <= max(INPUT_GRADIENT)
 
 
-def transposed_product(a: Tensor, b: Tensor) -> Tensor:
-    """``a^T b``, (A, B), of (M, A) and (M, B), summed in float32."""
-    if not a.is_cuda:
-        wide = torch.promote_types(a.dtype, torch.float32)
-        return a.to(wide).t() @ b.to(wide)
-    # a product of few rows and columns is split along M to fill the GPU
-    size, (m, n), k = 1, a.shape, b.shape[1]
-    while m % (2 * size) == 0 and size * n * k < 2**20 and size < 64:
-        size *= 2
-    parts = a.view(size, -1, n).transpose(1, 2), b.view(size, -1, k)
-    return torch.bmm(*parts, out_dtype=torch.float32).sum(0)
+def product_norm(
+    x: Tensor,
+    w: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float,
+    eps: float,
+) -> ProductNorm:
+    """Statistics of ``z = x w^T`` for x (M, K) and w (N, K); updates the
+    running ones, (N,), if there are any, in place."""
+    from .product_norm_triton import statistics_kernel
+
+    gram = _gram(x)
+    n, k = w.shape
+    mean, rstd = torch.empty(2, n, dtype=torch.float32, device=x.device)
+    launch(
+        statistics_kernel, x, _blocks(n, SMALL['CHANNELS']),
+        gram, w, mean, rstd, running_mean if running_mean is not None else mean,
+        running_var if running_var is not None else rstd,
+        float(len(x)), eps, momentum,
+        N=n, K=k, RUNNING=running_mean is not None, **SMALL, num_warps=4,
+    )  # fmt: skip
+    return ProductNorm(mean, rstd, gram)
 
 
-def product_norm(products: Products, w: Tensor, eps: float) -> ProductNorm:
-    """Statistics of ``z = x w^T``; ``w`` is (N, K)."""
-    w = w.to(products.gram.dtype)
-    total, gram, rows = products.total, products.gram, products.rows
-    cov = gram / rows - torch.outer(total, total) / rows**2
-    mean = w @ total / rows
-    var = ((w @ cov) * w).sum(1).clamp_min(0)
-    return ProductNorm(mean, var, (var + eps).rsqrt(), products)
+def _gram(x: Tensor) -> Tensor:
+    """:math:`x^T x` and the sum of x, (K + 1, K), float32."""
+    from .product_norm_triton import gram_kernel
+
+    rows, k = x.shape
+    block = min(128, max(16, power_of_two(k)))
+    tiles = _blocks(k, block) ** 2
+    steps = _blocks(rows, GRAM_ROWS)
+    splits = max(1, min(steps, 2 * multiprocessors(x.device) // tiles))
+    repeats = _blocks(steps, splits)
+    splits = _blocks(steps, repeats)
+    partial = x.new_empty((splits, k + 1, k), dtype=torch.float32)
+    launch(
+        gram_kernel, x, tiles * splits, x, partial, rows, K=k, BLOCK=block,
+        ROWS=GRAM_ROWS, REPEATS=repeats, STAGES=GRAM_STAGES, WIDE=is_wide(x),
+        num_warps=4 if block <= 64 else 8,
+    )  # fmt: skip
+    return partial.sum(0)
 
 
 def product_norm_backward(
@@ -94,25 +118,52 @@ def product_norm_backward(
     """Gradients of x (M, K), of w (N, K) and of the batch norm's ``weight``
     (N,), from that of its result, g (M, N), and that of its bias, the sum of
     g, (N,)."""
-    total, gram, rows = (
-        norm.products.total, norm.products.gram, norm.products.rows,
+    from .product_norm_triton import (
+        across_kernel,
+        input_gradient_kernel,
+        weight_gradient_kernel,
+    )
+
+    rows, (n, k) = len(x), w.shape
+    grad_weight, slope = torch.empty_like(norm.mean), norm.mean.new_empty(2, n)
+    grad_w, ahead = torch.empty_like(w), w.new_empty((n, k), dtype=g.dtype)
+    launch(
+        weight_gradient_kernel, x, _blocks(n, SMALL['CHANNELS']),
+        _transposed_product(g, x), norm.gram, w, weight, norm.mean, norm.rstd,
+        grad_bias, grad_weight, grad_w, ahead, slope, float(rows),
+        N=n, K=k, **SMALL, num_warps=4,
     )  # fmt: skip
-    wide = w.to(gram.dtype)
-    factor = weight.to(gram.dtype) * norm.rstd
-    p = transposed_product(g, x)
-    grad_weight = norm.rstd * ((p * wide).sum(1) - norm.mean * grad_bias)
-    slope = factor * norm.rstd * grad_weight / rows
-    shift = factor * grad_bias / rows
-    centred = wide @ gram - torch.outer(norm.mean, total)
-    grad_w = factor[:, None] * p - slope[:, None] * centred
-    grad_w -= torch.outer(shift, total)
-    ahead = (factor[:, None] * wide).to(g.dtype)
-    across = -(wide.t() * slope) @ wide
-    constant = (slope * norm.mean - shift) @ wide
-    grad_x = torch.addmm(constant.to(x.dtype), x, across.to(x.dtype))
-    grad_x.addmm_(g, ahead)
-    return grad_x, grad_w.to(w.dtype), grad_weight
+    across = x.new_empty(k, k)
+    constant = norm.mean.new_empty(k)
+    block = 32
+    launch(
+        across_kernel, x, _blocks(k, block) ** 2, w, slope, across, constant,
+        N=n, K=k, CHANNELS=64, BLOCK=block, num_warps=4,
+    )  # fmt: skip
+    grad_x = torch.empty_like(x)
+    width = next(v for v in INPUT_GRADIENT if v >= k)
+    height, width, depth, stages, warps = INPUT_GRADIENT[width]
+    launch(
+        input_gradient_kernel, x, _blocks(rows, height) * _blocks(k, width),
+        g, ahead, x, across, constant, grad_x, rows, N=n, K=k, ROWS=height,
+        BLOCK=width, DEPTH=depth, STAGES=stages, WIDE=is_wide(g),
+        num_warps=warps,
+    )  # fmt: skip
+    return grad_x, grad_w, grad_weight
 
 
-def _sum(x: Tensor) -> Tensor:
-    return x.sum(0, dtype=torch.promote_types(x.dtype, torch.float32))
+def _transposed_product(g: Tensor, x: Tensor) -> Tensor:
+    """``g^T x``, (N, K), of (M, N) and (M, K), summed in float32."""
+    (m, n), k = g.shape, x.shape[1]
+    if not g.is_cuda:
+        return g.float().t() @ x.float()
+    # a product of few rows and columns is split along M to fill the GPU
+    size = 1
+    while m % (2 * size) == 0 and size * n * k < 2**20 and size < 64:
+        size *= 2
+    parts = g.view(size, -1, n).transpose(1, 2), x.view(size, -1, k)
+    return torch.bmm(*parts, out_dtype=torch.float32).sum(0)
+
+
+def _blocks(total: int, each: int) -> int:
+    return -(-total // each)

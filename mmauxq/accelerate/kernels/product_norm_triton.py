@@ -1,0 +1,274 @@
+"""Triton kernels of :mod:`.product_norm`, whose symbols they use: x is (M, K),
+the weights (N, K), all of them rows after rows."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def gram_kernel(
+    x_ptr,
+    partial_ptr,
+    rows,
+    K: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+    REPEATS: tl.constexpr,
+    STAGES: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """Parts of :math:`x^T x` and, as one row more, of the sum of x:
+    (splits, K + 1, K)."""
+    TILES: tl.constexpr = (K + BLOCK - 1) // BLOCK
+    i = tl.program_id(0) // TILES % TILES
+    j = tl.program_id(0) % TILES
+    split = tl.program_id(0) // (TILES * TILES)
+    first = split * REPEATS * ROWS
+    if WIDE:
+        first = first.to(tl.int64)
+    left = i * BLOCK + tl.arange(0, BLOCK)
+    right = j * BLOCK + tl.arange(0, BLOCK)
+    ones = tl.full([16, ROWS], 1.0, dtype=x_ptr.dtype.element_ty)
+    gram = tl.zeros([BLOCK, BLOCK], dtype=tl.float32)
+    total = tl.zeros([16, BLOCK], dtype=tl.float32)
+    for repeat in tl.range(0, REPEATS, num_stages=STAGES):
+        m = first + repeat * ROWS + tl.arange(0, ROWS)
+        exists = (m < rows)[:, None]
+        start = x_ptr + m[:, None] * K
+        b = tl.load(
+            start + right[None, :],
+            mask=exists & (right < K)[None, :],
+            other=0.0,
+        )
+        a = b
+        if TILES > 1:
+            a = tl.load(
+                start + left[None, :],
+                mask=exists & (left < K)[None, :],
+                other=0.0,
+            )
+        gram = tl.dot(tl.trans(a), b, gram)
+        total = tl.dot(ones, b, total)  # sums, by units that are idle
+    out = partial_ptr + split * (K + 1) * K
+    tl.store(
+        out + left[:, None] * K + right[None, :],
+        gram,
+        mask=(left < K)[:, None] & (right < K)[None, :],
+    )
+    if i == 0:
+        tl.store(out + K * K + right, tl.sum(total, 0) / 16, mask=right < K)
+
+
+@triton.jit
+def load_matrix(ptr, i, j, I: tl.constexpr, J: tl.constexpr):
+    """Elements (i, j) of a matrix (I, J), float32, zeros outside of it."""
+    inside = (i < I)[:, None] & (j < J)[None, :]
+    value = tl.load(ptr + i[:, None] * J + j[None, :], mask=inside, other=0.0)
+    return value.to(tl.float32)
+
+
+@triton.jit
+def statistics_kernel(
+    gram_ptr,
+    w_ptr,
+    mean_ptr,
+    rstd_ptr,
+    running_mean_ptr,
+    running_var_ptr,
+    rows,
+    eps,
+    momentum,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    RUNNING: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Mean and 1 / standard deviation of z, (N,), for :math:`x^T x` with the
+    sum of x below it, (K + 1, K)."""
+    n = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
+    exists = n < N
+    part = 1.0 / rows
+    mean = tl.zeros([CHANNELS], dtype=tl.float32)
+    var = tl.zeros([CHANNELS], dtype=tl.float32)
+    for j in range(0, K, BLOCK):
+        right = j + tl.arange(0, BLOCK)
+        total = tl.load(gram_ptr + K * K + right, mask=right < K, other=0.0)
+        w = load_matrix(w_ptr, n, right, N, K)
+        mean += tl.sum(w * (total * part)[None, :], 1)
+        product = tl.zeros([CHANNELS, BLOCK], dtype=tl.float32)
+        for i in range(0, K, BLOCK):
+            left = i + tl.arange(0, BLOCK)
+            other = tl.load(gram_ptr + K * K + left, mask=left < K, other=0.0)
+            cov = load_matrix(gram_ptr, left, right, K, K) * part
+            cov -= (other * part)[:, None] * (total * part)[None, :]
+            product = tl.dot(
+                load_matrix(w_ptr, n, left, N, K), cov, product,
+                input_precision='tf32x3',
+            )  # fmt: skip
+        var += tl.sum(product * w, 1)
+    var = tl.maximum(var, 0.0)
+    tl.store(mean_ptr + n, mean, mask=exists)
+    tl.store(rstd_ptr + n, 1.0 / tl.sqrt(var + eps), mask=exists)
+    if RUNNING:
+        old = tl.load(running_mean_ptr + n, mask=exists, other=0.0)
+        new = old + momentum * (mean - old)
+        tl.store(running_mean_ptr + n, new, mask=exists)
+        old = tl.load(running_var_ptr + n, mask=exists, other=0.0)
+        new = old + momentum * (var * (rows / (rows - 1.0)) - old)
+        tl.store(running_var_ptr + n, new, mask=exists)
+
+
+@triton.jit
+def weight_gradient_kernel(
+    p_ptr,
+    gram_ptr,
+    w_ptr,
+    weight_ptr,
+    mean_ptr,
+    rstd_ptr,
+    grad_bias_ptr,
+    grad_weight_ptr,
+    grad_w_ptr,
+    ahead_ptr,
+    slope_ptr,
+    rows,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Gradients of gamma, (N,), and of w, (N, K); and what the gradient of x
+    needs: a w, (N, K), and c and c mu - b, (2, N)."""
+    n = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
+    exists = n < N
+    mean = tl.load(mean_ptr + n, mask=exists, other=0.0)
+    rstd = tl.load(rstd_ptr + n, mask=exists, other=0.0)
+    factor = tl.load(weight_ptr + n, mask=exists, other=0.0) * rstd
+    grad_bias = tl.load(grad_bias_ptr + n, mask=exists, other=0.0)
+    with_w = tl.zeros([CHANNELS], dtype=tl.float32)
+    for j in range(0, K, BLOCK):
+        right = j + tl.arange(0, BLOCK)
+        p = load_matrix(p_ptr, n, right, N, K)
+        with_w += tl.sum(p * load_matrix(w_ptr, n, right, N, K), 1)
+    grad_weight = rstd * (with_w - mean * grad_bias)
+    slope = factor * rstd * grad_weight / rows
+    shift = factor * grad_bias / rows
+    tl.store(grad_weight_ptr + n, grad_weight, mask=exists)
+    tl.store(slope_ptr + n, slope, mask=exists)
+    tl.store(slope_ptr + N + n, slope * mean - shift, mask=exists)
+    for j in range(0, K, BLOCK):
+        right = j + tl.arange(0, BLOCK)
+        total = tl.load(gram_ptr + K * K + right, mask=right < K, other=0.0)
+        product = tl.zeros([CHANNELS, BLOCK], dtype=tl.float32)
+        for i in range(0, K, BLOCK):
+            left = i + tl.arange(0, BLOCK)
+            product = tl.dot(
+                load_matrix(w_ptr, n, left, N, K),
+                load_matrix(gram_ptr, left, right, K, K), product,
+                input_precision='tf32x3',
+            )  # fmt: skip
+        w = load_matrix(w_ptr, n, right, N, K)
+        grad_w = factor[:, None] * load_matrix(p_ptr, n, right, N, K)
+        grad_w -= slope[:, None] * (product - mean[:, None] * total[None, :])
+        grad_w -= shift[:, None] * total[None, :]
+        places = n[:, None] * K + right[None, :]
+        inside = exists[:, None] & (right < K)[None, :]
+        TYPE: tl.constexpr = grad_w_ptr.dtype.element_ty
+        tl.store(grad_w_ptr + places, grad_w.to(TYPE), mask=inside)
+        ahead = (factor[:, None] * w).to(ahead_ptr.dtype.element_ty)
+        tl.store(ahead_ptr + places, ahead, mask=inside)
+
+
+@triton.jit
+def across_kernel(
+    w_ptr,
+    slope_ptr,
+    across_ptr,
+    constant_ptr,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """:math:`-w^T c w`, (K, K), and :math:`(c \\mu - b)^T w`, (K,)."""
+    TILES: tl.constexpr = (K + BLOCK - 1) // BLOCK
+    left = tl.program_id(0) // TILES * BLOCK + tl.arange(0, BLOCK)
+    right = tl.program_id(0) % TILES * BLOCK + tl.arange(0, BLOCK)
+    across = tl.zeros([BLOCK, BLOCK], dtype=tl.float32)
+    constant = tl.zeros([BLOCK], dtype=tl.float32)
+    for first in range(0, N, CHANNELS):
+        n = first + tl.arange(0, CHANNELS)
+        slope = tl.load(slope_ptr + n, mask=n < N, other=0.0)
+        offset = tl.load(slope_ptr + N + n, mask=n < N, other=0.0)
+        a = load_matrix(w_ptr, n, left, N, K) * slope[:, None]
+        b = load_matrix(w_ptr, n, right, N, K)
+        across = tl.dot(tl.trans(a), b, across, input_precision='tf32x3')
+        constant += tl.sum(b * offset[:, None], 0)
+    inside = (left < K)[:, None] & (right < K)[None, :]
+    places = left[:, None] * K + right[None, :]
+    TYPE: tl.constexpr = across_ptr.dtype.element_ty
+    tl.store(across_ptr + places, (-across).to(TYPE), mask=inside)
+    if tl.program_id(0) // TILES == 0:
+        tl.store(constant_ptr + right, constant, mask=right < K)
+
+
+@triton.jit
+def input_gradient_kernel(
+    g_ptr,
+    ahead_ptr,
+    x_ptr,
+    across_ptr,
+    constant_ptr,
+    grad_x_ptr,
+    rows,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    DEPTH: tl.constexpr,
+    STAGES: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """``g ahead + x across + constant``, (M, K), of g (M, N), ahead (N, K), x
+    (M, K), across (K, K) and constant (K,)."""
+    TILES: tl.constexpr = (K + BLOCK - 1) // BLOCK
+    block = tl.program_id(0) // TILES
+    if WIDE:
+        block = block.to(tl.int64)
+    m = block * ROWS + tl.arange(0, ROWS)
+    k = tl.program_id(0) % TILES * BLOCK + tl.arange(0, BLOCK)
+    exists, inside = (m < rows)[:, None], (k < K)[None, :]
+    total = tl.zeros([ROWS, BLOCK], dtype=tl.float32)
+    for first in tl.range(0, N, DEPTH, num_stages=STAGES):
+        d = first + tl.arange(0, DEPTH)
+        a = tl.load(
+            g_ptr + m[:, None] * N + d[None, :],
+            mask=exists & (d < N)[None, :],
+            other=0.0,
+        )
+        b = tl.load(
+            ahead_ptr + d[:, None] * K + k[None, :],
+            mask=(d < N)[:, None] & inside,
+            other=0.0,
+        )
+        total = tl.dot(a, b, total)
+    for first in tl.range(0, K, DEPTH, num_stages=STAGES):
+        d = first + tl.arange(0, DEPTH)
+        a = tl.load(
+            x_ptr + m[:, None] * K + d[None, :],
+            mask=exists & (d < K)[None, :],
+            other=0.0,
+        )
+        b = tl.load(
+            across_ptr + d[:, None] * K + k[None, :],
+            mask=(d < K)[:, None] & inside,
+            other=0.0,
+        )
+        total = tl.dot(a, b, total)
+    total += tl.load(constant_ptr + k, mask=k < K, other=0.0)[None, :]
+    tl.store(
+        grad_x_ptr + m[:, None] * K + k[None, :],
+        total.to(grad_x_ptr.dtype.element_ty),
+        mask=exists & inside,
+    )

@@ -17,6 +17,7 @@ from .kernels.norm import (
     BatchNorm,
     batch_statistics,
     can_normalise,
+    has_kernels,
     norm_add_relu_quantize,
     normalise,
     normalise_quantize,
@@ -40,8 +41,9 @@ PRODUCT_DTYPES = (torch.bfloat16,)
 """What that is as exact for as a pass over the output: float32 would be
 multiplied with fewer bits, and in float16 the products could overflow."""
 SUM_NODE, RELU_NODE = 'AddBackward0', 'ReluBackward0'
-Key = tuple[int, int]
-"""Address of a batch norm's weight, and number of its call in the step."""
+Key = tuple[Any, int]
+"""Address of a batch norm's weight or shape of a convolution's, and number of
+its call in the step."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +62,60 @@ class Fusion:
     quantized: bool = False
 
 
-@dataclass
-class DeferredTensor:
-    """The result of a batch norm, not computed until it is known what follows.
+class Deferred:
+    """Stands for a tensor that is not computed until it is known what follows.
 
-    Functions that can be fused continue it; any other gets the tensor.
-    In-place operations change this object, like the tensor that it stands for.
+    Any function of torch takes it for the tensor, which is computed then.
+    """
+
+    z: Tensor
+    """In its shape, dtype and layout."""
+
+    def tensor(self) -> Tensor:
+        """The tensor that it stands for."""
+        raise NotImplementedError
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith('__'):
+            raise AttributeError(name)
+        return getattr(self.z if name in METADATA else self.tensor(), name)
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = {n: _plain(v) for n, v in (kwargs or {}).items()}
+        return func(*map(_plain, args), **kwargs)
+
+    def __add__(self, other: object) -> Any:
+        return torch.add(self, other)  # type: ignore[call-overload]
+
+    __radd__ = __add__
+
+
+@dataclass
+class DeferredProduct(Deferred):
+    """A 1x1 convolution of ``x`` with the weights ``w``, which a batch norm
+    behind it may leave out; ``z`` is memory that was not written."""
+
+    x: Tensor
+    w: Tensor
+    z: Tensor
+    value: Tensor | None = None
+
+    def tensor(self) -> Tensor:
+        """The result of the convolution."""
+        if self.value is None:
+            self.value = F.conv2d(self.x, self.w)
+        return self.value
+
+
+@dataclass
+class DeferredTensor(Deferred):
+    """The result of a batch norm.
+
+    Functions that can be fused continue it. In-place operations change this
+    object, like the tensor that it stands for.
     """
 
     z: Tensor
@@ -77,17 +127,12 @@ class DeferredTensor:
     tap: Tensor | None = None
 
     def tensor(self) -> Tensor:
-        """The tensor that it stands for."""
+        """The result of the batch norm, and of what continued it."""
         if self.value is None:
             self.value = normalise(
                 self.z, self.norm, self.identity, self.rectified
             )
         return self.value
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith('__'):
-            raise AttributeError(name)
-        return getattr(self.z if name in METADATA else self.tensor(), name)
 
     @classmethod
     def __torch_function__(
@@ -109,9 +154,7 @@ class DeferredTensor:
                     return one._add(_plain(other))
         if func is learned_step_quantize and isinstance(first, DeferredTensor):
             return first._quantize(*args[1:], **kwargs)
-        return func(
-            *map(_plain, args), **{n: _plain(v) for n, v in kwargs.items()}
-        )
+        return super().__torch_function__(func, types, args, kwargs)
 
     def _become(self, result: 'Tensor | DeferredTensor') -> 'DeferredTensor':
         """Take the state of a result, for an operation in place."""
@@ -134,7 +177,7 @@ class DeferredTensor:
             and self.identity is None
             and self.value is None
             and not self.rectified
-            and isinstance(other, (Tensor, DeferredTensor))
+            and isinstance(other, (Tensor, Deferred))
             and other.shape == self.shape
             and other.dtype == self.dtype
         )
@@ -170,11 +213,6 @@ class DeferredTensor:
             self.tensor(), step, qmin, qmax, offset, grad_scale
         )
 
-    def __add__(self, other: object) -> Any:
-        return torch.add(self, other)  # type: ignore[call-overload]
-
-    __radd__ = __add__
-
     def __iadd__(self, other: object) -> Any:
         return DeferredTensor.__torch_function__(
             Tensor.__iadd__, (), (self, other)
@@ -186,7 +224,7 @@ def _is_inplace_relu(func: Callable, args: tuple, kwargs: dict) -> bool:
 
 
 def _operator(name: str) -> Callable:
-    def apply(self: DeferredTensor, *args: Any) -> Any:
+    def apply(self: Deferred, *args: Any) -> Any:
         return getattr(self.tensor(), name)(*map(_plain, args))
 
     return apply
@@ -196,11 +234,11 @@ def _operator(name: str) -> Callable:
 for _name in ('getitem', 'len', 'iter', 'neg', 'sub', 'rsub', 'mul', 'rmul',
               'truediv', 'rtruediv', 'pow', 'matmul', 'abs', 'lt', 'le', 'gt',
               'ge'):  # fmt: skip
-    setattr(DeferredTensor, f'__{_name}__', _operator(f'__{_name}__'))
+    setattr(Deferred, f'__{_name}__', _operator(f'__{_name}__'))
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, DeferredTensor):
+    if isinstance(value, Deferred):
         return value.tensor()
     if type(value) in (list, tuple):
         return type(value)(map(_plain, value))
@@ -212,7 +250,7 @@ class FusedBatchNorms(TorchFunctionMode):
 
     Args:
         products: Whether batch norms behind 1x1 convolutions to more channels
-            leave out their passes over the output of these; see
+            do these too, and leave out all passes over their output; see
             :mod:`.kernels.product_norm`.
 
     See :mod:`.kernels.norm` for what is fused. The first step that is run
@@ -226,22 +264,22 @@ class FusedBatchNorms(TorchFunctionMode):
 
     Applies to feature maps with channels last in training mode, where there
     are kernels; other batch norms run as usual. Eager and recorded steps
-    only. A forward hook on a batch norm or ReLU that was fused is given a
-    :class:`DeferredTensor`, which any function of torch takes for the tensor.
+    only. A forward hook on a module that was fused is given a
+    :class:`Deferred`.
     """
 
     def __init__(self, products: bool = False) -> None:
         super().__init__()
         self.fusions: dict[Key, Fusion] | None = None
         self.products = products
-        self._product: tuple[Tensor, Tensor, Tensor] | None = None
-        self._calls: Counter[int] = Counter()
+        self._followed: set[Key] = set()
+        self._calls: Counter[Any] = Counter()
+        self._convolutions: dict[Key, Any] = {}
         self._norms: dict[Key, Any] = {}
         self._quantizers: list[Any] = []
 
     def __enter__(self) -> 'FusedBatchNorms':
         self._calls.clear()
-        self._product = None
         return super().__enter__()
 
     def __torch_function__(
@@ -250,14 +288,34 @@ class FusedBatchNorms(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is F.batch_norm:
             return self._batch_norm(*args, **kwargs)
-        if any(isinstance(a, DeferredTensor) for a in args):
+        if func is F.conv2d and self.products:
+            return self._convolution(*_plain(args), **kwargs)
+        if any(isinstance(a, Deferred) for a in args):
             # before outer modes see it, which do not know the class
             return DeferredTensor.__torch_function__(func, types, args, kwargs)
         output = func(*args, **kwargs)
-        if func is F.conv2d and self.products:
-            self._product = _as_product(output, *args, **kwargs)
         if self.fusions is None and func is learned_step_quantize:
             self._quantizers.append(output.grad_fn)
+        return output
+
+    def _convolution(self, x: Tensor, w: Tensor, *args: Any, **how: Any) -> Any:
+        dtype = _dtype_of_products(x)
+        fits = _is_product(x, w, *args, **how) and torch.is_grad_enabled()
+        if not fits or dtype not in PRODUCT_DTYPES:
+            return F.conv2d(x, w, *args, **how)
+        place = tuple(w.shape)
+        key = (place, self._calls[place])
+        self._calls[place] += 1
+        if key in self._followed:
+            n, _, height, width = x.shape
+            z = torch.empty(
+                (n, len(w), height, width), dtype=dtype, device=x.device,
+                requires_grad=True, memory_format=torch.channels_last,
+            )  # fmt: skip
+            return DeferredProduct(x.to(dtype), w.to(dtype), z)
+        output = F.conv2d(x, w, *args, **how)
+        if self.fusions is None:
+            self._convolutions[key] = output.grad_fn
         return output
 
     def _batch_norm(
@@ -271,7 +329,7 @@ class FusedBatchNorms(TorchFunctionMode):
         momentum: float = 0.1,
         eps: float = 1e-5,
     ) -> Any:
-        z = _plain(input)
+        z = input.z if isinstance(input, DeferredProduct) else _plain(input)
         place = 0 if weight is None else weight.data_ptr()
         key = (place, self._calls[place])
         self._calls[place] += 1
@@ -279,17 +337,16 @@ class FusedBatchNorms(TorchFunctionMode):
         fits = training and torch.is_grad_enabled()
         if fusion is None or not fits or not can_normalise(z, weight, bias):
             output = F.batch_norm(
-                z, running_mean, running_var, weight, bias, training,
+                _plain(input), running_mean, running_var, weight, bias, training,
                 momentum, eps,
             )  # fmt: skip
             if self.fusions is None and output.grad_fn is not None:
                 self._norms[key] = output.grad_fn
             return output
         assert weight is not None and bias is not None
-        product, self._product = self._product, None
         how = weight, bias, running_mean, running_var, momentum, eps
-        if product is not None and product[0] is z:
-            norm = product_statistics(*product, *how)
+        if isinstance(input, DeferredProduct):
+            norm = product_statistics(input.x, input.w, z, *how)
         else:
             norm = batch_statistics(z.detach(), *how)
         if fusion.kind == UNFUSED:
@@ -333,11 +390,16 @@ class FusedBatchNorms(TorchFunctionMode):
                 quantized = is_quantized(after if relu else reader)
                 fusion = Fusion(ADD, relu, quantized)
             self.fusions[key] = fusion
-        self._norms, self._quantizers = {}, []
+        norms = set(self._norms.values())
+        self._followed = {
+            key
+            for key, node in self._convolutions.items()
+            if _only(readers, node) in norms
+        }
+        self._norms, self._quantizers, self._convolutions = {}, [], {}
 
 
-def _as_product(
-    output: Tensor,
+def _is_product(
     x: Tensor,
     w: Tensor,
     bias: Tensor | None = None,
@@ -345,23 +407,28 @@ def _as_product(
     padding: Any = 0,
     dilation: Any = 1,
     groups: int = 1,
-) -> tuple[Tensor, Tensor, Tensor] | None:
-    """The output of a convolution, what it read and its weights, if it is a
-    product of pixels with weights, to many more channels."""
-    one = all(v in (1, (1, 1), [1, 1]) for v in (stride, tuple(w.shape[2:])))
-    if (
-        not one
-        or padding not in (0, (0, 0), [0, 0])
-        or bias is not None
-        or groups != 1
-        or x.dim() != 4
-        or w.shape[0] < WIDENING * w.shape[1]
-        or output.dtype not in PRODUCT_DTYPES
-        or not product_norm.takes(output.numel() // w.shape[0], w.shape[1])
-        or not x.is_contiguous(memory_format=torch.channels_last)
-    ):
-        return None
-    return output, x.to(output.dtype), w.to(output.dtype)
+) -> bool:
+    """Whether a convolution is a product of pixels with weights, and gives
+    many more channels than it reads."""
+    return (
+        x.dim() == 4
+        and bias is None
+        and all(v in (1, (1, 1), [1, 1]) for v in (stride, (*w.shape[2:],)))
+        and padding in (0, (0, 0), [0, 0])
+        and groups == 1
+        and w.shape[0] >= WIDENING * w.shape[1]
+        and product_norm.takes(x.numel() // x.shape[1], w.shape[1])
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and has_kernels(x)
+    )
+
+
+def _dtype_of_products(x: Tensor) -> torch.dtype:
+    """In which dtype a convolution of ``x`` is computed."""
+    device = x.device.type
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return x.dtype
 
 
 def materialize(value: 'Tensor | DeferredTensor') -> Tensor:

@@ -51,9 +51,10 @@ class Quantize(nn.Module):
 class Network(nn.Module):
     """Two batch norms, with what a test puts between and after them."""
 
-    def __init__(self, between, inplace=False, kernel=3):
+    def __init__(self, between, inplace=False, product=False):
         super().__init__()
-        self.conv = nn.Conv2d(3, 8, kernel, padding=kernel // 2, bias=False)
+        self.conv = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.product = nn.Conv2d(3, 8, 1, bias=False) if product else None
         self.norm = nn.BatchNorm2d(8)
         self.relu = nn.ReLU(inplace)
         self.quantize = Quantize()
@@ -62,7 +63,8 @@ class Network(nn.Module):
 
     def forward(self, x):
         z = self.conv(x)
-        return self.last(self.between(self, self.norm(z), z))
+        before = z if self.product is None else self.product(x)
+        return self.last(self.between(self, self.norm(before), z))
 
 
 def quantized(net, x, z):
@@ -126,8 +128,7 @@ def run(
     between, steps=3, memory=None, chained=True, inplace=False, products=None
 ):
     torch.manual_seed(0)
-    kernel = 3 if products is None else 1
-    net = Network(between, inplace, kernel).to(DEVICE)
+    net = Network(between, inplace, products is not None).to(DEVICE)
     net = net.to(memory_format=torch.channels_last)
     x = torch.randn(4, 3, 6, 5, device=DEVICE)
     x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
@@ -196,7 +197,7 @@ def test_finds_the_chain_and_changes_nothing(between, link, inplace):
         residual_of_another,
     ],
 )  # fmt: skip
-def test_behind_a_product_nothing_changes(between, monkeypatch):
+def test_with_a_product_nothing_changes(between, monkeypatch):
     y, state, _ = run(between, chained=False, products=False)
     monkeypatch.setattr(fused_norm, 'PRODUCT_DTYPES', (torch.float32,))
     used = []
@@ -212,6 +213,44 @@ def test_behind_a_product_nothing_changes(between, monkeypatch):
     for name, value in state.items():
         if value is not None:
             close(found_state[name], value, name)
+
+
+class ReadTwice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(2, 8, 1, bias=False), nn.BatchNorm2d(8)
+
+    def forward(self, x):
+        z = self.conv(x)
+        return self.norm(z).relu() + z.tanh()
+
+
+def test_a_product_with_another_reader_is_computed(monkeypatch):
+    monkeypatch.setattr(fused_norm, 'PRODUCT_DTYPES', (torch.float32,))
+    net, norms = ReadTwice().to(DEVICE), FusedBatchNorms(products=True)
+    x = torch.rand(2, 2, 4, 4, device=DEVICE)
+    x = x.contiguous(memory_format=torch.channels_last)
+    with use_form('kernel'), norms:
+        norms.plan([net(x)])
+        assert type(net.conv(x)) is torch.Tensor
+
+
+def test_a_deferred_product_is_taken_for_the_tensor():
+    x, w = torch.rand(2, 2, 4, 4), torch.rand(8, 2, 1, 1, requires_grad=True)
+    z = F.conv2d(x, w)
+    memory = torch.empty_like(z).requires_grad_()
+    deferred = fused_norm.DeferredProduct(x, w, memory)
+    assert deferred.shape == z.shape and deferred.dim() == 4
+    assert deferred.value is None
+    for found, value in [
+        (deferred + 1, z + 1), (torch.tanh(deferred), z.tanh()),
+        (deferred[:, 1], z[:, 1]), (deferred.mean(), z.mean()),
+        (torch.cat([deferred, z]), torch.cat([z, z])),
+    ]:  # fmt: skip
+        torch.testing.assert_close(found, value, rtol=0, atol=0)
+    deferred.sum().backward()
+    expected = x.sum((0, 2, 3))[None, :, None, None].expand_as(w)
+    torch.testing.assert_close(w.grad, expected)
 
 
 @pytest.mark.parametrize(

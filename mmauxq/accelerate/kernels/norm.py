@@ -24,6 +24,7 @@ from torch.overrides import wrap_torch_function
 from .dispatch import KERNEL_DTYPES, runs_triton, wants_kernel
 from .product_norm import (
     ProductNorm,
+    product_forward,
     product_norm,
     product_norm_backward,
 )
@@ -53,11 +54,19 @@ class BatchNorm:
 @dataclass
 class Product:
     """Where z comes from: a 1x1 convolution of ``x``, (N, K, H, W), channels
-    last, with the weights ``w``, (C, K, 1, 1)."""
+    last, with the weights ``w``, (C, K, 1, 1). It was not computed:
+    ``memory`` is for what is made of it."""
 
     x: Tensor
     w: Tensor
+    memory: Tensor
     norm: ProductNorm
+    is_free: bool = True
+
+    def space(self) -> Tensor:
+        """Memory in the shape of z: at first what was set apart."""
+        is_free, self.is_free = self.is_free, False
+        return self.memory.detach() if is_free else torch.empty_like(self.memory)
 
 
 def has_kernels(x: Tensor) -> bool:
@@ -121,9 +130,9 @@ def batch_statistics(
 
 @torch.no_grad()
 def product_statistics(
-    z: Tensor,
     x: Tensor,
     w: Tensor,
+    memory: Tensor,
     weight: Tensor,
     bias: Tensor,
     running_mean: Tensor | None,
@@ -131,12 +140,14 @@ def product_statistics(
     momentum: float,
     eps: float,
 ) -> BatchNorm:
-    """:func:`batch_statistics` of the 1x1 convolution z of x with w, of which
-    z itself is not read. Differs from it by the rounding of z."""
+    """:func:`batch_statistics` of the 1x1 convolution z of x with w, which
+    need not be there: see :class:`Product`. Differs from it by the rounding
+    of z."""
     norm = product_norm(
         _rows(x), w.flatten(1), running_mean, running_var, momentum, eps
     )
-    return BatchNorm(norm.mean, norm.rstd, weight, bias, Product(x, w, norm))
+    product = Product(x, w, memory, norm)
+    return BatchNorm(norm.mean, norm.rstd, weight, bias, product)
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -209,11 +220,11 @@ def _apply(
     relu: bool,
     codes: tuple[int, int, float] | None,
 ) -> Any:
-    x = w = None
+    of: tuple = (z, None, None)
     if norm.product is not None:
-        z, x, w = z.detach(), norm.product.x, norm.product.w
+        of = (None, norm.product.x, norm.product.w)
     return _Normalise.apply(
-        z, norm.weight, norm.bias, identity, step, x, w, norm, relu, codes
+        *of, norm.weight, norm.bias, identity, step, norm, relu, codes
     )
 
 
@@ -224,13 +235,13 @@ class _Normalise(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        z: Tensor,
+        z: Tensor | None,
+        inputs: Tensor | None,
+        w: Tensor | None,
         weight: Tensor,
         bias: Tensor,
         identity: Tensor | None,
         step: Tensor | None,
-        inputs: Tensor | None,
-        w: Tensor | None,
         norm: BatchNorm,
         relu: bool,
         codes: tuple[int, int, float] | None,
@@ -239,25 +250,32 @@ class _Normalise(torch.autograd.Function):
 
         ctx.set_materialize_grads(False)
         both = identity is not None and codes is not None
-        out = torch.empty_like(z)
-        x = torch.empty_like(z) if both else out
-        blocks, columns, how = tiles(z, 1, FORWARD_TILE)
-        qmin, qmax, _ = codes or (0, 1, 1.0)
-        launch(
-            forward_kernel, z, blocks * columns,
-            z, z if identity is None else identity, norm.mean, norm.rstd,
-            weight, bias, norm.mean if step is None else step, x, out,
-            QMIN=qmin, QMAX=qmax, IDENTITY=identity is not None, RELU=relu,
-            QUANTIZE=codes is not None, BOTH=both, **how, num_warps=WARPS,
-        )  # fmt: skip
+        product, (qmin, qmax, _) = norm.product, codes or (0, 1, 1.0)
+        out = torch.empty_like(z) if product is None else product.space()
+        x = torch.empty_like(out) if both else out
+        if product is not None:
+            if codes is not None and not both:
+                z = torch.empty_like(out)  # for the quantizer's gradient
+            product_forward(
+                _rows(product.x), product.w.flatten(1), product.norm, weight,
+                bias, identity, relu, step, (qmin, qmax), out,
+                x if both else None, z,
+            )  # fmt: skip
+        else:
+            blocks, columns, how = tiles(z, 1, FORWARD_TILE)
+            launch(
+                forward_kernel, z, blocks * columns,
+                z, z if identity is None else identity, norm.mean, norm.rstd,
+                weight, bias, norm.mean if step is None else step, x, out,
+                QMIN=qmin, QMAX=qmax, IDENTITY=identity is not None, RELU=relu,
+                QUANTIZE=codes is not None, BOTH=both, **how, num_warps=WARPS,
+            )  # fmt: skip
         # the mask of a ReLU is read off its result, unless that is quantized
         read = x if both or (relu and codes is None) else None
-        ctx.norm = None if norm.product is None else norm.product.norm
-        remade = codes is not None and read is None
+        ctx.norm = None if product is None else product.norm
         ctx.save_for_backward(
-            z if ctx.norm is None or remade else None, read,
-            norm.mean, norm.rstd, weight, bias, step, inputs, w,
-        )  # fmt: skip
+            z, read, norm.mean, norm.rstd, weight, bias, step, inputs, w
+        )
         ctx.has_identity = identity is not None
         ctx.relu, ctx.codes = relu, codes
         return (x, x.detach(), out) if both else out
@@ -334,7 +352,8 @@ class _Normalise(torch.autograd.Function):
                 **flags, **how, num_warps=WARPS,
             )  # fmt: skip
         return (
-            grad_z, grad_weight.to(weight.dtype), grad_bias.to(bias.dtype),
-            received if ctx.has_identity else None, grad_step, grad_x, grad_w,
-            None, None, None,
+            grad_z, grad_x, grad_w, grad_weight.to(weight.dtype),
+            grad_bias.to(bias.dtype),
+            received if ctx.has_identity else None, grad_step, None, None,
+            None,
         )  # fmt: skip

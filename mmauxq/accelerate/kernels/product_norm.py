@@ -23,10 +23,11 @@ product more, :math:`P = g^T x`:
 
     \partial x = g\,(a w) - x\,(w^T c w) + (c \mu - b)^T w
 
-where S and T are the gradients of the bias and of :math:`\gamma`. With N at
-least 2 K, as in the last convolution of a bottleneck block, this reads and
-writes far less: z is read neither for its statistics nor in the backward pass,
-and its gradient is never written. Sums are float32.
+where S and T are the gradients of the bias and of :math:`\gamma`. As the
+statistics are known before the product is taken, it is normalised where it is
+made. With N at least 2 K, as in the last convolution of a bottleneck block,
+this reads and writes far less: neither z nor its gradient is ever in memory.
+Sums are float32.
 """
 
 from dataclasses import dataclass
@@ -44,6 +45,8 @@ INPUT_GRADIENT = {
     256: (128, 256, 64, 4, 8),
 }
 GRAM_ROWS, GRAM_STAGES = 64, 4
+FORWARD_WIDTH = 128
+FORWARD = dict(ROWS=64, DEPTH=64, STAGES=2, num_warps=8)
 SMALL = dict(CHANNELS=16, BLOCK=64)
 
 
@@ -105,6 +108,39 @@ def _gram(x: Tensor) -> Tensor:
         num_warps=4 if block <= 64 else 8,
     )  # fmt: skip
     return partial.sum(0)
+
+
+def product_forward(
+    x: Tensor,
+    w: Tensor,
+    norm: ProductNorm,
+    weight: Tensor,
+    bias: Tensor,
+    identity: Tensor | None,
+    relu: bool,
+    step: Tensor | None,
+    codes: tuple[int, int],
+    out: Tensor,
+    y: Tensor | None,
+    z: Tensor | None,
+) -> None:
+    """Fill ``out`` (M, N) with the product, normalised, with ``identity``,
+    ReLU and quantizer behind it as far as there are any; ``y`` with what is
+    quantized, and ``z`` with the product, where they are given."""
+    from .product_norm_triton import forward_kernel
+
+    n, k = w.shape
+    width = min(FORWARD_WIDTH, max(16, power_of_two(n)))
+    blocks = _blocks(len(x), FORWARD['ROWS']) * _blocks(n, width)
+    launch(
+        forward_kernel, x, blocks, x, w,
+        out if identity is None else identity, norm.mean, norm.rstd, weight,
+        bias, norm.mean if step is None else step, out if z is None else z,
+        out if y is None else y, out, len(x),
+        N=n, K=k, QMIN=codes[0], QMAX=codes[1], IDENTITY=identity is not None,
+        RELU=relu, QUANTIZE=step is not None, BOTH=y is not None,
+        KEEP=z is not None, BLOCK=width, WIDE=is_wide(out), **FORWARD,
+    )  # fmt: skip
 
 
 def product_norm_backward(

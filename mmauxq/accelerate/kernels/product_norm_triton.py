@@ -4,6 +4,9 @@ the weights (N, K), all of them rows after rows."""
 import triton
 import triton.language as tl
 
+from .lsq_triton import quantized
+from .norm_triton import activation
+
 
 @triton.jit
 def gram_kernel(
@@ -120,6 +123,84 @@ def statistics_kernel(
 
 
 @triton.jit
+def forward_kernel(
+    x_ptr,
+    w_ptr,
+    identity_ptr,
+    mean_ptr,
+    rstd_ptr,
+    weight_ptr,
+    bias_ptr,
+    step_ptr,
+    z_ptr,
+    y_ptr,
+    out_ptr,
+    rows,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    QMIN: tl.constexpr,
+    QMAX: tl.constexpr,
+    IDENTITY: tl.constexpr,
+    RELU: tl.constexpr,
+    QUANTIZE: tl.constexpr,
+    BOTH: tl.constexpr,
+    KEEP: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    DEPTH: tl.constexpr,
+    STAGES: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """Multiply, normalise, add, rectify, quantize: one tile for each program.
+    ``out`` is the last of these; with BOTH, ``y`` is what is quantized, and
+    with KEEP, ``z`` is the product."""
+    TILES: tl.constexpr = (N + BLOCK - 1) // BLOCK
+    block = tl.program_id(0) // TILES
+    if WIDE:
+        block = block.to(tl.int64)
+    m = block * ROWS + tl.arange(0, ROWS)
+    n = tl.program_id(0) % TILES * BLOCK + tl.arange(0, BLOCK)
+    exists, inside = (m < rows)[:, None], (n < N)[None, :]
+    z = tl.zeros([ROWS, BLOCK], dtype=tl.float32)
+    for first in tl.range(0, K, DEPTH, num_stages=STAGES):
+        d = first + tl.arange(0, DEPTH)
+        a = tl.load(
+            x_ptr + m[:, None] * K + d[None, :],
+            mask=exists & (d < K)[None, :],
+            other=0.0,
+        )
+        b = tl.load(
+            w_ptr + n[:, None] * K + d[None, :],
+            mask=(n < N)[:, None] & (d < K)[None, :],
+            other=0.0,
+        )
+        z = tl.dot(a, tl.trans(b), z)
+    TYPE: tl.constexpr = out_ptr.dtype.element_ty
+    places, mask = m[:, None] * N + n[None, :], exists & inside
+    if KEEP:
+        tl.store(z_ptr + places, z.to(TYPE), mask=mask)
+    z = z.to(TYPE).to(tl.float32)
+    identity = z
+    if IDENTITY:
+        identity = tl.load(identity_ptr + places, mask=mask, other=0.0)
+        identity = identity.to(tl.float32)
+    mean = tl.load(mean_ptr + n, mask=n < N, other=0.0)[None, :]
+    factor = tl.load(rstd_ptr + n, mask=n < N, other=0.0)
+    factor *= tl.load(weight_ptr + n, mask=n < N, other=0.0).to(tl.float32)
+    bias = tl.load(bias_ptr + n, mask=n < N, other=0.0).to(tl.float32)
+    y = activation(
+        z, identity, mean, factor[None, :], bias[None, :], IDENTITY, RELU, TYPE
+    )
+    if BOTH:
+        tl.store(y_ptr + places, y.to(TYPE), mask=mask)
+    if QUANTIZE:
+        step = tl.load(step_ptr).to(tl.float32)
+        inverse = tl.div_rn(1.0, step)
+        y = quantized(y, step, inverse, 0.0, QMIN, QMAX, False)
+    tl.store(out_ptr + places, y.to(TYPE), mask=mask)
+
+
+@triton.jit
 def weight_gradient_kernel(
     p_ptr,
     gram_ptr,
@@ -144,7 +225,8 @@ def weight_gradient_kernel(
     exists = n < N
     mean = tl.load(mean_ptr + n, mask=exists, other=0.0)
     rstd = tl.load(rstd_ptr + n, mask=exists, other=0.0)
-    factor = tl.load(weight_ptr + n, mask=exists, other=0.0) * rstd
+    factor = tl.load(weight_ptr + n, mask=exists, other=0.0).to(tl.float32)
+    factor *= rstd
     grad_bias = tl.load(grad_bias_ptr + n, mask=exists, other=0.0)
     with_w = tl.zeros([CHANNELS], dtype=tl.float32)
     for j in range(0, K, BLOCK):

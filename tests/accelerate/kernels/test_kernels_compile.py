@@ -20,7 +20,8 @@ import triton, triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from mmauxq.accelerate.kernels import lsq_triton, norm_triton
-from mmauxq.accelerate.kernels import packed_triton, weights_triton
+from mmauxq.accelerate.kernels import packed_triton, product_norm_triton
+from mmauxq.accelerate.kernels import weights_triton
 
 TARGET = GPUTarget('cuda', 90, 32)
 TYPES = dict(
@@ -94,15 +95,42 @@ for kind in ('quantize', 'add', 'both'):
     found['norm_' + kind] = compiled(
         n.forward_kernel, wide, maps, BOTH=both, **flags, **add
     )
-    flags.update(OTHERS=2 * both, READ=kind != 'quantize')
+    flags.update(OTHERS=2 * both, READ=kind != 'quantize', HAS_Z=not both)
     found['norm_reduce_' + kind] = compiled(
         n.reduce_kernel, wide, maps, **flags, **add
     )
     if kind != 'quantize':
         flags.update(RELU=False, QUANTIZE=False, OTHERS=0, READ=False)
+    flags.pop('HAS_Z')
     found['norm_backward_' + kind] = compiled(
         n.backward_kernel, wide, maps, **flags
     )
+p = product_norm_triton
+maps.update(w_ptr='*bf16', g_ptr='*bf16', ahead_ptr='*bf16', rows='i32',
+            across_ptr='*bf16', grad_w_ptr='*bf16', y_ptr='*bf16')
+several = dict(maps, rows='fp32')
+sizes, small = dict(N=512, K=128), dict(CHANNELS=16, BLOCK=64)
+deep = dict(DEPTH=64, STAGES=3, WIDE=True)
+found['gram'] = compiled(
+    p.gram_kernel, types=maps, K=128, BLOCK=128, ROWS=64, REPEATS=9, STAGES=4,
+    WIDE=True,
+)
+found['product_statistics'] = compiled(
+    p.statistics_kernel, types=several, RUNNING=True, **sizes, **small
+)
+found['product_forward'] = compiled(
+    p.forward_kernel, types=maps, QMIN=0, QMAX=15, IDENTITY=True, RELU=True,
+    QUANTIZE=True, BOTH=True, KEEP=False, ROWS=64, BLOCK=128, **sizes, **deep,
+)
+found['product_weight_gradient'] = compiled(
+    p.weight_gradient_kernel, types=several, **sizes, **small
+)
+found['product_across'] = compiled(
+    p.across_kernel, types=maps, CHANNELS=64, BLOCK=32, **sizes
+)
+found['product_input_gradient'] = compiled(
+    p.input_gradient_kernel, types=maps, ROWS=128, BLOCK=128, **sizes, **deep
+)
 json.dump(found, open(sys.argv[1], 'w'))
 """
 
@@ -122,7 +150,9 @@ def test_kernels_compile_for_a_gpu(run_python, tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     ptx = json.loads((tmp_path / 'ptx.json').read_text())
-    assert len(ptx) == 20
+    assert len(ptx) == 26
+    for name in ('gram', 'product_forward', 'product_input_gradient'):
+        assert 'wgmma' in ptx[name], name  # tensor cores
     wide_load = re.compile(r'ld\.global\.v4\.b32')
     wide_store = re.compile(r'st\.global\.v4\.b32')
     # no matter that the size may be odd

@@ -298,7 +298,9 @@ class FusedBatchNorms(TorchFunctionMode):
             self._quantizers.append(output.grad_fn)
         return output
 
-    def _convolution(self, x: Tensor, w: Tensor, *args: Any, **how: Any) -> Any:
+    def _convolution(
+        self, x: Tensor, w: Tensor, *args: Any, **how: Any
+    ) -> Any:
         dtype = _dtype_of_products(x)
         fits = _is_product(x, w, *args, **how) and torch.is_grad_enabled()
         if not fits or dtype not in PRODUCT_DTYPES:
@@ -337,8 +339,8 @@ class FusedBatchNorms(TorchFunctionMode):
         fits = training and torch.is_grad_enabled()
         if fusion is None or not fits or not can_normalise(z, weight, bias):
             output = F.batch_norm(
-                _plain(input), running_mean, running_var, weight, bias, training,
-                momentum, eps,
+                _plain(input), running_mean, running_var, weight, bias,
+                training, momentum, eps,
             )  # fmt: skip
             if self.fusions is None and output.grad_fn is not None:
                 self._norms[key] = output.grad_fn

@@ -5,9 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mmauxq.accelerate import fused_norm as fused_norm_module
-from mmauxq.accelerate import recompute
-from mmauxq.accelerate import fused_norm
+from mmauxq.accelerate import fused_norm, recompute
 from mmauxq.accelerate.fused_norm import (
     ADD,
     QUANTIZE,
@@ -218,7 +216,10 @@ def test_with_a_product_nothing_changes(between, monkeypatch):
 class ReadTwice(nn.Module):
     def __init__(self):
         super().__init__()
-        self.conv, self.norm = nn.Conv2d(2, 8, 1, bias=False), nn.BatchNorm2d(8)
+        self.conv, self.norm = (
+            nn.Conv2d(2, 8, 1, bias=False),
+            nn.BatchNorm2d(8),
+        )
 
     def forward(self, x):
         z = self.conv(x)
@@ -274,7 +275,7 @@ def test_a_chain_is_one_operation(
     seen = []
 
     def noted(name):
-        before = getattr(fused_norm_module, name)
+        before = getattr(fused_norm, name)
 
         def call(z, norm, *args):
             identity = None if name == 'normalise_quantize' else args[0]
@@ -282,7 +283,7 @@ def test_a_chain_is_one_operation(
             seen.append((name, identity is not None, flag))
             return before(z, norm, *args)
 
-        monkeypatch.setattr(fused_norm_module, name, call)
+        monkeypatch.setattr(fused_norm, name, call)
 
     for name in ('normalise', 'normalise_quantize', 'norm_add_relu_quantize'):
         noted(name)

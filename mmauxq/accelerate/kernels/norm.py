@@ -66,7 +66,9 @@ class Product:
     def space(self) -> Tensor:
         """Memory in the shape of z: at first what was set apart."""
         is_free, self.is_free = self.is_free, False
-        return self.memory.detach() if is_free else torch.empty_like(self.memory)
+        return (
+            self.memory.detach() if is_free else torch.empty_like(self.memory)
+        )
 
 
 def has_kernels(x: Tensor) -> bool:
@@ -251,7 +253,11 @@ class _Normalise(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         both = identity is not None and codes is not None
         product, (qmin, qmax, _) = norm.product, codes or (0, 1, 1.0)
-        out = torch.empty_like(z) if product is None else product.space()
+        if product is None:
+            assert z is not None
+            out = torch.empty_like(z)
+        else:
+            out = product.space()
         x = torch.empty_like(out) if both else out
         if product is not None:
             if codes is not None and not both:
@@ -262,6 +268,7 @@ class _Normalise(torch.autograd.Function):
                 x if both else None, z,
             )  # fmt: skip
         else:
+            assert z is not None
             blocks, columns, how = tiles(z, 1, FORWARD_TILE)
             launch(
                 forward_kernel, z, blocks * columns,

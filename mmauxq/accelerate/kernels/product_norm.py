@@ -37,16 +37,14 @@ from torch import Tensor
 
 from .tiles import is_wide, launch, multiprocessors, power_of_two
 
-# rows, columns, depth, stages and warps of a tile of the gradient of x, by
-# the columns there are; the best of the measured ones on an H200
-INPUT_GRADIENT = {
-    64: (128, 64, 64, 3, 4),
-    128: (128, 128, 64, 3, 4),
-    256: (128, 256, 64, 4, 8),
-}
-GRAM_ROWS, GRAM_STAGES = 64, 4
-FORWARD_WIDTH = 128
-FORWARD = dict(ROWS=64, DEPTH=64, STAGES=2, num_warps=8)
+MOST_INPUTS = 256
+"""Columns of x for which this pays."""
+LIBRARY = 128
+"""Columns from which on cuBLAS multiplies what is long and narrow faster."""
+# the best of the measured tiles on an H200, or nearly so and fast to compile
+WIDTH, DEPTH = 128, 64
+FORWARD = dict(ROWS=64, STAGES=2, num_warps=8)
+INPUT_GRADIENT = dict(ROWS=128, STAGES=3)
 SMALL = dict(CHANNELS=16, BLOCK=64)
 
 
@@ -61,8 +59,8 @@ class ProductNorm:
 
 
 def takes(rows: int, inputs: int) -> bool:
-    """Whether there is a tile for ``x`` (rows, inputs)."""
-    return rows > 1 and inputs <= max(INPUT_GRADIENT)
+    """Whether this pays for ``x`` (rows, inputs)."""
+    return rows > 1 and inputs <= MOST_INPUTS
 
 
 def product_norm(
@@ -77,37 +75,17 @@ def product_norm(
     running ones, (N,), if there are any, in place."""
     from .product_norm_triton import statistics_kernel
 
-    gram = _gram(x)
+    gram = _transposed_product(x, x, with_sum=True)
     n, k = w.shape
     mean, rstd = torch.empty(2, n, dtype=torch.float32, device=x.device)
     launch(
         statistics_kernel, x, _blocks(n, SMALL['CHANNELS']),
-        gram, w, mean, rstd, running_mean if running_mean is not None else mean,
-        running_var if running_var is not None else rstd,
-        float(len(x)), eps, momentum,
+        gram, w, mean, rstd, mean if running_mean is None else running_mean,
+        rstd if running_var is None else running_var, float(len(x)), eps,
+        momentum,
         N=n, K=k, RUNNING=running_mean is not None, **SMALL, num_warps=4,
     )  # fmt: skip
     return ProductNorm(mean, rstd, gram)
-
-
-def _gram(x: Tensor) -> Tensor:
-    """:math:`x^T x` and the sum of x, (K + 1, K), float32."""
-    from .product_norm_triton import gram_kernel
-
-    rows, k = x.shape
-    block = min(128, max(16, power_of_two(k)))
-    tiles = _blocks(k, block) ** 2
-    steps = _blocks(rows, GRAM_ROWS)
-    splits = max(1, min(steps, 2 * multiprocessors(x.device) // tiles))
-    repeats = _blocks(steps, splits)
-    splits = _blocks(steps, repeats)
-    partial = x.new_empty((splits, k + 1, k), dtype=torch.float32)
-    launch(
-        gram_kernel, x, tiles * splits, x, partial, rows, K=k, BLOCK=block,
-        ROWS=GRAM_ROWS, REPEATS=repeats, STAGES=GRAM_STAGES, WIDE=is_wide(x),
-        num_warps=4 if block <= 64 else 8,
-    )  # fmt: skip
-    return partial.sum(0)
 
 
 def product_forward(
@@ -130,7 +108,7 @@ def product_forward(
     from .product_norm_triton import forward_kernel
 
     n, k = w.shape
-    width = min(FORWARD_WIDTH, max(16, power_of_two(n)))
+    width = min(WIDTH, _dot_size(n))
     blocks = _blocks(len(x), FORWARD['ROWS']) * _blocks(n, width)
     launch(
         forward_kernel, x, blocks, x, w,
@@ -139,7 +117,8 @@ def product_forward(
         out if y is None else y, out, len(x),
         N=n, K=k, QMIN=codes[0], QMAX=codes[1], IDENTITY=identity is not None,
         RELU=relu, QUANTIZE=step is not None, BOTH=y is not None,
-        KEEP=z is not None, BLOCK=width, WIDE=is_wide(out), **FORWARD,
+        KEEP=z is not None, BLOCK=width, DEPTH=min(DEPTH, _dot_size(k)),
+        WIDE=is_wide(out), **FORWARD,
     )  # fmt: skip
 
 
@@ -177,28 +156,51 @@ def product_norm_backward(
         N=n, K=k, CHANNELS=64, BLOCK=block, num_warps=4,
     )  # fmt: skip
     grad_x = torch.empty_like(x)
-    width = next(v for v in INPUT_GRADIENT if v >= k)
-    height, width, depth, stages, warps = INPUT_GRADIENT[width]
+    width = min(WIDTH, _dot_size(k))
+    blocks = _blocks(rows, INPUT_GRADIENT['ROWS']) * _blocks(k, width)
     launch(
-        input_gradient_kernel, x, _blocks(rows, height) * _blocks(k, width),
-        g, ahead, x, across, constant, grad_x, rows, N=n, K=k, ROWS=height,
-        BLOCK=width, DEPTH=depth, STAGES=stages, WIDE=is_wide(g),
-        num_warps=warps,
+        input_gradient_kernel, x, blocks, g, ahead, x, across, constant,
+        grad_x, rows, N=n, K=k, BLOCK=width, DEPTH=DEPTH, WIDE=is_wide(g),
+        num_warps=4 if width <= 64 else 8, **INPUT_GRADIENT,
     )  # fmt: skip
     return grad_x, grad_w, grad_weight
 
 
-def _transposed_product(g: Tensor, x: Tensor) -> Tensor:
-    """``g^T x``, (N, K), of (M, N) and (M, K), summed in float32."""
-    (m, n), k = g.shape, x.shape[1]
-    if not g.is_cuda:
-        return g.float().t() @ x.float()
-    # a product of few rows and columns is split along M to fill the GPU
-    size = 1
-    while m % (2 * size) == 0 and size * n * k < 2**20 and size < 64:
-        size *= 2
-    parts = g.view(size, -1, n).transpose(1, 2), x.view(size, -1, k)
-    return torch.bmm(*parts, out_dtype=torch.float32).sum(0)
+def _transposed_product(
+    a: Tensor, b: Tensor, with_sum: bool = False
+) -> Tensor:
+    """``a^T b``, (A, B), of (M, A) and (M, B), summed in float32; the sum of
+    ``b`` below it on demand, (A + 1, B)."""
+    from .product_norm_triton import transposed_product_kernel
+
+    (m, n), k = a.shape, b.shape[1]
+    if a.is_cuda and not with_sum and min(n, k) >= LIBRARY:
+        # split along M to fill the GPU
+        size = 1
+        while m % (2 * size) == 0 and size * n * k < 2**20 and size < 64:
+            size *= 2
+        parts = a.view(size, -1, n).transpose(1, 2), b.view(size, -1, k)
+        return torch.bmm(*parts, out_dtype=torch.float32).sum(0)
+    left, right = (min(WIDTH, _dot_size(v)) for v in (n, k))
+    rows = max(64, 8192 // max(left, right))
+    tiles, steps = _blocks(n, left) * _blocks(k, right), _blocks(m, rows)
+    splits = max(1, min(steps, 2 * multiprocessors(a.device) // tiles))
+    repeats = _blocks(steps, splits)
+    splits = _blocks(steps, repeats)
+    partial = a.new_empty((splits, n + with_sum, k), dtype=torch.float32)
+    launch(
+        transposed_product_kernel, a, tiles * splits, a, b, partial, m,
+        A=n, B=k, BLOCK_A=left, BLOCK_B=right, SUM=with_sum, ROWS=rows,
+        REPEATS=repeats, STAGES=4 if left < WIDTH else 3,
+        WIDE=is_wide(a) or is_wide(b),
+        num_warps=4 if left * right <= 64 * 64 else 8,
+    )  # fmt: skip
+    return partial.sum(0)
+
+
+def _dot_size(n: int) -> int:
+    """The size of a tile of products for ``n``, 16 at least."""
+    return max(16, power_of_two(n))
 
 
 def _blocks(total: int, each: int) -> int:

@@ -9,65 +9,69 @@ from .norm_triton import activation
 
 
 @triton.jit
-def gram_kernel(
-    x_ptr,
+def transposed_product_kernel(
+    a_ptr,
+    b_ptr,
     partial_ptr,
     rows,
-    K: tl.constexpr,
-    BLOCK: tl.constexpr,
+    A: tl.constexpr,
+    B: tl.constexpr,
+    BLOCK_A: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    SUM: tl.constexpr,
     ROWS: tl.constexpr,
     REPEATS: tl.constexpr,
     STAGES: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """Parts of :math:`x^T x` and, as one row more, of the sum of x:
-    (splits, K + 1, K)."""
-    TILES: tl.constexpr = (K + BLOCK - 1) // BLOCK
-    i = tl.program_id(0) // TILES % TILES
-    j = tl.program_id(0) % TILES
-    split = tl.program_id(0) // (TILES * TILES)
+    """Parts of :math:`a^T b` for a (M, A) and b (M, B): (splits, A, B); with
+    SUM the sum of b is one row more."""
+    TILES_A: tl.constexpr = (A + BLOCK_A - 1) // BLOCK_A
+    TILES_B: tl.constexpr = (B + BLOCK_B - 1) // BLOCK_B
+    tile = tl.program_id(0) % (TILES_A * TILES_B)
+    split = tl.program_id(0) // (TILES_A * TILES_B)
     first = split * REPEATS * ROWS
     if WIDE:
         first = first.to(tl.int64)
-    left = i * BLOCK + tl.arange(0, BLOCK)
-    right = j * BLOCK + tl.arange(0, BLOCK)
-    ones = tl.full([16, ROWS], 1.0, dtype=x_ptr.dtype.element_ty)
-    gram = tl.zeros([BLOCK, BLOCK], dtype=tl.float32)
-    total = tl.zeros([16, BLOCK], dtype=tl.float32)
+    left = tile // TILES_B * BLOCK_A + tl.arange(0, BLOCK_A)
+    right = tile % TILES_B * BLOCK_B + tl.arange(0, BLOCK_B)
+    ones = tl.full([16, ROWS], 1.0, dtype=b_ptr.dtype.element_ty)
+    product = tl.zeros([BLOCK_A, BLOCK_B], dtype=tl.float32)
+    total = tl.zeros([16, BLOCK_B], dtype=tl.float32)
     for repeat in tl.range(0, REPEATS, num_stages=STAGES):
         m = first + repeat * ROWS + tl.arange(0, ROWS)
         exists = (m < rows)[:, None]
-        start = x_ptr + m[:, None] * K
-        b = tl.load(
-            start + right[None, :],
-            mask=exists & (right < K)[None, :],
+        a = tl.load(
+            a_ptr + m[:, None] * A + left[None, :],
+            mask=exists & (left < A)[None, :],
             other=0.0,
         )
-        a = b
-        if TILES > 1:
-            a = tl.load(
-                start + left[None, :],
-                mask=exists & (left < K)[None, :],
-                other=0.0,
-            )
-        gram = tl.dot(tl.trans(a), b, gram)
-        total = tl.dot(ones, b, total)  # sums, by units that are idle
-    out = partial_ptr + split * (K + 1) * K
+        b = tl.load(
+            b_ptr + m[:, None] * B + right[None, :],
+            mask=exists & (right < B)[None, :],
+            other=0.0,
+        )
+        product = tl.dot(tl.trans(a), b, product)
+        if SUM:
+            total = tl.dot(ones, b, total)  # by units that are idle
+    out = partial_ptr + split * (A + SUM) * B
     tl.store(
-        out + left[:, None] * K + right[None, :],
-        gram,
-        mask=(left < K)[:, None] & (right < K)[None, :],
+        out + left[:, None] * B + right[None, :],
+        product,
+        mask=(left < A)[:, None] & (right < B)[None, :],
     )
-    if i == 0:
-        tl.store(out + K * K + right, tl.sum(total, 0) / 16, mask=right < K)
+    if SUM:
+        if tile // TILES_B == 0:
+            sums = tl.sum(total, 0) / 16
+            tl.store(out + A * B + right, sums, mask=right < B)
 
 
 @triton.jit
-def load_matrix(ptr, i, j, I: tl.constexpr, J: tl.constexpr):
-    """Elements (i, j) of a matrix (I, J), float32, zeros outside of it."""
-    inside = (i < I)[:, None] & (j < J)[None, :]
-    value = tl.load(ptr + i[:, None] * J + j[None, :], mask=inside, other=0.0)
-    return value.to(tl.float32)
+def load_matrix(ptr, i, j, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Elements (i, j) of a matrix, float32, zeros outside of it."""
+    inside = (i < ROWS)[:, None] & (j < COLUMNS)[None, :]
+    places = i[:, None] * COLUMNS + j[None, :]
+    return tl.load(ptr + places, mask=inside, other=0.0).to(tl.float32)
 
 
 @triton.jit

@@ -112,8 +112,10 @@ several = dict(maps, rows='fp32')
 sizes, small = dict(N=512, K=128), dict(CHANNELS=16, BLOCK=64)
 deep = dict(DEPTH=64, STAGES=3, WIDE=True)
 found['gram'] = compiled(
-    p.gram_kernel, types=maps, K=128, BLOCK=128, ROWS=64, REPEATS=9, STAGES=4,
-    WIDE=True,
+    p.transposed_product_kernel, A=128, B=128,
+    types=dict(maps, a_ptr='*bf16', b_ptr='*bf16'),
+    BLOCK_A=128, BLOCK_B=128, SUM=True, ROWS=64, REPEATS=9,
+    STAGES=3, WIDE=True,
 )
 found['product_statistics'] = compiled(
     p.statistics_kernel, types=several, RUNNING=True, **sizes, **small

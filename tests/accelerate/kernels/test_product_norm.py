@@ -53,5 +53,5 @@ def test_statistics_and_gradients(rows, inputs, outputs):
         )
 
 
-def test_takes_what_there_is_a_tile_for():
+def test_takes_what_it_pays_for():
     assert takes(2, 256) and not takes(1, 16) and not takes(2, 257)

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Any
 
 import torch
@@ -24,8 +25,12 @@ from .kernels.norm import (
     product_statistics,
 )
 
-RELUS = (F.relu, torch.relu, Tensor.relu)
 INPLACE_RELUS = (torch.relu_, Tensor.relu_)
+BOUNDS = {
+    **dict.fromkeys((F.relu, torch.relu, Tensor.relu, *INPLACE_RELUS), inf),
+    F.relu6: 6.0,
+}
+"""ReLU -> the most that it lets through."""
 SUMS = (torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__)
 INPLACE_SUMS = (Tensor.add_, Tensor.__iadd__)
 QUANTIZE, ADD, RELU, UNFUSED = 'quantize', 'add', 'relu', 'unfused'
@@ -38,9 +43,9 @@ WIDENING = 2
 """How many times as many channels as it reads a 1x1 convolution gives for
 :func:`.kernels.norm.product_statistics` to pay."""
 PRODUCT_DTYPES = (torch.bfloat16,)
-"""What that is as exact for as a pass over the output: float32 would be
-multiplied with fewer bits, and in float16 the products could overflow."""
-SUM_NODE, RELU_NODE = 'AddBackward0', 'ReluBackward0'
+"""Where that pays: float32 is multiplied without tensor cores, and in float16
+the products could overflow."""
+SUM_NODE = 'AddBackward0'
 Key = tuple[Any, int]
 """Address of a batch norm's weight or shape of a convolution's, and number of
 its call in the step."""
@@ -122,7 +127,8 @@ class DeferredTensor(Deferred):
     norm: BatchNorm
     fusion: Fusion
     identity: Tensor | None = None
-    rectified: bool = False
+    bound: float | None = None
+    """Of the ReLU that continued it, if any did."""
     value: Tensor | None = None
     tap: Tensor | None = None
 
@@ -130,7 +136,7 @@ class DeferredTensor(Deferred):
         """The result of the batch norm, and of what continued it."""
         if self.value is None:
             self.value = normalise(
-                self.z, self.norm, self.identity, self.rectified
+                self.z, self.norm, self.identity, self.bound
             )
         return self.value
 
@@ -141,10 +147,10 @@ class DeferredTensor(Deferred):
         kwargs = kwargs or {}
         first = args[0] if args else None
         if isinstance(first, DeferredTensor) and first.value is None:
-            if func in INPLACE_RELUS or _is_inplace_relu(func, args, kwargs):
-                return first._become(first._rectify())
-            if func in RELUS:
-                return first._rectify()
+            bound, inplace = _relu(func, *args[1:], **kwargs)
+            if bound is not None:
+                found = first._rectify(bound)
+                return first._become(found) if inplace else found
             if func in INPLACE_SUMS and len(args) == 2 and not kwargs:
                 if first._takes(args[1]):
                     return first._become(first._add(_plain(args[1])))
@@ -163,20 +169,21 @@ class DeferredTensor(Deferred):
         self.__dict__.update(result.__dict__)
         return self
 
-    def _rectify(self) -> 'Tensor | DeferredTensor':
-        if not self.rectified:
+    def _rectify(self, bound: float) -> 'Tensor | DeferredTensor':
+        if self.bound is None:
             if self.fusion.kind == QUANTIZE or self._waits_for_codes():
-                return replace(self, rectified=True)
+                return replace(self, bound=bound)
             if self.fusion.kind == RELU or self.identity is not None:
-                return normalise(self.z, self.norm, self.identity, True)
-        return F.relu(self.tensor())
+                return normalise(self.z, self.norm, self.identity, bound)
+        x = self.tensor()
+        return F.relu(x) if bound == inf else F.hardtanh(x, 0.0, bound)
 
     def _takes(self, other: object) -> bool:
         return (
             self.fusion.kind == ADD
             and self.identity is None
             and self.value is None
-            and not self.rectified
+            and self.bound is None
             and isinstance(other, (Tensor, Deferred))
             and other.shape == self.shape
             and other.dtype == self.dtype
@@ -187,7 +194,7 @@ class DeferredTensor(Deferred):
             other = torch.empty_like(self.z).copy_(other)
         if self.fusion.relu or self.fusion.quantized:
             return replace(self, identity=other)
-        return normalise(self.z, self.norm, other, False)
+        return normalise(self.z, self.norm, other, None)
 
     def _waits_for_codes(self) -> bool:
         return self.fusion.quantized and self.identity is not None
@@ -201,7 +208,7 @@ class DeferredTensor(Deferred):
         grad_scale: float = 1.0,
     ) -> Tensor:
         if self.value is None and step.numel() == 1 and offset is None:
-            how = (self.rectified, step, qmin, qmax, grad_scale)
+            how = (self.bound, step, qmin, qmax, grad_scale)
             if self.fusion.kind == QUANTIZE:
                 return normalise_quantize(self.z, self.norm, *how)
             if self._waits_for_codes():
@@ -219,8 +226,32 @@ class DeferredTensor(Deferred):
         )
 
 
-def _is_inplace_relu(func: Callable, args: tuple, kwargs: dict) -> bool:
-    return func is F.relu and bool(kwargs.get('inplace') or any(args[1:]))
+def _relu(
+    func: Callable, *args: Any, **kwargs: Any
+) -> tuple[float | None, bool]:
+    """The most that a ReLU lets through, ``None`` for any other function; and
+    whether it works in place."""
+    if func is F.hardtanh:
+        low, high, inplace = _hardtanh(*args, **kwargs)
+        return (float(high) if low == 0 else None), inplace
+    if func not in BOUNDS:
+        return None, False
+    inplace = func in INPLACE_RELUS or kwargs.get('inplace') or any(args)
+    return BOUNDS[func], bool(inplace)
+
+
+def _hardtanh(
+    min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False
+) -> tuple[float, float, bool]:
+    return min_val, max_val, inplace
+
+
+def _is_relu(node: Any) -> bool:
+    """Whether a node of the autograd graph is that of a ReLU."""
+    name = '' if node is None else node.name()
+    return name == 'ReluBackward0' or (
+        name == 'HardtanhBackward0' and node._saved_min_val == 0
+    )
 
 
 def _operator(name: str) -> Callable:
@@ -352,7 +383,7 @@ class FusedBatchNorms(TorchFunctionMode):
         else:
             norm = batch_statistics(z.detach(), *how)
         if fusion.kind == UNFUSED:
-            return normalise(z, norm, None, False)
+            return normalise(z, norm, None, None)
         return DeferredTensor(z, norm, fusion)
 
     def plan(
@@ -383,12 +414,12 @@ class FusedBatchNorms(TorchFunctionMode):
             fusion = Fusion(UNFUSED, False)
             if reader in quantizers:
                 fusion = Fusion(QUANTIZE, False)
-            elif name == RELU_NODE:
+            elif _is_relu(reader):
                 kind = QUANTIZE if after in quantizers else RELU
                 fusion = Fusion(kind, True)
             elif name == SUM_NODE and reader not in sums:
                 sums.add(reader)
-                relu = after is not None and after.name() == RELU_NODE
+                relu = _is_relu(after)
                 quantized = is_quantized(after if relu else reader)
                 fusion = Fusion(ADD, relu, quantized)
             self.fusions[key] = fusion

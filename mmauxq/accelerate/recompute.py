@@ -296,13 +296,13 @@ class Recompute(TorchFunctionMode):
         return output
 
     def _norm_add_relu_quantize(
-        self, z: Tensor, norm: BatchNorm, identity: Tensor, relu: bool,
-        step: Tensor, *how: Any,
+        self, z: Tensor, norm: BatchNorm, identity: Tensor,
+        bound: float | None, step: Tensor, *how: Any,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         """Like the two operations that it fuses."""
-        again = self._recipe(normalise, (z, norm, identity, relu), {})
+        again = self._recipe(normalise, (z, norm, identity, bound), {})
         x, spare, codes = norm_add_relu_quantize(
-            z, norm, identity, relu, step, *how
+            z, norm, identity, bound, step, *how
         )
         self._remember(normalise, again, x)
         qmin, qmax, grad_scale = how

@@ -49,12 +49,12 @@ class Quantize(nn.Module):
 class Network(nn.Module):
     """Two batch norms, with what a test puts between and after them."""
 
-    def __init__(self, between, inplace=False, product=False):
+    def __init__(self, between, relu=None, product=False):
         super().__init__()
         self.conv = nn.Conv2d(3, 8, 3, padding=1, bias=False)
         self.product = nn.Conv2d(3, 8, 1, bias=False) if product else None
         self.norm = nn.BatchNorm2d(8)
-        self.relu = nn.ReLU(inplace)
+        self.relu = relu or nn.ReLU()
         self.quantize = Quantize()
         self.last = nn.Conv2d(8, 4, 1)
         self.between = between
@@ -122,11 +122,9 @@ def stacked(net, x, z):
     return torch.cat([x[:, :4], x[:, 4:]], 1)
 
 
-def run(
-    between, steps=3, memory=None, chained=True, inplace=False, products=None
-):
+def run(between, steps=3, memory=None, chained=True, relu=None, products=None):
     torch.manual_seed(0)
-    net = Network(between, inplace, products is not None).to(DEVICE)
+    net = Network(between, relu, products is not None).to(DEVICE)
     net = net.to(memory_format=torch.channels_last)
     x = torch.randn(4, 3, 6, 5, device=DEVICE)
     x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
@@ -158,7 +156,19 @@ def close(found, expected, name):
     )
 
 
-@pytest.mark.parametrize('inplace', [False, True])
+class Relu6(nn.Module):
+    def forward(self, x):
+        return F.relu6(x)
+
+
+@pytest.mark.parametrize(
+    'relu',
+    [
+        nn.ReLU(), nn.ReLU(inplace=True), nn.Hardtanh(0, 0.5),
+        nn.Hardtanh(0, 0.5, inplace=True), nn.ReLU6(), Relu6(),
+    ],
+    ids=str,
+)  # fmt: skip
 @pytest.mark.parametrize(
     'between, link',
     [
@@ -175,11 +185,11 @@ def close(found, expected, name):
         (stacked, Fusion(UNFUSED, False)),
     ],
 )
-def test_finds_the_chain_and_changes_nothing(between, link, inplace):
-    if inplace and between is read_twice:
+def test_finds_the_chain_and_changes_nothing(between, link, relu):
+    if getattr(relu, 'inplace', False) and between is read_twice:
         pytest.skip('what is read would be overwritten')
-    y, state, _ = run(between, chained=False, inplace=inplace)
-    found, found_state, chains = run(between, inplace=inplace)
+    y, state, _ = run(between, chained=False, relu=relu)
+    found, found_state, chains = run(between, relu=relu)
     assert list(chains.fusions.values()) == [link]
     torch.testing.assert_close(found, y)
     for name, value in state.items():
@@ -196,6 +206,7 @@ def test_finds_the_chain_and_changes_nothing(between, link, inplace):
     ],
 )  # fmt: skip
 def test_with_a_product_nothing_changes(between, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, 'allow_tf32', False)
     y, state, _ = run(between, chained=False, products=False)
     monkeypatch.setattr(fused_norm, 'PRODUCT_DTYPES', (torch.float32,))
     used = []
@@ -255,7 +266,7 @@ def test_a_deferred_product_is_taken_for_the_tensor():
 
 
 @pytest.mark.parametrize(
-    'between, op, has_identity, relu',
+    'between, op, has_identity, rectified',
     [
         (quantized, 'normalise_quantize', False, True),
         (signed, 'normalise_quantize', False, False),
@@ -269,7 +280,7 @@ def test_a_deferred_product_is_taken_for_the_tensor():
     ],
 )
 def test_a_chain_is_one_operation(
-    between, op, has_identity, relu, monkeypatch
+    between, op, has_identity, rectified, monkeypatch
 ):
     """And what it takes in is not done again."""
     seen = []
@@ -280,15 +291,15 @@ def test_a_chain_is_one_operation(
         def call(z, norm, *args):
             identity = None if name == 'normalise_quantize' else args[0]
             flag = args[0] if name == 'normalise_quantize' else args[1]
-            seen.append((name, identity is not None, flag))
+            seen.append((name, identity is not None, flag == 6))
             return before(z, norm, *args)
 
         monkeypatch.setattr(fused_norm, name, call)
 
     for name in ('normalise', 'normalise_quantize', 'norm_add_relu_quantize'):
         noted(name)
-    run(between, steps=3)  # the first one looks on
-    assert seen == [(op, has_identity, relu)] * 2
+    run(between, steps=3, relu=nn.ReLU6())  # the first one looks on
+    assert seen == [(op, has_identity, rectified)] * 2
 
 
 @pytest.mark.parametrize('memory', ['codes', 'recompute'])

@@ -23,6 +23,7 @@ import random
 import sys
 import time
 from dataclasses import asdict, dataclass
+from math import inf
 from pathlib import Path
 from unittest import mock
 
@@ -66,24 +67,26 @@ def batch_statistics(z, weight, bias, mean, var, momentum, eps):
     return Statistics(weight, bias, eps)
 
 
-def normalise(z, norm, identity, relu):
+def normalise(z, norm, identity, bound):
     """In separate operations, like the next two."""
     x = F.batch_norm(
         z, None, None, norm.weight, norm.bias, True, 0.0, norm.eps
     )
     x = x if identity is None else x + identity
-    return F.relu(x) if relu else x
+    if bound is None:
+        return x
+    return F.relu(x) if bound == inf else F.hardtanh(x, 0.0, bound)
 
 
-def normalise_quantize(z, norm, relu, step, qmin, qmax, grad_scale):
-    x = normalise(z, norm, None, relu)
+def normalise_quantize(z, norm, bound, step, qmin, qmax, grad_scale):
+    x = normalise(z, norm, None, bound)
     return learned_step_quantize(x, step, qmin, qmax, grad_scale=grad_scale)
 
 
 def norm_add_relu_quantize(
-    z, norm, identity, relu, step, qmin, qmax, grad_scale
+    z, norm, identity, bound, step, qmin, qmax, grad_scale
 ):
-    x = normalise(z, norm, identity, relu)
+    x = normalise(z, norm, identity, bound)
     return (
         x,
         x,

@@ -6,7 +6,7 @@
     q = quantize(act(batch_norm(z)))         normalise_quantize
     x, x, quantize(x)                        norm_add_relu_quantize
 
-with batch statistics. ``act`` is ReLU or the identity; ``quantize`` is
+with batch statistics. ``act`` is ReLU, ReLU6 or the identity; ``quantize`` is
 :func:`~mmauxq.quantizers.functional.learned_step_quantize` with a single step.
 Only ``z`` (and ``x``) are kept for the backward pass, which recomputes the
 rest; behind a 1x1 convolution to many channels not even ``z``, see
@@ -163,7 +163,7 @@ _overridable = wrap_torch_function(lambda z, *_, **__: (z,))
 
 @_overridable
 def normalise(
-    z: Tensor, norm: BatchNorm, identity: Tensor | None, relu: bool
+    z: Tensor, norm: BatchNorm, identity: Tensor | None, bound: float | None
 ) -> Tensor:
     """``act(batch_norm(z) + identity)``.
 
@@ -172,16 +172,17 @@ def normalise(
         norm: Of :func:`batch_statistics` for ``z``; gradients reach ``z``
             through the statistics too.
         identity: In the shape, dtype and layout of ``z``, or ``None``.
-        relu: Whether ``act`` is ReLU.
+        bound: Where ``act`` is a ReLU, the most that it lets through: ``inf``,
+            or 6 in ReLU6.
     """
-    return _apply(z, norm, identity, None, relu, None)
+    return _apply(z, norm, identity, None, bound, None)
 
 
 @_overridable
 def normalise_quantize(
     z: Tensor,
     norm: BatchNorm,
-    relu: bool,
+    bound: float | None,
     step: Tensor,
     qmin: int,
     qmax: int,
@@ -190,7 +191,7 @@ def normalise_quantize(
     """``learned_step_quantize(act(batch_norm(z)), step, ...)``, with a single
     step; the other arguments are those of :func:`normalise`."""
     codes = qmin, qmax, grad_scale
-    return _apply(z, norm, None, step, relu, codes)
+    return _apply(z, norm, None, step, bound, codes)
 
 
 @_overridable
@@ -198,7 +199,7 @@ def norm_add_relu_quantize(
     z: Tensor,
     norm: BatchNorm,
     identity: Tensor,
-    relu: bool,
+    bound: float | None,
     step: Tensor,
     qmin: int,
     qmax: int,
@@ -211,7 +212,7 @@ def norm_add_relu_quantize(
     gradients are added in the same pass.
     """
     codes = qmin, qmax, grad_scale
-    return _apply(z, norm, identity, step, relu, codes)
+    return _apply(z, norm, identity, step, bound, codes)
 
 
 def _apply(
@@ -219,14 +220,14 @@ def _apply(
     norm: BatchNorm,
     identity: Tensor | None,
     step: Tensor | None,
-    relu: bool,
+    bound: float | None,
     codes: tuple[int, int, float] | None,
 ) -> Any:
     of: tuple = (z, None, None)
     if norm.product is not None:
         of = (None, norm.product.x, norm.product.w)
     return _Normalise.apply(
-        *of, norm.weight, norm.bias, identity, step, norm, relu, codes
+        *of, norm.weight, norm.bias, identity, step, norm, bound, codes
     )
 
 
@@ -245,7 +246,7 @@ class _Normalise(torch.autograd.Function):
         identity: Tensor | None,
         step: Tensor | None,
         norm: BatchNorm,
-        relu: bool,
+        bound: float | None,
         codes: tuple[int, int, float] | None,
     ) -> Tensor | tuple[Tensor, ...]:
         from .norm_triton import forward_kernel
@@ -264,7 +265,7 @@ class _Normalise(torch.autograd.Function):
                 z = torch.empty_like(out)  # for the quantizer's gradient
             product_forward(
                 _rows(product.x), product.w.flatten(1), product.norm, weight,
-                bias, identity, relu, step, (qmin, qmax), out,
+                bias, identity, bound, step, (qmin, qmax), out,
                 x if both else None, z,
             )  # fmt: skip
         else:
@@ -274,17 +275,18 @@ class _Normalise(torch.autograd.Function):
                 forward_kernel, z, blocks * columns,
                 z, z if identity is None else identity, norm.mean, norm.rstd,
                 weight, bias, norm.mean if step is None else step, x, out,
-                QMIN=qmin, QMAX=qmax, IDENTITY=identity is not None, RELU=relu,
-                QUANTIZE=codes is not None, BOTH=both, **how, num_warps=WARPS,
+                QMIN=qmin, QMAX=qmax, IDENTITY=identity is not None,
+                BOUND=bound or 0.0, QUANTIZE=codes is not None, BOTH=both,
+                **how, num_warps=WARPS,
             )  # fmt: skip
         # the mask of a ReLU is read off its result, unless that is quantized
-        read = x if both or (relu and codes is None) else None
+        read = x if both or (bound and codes is None) else None
         ctx.norm = None if product is None else product.norm
         ctx.save_for_backward(
             z, read, norm.mean, norm.rstd, weight, bias, step, inputs, w
         )
         ctx.has_identity = identity is not None
-        ctx.relu, ctx.codes = relu, codes
+        ctx.bound, ctx.codes = bound, codes
         return (x, x.detach(), out) if both else out
 
     @staticmethod
@@ -310,8 +312,8 @@ class _Normalise(torch.autograd.Function):
             mean, rstd, weight, bias, mean if step is None else step,
         )  # fmt: skip
         flags = dict(
-            QMIN=qmin, QMAX=qmax, RELU=ctx.relu, QUANTIZE=step is not None,
-            OTHERS=len(others), READ=x is not None,
+            QMIN=qmin, QMAX=qmax, BOUND=ctx.bound or 0.0,
+            QUANTIZE=step is not None, OTHERS=len(others), READ=x is not None,
         )  # fmt: skip
         programs, how = split_tiles(like, 1, REDUCE_TILE, REDUCE_PROGRAMS)
         partial = torch.empty(
@@ -323,7 +325,7 @@ class _Normalise(torch.autograd.Function):
         # nothing behind it
         received = grad
         if (ctx.has_identity or ctx.norm is not None) and (
-            ctx.relu or others or step is not None
+            ctx.bound or others or step is not None
         ):
             received = torch.empty_like(like)
         launch(
@@ -351,7 +353,7 @@ class _Normalise(torch.autograd.Function):
                 # it is the sum of all incoming gradients: one read instead of
                 # up to four
                 given = (received, *given[1:])
-                flags.update(RELU=False, QUANTIZE=False, OTHERS=0, READ=False)
+                flags.update(BOUND=0.0, QUANTIZE=False, OTHERS=0, READ=False)
             grad_z = torch.empty_like(z)
             blocks, columns, how = tiles(z, 1, BACKWARD_TILE)
             launch(

@@ -90,15 +90,18 @@ def finish_kernel(
 @triton.jit
 def activation(
     z, identity, mean, factor, bias,
-    IDENTITY: tl.constexpr, RELU: tl.constexpr, TYPE: tl.constexpr,
+    IDENTITY: tl.constexpr, BOUND: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
     """What the batch norm and the operations after it make of ``z``, rounded
-    where separate operations would round."""
+    where separate operations would round. ``BOUND`` is that of a ReLU, or 0
+    without one."""
     y = ((z - mean) * factor + bias).to(TYPE).to(tl.float32)
     if IDENTITY:
         y = (y + identity).to(TYPE).to(tl.float32)
-    if RELU:
+    if BOUND > 0:
         y = tl.maximum(y, 0.0, propagate_nan=tl.PropagateNan.ALL)
+        if BOUND < float('inf'):
+            y = tl.minimum(y, BOUND, propagate_nan=tl.PropagateNan.ALL)
     return y
 
 
@@ -118,7 +121,7 @@ def forward_kernel(
     QMIN: tl.constexpr,
     QMAX: tl.constexpr,
     IDENTITY: tl.constexpr,
-    RELU: tl.constexpr,
+    BOUND: tl.constexpr,
     QUANTIZE: tl.constexpr,
     BOTH: tl.constexpr,
     WIDE: tl.constexpr,
@@ -139,7 +142,7 @@ def forward_kernel(
         identity = tl.load(identity_ptr + offsets, mask=mask, other=0.0)
         identity = identity.to(tl.float32)
     y = activation(
-        z, identity, mean, factor, bias, IDENTITY, RELU,
+        z, identity, mean, factor, bias, IDENTITY, BOUND,
         z_ptr.dtype.element_ty,
     )  # fmt: skip
     if BOTH:
@@ -154,7 +157,7 @@ def forward_kernel(
 @triton.jit
 def incoming(
     grad_ptr, other_ptr, more_ptr, z_ptr, x_ptr, offsets, mask, mean, factor,
-    bias, step, inverse, QMIN, QMAX, RELU: tl.constexpr,
+    bias, step, inverse, QMIN, QMAX, BOUND: tl.constexpr,
     QUANTIZE: tl.constexpr, OTHERS: tl.constexpr, READ: tl.constexpr,
     HAS_Z: tl.constexpr = True,
 ):  # fmt: skip
@@ -174,7 +177,7 @@ def incoming(
     if READ:
         x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
     elif QUANTIZE:
-        x = activation(z, z, mean, factor, bias, False, RELU, TYPE)
+        x = activation(z, z, mean, factor, bias, False, BOUND, TYPE)
     in_step = grad
     if QUANTIZE:
         grad, in_step, _ = lsq_grad(
@@ -187,8 +190,11 @@ def incoming(
             more = tl.load(more_ptr + offsets, mask=mask, other=0.0)
             other = (other + more.to(tl.float32)).to(TYPE).to(tl.float32)
         grad = (grad + other).to(TYPE).to(tl.float32)
-    if RELU:
-        grad = tl.where(x > 0.0, grad, 0.0)
+    if BOUND > 0:
+        inside = x > 0.0
+        if BOUND < float('inf'):
+            inside = inside & (x < BOUND)
+        grad = tl.where(inside, grad, 0.0)
     return grad, in_step, z
 
 
@@ -213,7 +219,7 @@ def reduce_kernel(
     QMIN: tl.constexpr,
     QMAX: tl.constexpr,
     IDENTITY: tl.constexpr,
-    RELU: tl.constexpr,
+    BOUND: tl.constexpr,
     QUANTIZE: tl.constexpr,
     OTHERS: tl.constexpr,
     READ: tl.constexpr,
@@ -244,7 +250,7 @@ def reduce_kernel(
         offsets, mask = tile(first + i, c, rows, channels, 1, ROWS)
         g, in_step, z = incoming(
             grad_ptr, other_ptr, more_ptr, z_ptr, x_ptr, offsets, mask, mean,
-            factor, bias, step, inverse, QMIN, QMAX, RELU, QUANTIZE, OTHERS,
+            factor, bias, step, inverse, QMIN, QMAX, BOUND, QUANTIZE, OTHERS,
             READ, HAS_Z,
         )  # fmt: skip
         if IDENTITY:
@@ -284,7 +290,7 @@ def backward_kernel(
     channels,
     QMIN: tl.constexpr,
     QMAX: tl.constexpr,
-    RELU: tl.constexpr,
+    BOUND: tl.constexpr,
     QUANTIZE: tl.constexpr,
     OTHERS: tl.constexpr,
     READ: tl.constexpr,
@@ -307,7 +313,7 @@ def backward_kernel(
         inverse = tl.div_rn(1.0, step)
     g, _, z = incoming(
         grad_ptr, other_ptr, more_ptr, z_ptr, x_ptr, offsets, mask, mean,
-        factor, bias, step, inverse, QMIN, QMAX, RELU, QUANTIZE, OTHERS, READ,
+        factor, bias, step, inverse, QMIN, QMAX, BOUND, QUANTIZE, OTHERS, READ,
     )  # fmt: skip
     n = rows * 1.0
     shift = factor * load_per_channel(sums_ptr, c, channels) / n

@@ -95,7 +95,7 @@ def product_forward(
     weight: Tensor,
     bias: Tensor,
     identity: Tensor | None,
-    relu: bool,
+    bound: float | None,
     step: Tensor | None,
     codes: tuple[int, int],
     out: Tensor,
@@ -116,7 +116,7 @@ def product_forward(
         bias, norm.mean if step is None else step, out if z is None else z,
         out if y is None else y, out, len(x),
         N=n, K=k, QMIN=codes[0], QMAX=codes[1], IDENTITY=identity is not None,
-        RELU=relu, QUANTIZE=step is not None, BOTH=y is not None,
+        BOUND=bound or 0.0, QUANTIZE=step is not None, BOTH=y is not None,
         KEEP=z is not None, BLOCK=width, DEPTH=min(DEPTH, _dot_size(k)),
         WIDE=is_wide(out), **FORWARD,
     )  # fmt: skip

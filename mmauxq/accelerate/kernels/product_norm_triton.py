@@ -51,9 +51,10 @@ def transposed_product_kernel(
             mask=exists & (right < B)[None, :],
             other=0.0,
         )
-        product = tl.dot(tl.trans(a), b, product)
+        product = tl.dot(tl.trans(a), b, product, input_precision='ieee')
         if SUM:
-            total = tl.dot(ones, b, total)  # by units that are idle
+            # by units that are idle
+            total = tl.dot(ones, b, total, input_precision='ieee')
     out = partial_ptr + split * (A + SUM) * B
     tl.store(
         out + left[:, None] * B + right[None, :],
@@ -145,7 +146,7 @@ def forward_kernel(
     QMIN: tl.constexpr,
     QMAX: tl.constexpr,
     IDENTITY: tl.constexpr,
-    RELU: tl.constexpr,
+    BOUND: tl.constexpr,
     QUANTIZE: tl.constexpr,
     BOTH: tl.constexpr,
     KEEP: tl.constexpr,
@@ -178,7 +179,7 @@ def forward_kernel(
             mask=(n < N)[:, None] & (d < K)[None, :],
             other=0.0,
         )
-        z = tl.dot(a, tl.trans(b), z)
+        z = tl.dot(a, tl.trans(b), z, input_precision='ieee')
     TYPE: tl.constexpr = out_ptr.dtype.element_ty
     places, mask = m[:, None] * N + n[None, :], exists & inside
     if KEEP:
@@ -193,7 +194,14 @@ def forward_kernel(
     factor *= tl.load(weight_ptr + n, mask=n < N, other=0.0).to(tl.float32)
     bias = tl.load(bias_ptr + n, mask=n < N, other=0.0).to(tl.float32)
     y = activation(
-        z, identity, mean, factor[None, :], bias[None, :], IDENTITY, RELU, TYPE
+        z,
+        identity,
+        mean,
+        factor[None, :],
+        bias[None, :],
+        IDENTITY,
+        BOUND,
+        TYPE,
     )
     if BOTH:
         tl.store(y_ptr + places, y.to(TYPE), mask=mask)
@@ -338,7 +346,7 @@ def input_gradient_kernel(
             mask=(d < N)[:, None] & inside,
             other=0.0,
         )
-        total = tl.dot(a, b, total)
+        total = tl.dot(a, b, total, input_precision='ieee')
     for first in tl.range(0, K, DEPTH, num_stages=STAGES):
         d = first + tl.arange(0, DEPTH)
         a = tl.load(
@@ -351,7 +359,7 @@ def input_gradient_kernel(
             mask=(d < K)[:, None] & inside,
             other=0.0,
         )
-        total = tl.dot(a, b, total)
+        total = tl.dot(a, b, total, input_precision='ieee')
     total += tl.load(constant_ptr + k, mask=k < K, other=0.0)[None, :]
     tl.store(
         grad_x_ptr + m[:, None] * K + k[None, :],

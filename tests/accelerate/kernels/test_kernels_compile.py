@@ -90,7 +90,7 @@ found['finish'] = compiled(
     n.finish_kernel, types=maps, RUNNING=True, SPLITS=128, CHANNELS=16
 )
 for kind in ('quantize', 'add', 'both'):
-    flags = dict(tile, QMIN=0, QMAX=15, RELU=True, QUANTIZE=kind != 'add')
+    flags = dict(tile, QMIN=0, QMAX=15, BOUND=6.0, QUANTIZE=kind != 'add')
     add, both = dict(IDENTITY=kind != 'quantize'), kind == 'both'
     found['norm_' + kind] = compiled(
         n.forward_kernel, wide, maps, BOTH=both, **flags, **add
@@ -100,7 +100,7 @@ for kind in ('quantize', 'add', 'both'):
         n.reduce_kernel, wide, maps, **flags, **add
     )
     if kind != 'quantize':
-        flags.update(RELU=False, QUANTIZE=False, OTHERS=0, READ=False)
+        flags.update(BOUND=0.0, QUANTIZE=False, OTHERS=0, READ=False)
     flags.pop('HAS_Z')
     found['norm_backward_' + kind] = compiled(
         n.backward_kernel, wide, maps, **flags
@@ -121,7 +121,7 @@ found['product_statistics'] = compiled(
     p.statistics_kernel, types=several, RUNNING=True, **sizes, **small
 )
 found['product_forward'] = compiled(
-    p.forward_kernel, types=maps, QMIN=0, QMAX=15, IDENTITY=True, RELU=True,
+    p.forward_kernel, types=maps, QMIN=0, QMAX=15, IDENTITY=True, BOUND=6.0,
     QUANTIZE=True, BOTH=True, KEEP=False, ROWS=64, BLOCK=128, **sizes, **deep,
 )
 found['product_weight_gradient'] = compiled(

@@ -1,5 +1,7 @@
 """A batch norm and what follows it, against separate operations."""
 
+from math import inf
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -46,10 +48,10 @@ def norm_of(channels):
     return weight, bias, [r.to(DEVICE) for r in running]
 
 
-def separate(z, weight, bias, running, identity, relu, step, qmin):
+def separate(z, weight, bias, running, identity, bound, step, qmin):
     x = F.batch_norm(z, *running, weight, bias, True, 0.1, 1e-5)
     x = x if identity is None else x + identity
-    x = F.relu(x) if relu else x
+    x = x if bound is None else F.hardtanh(x, 0.0, bound)
     if step is None:
         return x
     with use_form('reference'):
@@ -57,20 +59,20 @@ def separate(z, weight, bias, running, identity, relu, step, qmin):
     return q if identity is None else (x, x * 1, q)
 
 
-def fused(z, weight, bias, running, identity, relu, step, qmin):
+def fused(z, weight, bias, running, identity, bound, step, qmin):
     norm = batch_statistics(z.detach(), weight, bias, *running, 0.1, 1e-5)
     if step is None:
-        return normalise(z, norm, identity, relu)
-    how = (relu, step, qmin, 15, SCALE)
+        return normalise(z, norm, identity, bound)
+    how = (bound, step, qmin, 15, SCALE)
     if identity is None:
         return normalise_quantize(z, norm, *how)
     return norm_add_relu_quantize(z, norm, identity, *how)
 
 
-@pytest.mark.parametrize('relu', [False, True])
+@pytest.mark.parametrize('bound', [None, inf, 1.2])
 @pytest.mark.parametrize('kind', ['alone', 'add', 'quantize', 'both'])
 @pytest.mark.parametrize('shape', SHAPES)
-def test_equals_separate_operations(shape, kind, relu):
+def test_equals_separate_operations(shape, kind, bound):
     z = feature_map(shape)
     weight, bias, running = norm_of(shape[1])
     identity = feature_map(shape) if kind in ('add', 'both') else None
@@ -82,7 +84,7 @@ def test_equals_separate_operations(shape, kind, relu):
     results = []
     for run in (separate, fused):
         copies = [r.clone() for r in running]
-        y = run(z, weight, bias, copies, identity, relu, step, -8)
+        y = run(z, weight, bias, copies, identity, bound, step, -8)
         y = y if kind == 'both' else (y,)
         grads = torch.autograd.grad(y, inputs, list(upstream[: len(y)]))
         results.append([*y, *grads, *copies])
@@ -103,7 +105,7 @@ def test_both_when_not_all_are_read(read):
     upstream = list(torch.randn(len(read), *shape, device=DEVICE))
     results = []
     for run in (separate, fused):
-        y = run(z, weight, bias, running, identity, True, step, 0)
+        y = run(z, weight, bias, running, identity, inf, step, 0)
         y = [y[i] for i in read]
         results.append(torch.autograd.grad(y, inputs, upstream))
     for ours, theirs in zip(*results[::-1], strict=True):
@@ -119,8 +121,8 @@ def test_both_in_half_precision_are_the_two_operations():
     inputs = [z, weight, bias, identity, step]
     upstream = [torch.randn_like(z) for _ in 'xxq']
     norm = batch_statistics(z.detach(), weight, bias, *running, 0.1, 1e-5)
-    both = norm_add_relu_quantize(z, norm, identity, True, step, 0, 15, SCALE)
-    x = normalise(z, norm, identity, True)
+    both = norm_add_relu_quantize(z, norm, identity, inf, step, 0, 15, SCALE)
+    x = normalise(z, norm, identity, inf)
     q = learned_step_quantize(x, step, 0, 15, grad_scale=SCALE)
     found = torch.autograd.grad(both, inputs, upstream)
     added = [upstream[0] + upstream[1], upstream[2]]
@@ -138,7 +140,7 @@ def test_rounds_where_separate_operations_round():
     identity = feature_map((4, 16, 9, 9), HALF)
     weight, bias, running = norm_of(16)
     with torch.no_grad():
-        found = fused(z, weight, bias, running, identity, True, None, 0)
+        found = fused(z, weight, bias, running, identity, inf, None, 0)
         wide = F.batch_norm(
             z.float(), None, None, weight, bias, True, 0.1, 1e-5
         )
@@ -153,7 +155,7 @@ def test_gradients_in_half_precision_against_float64():
     weight, bias, running = norm_of(16)
     step = torch.tensor(0.3, device=DEVICE, requires_grad=True)
     upstream = torch.randn_like(z)
-    y = fused(z, weight, bias, running, None, True, step, 0)
+    y = fused(z, weight, bias, running, None, inf, step, 0)
     found = torch.autograd.grad(y, (z, weight, bias, step), upstream)
     # with the codes of float32 arithmetic, sums in float64
     with torch.no_grad():
@@ -199,7 +201,7 @@ def test_repeats_to_the_bit():
     step = torch.tensor(0.3, device=DEVICE, requires_grad=True)
 
     def run():
-        y = fused(z, weight, bias, running, None, True, step, 0)
+        y = fused(z, weight, bias, running, None, inf, step, 0)
         return [y, *torch.autograd.grad(y, (z, weight, bias, step), y)]
 
     assert all(torch.equal(*pair) for pair in zip(run(), run(), strict=True))
@@ -211,7 +213,7 @@ def test_nan_is_not_hidden():
     with torch.no_grad():
         z[0, 1, 0, 0] = torch.nan
         for step in (None, torch.tensor(0.3, device=DEVICE)):
-            y = fused(z, weight, bias, running, None, True, step, 0)
+            y = fused(z, weight, bias, running, None, inf, step, 0)
             assert y[:, 1].isnan().all()
             assert y[:, [0, 2, 3]].isfinite().all()
 
@@ -233,9 +235,9 @@ def test_the_ops_are_seen_whole_by_subclasses_of_tensors():
     norm = batch_statistics(z, weight, bias, *running, 0.1, 1e-5)
     step = torch.tensor(0.3, device=DEVICE)
     for op, args in (
-        (normalise, (norm, z, True)),
-        (normalise_quantize, (norm, True, step, 0, 15, SCALE)),
-        (norm_add_relu_quantize, (norm, z, True, step, 0, 15, SCALE)),
+        (normalise, (norm, z, inf)),
+        (normalise_quantize, (norm, inf, step, 0, 15, SCALE)),
+        (norm_add_relu_quantize, (norm, z, inf, step, 0, 15, SCALE)),
     ):
         Looking.seen.clear()
         looking = z.as_subclass(Looking)
@@ -283,7 +285,7 @@ def test_on_a_gpu_at_real_sizes(kind):
     upstream = torch.randn_like(z)
     results = []
     for run in (separate, fused):
-        y = run(z, weight, bias, running, identity, True, step, 0)
+        y = run(z, weight, bias, running, identity, inf, step, 0)
         y = y if kind == 'both' else (y,)
         grads = torch.autograd.grad(y, inputs, [upstream] * len(y))
         results.append([y[-1].detach(), *grads])

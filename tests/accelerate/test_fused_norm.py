@@ -37,6 +37,12 @@ NETWORK = dict(
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 
 
+@pytest.fixture(autouse=True)
+def exact(monkeypatch):
+    """Convolutions of float32 keep all its bits."""
+    monkeypatch.setattr(torch.backends.cudnn, 'allow_tf32', False)
+
+
 class Quantize(nn.Module):
     def __init__(self, step=0.3):
         super().__init__()
@@ -206,7 +212,6 @@ def test_finds_the_chain_and_changes_nothing(between, link, relu):
     ],
 )  # fmt: skip
 def test_with_a_product_nothing_changes(between, monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, 'allow_tf32', False)
     y, state, _ = run(between, chained=False, products=False)
     monkeypatch.setattr(fused_norm, 'PRODUCT_DTYPES', (torch.float32,))
     used = []

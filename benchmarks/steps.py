@@ -155,7 +155,7 @@ def measure(
             return loss.detach()
 
         first = step().item()  # calibrates
-        if cuda and 'graphed' not in form:
+        if cuda and 'graphed' not in form and form != 'auto':
             step()  # compiles, and chooses algorithms
 
         def steps() -> None:

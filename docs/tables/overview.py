@@ -10,7 +10,7 @@ from . import map as settings
 from . import speed
 from .experiments import by_network
 from .export import latest_formats, report_of
-from .records import LOGS, ratio, rows
+from .records import LOGS, rows
 from .runs import difference, finals, paired, without_wins
 
 NARROW = (
@@ -217,11 +217,6 @@ def top1_of(name: str) -> float:
 
 def by_guidance() -> str:
     """What guidance gains, and what it costs."""
-    found = speed.steps('r50', 256)
-    plain = found['w4a4/graphed']['ms']
-
-    def costs(arm: str) -> str:
-        return ratio(found[f'{arm}/graphed']['ms'], plain)
 
     def iteration(arm: str) -> str:
         parts = recipe_parts(arm)
@@ -255,8 +250,8 @@ def by_guidance() -> str:
         ],
         [
             'the same', '`kd_*`', gains('kd4'),
-            f'[{costs("kd")}](map.md#what-it-costs) times the plain step '
-            '(ResNet-50)',
+            f'[{speed.cost_of("kd")}](map.md#what-it-costs) times the plain '
+            'step (ResNet-50)',
         ],
         [
             'a deep network, 56 layers at W2A2', '`auxkd_*`, temperature 4',
@@ -270,7 +265,7 @@ def by_guidance() -> str:
         ],
         [
             'the same', '`kd_*`, temperature 4', in_setting(low, 'kd4'),
-            f'[{costs("kd")}](map.md#what-it-costs) times (ResNet-50)',
+            f'[{speed.cost_of("kd")}](map.md#what-it-costs) times (ResNet-50)',
         ],
         [
             'a small network that loses much, digits', '`aux_*`',
@@ -288,8 +283,9 @@ def by_guidance() -> str:
         [
             'ResNet-50, and time counts', '`aux_*` with `width_ratio=0.25`',
             f'[no form differs]({MAP}) from a float start',
-            f'[{costs("aux-quarter-amp")}](map.md#what-it-costs) times the '
-            f'plain step, the full module {costs("aux-amp")}',
+            f'[{speed.cost_of("aux-quarter-amp")}](map.md#what-it-costs) '
+            'times the plain step, the full module '
+            f'{speed.cost_of("aux-amp")}',
         ],
     ]  # fmt: skip
     head = ['where you are', 'recipe', 'gain over `qat_*`, paired by seed',

@@ -9,6 +9,7 @@ from .records import STEPS, number, ratio, rows, with_range
 
 RUNNER = 'default_step_h200.jsonl'
 DEFAULT_FORMS = 'default_forms_h200.jsonl'
+PRODUCT_NORM = 'product_norm_h200.jsonl'
 PEER = 'mmpretrain/plain'
 NETWORKS = {
     'r18': 'ResNet-18',
@@ -129,12 +130,17 @@ def other_iterations() -> str:
 # --- a training step ---------------------------------------------------------
 
 
-def steps(network: str, batch: int) -> dict[str, dict]:
-    """WHAT/FORM -> the fastest of its rows."""
+def steps(
+    network: str, batch: int, version: int | None = None
+) -> dict[str, dict]:
+    """WHAT/FORM -> the fastest of its rows, or of those of a version of the
+    kernels: 2 since products take their batch norms."""
     best: dict[str, dict] = {}
-    for row in rows(STEPS) + rows(RUNNER):
+    for row in rows(STEPS) + rows(RUNNER) + rows(DEFAULT_FORMS):
         if row['arm'].startswith(f'step/{network}/'):
             name = f'{row["what"]}/{row["form"]}'
+            if version not in (None, row.get('version', 1)):
+                continue
             if row['batch'] == batch and (
                 name not in best or row['ms'] < best[name]['ms']
             ):
@@ -146,6 +152,7 @@ STEPS_OF_R50 = {
     'float/compiled': 'float, compiled',
     'float/eager': 'float, eager',
     'w4a4/graphed': '**W4A4, `--cuda-graph`**',
+    'float/graphed': 'the recipe at 32 bits, `--cuda-graph`',
     'w4a4/compiled': 'W4A4, `--compile`',
     'w4a4/eager': 'W4A4, eager',
     'w4a4/graphed-codes': "**W4A4, `--cuda-graph`, `memory='codes'`**",
@@ -163,14 +170,20 @@ STEPS_OF_R50 = {
     'kd/compiled': 'the same, `--compile`',
 }
 """WHAT/FORM -> what it is; those without a row are left out."""
+QUARTER = 'W4A4 with the module of quarter width'
 OTHER_STEPS = {
     ('r50', 32): {
         'float/graph': 'float, CUDA graph of the whole step',
         'w4a4/graphed': 'W4A4, `--cuda-graph`',
     },
-    ('mbv2', 256): {
+    ('r18', 256): {
         'float/compiled': 'float, compiled',
         'w4a4/graphed': 'W4A4, `--cuda-graph`',
+    },
+    ('mbv2', 256): {
+        'float/compiled': 'float, compiled',
+        'float/graphed': 'the recipe at 32 bits, `--cuda-graph`',
+        'w4a4/auto': 'W4A4, by default',
     },
     ('deits', 256): {
         'float/compiled': 'float, compiled',
@@ -215,7 +228,7 @@ def other_steps() -> str:
                 name,
                 number(found[arm]['ms']),
                 ratio(found[arm]['ms'], base),
-                number(found[arm]['peak_gib']),
+                number(found[arm].get('peak_gib')),
             ]
             for arm, name in arms.items()
             if arm in found
@@ -224,21 +237,41 @@ def other_steps() -> str:
 
 
 def default_forms() -> str:
-    """The step by default beside compiled float, of one run."""
-    found = {row['arm']: row for row in rows(DEFAULT_FORMS)}
+    """Steps by default beside compiled float, in one run."""
+    found = {(row['run'], row['arm']): row for row in rows(DEFAULT_FORMS)}
     lines = []
-    for network in ('mbv2', 'deits'):
-        pair = [
-            found[f'step/{network}/{arm}/256']
-            for arm in ('float/compiled', 'w4a4/auto')
-        ]
-        lines.append(
-            [NETWORKS[network], *map(with_range, pair),
-             ratio(pair[1]['ms'], pair[0]['ms'])]
-        )  # fmt: skip
+    for (run, _), row in found.items():
+        if row['form'] == 'auto':
+            what = 'W4A4' if row['what'] == 'w4a4' else QUARTER
+            base = found[run, f'step/{row["network"]}/float/compiled/256']
+            lines.append(
+                [f'{NETWORKS[row["network"]]}, {what}', run, with_range(base),
+                 with_range(row), ratio(row['ms'], base['ms'])]
+            )  # fmt: skip
     return table(
-        ['batches of 256', 'float, compiled, ms', 'W4A4 by default, ms',
+        ['batches of 256', 'run', 'float, compiled, ms', 'by default, ms',
          'of float'], lines,
+    )  # fmt: skip
+
+
+def product_norms() -> str:
+    """Steps with batch norms as passes of their own and behind products."""
+    found = {(row['kernels'], row['arm']): row for row in rows(PRODUCT_NORM)}
+    lines = []
+    for (kernels, arm), before in found.items():
+        if kernels == 'before':
+            after = found['product', arm]
+            what = {'w4a4': 'W4A4', 'float': 'the recipe at 32 bits'}
+            lines.append([
+                f'{NETWORKS[before["network"]]}, '
+                f'{what.get(before["what"], QUARTER)}',
+                with_range(before), with_range(after),
+                ratio(after['ms'], before['ms']),
+                number(before['peak_gib']), number(after['peak_gib']),
+            ])  # fmt: skip
+    return table(
+        ['batches of 256', 'as passes of their own, ms', 'by algebra, ms',
+         'of that', 'GiB', 'by algebra, GiB'], lines,
     )  # fmt: skip
 
 
@@ -258,13 +291,19 @@ def spread_of_runs() -> str:
     return table(['', 'runs', 'smallest ms', 'largest ms'], lines)
 
 
+def cost_of(what: str) -> str:
+    """A step with guidance, of the plain one of the same kernels."""
+    arm = f'{what}/graphed'
+    versions = (steps('r50', 256, version) for version in (2, 1))
+    found = next(rows for rows in versions if arm in rows)
+    return ratio(found[arm]['ms'], found['w4a4/graphed']['ms'])
+
+
 def guidance_cost() -> str:
     """A step with each guidance, beside the plain one."""
-    found = steps('r50', 256)
-    plain = found['w4a4/graphed']['ms']
     lines = [
-        [name, ratio(found[f'{arm}/graphed']['ms'], plain)]
-        for arm, name in (
+        [name, cost_of(what)]
+        for what, name in (
             ('aux-quarter-amp', 'module of quarter width'),
             ('kd', "teacher of F's size"),
             ('aux-amp', 'full module'),
@@ -277,6 +316,7 @@ def targets() -> str:
     """What was aimed at, and what is reached."""
     ours = operations.kernel()
     r50, small = steps('r50', 256), steps('r50', 32)
+    first = steps('r50', 256, 1)  # that with a teacher has no other yet
     mobile = steps('mbv2', 256)
     compiled, eager = r50['float/compiled'], r50['float/eager']
 
@@ -296,15 +336,15 @@ def targets() -> str:
         ('time with batches of 32, both CUDA graphs', 1.0,
          small['w4a4/graphed']['ms'] / small['float/graph']['ms']),
         ('time of MobileNetV2 W4A4', 1.1,
-         mobile['w4a4/graphed']['ms'] / mobile['float/compiled']['ms']),
+         mobile['w4a4/auto']['ms'] / mobile['float/compiled']['ms']),
         ('time with the module', 1.6, time('aux-amp/graphed')),
         ('time with the module of quarter width', 1.3,
          time('aux-quarter-amp/graphed')),
         ("the same, of the time with a teacher of F's size", 1.0,
-         time('aux-quarter-amp/graphed', r50['kd/graphed'])),
+         first['aux-quarter-amp/graphed']['ms'] / first['kd/graphed']['ms']),
         ("memory of the same, of that with a teacher of F's size", 1.0,
-         r50['aux-quarter-amp/graphed']['peak_gib']
-         / r50['kd/graphed']['peak_gib']),
+         first['aux-quarter-amp/graphed']['peak_gib']
+         / first['kd/graphed']['peak_gib']),
         ("memory with `memory='codes'`", 0.7, memory('w4a4/graphed-codes')),
         ("memory with `memory='recompute'`", 0.35,
          memory('w4a4/graphed-recompute')),
@@ -334,6 +374,7 @@ TABLES = {
     'steps-resnet50': steps_of_r50,
     'steps-other': other_steps,
     'default-forms': default_forms,
+    'product-norms': product_norms,
     'steps-runs': spread_of_runs,
     'steps-guidance': guidance_cost,
     'targets': targets,

@@ -34,7 +34,7 @@ FLOAT = {
 }
 """Records -> top-1 of the float network, which they do not say themselves."""
 NEWER = {
-    'map/tiny_r18_quarter': 'qat',
+    'tiny_quarter_tuned': 'plain',
     'digits_narrow_seeds': 'plain',
     'digits_w1a1': 'plain',
     'digits_w1a1_seeds': 'plain',
@@ -49,7 +49,7 @@ PANELS = {
 NAMED = {
     'fmnist_depth56': ('56 layers', (0, 8), 'center'),
     'fmnist_narrow_w1a1': ('W1A1', (8, 12), 'left'),
-    'tiny_r18_quarter': ('Tiny-ImageNet', (-8, 12), 'right'),
+    'tiny_quarter_tuned': ('Tiny-ImageNet', (-8, 12), 'right'),
     'digits_narrow_seeds': ('narrow, digits', (-10, 26), 'right'),
     'digits_w1a1': ('W1A1, digits', (-8, 30), 'right'),
     'digits_w1a1_seeds': ('W1A1, digits', (-8, 30), 'right'),

@@ -29,6 +29,16 @@ BLOCKS = {
     'aux': 'the module',
     'auxkd': 'the module and a teacher',
 }
+TECHNIQUES = {
+    'plain': 'plain',
+    'kd': 'a teacher, temperature 1',
+    'aux': 'the module',
+    'auxkd': 'the module and a teacher',
+    'bwr': '`BlockReplacement`',
+    'freeze': '`OscillationFreezingHook`',
+    'rates': '`TransitionRateScheduleHook`',
+    'l1': '`L1ScaledWeight` for each channel',
+}
 QUICK = {'plain': 'plain W2A2', 'module': 'W2A2 with the module'}
 NARROW = {
     'plain': 'none',
@@ -104,6 +114,22 @@ def narrow_digits() -> str:
         lines.append([name, *untuned, chosen[arm], *tuned[name]])
     head = ['arm', 'top-1 at 0.1', BESIDE_PLAIN,
             'best rate', 'top-1 there', BESIDE_PLAIN]  # fmt: skip
+    return table(head, lines)
+
+
+def tuned(folder: Path, names: dict[str, str]) -> str:
+    """Arms with a rate chosen for each on images held out."""
+    terms = json.loads((folder / 'comparison.json').read_text())
+    values = terms['tuning']['values']
+    lines = [
+        [name, *(f'{top1:.2f}' for top1 in terms['held_out'][arm]),
+         terms['chosen'][arm], *row]
+        for arm, (name, *row) in zip(
+            names, arm_rows(folder, names, 'plain'), strict=True
+        )
+    ]  # fmt: skip
+    head = ['arm', *(f'held out, at {value}' for value in values),
+            'chosen rate', 'top-1', BESIDE_PLAIN]  # fmt: skip
     return table(head, lines)
 
 
@@ -253,6 +279,9 @@ TABLES = {
     'digits-rates': partial(
         arms, LOGS / 'digits_r8_rates', RATES, 'plain',
         ('arm', 'final top-1', BESIDE_PLAIN),
+    ),
+    'tiny-tuned': partial(
+        tuned, LOGS / 'tiny_quarter_tuned', TECHNIQUES
     ),
     'digits-narrow': narrow_digits,
     'digits-narrow-seeds': partial(own_floats, LOGS / 'digits_narrow_seeds'),

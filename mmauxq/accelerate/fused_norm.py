@@ -320,6 +320,7 @@ class FusedBatchNorms(TorchFunctionMode):
         if func is F.batch_norm:
             return self._batch_norm(*args, **kwargs)
         if func is F.conv2d and self.products:
+            kwargs = {n: _plain(v) for n, v in kwargs.items()}
             return self._convolution(*_plain(args), **kwargs)
         if any(isinstance(a, Deferred) for a in args):
             # before outer modes see it, which do not know the class
@@ -330,23 +331,24 @@ class FusedBatchNorms(TorchFunctionMode):
         return output
 
     def _convolution(
-        self, x: Tensor, w: Tensor, *args: Any, **how: Any
+        self, input: Tensor, weight: Tensor, *args: Any, **how: Any
     ) -> Any:
-        dtype = _dtype_of_products(x)
-        fits = _is_product(x, w, *args, **how) and torch.is_grad_enabled()
-        if not fits or dtype not in PRODUCT_DTYPES:
-            return F.conv2d(x, w, *args, **how)
-        place = tuple(w.shape)
+        dtype = _dtype_of_products(input)
+        fits = _is_product(input, weight, *args, **how)
+        if not (fits and torch.is_grad_enabled() and dtype in PRODUCT_DTYPES):
+            return F.conv2d(input, weight, *args, **how)
+        place = tuple(weight.shape)
         key = (place, self._calls[place])
         self._calls[place] += 1
         if key in self._followed:
-            n, _, height, width = x.shape
+            n, _, height, width = input.shape
             z = torch.empty(
-                (n, len(w), height, width), dtype=dtype, device=x.device,
-                requires_grad=True, memory_format=torch.channels_last,
+                (n, len(weight), height, width), dtype=dtype,
+                device=input.device, requires_grad=True,
+                memory_format=torch.channels_last,
             )  # fmt: skip
-            return DeferredProduct(x.to(dtype), w.to(dtype), z)
-        output = F.conv2d(x, w, *args, **how)
+            return DeferredProduct(input.to(dtype), weight.to(dtype), z)
+        output = F.conv2d(input, weight, *args, **how)
         if self.fusions is None:
             self._convolutions[key] = output.grad_fn
         return output
@@ -433,8 +435,8 @@ class FusedBatchNorms(TorchFunctionMode):
 
 
 def _is_product(
-    x: Tensor,
-    w: Tensor,
+    input: Tensor,
+    weight: Tensor,
     bias: Tensor | None = None,
     stride: Any = 1,
     padding: Any = 0,
@@ -444,15 +446,19 @@ def _is_product(
     """Whether a convolution is a product of pixels with weights, and gives
     many more channels than it reads."""
     return (
-        x.dim() == 4
+        input.dim() == 4
         and bias is None
-        and all(v in (1, (1, 1), [1, 1]) for v in (stride, (*w.shape[2:],)))
+        and all(
+            v in (1, (1, 1), [1, 1]) for v in (stride, (*weight.shape[2:],))
+        )
         and padding in (0, (0, 0), [0, 0])
         and groups == 1
-        and w.shape[0] >= WIDENING * w.shape[1]
-        and product_norm.takes(x.numel() // x.shape[1], w.shape[1])
-        and x.is_contiguous(memory_format=torch.channels_last)
-        and has_kernels(x)
+        and weight.shape[0] >= WIDENING * weight.shape[1]
+        and product_norm.takes(
+            input.numel() // input.shape[1], weight.shape[1]
+        )
+        and input.is_contiguous(memory_format=torch.channels_last)
+        and has_kernels(input)
     )
 
 

@@ -242,6 +242,17 @@ class ReadTwice(nn.Module):
         return self.norm(z).relu() + z.tanh()
 
 
+class Keywords(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(2, 8, 1, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+
+    def forward(self, x):
+        z = F.conv2d(input=x, weight=self.conv.weight, stride=1)
+        return self.norm(z)
+
+
 def test_a_product_with_another_reader_is_computed(monkeypatch):
     monkeypatch.setattr(fused_norm, 'PRODUCT_DTYPES', (torch.float32,))
     net, norms = ReadTwice().to(DEVICE), FusedBatchNorms(products=True)
@@ -250,6 +261,21 @@ def test_a_product_with_another_reader_is_computed(monkeypatch):
     with use_form('kernel'), norms:
         norms.plan([net(x)])
         assert type(net.conv(x)) is torch.Tensor
+
+
+def test_a_convolution_with_keywords(monkeypatch):
+    monkeypatch.setattr(fused_norm, 'PRODUCT_DTYPES', (torch.float32,))
+    net, norms = Keywords().to(DEVICE), FusedBatchNorms(products=True)
+    x = torch.rand(2, 2, 4, 4, device=DEVICE)
+    x = x.contiguous(memory_format=torch.channels_last)
+    with use_form('kernel'):
+        with norms:
+            expected = net(x)
+            norms.plan([expected])
+        with norms:
+            z = F.conv2d(input=x, weight=net.conv.weight)
+            assert isinstance(z, fused_norm.DeferredProduct)
+            torch.testing.assert_close(net.norm(z), expected)
 
 
 def test_a_deferred_product_is_taken_for_the_tensor():

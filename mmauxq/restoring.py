@@ -15,17 +15,19 @@ def snapshot(
 
     Args:
         modules: With all that is in them.
-        without: Classes of modules whose buffers are not kept.
+        without: Classes of modules whose buffers are not kept, nor those of
+            what is in them.
 
     Returns:
         A function that sets all of them back.
     """
     inner = [m for module in modules for m in module.modules()]
     modes = [(module, module.training) for module in inner]
+    left = {i for m in inner if isinstance(m, without) for i in m.modules()}
     buffers = [
         (buffer, buffer.clone())
         for module in inner
-        if not isinstance(module, without)
+        if module not in left
         for buffer in module.buffers(recurse=False)
     ]
     restore_generators = snapshot_generators(*modules)

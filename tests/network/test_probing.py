@@ -155,6 +155,14 @@ def test_what_a_quantizer_learns_stays():
     assert model[1].num_batches_tracked == 0
 
 
+def test_what_a_module_of_a_quantizer_keeps_stays():
+    quantizer = LSQ(2)
+    quantizer.inner = nn.BatchNorm1d(3)
+    with restoring(nn.Sequential(quantizer)):
+        quantizer.inner(torch.randn(4, 3))
+    assert quantizer.inner.num_batches_tracked == 1
+
+
 def test_a_buffer_that_did_not_change_is_not_written(network):
     version = network.backbone.bn1.running_mean._version
     with restoring(network):

@@ -44,6 +44,9 @@ OPTIONS = {
 }
 """Field of ``comparison.json`` -> what sets it, where that has another name.
 """
+DIVERGED = ('NaN or infinity, first in', 'holds NaN or infinity;')
+"""Of the errors with which a run ends whose numbers are not finite: in a step,
+and in what a checkpoint would have held."""
 
 
 def begin(out: Path, **terms: Any) -> None:
@@ -252,7 +255,7 @@ def _check_finished(run: Run) -> None:
         failed = f'arm {run.arm!r}, seed {run.seed} failed'
         see = f'(see {run.folder / "log.txt"})'
         line = ''.join(c for c in _log(run)[-1] if c.isprintable())
-        if run.label and 'NaN or infinity, first in' in line:
+        if run.label and any(ending in line for ending in DIVERGED):
             run.diverged.touch()
             return
         kind = TrainingError if 'TrainingError: ' in line else UsageError

@@ -133,12 +133,19 @@ def test_an_arm_without_the_setting_stays_as_it_is(arms, tmp_path):
     assert best['aux'].model.guidance.width_ratio == 0.5
 
 
-def test_a_value_with_which_training_diverges(arms, tmp_path):
+@pytest.mark.parametrize(
+    'ending',
+    [
+        'NaN or infinity, first in x',
+        'bn1.running_var holds NaN or infinity; no checkpoint is written',
+    ],
+)
+def test_a_value_with_which_training_diverges(arms, tmp_path, ending):
     """It has 0, and the others go on; outside of tuning it is an error."""
     rates = tuning.Tuning(LR, (0.02, 9.0), 300, 1000)
     good, bad = rates.plan(tmp_path, {'plain': arms['plain']})
     good.result.write_text(json.dumps(record('plain', 1000, 90.0)))
-    log = 'mmauxq.errors.TrainingError: step 3: NaN or infinity, first in x'
+    log = f'mmauxq.errors.TrainingError: step 3: {ending}'
     (bad.folder / 'log.txt').write_text(log)
     comparison._check_finished(bad)
     assert comparison._is_finished(bad)

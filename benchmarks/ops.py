@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch._functorch import config as functorch
 
-from mmauxq import compat
 from mmauxq.accelerate.kernels.dispatch import use_form
 from mmauxq.accelerate.kernels.weights import GroupedQuantizer, WeightRange
 from mmauxq.quantizers import functional as ops
 
+from .peers.quantizers import mmrazor_quantizer
 from .timing import graphed, kernel_ms, timed
 
 QMAX = 15
@@ -75,15 +75,9 @@ def contenders(
 
 
 def _mmrazor() -> nn.Module:
-    compat.enable_mmrazor()
-    from mmrazor.models.fake_quants.lsq import LearnableFakeQuantize
-    from torch.ao.quantization.observer import MinMaxObserver
-
-    quantizer = LearnableFakeQuantize(
-        MinMaxObserver, quant_min=0, quant_max=QMAX, scale=0.25
-    )
-    quantizer.enable_param_learning()
-    return quantizer
+    quantizer = mmrazor_quantizer(4, 'activation')
+    quantizer.scale.data.fill_(0.25)
+    return quantizer.enable_param_learning()
 
 
 def _brevitas() -> nn.Module:

@@ -1,0 +1,12 @@
+# Learned scales of brevitas, set up for 2 bits
+_base_ = '../../configs/qat_r20_w2a2_digits.py'
+custom_imports = dict(imports=['benchmarks.peers.quantizers'])
+
+model = dict(
+    # a GPU could not record its step
+    speed='eager',
+    quantizers=dict(
+        weight=dict(type='mmauxq.BrevitasBest'),
+        activation=dict(type='mmauxq.BrevitasBest'),
+    ),
+)

@@ -13,6 +13,7 @@ from .records import LOGS, number, rows
 from .runs import arm_rows, arms, finals, paired, with_wins, without_wins
 
 BESIDE_PLAIN = 'difference to plain, 95% interval, wins'
+BESIDE_OURS = 'difference to ours, 95% interval, wins'
 RATES = {
     'plain': 'plain',
     'tr': "`tr`: the schedule, weights' steps stand still",
@@ -38,6 +39,12 @@ TECHNIQUES = {
     'freeze': '`OscillationFreezingHook`',
     'rates': '`TransitionRateScheduleHook`',
     'l1': '`L1ScaledWeight` for each channel',
+}
+PEERS = {
+    'plain': 'ours, LSQ',
+    'mmrazor': 'MMRazor, LSQ',
+    'best': 'Brevitas, set up for 2 bits',
+    'brevitas': 'Brevitas, its usual learned scales',
 }
 QUICK = {'plain': 'plain W2A2', 'module': 'W2A2 with the module'}
 NARROW = {
@@ -130,6 +137,52 @@ def tuned(folder: Path, names: dict[str, str]) -> str:
     ]  # fmt: skip
     head = ['arm', *(f'held out, at {value}' for value in values),
             'chosen rate', 'top-1', BESIDE_PLAIN]  # fmt: skip
+    return table(head, lines)
+
+
+def narrow_rates() -> str:
+    """W1A2 on the narrow network, with other rates than the chosen ones."""
+    own = finals(LOGS / 'digits_narrow_w1a2')
+
+    def at(name: str) -> dict[int, float]:
+        (arm,) = finals(LOGS / 'digits_narrow_w1a2_rates' / name).values()
+        return arm
+
+    module = {0.1: own['aux'], 0.2: at('aux0.2')}
+    plain = {0.05: at('plain0.05'), 0.1: at('plain0.1'), 0.2: own['plain']}
+    lines = [
+        [
+            rate,
+            spread(list(arm.values())),
+            *(with_wins(paired(mine, arm)) for mine in module.values()),
+        ]
+        for rate, arm in plain.items()
+    ]
+    head = ['plain, at', 'top-1']
+    head += [f'the module, at {rate}, beside it' for rate in module]
+    return table(head, lines)
+
+
+def peers() -> str:
+    """Quantizers of other tools, at the chosen rate and at 0.1."""
+    folder = LOGS / 'digits_peers'
+    chosen = json.loads((folder / 'comparison.json').read_text())['chosen']
+    found, plain = finals(folder), finals(folder)['plain']
+    recipe = {**found, **finals(LOGS / 'digits_peers_0.1')}
+    lines = []
+    for arm, name in PEERS.items():
+        top1 = spread(list(found[arm].values()))
+        line = [name, chosen[arm], top1, '', '', '']
+        if len(found[arm]) < len(plain):
+            line[2] += f', {len(found[arm])} of {len(plain)} seeds'
+        else:
+            line[4] = spread(list(recipe[arm].values()))
+            if arm != 'plain':
+                line[3] = with_wins(paired(found[arm], plain))
+                line[5] = with_wins(paired(recipe[arm], plain))
+        lines.append(line)
+    head = ['quantizers', 'chosen rate', 'top-1', BESIDE_OURS,
+            'top-1 at 0.1', BESIDE_OURS]  # fmt: skip
     return table(head, lines)
 
 
@@ -285,6 +338,9 @@ TABLES = {
     ),
     'digits-narrow': narrow_digits,
     'digits-narrow-seeds': partial(own_floats, LOGS / 'digits_narrow_seeds'),
+    'digits-narrow-w1a2': partial(own_floats, LOGS / 'digits_narrow_w1a2'),
+    'digits-narrow-w1a2-rates': narrow_rates,
+    'digits-peers': peers,
     'digits-w1a1': partial(own_floats, LOGS / 'digits_w1a1'),
     'digits-w1a1-seeds': partial(own_floats, LOGS / 'digits_w1a1_seeds'),
     'digits-ten-seeds': partial(

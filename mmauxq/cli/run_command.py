@@ -47,8 +47,8 @@ EXPECTED = (
 )  # fmt: skip
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG}
 """What a disk that is full, read-only or broken says."""
-LOADER_DIED = 'DataLoader worker (pid'
-"""What torch's error says when a process of the data loader dies."""
+LOADER_DIED = ('DataLoader worker (pid', 'Pin memory thread exited')
+"""What torch's errors say when a process of the data loader dies."""
 RANK_PATIENCE = 10
 """Seconds after which other ranks report an error that rank 0 has not."""
 SIGNAL_PATIENCE = 0.5
@@ -130,7 +130,7 @@ def _run_command(
     except BaseException as raised:
         if args is None and isinstance(raised, SystemExit):
             raise  # --help
-        loader_died = LOADER_DIED in str(raised)
+        loader_died = _loader_died(raised)
         if running or loader_died:
             _ignore_dying_loaders()
         if loader_died or _is_distributed():
@@ -223,23 +223,36 @@ def _ignore_dying_loaders() -> None:
             continue
 
 
+def _loader_died(error: BaseException) -> bool:
+    """Whether an error comes of a process of the data loader that died.
+
+    torch raises one from a signal handler, so also in a step. Before it does,
+    the process may be missed where its batch is received: a tensor is asked
+    for by a connection. Errors of the data set in a loader process have other
+    messages.
+    """
+    if any(words in str(error) for words in LOADER_DIED):
+        return True
+    return isinstance(error, (OSError, EOFError)) and any(
+        frame.name == '_try_get_data'  # of torch.utils.data.dataloader
+        for frame in traceback.extract_tb(error.__traceback__)
+    )
+
+
 def _named(error: BaseException, cfg: 'Config | None') -> BaseException:
     """The error, or a TrainingError if it is one of the machine: the disk is
-    full, or a process of the data loader died.
-
-    torch raises the latter from a signal handler, so also in a step. Errors of
-    the data set in a loader process have other messages.
-    """
+    full, or a process of the data loader died."""
     if isinstance(error, OSError) and error.errno in DISK:
         where = error.filename or (cfg and cfg.get('work_dir')) or 'a file'
         return TrainingError(
             f'{where} cannot be written: {error.strerror}; files that were '
             'complete before are unchanged'
         )
-    if LOADER_DIED not in str(error):
+    if not _loader_died(error):
         return error
+    what = str(error) or type(error).__name__
     return TrainingError(
-        f'a process of the data loader died ({error}); it may have run out of '
+        f'a process of the data loader died ({what}); it may have run out of '
         'memory, of which fewer num_workers need less'
     )
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from torch.utils.data import DataLoader
 
 from mmauxq import compat, files
 from mmauxq.checkpoint_file import read_checkpoint
@@ -97,10 +98,39 @@ def test_a_loader_process_that_nobody_waits_for_dies(tmp_path, when):
     assert 'data loader died' in errors[0]
 
 
-def test_errors_of_the_data_are_not_taken_for_a_dead_process(capsys):
+@pytest.mark.parametrize(
+    'error',
+    [ConnectionResetError(104, 'reset'), EOFError(), FileNotFoundError()],
+)
+def test_a_process_that_dies_while_its_batch_is_received(error, capsys):
+    def get(timeout):
+        raise error
+
+    batches = iter(DataLoader(range(4), num_workers=1))
+    batches._data_queue = SimpleNamespace(get=get)
+
     def run(args, started):
         started()
-        raise RuntimeError('Caught RuntimeError in DataLoader worker process')
+        next(batches)
+
+    command = SimpleNamespace(add_arguments=lambda parser: None, run=run)
+    assert run_command.run_command(command, []) == 1
+    text = capsys.readouterr().err
+    assert text.startswith('error: a process of the data loader died (')
+    assert text.count('\n') == 1
+
+
+@pytest.mark.parametrize(
+    'error',
+    [
+        RuntimeError('Caught RuntimeError in DataLoader worker process'),
+        ConnectionResetError(104, 'reset'),
+    ],
+)
+def test_other_errors_are_not_taken_for_a_dead_process(error, capsys):
+    def run(args, started):
+        started()
+        raise error
 
     command = SimpleNamespace(add_arguments=lambda parser: None, run=run)
     assert run_command.run_command(command, []) == 1

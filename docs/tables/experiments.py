@@ -98,6 +98,11 @@ def bfloat16() -> str:
     return table(head, lines)
 
 
+def terms_of(folder: Path) -> dict:
+    """What was settled when a comparison began, and the tuned values."""
+    return json.loads((folder / 'comparison.json').read_text())
+
+
 def present(folder: Path, names: dict[str, str]) -> dict[str, str]:
     """Those of the arms that a comparison has."""
     found = finals(folder)
@@ -114,8 +119,7 @@ def narrow_digits() -> str:
         }
         for folder in (LOGS / 'digits_narrow', LOGS / 'digits_narrow_tuned')
     )
-    text = (LOGS / 'digits_narrow_tuned/comparison.json').read_text()
-    chosen = json.loads(text)['chosen']
+    chosen = terms_of(LOGS / 'digits_narrow_tuned')['chosen']
     for arm, name in BLOCKS.items():
         untuned = one.get(name, ['', ''])
         lines.append([name, *untuned, chosen[arm], *tuned[name]])
@@ -126,7 +130,7 @@ def narrow_digits() -> str:
 
 def tuned(folder: Path, names: dict[str, str]) -> str:
     """Arms with a rate chosen for each on images held out."""
-    terms = json.loads((folder / 'comparison.json').read_text())
+    terms = terms_of(folder)
     values = terms['tuning']['values']
     lines = [
         [name, *(f'{top1:.2f}' for top1 in terms['held_out'][arm]),
@@ -166,8 +170,8 @@ def narrow_rates() -> str:
 def peers() -> str:
     """Quantizers of other tools, at the chosen rate and at 0.1."""
     folder = LOGS / 'digits_peers'
-    chosen = json.loads((folder / 'comparison.json').read_text())['chosen']
-    found, plain = finals(folder), finals(folder)['plain']
+    found, chosen = finals(folder), terms_of(folder)['chosen']
+    plain = found['plain']
     recipe = {**found, **finals(LOGS / 'digits_peers_0.1')}
     lines = []
     for arm, name in PEERS.items():

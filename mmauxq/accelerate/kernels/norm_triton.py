@@ -43,6 +43,17 @@ def statistics_kernel(
 
 
 @triton.jit
+def update_running(mean_ptr, var_ptr, c, exists, mean, var, rows, momentum):
+    """Bring running statistics nearer to those of a batch of ``rows``."""
+    old = tl.load(mean_ptr + c, mask=exists, other=0.0)
+    new = old + momentum * (mean - old)
+    tl.store(mean_ptr + c, new, mask=exists)
+    old = tl.load(var_ptr + c, mask=exists, other=0.0)
+    new = old + momentum * (var * (rows / (rows - 1.0)) - old)
+    tl.store(var_ptr + c, new, mask=exists)
+
+
+@triton.jit
 def finish_kernel(
     z_ptr,
     partial_ptr,
@@ -79,12 +90,10 @@ def finish_kernel(
     tl.store(mean_ptr + c, mean, mask=exists)
     tl.store(rstd_ptr + c, 1.0 / tl.sqrt(var + eps), mask=exists)
     if RUNNING:
-        old = tl.load(running_mean_ptr + c, mask=exists, other=0.0)
-        new = old + momentum * (mean - old)
-        tl.store(running_mean_ptr + c, new, mask=exists)
-        old = tl.load(running_var_ptr + c, mask=exists, other=0.0)
-        new = old + momentum * (var * (n / (n - 1.0)) - old)
-        tl.store(running_var_ptr + c, new, mask=exists)
+        update_running(
+            running_mean_ptr, running_var_ptr, c, exists, mean, var, n,
+            momentum,
+        )  # fmt: skip
 
 
 @triton.jit

@@ -5,7 +5,21 @@ import triton
 import triton.language as tl
 
 from .lsq_triton import quantized
-from .norm_triton import activation
+from .norm_triton import activation, update_running
+
+
+@triton.jit
+def load_tile(ptr, i, j, ROWS, COLUMNS: tl.constexpr):
+    """Elements (i, j) of a matrix, zeros outside of it."""
+    inside = (i < ROWS)[:, None] & (j < COLUMNS)[None, :]
+    places = i[:, None] * COLUMNS + j[None, :]
+    return tl.load(ptr + places, mask=inside, other=0.0)
+
+
+@triton.jit
+def load_matrix(ptr, i, j, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Those, in float32."""
+    return load_tile(ptr, i, j, ROWS, COLUMNS).to(tl.float32)
 
 
 @triton.jit
@@ -40,17 +54,8 @@ def transposed_product_kernel(
     total = tl.zeros([16, BLOCK_B], dtype=tl.float32)
     for repeat in tl.range(0, REPEATS, num_stages=STAGES):
         m = first + repeat * ROWS + tl.arange(0, ROWS)
-        exists = (m < rows)[:, None]
-        a = tl.load(
-            a_ptr + m[:, None] * A + left[None, :],
-            mask=exists & (left < A)[None, :],
-            other=0.0,
-        )
-        b = tl.load(
-            b_ptr + m[:, None] * B + right[None, :],
-            mask=exists & (right < B)[None, :],
-            other=0.0,
-        )
+        a = load_tile(a_ptr, m, left, rows, A)
+        b = load_tile(b_ptr, m, right, rows, B)
         product = tl.dot(tl.trans(a), b, product, input_precision='ieee')
         if SUM:
             # by units that are idle
@@ -65,14 +70,6 @@ def transposed_product_kernel(
         if tile // TILES_B == 0:
             sums = tl.sum(total, 0) / 16
             tl.store(out + A * B + right, sums, mask=right < B)
-
-
-@triton.jit
-def load_matrix(ptr, i, j, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Elements (i, j) of a matrix, float32, zeros outside of it."""
-    inside = (i < ROWS)[:, None] & (j < COLUMNS)[None, :]
-    places = i[:, None] * COLUMNS + j[None, :]
-    return tl.load(ptr + places, mask=inside, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -119,12 +116,10 @@ def statistics_kernel(
     tl.store(mean_ptr + n, mean, mask=exists)
     tl.store(rstd_ptr + n, 1.0 / tl.sqrt(var + eps), mask=exists)
     if RUNNING:
-        old = tl.load(running_mean_ptr + n, mask=exists, other=0.0)
-        new = old + momentum * (mean - old)
-        tl.store(running_mean_ptr + n, new, mask=exists)
-        old = tl.load(running_var_ptr + n, mask=exists, other=0.0)
-        new = old + momentum * (var * (rows / (rows - 1.0)) - old)
-        tl.store(running_var_ptr + n, new, mask=exists)
+        update_running(
+            running_mean_ptr, running_var_ptr, n, exists, mean, var, rows,
+            momentum,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -169,16 +164,8 @@ def forward_kernel(
     z = tl.zeros([ROWS, BLOCK], dtype=tl.float32)
     for first in tl.range(0, K, DEPTH, num_stages=STAGES):
         d = first + tl.arange(0, DEPTH)
-        a = tl.load(
-            x_ptr + m[:, None] * K + d[None, :],
-            mask=exists & (d < K)[None, :],
-            other=0.0,
-        )
-        b = tl.load(
-            w_ptr + n[:, None] * K + d[None, :],
-            mask=(n < N)[:, None] & (d < K)[None, :],
-            other=0.0,
-        )
+        a = load_tile(x_ptr, m, d, rows, K)
+        b = load_tile(w_ptr, n, d, N, K)
         z = tl.dot(a, tl.trans(b), z, input_precision='ieee')
     TYPE: tl.constexpr = out_ptr.dtype.element_ty
     places, mask = m[:, None] * N + n[None, :], exists & inside
@@ -336,29 +323,13 @@ def input_gradient_kernel(
     total = tl.zeros([ROWS, BLOCK], dtype=tl.float32)
     for first in tl.range(0, N, DEPTH, num_stages=STAGES):
         d = first + tl.arange(0, DEPTH)
-        a = tl.load(
-            g_ptr + m[:, None] * N + d[None, :],
-            mask=exists & (d < N)[None, :],
-            other=0.0,
-        )
-        b = tl.load(
-            ahead_ptr + d[:, None] * K + k[None, :],
-            mask=(d < N)[:, None] & inside,
-            other=0.0,
-        )
+        a = load_tile(g_ptr, m, d, rows, N)
+        b = load_tile(ahead_ptr, d, k, N, K)
         total = tl.dot(a, b, total, input_precision='ieee')
     for first in tl.range(0, K, DEPTH, num_stages=STAGES):
         d = first + tl.arange(0, DEPTH)
-        a = tl.load(
-            x_ptr + m[:, None] * K + d[None, :],
-            mask=exists & (d < K)[None, :],
-            other=0.0,
-        )
-        b = tl.load(
-            across_ptr + d[:, None] * K + k[None, :],
-            mask=(d < K)[:, None] & inside,
-            other=0.0,
-        )
+        a = load_tile(x_ptr, m, d, rows, K)
+        b = load_tile(across_ptr, d, k, K, K)
         total = tl.dot(a, b, total, input_precision='ieee')
     total += tl.load(constant_ptr + k, mask=k < K, other=0.0)[None, :]
     tl.store(

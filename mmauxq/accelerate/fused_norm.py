@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from mmauxq.quantizers.functional import learned_step_quantize
 
 from .kernels import product_norm
+from .kernels.max_pool import can_pool, max_pool
 from .kernels.norm import (
     BatchNorm,
     batch_statistics,
@@ -282,7 +283,9 @@ class FusedBatchNorms(TorchFunctionMode):
     Args:
         products: Whether batch norms behind 1x1 convolutions to more channels
             do these too, and leave out all passes over their output; see
-            :mod:`.kernels.product_norm`.
+            :mod:`.kernels.product_norm`. Then max poolings have kernels as
+            well; a memory level, which forbids the one, has its own way with
+            the other, see :mod:`.recompute`.
 
     See :mod:`.kernels.norm` for what is fused. The first step that is run
     inside is only observed: :meth:`plan` reads from its autograd graph which
@@ -322,6 +325,8 @@ class FusedBatchNorms(TorchFunctionMode):
         if func is F.conv2d and self.products:
             kwargs = {n: _plain(v) for n, v in kwargs.items()}
             return self._convolution(*_plain(args), **kwargs)
+        if func is F.max_pool2d and self.products:
+            return _max_pool(*_plain(args), **kwargs)
         if any(isinstance(a, Deferred) for a in args):
             # before outer modes see it, which do not know the class
             return DeferredTensor.__torch_function__(func, types, args, kwargs)
@@ -432,6 +437,23 @@ class FusedBatchNorms(TorchFunctionMode):
             if _only(readers, node) in norms
         }
         self._norms, self._quantizers, self._convolutions = {}, [], {}
+
+
+def _max_pool(
+    x: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    **how: Any,
+) -> Tensor:
+    """``F.max_pool2d``, by kernels where it keeps something."""
+    if (
+        torch.is_grad_enabled()
+        and x.requires_grad
+        and can_pool(x, kernel_size, stride, padding, **how)
+    ):
+        return max_pool(x, kernel_size, stride, padding)
+    return F.max_pool2d(x, kernel_size, stride, padding, **how)
 
 
 def _is_product(

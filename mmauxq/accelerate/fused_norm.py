@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from mmauxq.quantizers.functional import learned_step_quantize
 
 from .kernels import product_norm
-from .kernels.max_pool import can_pool, max_pool
+from .kernels.dispatch import product_dtype
 from .kernels.norm import (
     BatchNorm,
     batch_statistics,
@@ -283,9 +283,7 @@ class FusedBatchNorms(TorchFunctionMode):
     Args:
         products: Whether batch norms behind 1x1 convolutions to more channels
             do these too, and leave out all passes over their output; see
-            :mod:`.kernels.product_norm`. Then max poolings have kernels as
-            well; a memory level, which forbids the one, has its own way with
-            the other, see :mod:`.recompute`.
+            :mod:`.kernels.product_norm`.
 
     See :mod:`.kernels.norm` for what is fused. The first step that is run
     inside is only observed: :meth:`plan` reads from its autograd graph which
@@ -325,8 +323,6 @@ class FusedBatchNorms(TorchFunctionMode):
         if func is F.conv2d and self.products:
             kwargs = {n: _plain(v) for n, v in kwargs.items()}
             return self._convolution(*_plain(args), **kwargs)
-        if func is F.max_pool2d and self.products:
-            return _max_pool(*_plain(args), **kwargs)
         if any(isinstance(a, Deferred) for a in args):
             # before outer modes see it, which do not know the class
             return DeferredTensor.__torch_function__(func, types, args, kwargs)
@@ -338,7 +334,7 @@ class FusedBatchNorms(TorchFunctionMode):
     def _convolution(
         self, input: Tensor, weight: Tensor, *args: Any, **how: Any
     ) -> Any:
-        dtype = _dtype_of_products(input)
+        dtype = product_dtype(input)
         fits = _is_product(input, weight, *args, **how)
         if not (fits and torch.is_grad_enabled() and dtype in PRODUCT_DTYPES):
             return F.conv2d(input, weight, *args, **how)
@@ -439,23 +435,6 @@ class FusedBatchNorms(TorchFunctionMode):
         self._norms, self._quantizers, self._convolutions = {}, [], {}
 
 
-def _max_pool(
-    x: Tensor,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    **how: Any,
-) -> Tensor:
-    """``F.max_pool2d``, by kernels where it keeps something."""
-    if (
-        torch.is_grad_enabled()
-        and x.requires_grad
-        and can_pool(x, kernel_size, stride, padding, **how)
-    ):
-        return max_pool(x, kernel_size, stride, padding)
-    return F.max_pool2d(x, kernel_size, stride, padding, **how)
-
-
 def _is_product(
     input: Tensor,
     weight: Tensor,
@@ -482,14 +461,6 @@ def _is_product(
         and input.is_contiguous(memory_format=torch.channels_last)
         and has_kernels(input)
     )
-
-
-def _dtype_of_products(x: Tensor) -> torch.dtype:
-    """In which dtype a convolution of ``x`` is computed."""
-    device = x.device.type
-    if torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    return x.dtype
 
 
 def materialize(value: 'Tensor | DeferredTensor') -> Tensor:

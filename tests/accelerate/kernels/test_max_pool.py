@@ -3,16 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
-from mmauxq.accelerate import fused_norm
-from mmauxq.accelerate.fused_norm import (
-    QUANTIZE,
-    RELU,
-    DeferredTensor,
-    FusedBatchNorms,
-    Fusion,
-)
 from mmauxq.accelerate.kernels import max_pool as max_pool_module
 from mmauxq.accelerate.kernels.dispatch import use_form
 from mmauxq.accelerate.kernels.max_pool import can_pool, max_pool
@@ -187,90 +178,6 @@ def test_large_windows():
 def test_the_last_place_of_the_largest_window():
     x = torch.arange(53.0 * 7).reshape(1, 1, 53, 7).to(DEVICE)
     compare(channels_last(x).requires_grad_(), ((51, 5), 1, 0))
-
-
-class Stem(nn.Module):
-    """As a ResNet begins."""
-
-    def __init__(self, **pool):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 8, 3, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(8)
-        self.pool = nn.MaxPool2d(3, stride=2, padding=1, **pool)
-
-    def forward(self, x):
-        return self.pool(F.relu(self.norm(self.conv(x))))
-
-
-def train(monkeypatch, products=True, steps=2, **pool):
-    """Gradients of a step, and how many poolings ran by kernels."""
-    used, torch_used = [], []
-    for name, seen, place in (
-        ('max_pool', used, fused_norm),
-        ('max_pool2d', torch_used, torch),
-    ):
-        before = getattr(place, name)
-
-        def call(*args, before=before, seen=seen):
-            seen.append(type(args[0]))
-            return before(*args)
-
-        monkeypatch.setattr(place, name, call)
-    torch.manual_seed(0)
-    net = Stem(**pool).to(DEVICE, memory_format=torch.channels_last)
-    x = feature_map(2, 3, 9, 7)
-    norms = FusedBatchNorms(products)
-    for _ in range(steps):
-        net.zero_grad()
-        with norms:
-            y = net(x)
-            norms.plan([y])
-        y.square().sum().backward()
-    assert list(norms.fusions.values()) == [Fusion(RELU, True)]
-    grads = [p.grad for p in net.parameters()]
-    monkeypatch.undo()
-    return [y, *grads, x.grad], used, torch_used
-
-
-def test_a_step_uses_it_and_changes_nothing(monkeypatch):
-    found, used, torch_used = train(monkeypatch)
-    assert used == [torch.Tensor] * 2 and not torch_used
-    expected, used, torch_used = train(monkeypatch, products=False)
-    assert len(torch_used) == 2 and not used
-    for ours, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
-
-
-def test_a_step_leaves_other_poolings_to_torch(monkeypatch):
-    found, used, torch_used = train(monkeypatch, ceil_mode=True)
-    assert len(torch_used) == 2 and not used
-    expected, *_ = train(monkeypatch, products=False, ceil_mode=True)
-    for ours, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
-
-
-def test_what_waits_is_computed_first():
-    z = feature_map(2, 4, 6, 6)
-    plain = z * 2
-    waits = DeferredTensor(z, None, Fusion(QUANTIZE, True), value=plain)
-    with FusedBatchNorms(products=True):
-        found = F.max_pool2d(waits, 3, 2, 1)
-    assert 'MaxPoolBackward' in found.grad_fn.name()
-    assert found.grad_fn.next_functions[0][0] is plain.grad_fn
-    assert torch.equal(found, F.max_pool2d(plain, 3, 2, 1))
-
-
-def test_what_keeps_nothing_is_left_to_torch(monkeypatch):
-    monkeypatch.setattr(fused_norm, 'max_pool', None)
-    x = feature_map(2, 4, 6, 6)
-    with FusedBatchNorms(products=True):
-        found = F.max_pool2d(x.detach(), 2)
-        with torch.no_grad():
-            assert torch.equal(F.max_pool2d(x, 2), found)
-        found, places = F.max_pool2d(x, 2, return_indices=True)
-    expected = F.max_pool2d(x, 2, return_indices=True)
-    assert torch.equal(found, expected[0])
-    assert torch.equal(places, expected[1])
 
 
 @pytest.mark.gpu

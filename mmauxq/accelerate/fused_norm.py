@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from mmauxq.quantizers.functional import learned_step_quantize
 
 from .kernels import product_norm
+from .kernels.dispatch import product_dtype
 from .kernels.norm import (
     BatchNorm,
     batch_statistics,
@@ -333,7 +334,7 @@ class FusedBatchNorms(TorchFunctionMode):
     def _convolution(
         self, input: Tensor, weight: Tensor, *args: Any, **how: Any
     ) -> Any:
-        dtype = _dtype_of_products(input)
+        dtype = product_dtype(input)
         fits = _is_product(input, weight, *args, **how)
         if not (fits and torch.is_grad_enabled() and dtype in PRODUCT_DTYPES):
             return F.conv2d(input, weight, *args, **how)
@@ -460,14 +461,6 @@ def _is_product(
         and input.is_contiguous(memory_format=torch.channels_last)
         and has_kernels(input)
     )
-
-
-def _dtype_of_products(x: Tensor) -> torch.dtype:
-    """In which dtype a convolution of ``x`` is computed."""
-    device = x.device.type
-    if torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    return x.dtype
 
 
 def materialize(value: 'Tensor | DeferredTensor') -> Tensor:

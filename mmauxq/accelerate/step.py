@@ -1,7 +1,7 @@
 """A training step in the form that ``model.speed`` asks for."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from mmauxq.restoring import snapshot
 
 from .compiled import CompiledStep
 from .cuda_graph import GraphedStep, log_eager
+from .faster import FasterOperations
 from .fused_norm import FusedBatchNorms, materialize
 from .grouped_weights import GroupedWeights
 from .kernels.dispatch import is_forced
@@ -152,16 +153,17 @@ class AcceleratedStep:
             return self.model.compute(inputs)
 
     def _fused(self, inputs: Tensor) -> tuple[Any, list]:
-        """Kernel by kernel, with fused batch norms: more work for the host,
-        less for the GPU."""
-        norms: Any = nullcontext()
-        if (
-            has_kernels(inputs)
-            and torch.is_grad_enabled()
-            and self._plan_fusions(inputs)
-        ):
-            norms = self.fused_norms
-        with self._entered(), norms:
+        """Kernel by kernel, with fused batch norms and other faster forms:
+        more work for the host, less for the GPU."""
+        modes: list[Any] = []
+        if has_kernels(inputs) and torch.is_grad_enabled():
+            if self.speed.memory is None:
+                modes.append(FasterOperations())
+            if self._plan_fusions(inputs):
+                modes.append(self.fused_norms)
+        with self._entered(), ExitStack() as stack:
+            for mode in modes:
+                stack.enter_context(mode)
             return self.model.compute(inputs)
 
     @contextmanager

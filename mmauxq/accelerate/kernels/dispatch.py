@@ -59,6 +59,14 @@ def keep(*tensors: Tensor) -> None:
         _kept.extend(tensors)
 
 
+def product_dtype(x: Tensor) -> torch.dtype:
+    """In which dtype a convolution of ``x`` is computed."""
+    device = x.device.type
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return x.dtype
+
+
 def wants_kernel(x: Tensor) -> bool:
     """Whether a kernel should run for ``x``, if there is one that can."""
     if _form == 'auto':

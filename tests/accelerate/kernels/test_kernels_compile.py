@@ -19,7 +19,8 @@ import json, sys
 import triton, triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from mmauxq.accelerate.kernels import lsq_triton, norm_triton
+from mmauxq.accelerate.kernels import lsq_triton, max_pool_triton
+from mmauxq.accelerate.kernels import norm_triton
 from mmauxq.accelerate.kernels import packed_triton, product_norm_triton
 from mmauxq.accelerate.kernels import weights_triton
 
@@ -133,6 +134,16 @@ found['product_across'] = compiled(
 found['product_input_gradient'] = compiled(
     p.input_gradient_kernel, types=maps, ROWS=128, BLOCK=128, **sizes, **deep
 )
+m = max_pool_triton
+bytes_ = dict(maps, place_ptr='*u8')
+window = dict(
+    C=64, H=112, W=112, OH=56, OW=56, KH=3, KW=3, SH=2, SW=2, PH=1, PW=1,
+    WIDE=True, ROWS=32, CHANNELS=64,
+)
+found['max_pool'] = compiled(m.forward_kernel, types=bytes_, **window)
+found['max_pool_backward'] = compiled(
+    m.backward_kernel, types=bytes_, CELLS_H=57, CELLS_W=57, **window
+)
 json.dump(found, open(sys.argv[1], 'w'))
 """
 
@@ -152,7 +163,7 @@ def test_kernels_compile_for_a_gpu(run_python, tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     ptx = json.loads((tmp_path / 'ptx.json').read_text())
-    assert len(ptx) == 26
+    assert len(ptx) == 28
     for name in ('gram', 'product_forward', 'product_input_gradient'):
         assert 'wgmma' in ptx[name], name  # tensor cores
     wide_load = re.compile(r'ld\.global\.v4\.b32')
@@ -161,7 +172,8 @@ def test_kernels_compile_for_a_gpu(run_python, tmp_path):
     for name in ('forward_flat', 'backward_flat', 'forward_channels',
                  'backward_channels', 'norm_add', 'norm_quantize',
                  'norm_both', 'norm_backward_add', 'norm_backward_quantize',
-                 'norm_backward_both'):  # fmt: skip
+                 'norm_backward_both', 'max_pool',
+                 'max_pool_backward'):  # fmt: skip
         assert wide_load.search(ptx[name]), name
         assert wide_store.search(ptx[name]), name
     for name in ('forward_flat', 'backward_flat'):

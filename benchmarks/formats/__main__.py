@@ -30,7 +30,15 @@ from mmauxq.optional import need
 from mmauxq.quantizers.base import MOST_BITS, ROLES
 
 from .. import results
-from .forms import FORMS, Row, arm, exported, time_rows
+from .forms import (
+    FORMS,
+    PACKAGES,
+    TIMED,
+    Row,
+    arm,
+    exported,
+    time_rows,
+)
 from .page import as_markdown
 
 if TYPE_CHECKING:
@@ -135,7 +143,8 @@ def _measured(
             lambda: bar.advance(task),
         )  # fmt: skip
     time_rows(rows, contents, network, args.rounds)
-    where = conditions(network.algorithm.cost.shape, args.rounds)
+    packages = [PACKAGES.get(name, name) for name in TIMED]
+    where = conditions(network.algorithm.cost.shape, args.rounds, packages)
     return [dict(row, conditions=where) for row in rows]
 
 

@@ -34,6 +34,71 @@ def formats(network: str) -> str:
     return table(HEAD, map(cells, latest_formats(network).values()), ALIGN)
 
 
+TIMED = {
+    'configs/qat_r18_w4a4.py': 'ResNet-18',
+    'configs/qat_r50_w4a4.py': 'ResNet-50',
+    'mobilenet-v2_8xb32_in1k_w4a4.py': 'MobileNetV2',
+}
+"""Config -> its network."""
+BEST = ('openvino', 'int8')
+"""The fastest form that keeps the codes, and its runtime."""
+RESIDUAL = ('onnxruntime', 'int8, residual int8')
+"""The fastest form in ONNX Runtime."""
+FORM_AIMS = {'ResNet-18': 2.5, 'ResNet-50': 2.5, 'MobileNetV2': 1.5}
+"""Network -> the speed-up of an int8 file over the float file that was aimed
+at."""
+
+
+def timed_forms() -> dict[str, list[dict[str, str]]]:
+    """Network -> rows of the table that ``tools/latency.py`` printed."""
+    found: dict[str, list[dict[str, str]]] = {}
+    head: list[str] = []
+    for line in (LOGS / 'latency_vnni.txt').read_text().splitlines():
+        cells = [cell.strip() for cell in line.split('|')[1:-1]]
+        if line.startswith('$'):
+            lines = found.setdefault(TIMED[line.split()[3]], [])
+        elif line.startswith('| runtime'):
+            head = cells
+        elif cells and not cells[0].startswith('-'):
+            lines.append(dict(zip(head, cells, strict=True)))
+    return found
+
+
+def speed_up(network: str, form: tuple[str, str]) -> str:
+    """The median of a form of ``latency``, as the command printed it."""
+    (row,) = (
+        row
+        for row in timed_forms()[network]
+        if (row['runtime'], row['form']) == form
+    )
+    return row['speed-up'].split()[0]
+
+
+def latency() -> str:
+    """Forms on a processor with VNNI."""
+    lines = [
+        [network, row['runtime'], row['form'], row['integer'],
+         *(row[name].replace('-', ' to ') for name in ('ms', 'speed-up'))]
+        for network, found in timed_forms().items()
+        for row in found
+    ]  # fmt: skip
+    head = ['network', 'runtime', 'form', 'layers in integer kernels', 'ms',
+            'speed-up over the float file']  # fmt: skip
+    return table(head, lines, 'lllrrr')
+
+
+def latency_aims() -> str:
+    """What an int8 file was to gain, and what it gains."""
+    lines = [
+        [network, f'{aim:.1f}', *(speed_up(network, form) for form in
+                                  (RESIDUAL, BEST))]
+        for network, aim in FORM_AIMS.items()
+    ]  # fmt: skip
+    head = ['network', 'aim', 'ONNX Runtime, `--residual int8`',
+            'OpenVINO, `--weights int8`']  # fmt: skip
+    return table(head, lines, 'lrrr')
+
+
 def mobile() -> str:
     """Bits of phones, beside the float network that was trained on."""
     folder = LOGS / 'fmnist_mobile_bits'
@@ -136,6 +201,8 @@ def exported_bytes() -> str:
 
 
 TABLES = {
+    'latency-vnni': latency,
+    'latency-aims': latency_aims,
     'formats-resnet20': partial(formats, 'r20'),
     'formats-resnet18': partial(formats, 'r18'),
     'mobile-bits': mobile,

@@ -9,7 +9,7 @@ from mmauxq.text import table
 from . import map as settings
 from . import speed
 from .experiments import by_network
-from .export import latest_formats, report_of
+from .export import BEST, RESIDUAL, latest_formats, report_of, speed_up
 from .records import LOGS, rows
 from .runs import difference, finals, paired, without_wins
 
@@ -88,8 +88,18 @@ def by_device() -> str:
             'W4A4',
             '`qat_*_w4a4`',
             '`--weights int8 --residual int8`',
-            '[ResNet-18 2.33 times](export.md#speed) as fast as its float '
-            'export, ResNet-50 2.49 times; raw records were not kept',
+            f'[ResNet-18 {speed_up("ResNet-18", RESIDUAL)} times]'
+            '(export.md#speed) as fast as its float export, ResNet-50 '
+            f'{speed_up("ResNet-50", RESIDUAL)} times',
+        ],
+        [
+            'processor with VNNI, OpenVINO',
+            'W4A4',
+            '`qat_*_w4a4`',
+            '`--weights int8`',
+            f'[ResNet-18 {speed_up("ResNet-18", BEST)} times]'
+            '(export.md#speed), ResNet-50 '
+            f'{speed_up("ResNet-50", BEST)} times, with the codes of PyTorch',
         ],
         [
             'processor without VNNI, ONNX Runtime',

@@ -7,7 +7,8 @@ import io
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from importlib.metadata import PackageNotFoundError, version
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -83,7 +84,7 @@ def run(args: argparse.Namespace, mark_running: Callable) -> None:
     kinds = ['onnxruntime', 'openvino'][: 1 + args.openvino]
     shape = network.algorithm.cost.shape
     mark_running()
-    print(conditions(shape, args.rounds))
+    print(conditions(shape, args.rounds, kinds))
     kernels = {n: len(runtime.operators(m)[1]) for n, m in models.items()}
     print(table(HEAD, align='lrrlrrrr'), end='')
     busy = 0.0
@@ -108,13 +109,21 @@ def run(args: argparse.Namespace, mark_running: Callable) -> None:
     warn_if_busy(busy)
 
 
-def conditions(shape: Sequence[int], rounds: int) -> str:
-    """On what is measured, images of (C, H, W) = ``shape``, and how often."""
+def conditions(
+    shape: Sequence[int], rounds: int, packages: Sequence[str]
+) -> str:
+    """On what is measured, images of (C, H, W) = ``shape``, how often, and
+    with which versions of those packages that are installed."""
     from mmauxq.deploy.onnx import runtime
 
+    versions = []
+    for name in packages:
+        with suppress(PackageNotFoundError):
+            versions.append(f'{name} {version(name)}')
     return (
         f'{runtime.cpu_name()} ({", ".join(runtime.cpu_features())}), '
-        f'{os.cpu_count()} cores; images of (C, H, W) = {tuple(shape)}; '
+        f'{os.cpu_count()} cores; {", ".join(versions)}; '
+        f'images of (C, H, W) = {tuple(shape)}; '
         f'{rounds} rounds: median and quartiles'
     )
 

@@ -1,3 +1,4 @@
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,7 @@ def test_the_table(capfd, tmp_path, monkeypatch):
         'kept 0.7 cores busy, so that these figures are no ev' in printed.err
     )
     assert '(C, H, W) = (1, 8, 8); 1 rounds' in printed.out
+    assert f'cores; onnxruntime {version("onnxruntime")}; im' in printed.out
     rows = [
         [cell.strip() for cell in line.split('|')[1:-1]]
         for line in printed.out.splitlines()

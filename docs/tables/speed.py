@@ -14,7 +14,7 @@ FASTER_FORMS = 'faster_forms_h200.jsonl'
 FORMS = {
     'before': "torch's forms",
     'pooling': 'max pooling that keeps a byte for each maximum',
-    'pooling and blocks': 'the same, and the first convolution on blocks',
+    'pooling and blocks': 'the same, and space-to-depth',
 }
 """``kernels`` of a row of FASTER_FORMS -> what it is."""
 PEER = 'mmpretrain/plain'

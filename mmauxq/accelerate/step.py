@@ -16,7 +16,7 @@ from mmauxq.restoring import snapshot
 
 from .compiled import CompiledStep
 from .cuda_graph import GraphedStep, log_eager
-from .faster import FasterOperations
+from .faster_operations import FasterOperations
 from .fused_norm import FusedBatchNorms, materialize
 from .grouped_weights import GroupedWeights
 from .kernels.dispatch import is_forced

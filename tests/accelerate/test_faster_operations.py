@@ -5,8 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mmauxq.accelerate import blocks, faster
-from mmauxq.accelerate.faster import FasterOperations
+from mmauxq.accelerate import faster_operations as faster
+from mmauxq.accelerate import space_to_depth
+from mmauxq.accelerate.faster_operations import FasterOperations
 from mmauxq.accelerate.fused_norm import (
     QUANTIZE,
     RELU,
@@ -78,7 +79,7 @@ def test_a_pooling_changes_nothing(ceil_mode, monkeypatch):
     net = net.to(DEVICE, memory_format=torch.channels_last)
     x = images(2, 3, 18, 15)
     pooled = counted(monkeypatch, faster, 'max_pool')
-    convolved = counted(monkeypatch, blocks, 'convolve_blocks')
+    convolved = counted(monkeypatch, space_to_depth, 'convolve')
     expected = train(net, x, modes=False)
     assert not pooled
     found = train(net, x, modes=True)
@@ -91,7 +92,7 @@ def test_a_pooling_changes_nothing(ceil_mode, monkeypatch):
 def test_a_convolution_of_images_differs_by_rounding(monkeypatch):
     net = Stem().to(DEVICE, memory_format=torch.channels_last)
     x = images(2, 3, 18, 15)
-    convolved = counted(monkeypatch, blocks, 'convolve_blocks')
+    convolved = counted(monkeypatch, space_to_depth, 'convolve')
     wide = train(net, x, modes=False)
     expected = train(net, x, modes=False, half=True)
     assert not convolved
@@ -115,7 +116,7 @@ def test_what_waits_is_computed_first():
 
 def test_what_keeps_nothing_is_left_to_torch(monkeypatch):
     monkeypatch.setattr(faster, 'max_pool', None)
-    monkeypatch.setattr(blocks, 'convolve_blocks', None)
+    monkeypatch.setattr(space_to_depth, 'convolve', None)
     x, w = images(2, 4, 6, 6), torch.randn(8, 4, 3, 3, device=DEVICE)
     with FasterOperations():
         found = F.max_pool2d(x, 2)

@@ -1,4 +1,4 @@
-"""Convolutions of images with stride 2, as ones of blocks with stride 1.
+"""Convolutions of images with stride 2, by space-to-depth.
 
 cuDNN fills three channels up to eight, and its convolutions with a stride are
 slower than those without. With blocks of 2 x 2 pixels as one pixel of 16
@@ -24,8 +24,8 @@ def takes(
     dilation: int | tuple[int, ...] = 1,
     groups: int = 1,
 ) -> bool:
-    """Whether :func:`convolve_blocks` takes this call of ``F.conv2d``: of
-    images (N, C, H, W), channels last, that need no gradient."""
+    """Whether :func:`convolve` takes this call of ``F.conv2d``: of images
+    (N, C, H, W), channels last, that need no gradient."""
     return (
         input.dim() == 4
         and not input.requires_grad
@@ -45,7 +45,7 @@ def takes(
     )
 
 
-def convolve_blocks(
+def convolve(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -76,11 +76,13 @@ def convolve_blocks(
         around_x += [p + odd, STRIDE * last - size - p - odd]
         around_w += [odd, STRIDE * taps - k - odd]
     return F.conv2d(
-        _in_blocks(F.pad(x, around_x)), _in_blocks(F.pad(w, around_w)), bias
+        _space_to_depth(F.pad(x, around_x)),
+        _space_to_depth(F.pad(w, around_w)),
+        bias,
     )
 
 
-def _in_blocks(x: Tensor) -> Tensor:
+def _space_to_depth(x: Tensor) -> Tensor:
     """(N, H, W, C) -> (N, 4 C, H / 2, W / 2), channels last."""
     n, h, w, c = x.shape
     blocks = x.reshape(n, h // 2, 2, w // 2, 2, c).transpose(2, 3)

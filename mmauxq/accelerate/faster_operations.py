@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from . import blocks
+from . import space_to_depth
 from .kernels.dispatch import product_dtype
 from .kernels.max_pool import can_pool, max_pool
 
@@ -16,7 +16,8 @@ from .kernels.max_pool import can_pool, max_pool
 class FasterOperations(TorchFunctionMode):
     """While entered, these run in another form, where it takes them: max
     pooling, see :mod:`.kernels.max_pool`; and, in bfloat16, convolutions of
-    images with stride 2, see :mod:`.blocks`. Only with gradients."""
+    images with stride 2, see :mod:`.space_to_depth`. Only with gradients.
+    """
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -50,10 +51,10 @@ def _conv2d(
 ) -> Tensor:
     call = (input, weight, bias, stride, padding)
     dtype = product_dtype(input)
-    if dtype == torch.bfloat16 and blocks.takes(*call, *args, **how):
+    if dtype == torch.bfloat16 and space_to_depth.takes(*call, *args, **how):
         # before the images are copied into blocks
         input, weight = input.to(dtype), weight.to(dtype)
-        return blocks.convolve_blocks(input, weight, bias, padding)
+        return space_to_depth.convolve(input, weight, bias, padding)
     return F.conv2d(*call, *args, **how)
 
 

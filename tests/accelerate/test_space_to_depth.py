@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from mmauxq.accelerate.blocks import convolve_blocks, takes
+from mmauxq.accelerate.space_to_depth import convolve, takes
 
 
 def images(*shape, **how):
@@ -32,7 +32,7 @@ def test_equals_the_convolution(kernel, padding, size, channels, with_bias):
     inputs = [t.requires_grad_() for t in (weight, bias) if t is not None]
     expected = F.conv2d(x, weight, bias, 2, padding)
     assert takes(x, weight, bias, 2, padding)
-    found = convolve_blocks(x, weight, bias, padding)
+    found = convolve(x, weight, bias, padding)
     assert found.is_contiguous(memory_format=torch.channels_last)
     assert_close(found, expected)
     upstream = torch.randn_like(expected)
@@ -46,9 +46,9 @@ def test_equals_the_convolution(kernel, padding, size, channels, with_bias):
 
 def test_weights_in_any_layout():
     x, weight = images(2, 3, 9, 9), torch.randn(8, 3, 3, 3)
-    expected = convolve_blocks(x, weight, None, 1)
+    expected = convolve(x, weight, None, 1)
     last = weight.contiguous(memory_format=torch.channels_last)
-    assert torch.equal(convolve_blocks(x, last, None, 1), expected)
+    assert torch.equal(convolve(x, last, None, 1), expected)
 
 
 def test_what_is_taken():

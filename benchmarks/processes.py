@@ -7,6 +7,7 @@ come.
 import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from typing import Any
 from . import results
 from .recipes import ROOT
 
+TRACEBACK = 'Traceback (most recent call last):'
 PATIENCE = 300
 """Seconds that one measurement may take."""
 
@@ -104,6 +106,8 @@ def measure(name: str, patience: float, out: Path, **settings: Any) -> str:
             ).returncode  # fmt: skip
         except subprocess.TimeoutExpired as error:
             raise RuntimeError(f'took more than {patience:.0f} s') from error
+    if status < 0:
+        raise RuntimeError(f'ended by {signal.Signals(-status).name}')
     if status:
         raise RuntimeError(last_words(log, f'exit status {status}'))
     return 'done'
@@ -124,4 +128,8 @@ def last_words(log: Path, default: str) -> str:
     ]
     # a command of this package says why before its caller's traceback
     errors = [line for line in lines if line.startswith('error: ')]
+    starts = [n for n, line in enumerate(lines) if line.startswith(TRACEBACK)]
+    if starts and not errors:  # some exceptions have hints below their line
+        below = lines[starts[-1] + 1 :]
+        errors = [line for line in below if not line[0].isspace()][:1]
     return (errors or lines or [default])[-1][:400]

@@ -1,7 +1,7 @@
 import pytest
 
 from benchmarks import processes, results
-from benchmarks.processes import PATIENCE, last_words, run_all
+from benchmarks.processes import PATIENCE, TRACEBACK, last_words, run_all
 
 
 @pytest.mark.parametrize(
@@ -11,6 +11,7 @@ from benchmarks.processes import PATIENCE, last_words, run_all
         ('a\nb\n\n', 'b'),
         ('why\nerror: rank 1 died; the job was stopped\n', 'why'),
         ('error: why\nTraceback\nRuntimeError: 2\n', 'error: why'),
+        (f'{TRACEBACK}\n  a\nE: b\n\n{TRACEBACK}\n  c\nwhy\n\nhint\n', 'why'),
         ('x' * 500, 'x' * 400),
     ],
 )
@@ -52,3 +53,12 @@ def test_nothing_starts_when_time_is_up(tmp_path, capsys):
 def test_one_that_takes_too_long_is_ended(tmp_path):
     with pytest.raises(RuntimeError, match='took more than 0 s'):
         processes.measure('ops/activations', 0.1, tmp_path, repeats=1)
+
+
+def test_one_that_is_killed_says_so(tmp_path, monkeypatch):
+    python = tmp_path / 'python'
+    python.write_text('#!/bin/sh\necho a warning\nkill -TERM $$\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(processes.sys, 'executable', str(python))
+    with pytest.raises(RuntimeError, match='^ended by SIGTERM$'):
+        processes.measure('ops/activations', 9, tmp_path)

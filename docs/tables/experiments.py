@@ -37,8 +37,14 @@ TECHNIQUES = {
     'auxkd': 'the module and a teacher',
     'bwr': '`BlockReplacement`',
     'freeze': '`OscillationFreezingHook`',
+    'norms': '`BatchNormHook`',
     'rates': '`TransitionRateScheduleHook`',
     'l1': '`L1ScaledWeight` for each channel',
+}
+WEIGHTS = {
+    'lsq': '`LSQ`, a step for each tensor',
+    'channels': '`LSQ`, a step for each output channel',
+    'l1': '`L1ScaledWeight` for each output channel',
 }
 PEERS = {
     'plain': 'ours, LSQ',
@@ -128,15 +134,16 @@ def narrow_digits() -> str:
     return table(head, lines)
 
 
-def tuned(folder: Path, names: dict[str, str]) -> str:
-    """Arms with a rate chosen for each on images held out."""
-    terms = terms_of(folder)
+def tuned(folder: Path, all_names: dict[str, str]) -> str:
+    """Arms with a rate chosen for each on images held out, beside the
+    first of them."""
+    terms, names = terms_of(folder), present(folder, all_names)
     values = terms['tuning']['values']
     lines = [
         [name, *(f'{top1:.2f}' for top1 in terms['held_out'][arm]),
          terms['chosen'][arm], *row]
         for arm, (name, *row) in zip(
-            names, arm_rows(folder, names, 'plain'), strict=True
+            names, arm_rows(folder, names, next(iter(names))), strict=True
         )
     ]  # fmt: skip
     head = ['arm', *(f'held out, at {value}' for value in values),
@@ -165,6 +172,26 @@ def narrow_rates() -> str:
     head = ['plain, at', 'top-1']
     head += [f'the module, at {rate}, beside it' for rate in module]
     return table(head, lines)
+
+
+def bits_and_decay() -> str:
+    """Falling bits, and other weight decays, beside the plain recipe."""
+    folder = LOGS / 'digits_falling_bits'
+    plain = finals(folder)['plain']
+    runs = {
+        'W4A4 for the first half of the epochs': finals(folder)['falling'],
+        **{
+            f'weight decay {value}':
+            finals(LOGS / 'digits_weight_decay' / value)['plain']
+            for value in ('0', '3e-5', '5e-4')
+        },
+    }  # fmt: skip
+    lines = [['the plain recipe', spread(list(plain.values())), '']]
+    lines += [
+        [name, spread(list(found.values())), with_wins(paired(found, plain))]
+        for name, found in runs.items()
+    ]
+    return table(['', 'final top-1', BESIDE_PLAIN], lines)
 
 
 def peers() -> str:
@@ -339,6 +366,11 @@ TABLES = {
     ),
     'tiny-tuned': partial(
         tuned, LOGS / 'tiny_quarter_tuned', TECHNIQUES
+    ),
+    'digits-bits-and-decay': bits_and_decay,
+    'digits-depthwise': partial(tuned, LOGS / 'digits_depthwise', TECHNIQUES),
+    'digits-transformer': partial(
+        tuned, LOGS / 'digits_transformer', WEIGHTS
     ),
     'digits-narrow': narrow_digits,
     'digits-narrow-seeds': partial(own_floats, LOGS / 'digits_narrow_seeds'),

@@ -168,9 +168,13 @@ def run(args: argparse.Namespace, mark_running: Callable) -> int:
     reference = args.reference or records[0]['arm']
     if args.arms and not args.reference:
         reference = args.arms[0].partition('=')[0]
-    text = comparison.table(records, reference)
-    if chosen := tuning.table(comparison.describe(out), metric(records)):
-        text += f'\n{chosen}'
+    terms = comparison.describe(out)
+    parts = [
+        comparison.table(records, reference),
+        comparison.diverged(terms),
+        tuning.table(terms, metric(records)),
+    ]
+    text = '\n'.join(filter(None, parts))
     write_atomically(out / 'table.md', text.encode())
     plot_comparison(out, records)
     print(text)
@@ -211,8 +215,8 @@ def _train(args: argparse.Namespace) -> None:
     check_seeds(args.seeds)
     gpus, metric = find_gpus(args.gpus), args.metric or TOP1
 
-    def watch(runs: list, what: str, start: str | None) -> None:
-        _watch(runs, what, args.jobs, start, gpus, metric)
+    def watch(runs: list, what: str, start: str | None, arms: bool) -> None:
+        _watch(runs, what, args.jobs, start, gpus, metric, arms)
 
     def starts(out: Path) -> str | None:
         """What the arms of a folder start from."""
@@ -257,15 +261,17 @@ def _train(args: argparse.Namespace) -> None:
         if tuning is not None:
             less = {k: hold_out(c, tuning.hold_out) for k, c in floats.items()}
             float_runs += comparison.plan(inside / FLOAT, less, [tuning.seed])
-        watch(float_runs, 'float networks', None)
+        watch(float_runs, 'float networks', None, False)
     if tuning is not None:
-        watch(tuning.plan(inside, configs), 'arms x values', starts(inside))
+        tried = tuning.plan(inside, configs)
+        watch(tried, 'arms x values', starts(inside), True)
         metrics = tuning.metrics(inside, configs)
         chosen = tuning.choose(metrics)
         configs = tuning.with_values(configs, chosen)
         found = dict(held_out=metrics, chosen=chosen)
     runs = comparison.plan(args.out, configs, args.seeds, **found)
-    watch(runs, 'arms x seeds', starts(args.out))
+    watch(runs, 'arms x seeds', starts(args.out), True)
+    comparison.note_diverged(args.out)
 
 
 def _draw_map(args: argparse.Namespace) -> None:

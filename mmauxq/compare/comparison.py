@@ -4,13 +4,15 @@ A comparison lives in one folder::
 
     comparison.json     what holds for all runs, and the config of each arm
     tune/               runs with other values of a setting
-    runs/ARM/SEED/      recipe.py, checkpoints, log.txt, result.json
+    runs/ARM/SEED/      recipe.py, checkpoints, log.txt, and result.json or
+                        diverged
     results.jsonl       one line for each finished run
     table.md            means, spread, paired differences
     *.png               figures
 
-A run is finished when its ``result.json`` is there and in order; a killed
-comparison goes on from there. Each file is complete, or as it was.
+A run is finished when its ``result.json`` is there and in order, or when its
+numbers were no longer finite; a killed comparison goes on from there. Each
+file is complete, or as it was.
 """
 
 import json
@@ -19,7 +21,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -143,6 +145,12 @@ def describe(out: Path) -> dict[str, Any]:
             f'{file}: expected `tuning`, and by arm `held_out`, the metric of '
             f'each value, and `chosen`, got {shorten(tuning, 60)}; {helps}'
         )
+    seeds = content.get('diverged', {})
+    if not checked.is_diverged(seeds):
+        raise UsageError(
+            f'{file}: expected `diverged`, the seeds of each arm, got '
+            f'{shorten(seeds, 60)}; {helps}'
+        )
     return dict(tuning=None) | content
 
 
@@ -157,6 +165,7 @@ def train(
     start: str | None = None,
     gpus: Sequence[str] = (),
     metric: str = checked.TOP1,
+    may_diverge: bool = False,
 ) -> Iterator[dict[Run, str]]:
     """Train the runs that are not finished, each in its own process.
 
@@ -173,6 +182,8 @@ def train(
         gpus: Result of :func:`mmauxq.compare.placement.find_gpus`; none for
             the CPU.
         metric: What the validation gives in percent, the more the better.
+        may_diverge: Whether a run whose numbers are no longer finite is
+            marked as such, and the others go on.
 
     Yields:
         The runs under way and where they are, such as ``gpu 0`` (empty on the
@@ -203,7 +214,7 @@ def train(
                             places.alone.add(run)
                             waiting.append(run)
                         else:
-                            _check_finished(run)
+                            _check_finished(run, may_diverge)
                 yield {run: places.where(run) for run in active}
     finally:
         for process in active.values():
@@ -250,12 +261,12 @@ def _needs_a_gpu_alone(run: Run) -> bool:
     return 'out of memory' in end or 'STATUS_ALLOC_FAILED' in end
 
 
-def _check_finished(run: Run) -> None:
+def _check_finished(run: Run, may_diverge: bool) -> None:
     if not run.result.is_file():
         failed = f'arm {run.arm!r}, seed {run.seed} failed'
         see = f'(see {run.folder / "log.txt"})'
         line = ''.join(c for c in _log(run)[-1] if c.isprintable())
-        if run.label and any(ending in line for ending in DIVERGED):
+        if may_diverge and any(ending in line for ending in DIVERGED):
             run.diverged.touch()
             return
         kind = TrainingError if 'TrainingError: ' in line else UsageError
@@ -277,6 +288,33 @@ def _begin(
     env = dict(os.environ, CUDA_VISIBLE_DEVICES=gpu)
     with open(run.folder / 'log.txt', 'a') as log:
         return subprocess.Popen(words, stdout=log, stderr=log, env=env)
+
+
+def note_diverged(out: Path) -> None:
+    """Write into ``comparison.json`` which arms diverged with which seeds."""
+    seeds: dict[str, list[int]] = {}
+    for file in out.glob('runs/*/*/diverged'):
+        seeds.setdefault(file.parts[-3], []).append(int(file.parts[-2]))
+    before = describe(out)
+    if seeds or 'diverged' in before:
+        _write_description(out, before | dict(diverged=seeds))
+
+
+def diverged(description: Mapping) -> str:
+    """A line for each arm of which runs are missing, as they diverged.
+
+    Args:
+        description: Result of :func:`describe`.
+    """
+    lines = []
+    for arm, found in description.get('diverged', {}).items():
+        seeds = f'seed{"s" * (len(found) > 1)} '
+        seeds += ', '.join(map(str, sorted(found)))
+        lines.append(
+            f'warning: arm {arm!r} ended in NaN or infinity with {seeds}; '
+            'the table is of the others\n'
+        )
+    return ''.join(lines)
 
 
 def collect(out: Path) -> list[dict]:

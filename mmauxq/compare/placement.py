@@ -46,7 +46,7 @@ class Run:
 
     @property
     def diverged(self) -> Path:
-        """Exists where the run of a value that is tried ended in NaN."""
+        """Exists where the run ended in NaN or infinity."""
         return self.folder / 'diverged'
 
     @property

@@ -117,6 +117,14 @@ def is_tuning(tuning: Any, held_out: Any, chosen: Any) -> bool:
     )  # fmt: skip
 
 
+def is_diverged(seeds: Any) -> bool:
+    """Whether this field of a ``comparison.json`` is in order."""
+    return isinstance(seeds, dict) and all(
+        is_arm(arm) and _list_of(_integer(0, MOST_SEED))(found)
+        for arm, found in seeds.items()
+    )
+
+
 COUNTS = 'parameters', 'multiply_adds'
 PERCENT = _number(100)
 FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {

@@ -171,6 +171,7 @@ def test_a_damaged_result_is_trained_again(tmp_path, capsys):
         (b'{"arms": []}', 'expected `arms`'),
         (b'{"arms": {"..": ""}}', 'expected `arms`'),
         (b'{"arms": {"plain": 3}}', 'expected `arms`'),
+        (b'{"arms": {}, "diverged": {"a": 3}}', 'expected `diverged`'),
     ],
 )
 def test_a_damaged_description_is_named(tmp_path, content, message):
@@ -315,6 +316,37 @@ def test_a_run_that_fails_stops_the_comparison(tmp_path, monkeypatch):
     log.write_bytes(b'\xff\nmmauxq.errors.TrainingError: the \x1b[2Jdisk')
     with pytest.raises(TrainingError, match=r'TrainingError: the \[2Jdisk'):
         list(comparison.train(runs, 1))
+
+
+def test_a_run_that_diverges_is_left_out(tmp_path, monkeypatch):
+    """Of the arms; a float network that diverges is an error."""
+    monkeypatch.setattr(sys, 'executable', '/bin/false')
+    arms = read_arms([f'plain={QAT}', f'aux={AUX}'])
+    runs = comparison.plan(tmp_path, arms, [0, 1])
+    plain, bad, good, worse = runs
+    for run in (plain, good):
+        run.result.write_text(json.dumps(record('plain', run.seed, 90.0)))
+    for run in (bad, worse):
+        words = 'step 3: NaN or infinity, first in backbone.conv1'
+        (run.folder / 'log.txt').write_text(f'x.TrainingError: {words}')
+    with pytest.raises(TrainingError, match='NaN or infinity, first in'):
+        list(comparison.train(runs, 1))
+    assert not bad.diverged.exists()
+    list(comparison.train(runs, 1, may_diverge=True))
+    comparison.note_diverged(tmp_path)
+    description = comparison.describe(tmp_path)
+    assert description['diverged'] == {'aux': [0, 1]}
+    assert comparison.diverged(description) == (
+        "warning: arm 'aux' ended in NaN or infinity with seeds 0, 1; the "
+        'table is of the others\n'
+    )
+    assert [r['arm'] for r in comparison.collect(tmp_path)] == ['plain'] * 2
+    # the same command trains nothing again, unless the mark is deleted
+    assert list(comparison.train(runs, 1)) == []
+    for run in (bad, worse):
+        run.diverged.unlink()
+    comparison.note_diverged(tmp_path)
+    assert comparison.diverged(comparison.describe(tmp_path)) == ''
 
 
 @pytest.mark.parametrize('kind', [signal.SIGINT, signal.SIGTERM])

@@ -111,7 +111,8 @@ def feign_training(monkeypatch, trained):
     """Runs that take no time, and are best at a learning rate of 0.1; with
     the module, at 0.02."""
 
-    def train(runs, jobs, start, gpus, metric):
+    def train(runs, jobs, start, gpus, metric, may_diverge):
+        assert may_diverge == (start is not None)  # of the float networks
         for run in runs:
             if run.result.is_file():
                 continue

@@ -369,6 +369,9 @@ TABLES = {
     ),
     'digits-bits-and-decay': bits_and_decay,
     'digits-depthwise': partial(tuned, LOGS / 'digits_depthwise', TECHNIQUES),
+    'digits-depthwise-seeds': partial(
+        own_floats, LOGS / 'digits_depthwise_seeds'
+    ),
     'digits-transformer': partial(
         tuned, LOGS / 'digits_transformer', WEIGHTS
     ),

@@ -174,6 +174,20 @@ def exports(networks: dict[str, str], *forms: str) -> str:
     return table(head, lines, 'lllrrrrrr')
 
 
+def residual_sums() -> str:
+    """What residual sums in 8 bits change."""
+    lines = []
+    for name, network in EXPORTED.items():
+        if name in ('r20_w2a2', 'r20_w4a4'):
+            found = report_of(name, 'residual')['agreement']['model.onnx']
+            top1 = (f'{100 * found[of]:.2f}' for of in ('top1_torch', 'top1'))
+            same = f'{found["same_class"]} of {found["images"]}'
+            lines.append([network, *top1, same])
+    head = ['network', 'top-1, PyTorch', 'top-1, `--residual int8`',
+            'same class']  # fmt: skip
+    return table(head, lines, 'lrrr')
+
+
 def exported_bytes() -> str:
     """The files of exported networks, beside the bits of their tensors."""
     networks = {
@@ -209,6 +223,7 @@ TABLES = {
     'exports-onnx': partial(exports, EXPORTED, 'typed', 'int8'),
     'exports-imagenet': partial(exports, IMAGENET, 'typed', 'int8'),
     'exports-bytes': exported_bytes,
+    'exports-residual': residual_sums,
     'exports-qonnx': partial(exports, EXPORTED, 'qonnx'),
     'exports-litert': partial(exports, EXPORTED, 'tflite'),
 }

@@ -9,6 +9,7 @@ stride 1. It adds the same products in another order.
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.modules.utils import _pair
 
 CHANNELS = 4
 """Of an image, at most: with 2 x 2 pixels as one these are 16."""
@@ -87,7 +88,3 @@ def _space_to_depth(x: Tensor) -> Tensor:
     n, h, w, c = x.shape
     blocks = x.reshape(n, h // 2, 2, w // 2, 2, c).transpose(2, 3)
     return blocks.reshape(n, h // 2, w // 2, 4 * c).permute(0, 3, 1, 2)
-
-
-def _pair(size: int | tuple[int, ...] | list[int]) -> tuple[int, ...]:
-    return (size, size) if isinstance(size, int) else tuple(size)

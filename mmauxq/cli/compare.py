@@ -215,8 +215,10 @@ def _train(args: argparse.Namespace) -> None:
     check_seeds(args.seeds)
     gpus, metric = find_gpus(args.gpus), args.metric or TOP1
 
-    def watch(runs: list, what: str, start: str | None, arms: bool) -> None:
-        _watch(runs, what, args.jobs, start, gpus, metric, arms)
+    def watch(
+        runs: list, what: str, start: str | None, may_diverge: bool
+    ) -> None:
+        _watch(runs, what, args.jobs, start, gpus, metric, may_diverge)
 
     def starts(out: Path) -> str | None:
         """What the arms of a folder start from."""

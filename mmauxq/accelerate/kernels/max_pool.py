@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.modules.utils import _pair
 
 from .dispatch import KERNEL_DTYPES
 from .norm import has_kernels
@@ -90,10 +91,6 @@ def _pairs(
 ) -> tuple[tuple[int, ...], ...]:
     stride = kernel_size if stride is None else stride
     return _pair(kernel_size), _pair(stride), _pair(padding)
-
-
-def _pair(size: Size) -> tuple[int, ...]:
-    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 class _MaxPool(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""The images of a batch as one tensor, and the labels as another one."""
+"""The images of a batch as one tensor, and its targets as others."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -19,19 +19,34 @@ class BatchSamples:
     Args:
         labels: Indices of classes, (N,) int64.
         metainfo: Of each sample, what it says beside its labels.
+        scores: Of all classes, (N, K): one-hot labels, or mixed ones.
     """
 
     def __init__(
-        self, labels: Tensor, metainfo: Sequence[dict] | None = None
+        self,
+        labels: Tensor,
+        metainfo: Sequence[dict] | None = None,
+        scores: Tensor | None = None,
     ) -> None:
         self._labels, self._metainfo = labels, metainfo
+        self._scores = scores
         self._samples: list[DataSample] | None = None
 
     @property
     def labels(self) -> Tensor | None:
-        """(N,) int64; ``None`` once the samples are made, since whoever looks
-        at them may change them, as batch augmentations do."""
-        return self._labels if self._samples is None else None
+        """(N,) int64; ``None`` where they are not the :attr:`targets`."""
+        return self.targets if self._scores is None else None
+
+    @property
+    def targets(self) -> Tensor | None:
+        """What a head learns: scores (N, K) if there are, else labels (N,).
+
+        ``None`` once the samples are made, since whoever looks at them may
+        change them, as batch augmentations do.
+        """
+        if self._samples is not None:
+            return None
+        return self._labels if self._scores is None else self._scores
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -43,12 +58,16 @@ class BatchSamples:
         return iter(self._made())
 
     def to(self, device: torch.device) -> 'BatchSamples':
-        """The same with the labels on a device; itself if they are there, and
-        once the samples are made."""
-        if self._samples is not None or self._labels.device == device:
+        """The same with the labels on a device; itself if they are there, if
+        there are scores, and once the samples are made."""
+        if self.labels is None or self._labels.device == device:
             return self
         labels = self._labels.to(device, non_blocking=True)
         return BatchSamples(labels, self._metainfo)
+
+    def with_scores(self, scores: Tensor) -> 'BatchSamples':
+        """The same with scores (N, K)."""
+        return BatchSamples(self._labels, self._metainfo, scores)
 
     def pin_memory(self) -> 'BatchSamples':
         """The same with pinned labels, as a loader of PyTorch asks for it."""
@@ -61,6 +80,11 @@ class BatchSamples:
                 self._samples, self._metainfo or (), strict=False
             ):
                 sample.set_metainfo(more)
+            if self._scores is not None:
+                for sample, score in zip(
+                    self._samples, self._scores, strict=True
+                ):
+                    sample.set_field(score, 'gt_score', dtype=Tensor)
         return self._samples
 
 

@@ -1,5 +1,6 @@
 import copy
 
+import numpy as np
 import pytest
 import torch
 from mmpretrain.models import ClsDataPreprocessor
@@ -57,13 +58,20 @@ def test_moved_samples_keep_what_was_changed():
     assert int(samples[0].gt_label) == 7
 
 
+@pytest.mark.parametrize('scored', [False, True])
 @pytest.mark.parametrize('guidance', ['aux', 'dsn'])
-def test_losses_and_gradients_are_those_of_single_samples(guidance):
+def test_losses_and_gradients_are_those_of_single_samples(guidance, scored):
     images, samples = batch(4)
     labels = torch.cat([sample.gt_label for sample in samples])
     first = joint_qat(guidance=GUIDANCE[guidance])
     second = copy.deepcopy(first)
-    found = first.loss(images, BatchSamples(labels))
+    together = BatchSamples(labels)
+    if scored:
+        scores = torch.rand(4, first.architecture.head.num_classes).softmax(1)
+        together = together.with_scores(scores)
+        for sample, score in zip(samples, scores, strict=True):
+            sample.set_gt_score(score)
+    found = first.loss(images, together)
     wanted = second.loss(images, samples)
     assert found.keys() == wanted.keys() and len(found) > 1
     for name, loss in found.items():
@@ -83,6 +91,10 @@ def test_a_head_that_puts_labels_together_is_given_them_together():
     assert one.gt_label is LABELS
     (one,) = as_samples(classifier, LABELS)
     assert one.gt_label is LABELS
+    scores = torch.rand(4, 5)
+    for targets in (scores, BatchSamples(LABELS).with_scores(scores)):
+        (one,) = as_samples(classifier, targets)
+        assert one.gt_label is scores
     seen = BatchSamples(LABELS)
     list(seen)
     assert as_samples(classifier, seen) is seen
@@ -119,18 +131,69 @@ def test_a_preprocessor_need_not_handle_them():
     assert torch.equal(done['inputs'], images.float())
 
 
-def test_one_hot_labels_are_still_made():
-    module = ClsDataPreprocessor(to_onehot=True, num_classes=5)
-    samples = BatchSamples(LABELS)
-    batches = Batches(
-        iter([dict(inputs=torch.zeros(4, 1, 2, 2), data_samples=samples)]),
-        torch.device('cpu'),
-        module,
+MIXING = dict(
+    augments=[dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)],
+    probs=[0.4, 0.4],
+)
+
+
+@pytest.mark.parametrize('training', [False, True])
+@pytest.mark.parametrize(
+    'settings', [dict(to_onehot=True), dict(batch_augments=MIXING)]
+)
+def test_scores_are_those_of_mmpretrain_and_stay_together(settings, training):
+    """Values, kinds and random numbers are the same, to the bit."""
+    kinds = set()
+    for seed in range(8):
+        done = []
+        for together in (False, True):
+            # MMPretrain changes the lists that it is given
+            module = ClsDataPreprocessor(
+                num_classes=5, **copy.deepcopy(settings)
+            )
+            data = dict(
+                inputs=torch.arange(4 * 64).reshape(4, 1, 8, 8).byte(),
+                data_samples=BatchSamples(LABELS, [dict(name='a')] * 4),
+            )
+            batches = Batches(iter([data]), torch.device('cpu'), module)
+            torch.manual_seed(seed)
+            np.random.seed(seed)
+            if together:
+                with batches.preprocessing():
+                    done.append(module(batches.take(), training))
+            else:
+                done.append(module(data, training))
+        wanted, found = done
+        scores = found['data_samples'].targets
+        kinds.add((scores.dtype, (scores > 0).sum().item() > 4))
+        assert torch.equal(found['inputs'], wanted['inputs'])
+        assert found['data_samples'].labels is None
+        for row, one, other in zip(
+            scores, found['data_samples'], wanted['data_samples'], strict=True
+        ):
+            assert row.dtype == one.gt_score.dtype == other.gt_score.dtype
+            assert torch.equal(row, other.gt_score)
+            assert torch.equal(one.gt_score, other.gt_score)
+            assert torch.equal(one.gt_label, other.gt_label)
+            assert one.name == other.name == 'a'
+        assert found['data_samples'].targets is None
+    mixed = {(torch.float32, True), (torch.float32, False)}
+    plain = {(torch.int64, False)}
+    augments = training and 'batch_augments' in settings
+    assert kinds == (mixed if augments else plain)
+
+
+def test_without_a_number_of_classes_mmpretrain_says_so():
+    module = ClsDataPreprocessor(to_onehot=True)
+    data = dict(
+        inputs=torch.zeros(4, 1, 2, 2), data_samples=BatchSamples(LABELS)
     )
-    with batches.preprocessing():
-        done = module(batches.take(), True)
-    scores = torch.stack([each.gt_score for each in done['data_samples']])
-    assert torch.equal(scores.argmax(1), LABELS)
+    batches = Batches(iter([data]), None, module)
+    with (
+        batches.preprocessing(),
+        pytest.raises(AssertionError, match='num_classes'),
+    ):
+        module(batches.take(), True)
 
 
 def test_mmpretrains_preprocessor_takes_them():

@@ -65,30 +65,33 @@ def as_samples(classifier: nn.Module, targets: Any) -> Any:
 
     Returns:
         Data samples for a head of MMPretrain, ``targets`` for another one.
-        A head that would put the labels of all samples together, for each of
-        its losses anew, is given one sample that has them all.
+        A head that would put the labels or scores of all samples together,
+        for each of its losses anew, is given one sample that has them all.
 
     Raises:
         UsageError: If they are none of these.
     """
     head, made = classifier.head, isinstance(targets, BatchSamples)
-    labels = targets.labels if made else targets
-    if not isinstance(labels, Tensor) or isinstance(head, PlainHead):
+    values = targets.targets if made else targets
+    if not isinstance(values, Tensor) or isinstance(head, PlainHead):
         return targets
-    indices = labels.dtype == torch.int64 and labels.dim() == 1
-    together = type(head)._get_loss is ClsHead._get_loss
-    if indices and together and is_plain(classifier):
-        return [labelled(labels)]
+    indices = values.dtype == torch.int64 and values.dim() == 1
+    scores = values.is_floating_point() and values.dim() == 2
+    if made or indices or scores:
+        # such a head concatenates what it finds as labels
+        together = type(head)._get_loss is ClsHead._get_loss
+        if together and is_plain(classifier):
+            return [labelled(values)]
     if made:
         return targets
     if indices and not isinstance(head, MultiLabelClsHead):
-        return list(BatchSamples(labels))
-    if labels.is_floating_point() and labels.dim() == 2:
-        return [DataSample().set_gt_score(target) for target in labels]
+        return list(BatchSamples(values))
+    if scores:
+        return [DataSample().set_gt_score(target) for target in values]
     raise UsageError(
         'targets: expected indices of classes, int64 of shape (N,), or scores '
-        f'of shape (N, K), got {labels.dtype} of shape '
-        f'{tuple(labels.shape)}'
+        f'of shape (N, K), got {values.dtype} of shape '
+        f'{tuple(values.shape)}'
     )
 
 

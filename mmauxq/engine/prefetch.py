@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
 from mmauxq.batch_samples import BatchSamples, stacked
 
@@ -86,6 +87,9 @@ class Batches:
             batch, samples = self._ready
             if data is not batch:
                 samples = data.get('data_samples')
+                if stay_together(module, samples):
+                    done = forward(images, training)['inputs']
+                    return with_targets(module, done, samples, training)
                 batch = data if has_final_labels(module, samples) else None
             if batch is None or module.batch_augments is not None:
                 return forward({**data, **images}, training)
@@ -106,11 +110,12 @@ class Batches:
             batch = dict(batch, inputs=images)
             if isinstance(samples, BatchSamples):
                 batch['data_samples'] = samples = samples.to(self.device)
-            if isinstance(samples, BatchSamples) and has_final_labels(
-                self.preprocessor, samples
+            early = self._preprocess and isinstance(images, Tensor)
+            if (
+                early
+                and samples
+                and not stay_together(self.preprocessor, samples)
             ):
-                self._ready = batch, samples
-            elif self._preprocess and isinstance(images, Tensor) and samples:
                 none = dict(inputs=images[:0], data_samples=samples)
                 done = self._preprocess(none, False)  # nothing is mixed
                 self._ready = batch, done['data_samples']
@@ -124,23 +129,64 @@ class Batches:
         return value
 
 
-def has_final_labels(preprocessor: nn.Module, samples: Any) -> bool:
+def stay_together(preprocessor: Any, samples: Any) -> bool:
+    """Whether :func:`with_targets` can do the work of a preprocessor on
+    ``samples``: labels on its device, in one tensor."""
+    return (
+        isinstance(samples, BatchSamples)
+        and samples.labels is not None
+        and samples.labels.device == device_to_use(preprocessor)
+        and not (preprocessor.to_onehot and preprocessor.num_classes is None)
+    )
+
+
+def with_targets(
+    preprocessor: Any, images: Tensor, samples: BatchSamples, training: bool
+) -> dict:
+    """What MMPretrain's preprocessor gives, whose labels are one by one.
+
+    Args:
+        preprocessor: Makes one-hot labels, and mixes them, if it is told to.
+        images: (N, C, H, W), normalised.
+        samples: Their labels.
+        training: Whether images are mixed.
+    """
+    if preprocessor.to_onehot:
+        assert samples.labels is not None
+        scores = one_hot(samples.labels, preprocessor.num_classes)
+        if training and preprocessor.batch_augments is not None:
+            images, scores = preprocessor.batch_augments(images, scores)
+        samples = samples.with_scores(scores)
+    return dict(inputs=images, data_samples=samples)
+
+
+def has_final_labels(preprocessor: Any, samples: Any) -> bool:
     """Whether an MMPretrain preprocessor would give each of the ``samples``
     the label that it has."""
     from mmpretrain.structures import DataSample
 
-    if isinstance(samples, BatchSamples) and samples.labels is not None:
-        same = samples.labels.device == preprocessor.device
-        return same and not preprocessor.to_onehot
     if preprocessor.to_onehot or not isinstance(samples, list):
         return False
     if not all(type(sample) is DataSample for sample in samples):
         return False
     labels = [sample.get('gt_label') for sample in samples]
+    device = device_to_use(preprocessor)
     return 'gt_score' not in samples[0] and {
         isinstance(label, Tensor) and (label.dtype, label.device)
         for label in labels
-    } == {(getattr(labels[0], 'dtype', None), preprocessor.device)}
+    } == {(getattr(labels[0], 'dtype', None), device)}
+
+
+def device_to_use(preprocessor: Any) -> torch.device:
+    """The device of a preprocessor as tensors there give it.
+
+    MMEngine moves a model to ``cuda``, which is the GPU in use, and not equal
+    to ``cuda:0``.
+    """
+    device = preprocessor.device
+    if device.type == 'cuda' and device.index is None:
+        return torch.device('cuda', torch.cuda.current_device())
+    return device
 
 
 def label_preprocessor(model: nn.Module) -> nn.Module | None:

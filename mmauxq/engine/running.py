@@ -63,7 +63,7 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, BatchSamples):
-        yield from () if value.labels is None else (value.labels,)
+        yield from () if value.targets is None else (value.targets,)
     elif isinstance(value, (dict, BaseDataElement)):
         for inner in value.values():
             yield from tensors_in(inner)

@@ -6,10 +6,12 @@ import torch
 from mmpretrain.models import ClsDataPreprocessor
 from mmpretrain.structures import DataSample
 
+from mmauxq.batch_samples import BatchSamples
 from mmauxq.engine import resumable_loops as loops
 from mmauxq.engine.prefetch import (
     END,
     Batches,
+    device_to_use,
     has_final_labels,
     label_preprocessor,
 )
@@ -222,11 +224,38 @@ def test_images_are_on_the_gpu():
         assert torch.equal(found.cpu(), expected)
 
 
+def test_the_device_of_a_preprocessor_has_a_number(monkeypatch):
+    """MMEngine moves models to ``cuda``, and tensors are on ``cuda:0``."""
+    monkeypatch.setattr(torch.cuda, 'current_device', lambda: 3)
+    module = ClsDataPreprocessor()
+    for given, wanted in (
+        ('cpu', 'cpu'), ('cuda', 'cuda:3'), ('cuda:1', 'cuda:1'),
+    ):  # fmt: skip
+        module._device = torch.device(given)
+        assert device_to_use(module) == torch.device(wanted)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA GPU')
-def test_labels_are_on_the_gpu():
+@pytest.mark.parametrize('name', ['cuda', 'cuda:0'])
+def test_labels_in_one_tensor_stay_there_on_the_gpu(name):
+    module = ClsDataPreprocessor(mean=[1.0], std=[2.0]).to(name)
+    labels = torch.tensor([3, 1]).pin_memory()
+    data = dict(
+        inputs=torch.zeros(2, 1, 8, 8), data_samples=BatchSamples(labels)
+    )
+    batches = Batches(iter([data]), torch.device('cuda', 0), module)
+    with batches.preprocessing():
+        found = module(batches.take(), True)['data_samples'].labels
+    assert found.is_cuda and found.tolist() == [3, 1]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA GPU')
+@pytest.mark.parametrize('name', ['cuda', 'cuda:0'])
+def test_labels_are_on_the_gpu(name):
     device = torch.device('cuda', 0)
-    module = ClsDataPreprocessor(mean=[1.0], std=[2.0]).to(device)
+    module = ClsDataPreprocessor(mean=[1.0], std=[2.0]).to(name)
     batches = Batches(iter(labelled(3)), device, module)
     with batches.preprocessing():
         for i in range(3):

@@ -35,6 +35,8 @@ FLOAT = {
 """Records -> top-1 of the float network, which they do not say themselves."""
 NEWER = {
     'tiny_quarter_tuned': 'plain',
+    'tiny_quarter_w1a1': 'plain',
+    'tiny_full': 'plain',
     'digits_narrow_seeds': 'plain',
     'digits_w1a1': 'plain',
     'digits_w1a1_seeds': 'plain',
@@ -48,8 +50,9 @@ PANELS = {
 """Title -> names of the arm in the records, the first that is there."""
 NAMED = {
     'fmnist_depth56': ('56 layers', (0, 8), 'center'),
-    'fmnist_narrow_w1a1': ('W1A1', (8, 12), 'left'),
-    'tiny_quarter_tuned': ('Tiny-ImageNet', (-8, 12), 'right'),
+    'fmnist_narrow_w1a1': ('W1A1', (0, 28), 'center'),
+    'tiny_full': ('Tiny-ImageNet', (-8, 12), 'right'),
+    'tiny_quarter_w1a1': ('W1A1, Tiny-ImageNet', (10, -50), 'right'),
     'digits_narrow_seeds': ('narrow, digits', (-10, 26), 'right'),
     'digits_w1a1': ('W1A1, digits', (-8, 30), 'right'),
     'digits_w1a1_seeds': ('W1A1, digits', (-8, 30), 'right'),

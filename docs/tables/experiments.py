@@ -75,11 +75,19 @@ GUIDANCE = {
     'aux': 'the module',
     'auxkd': 'both',
     'auxkd4': 'both',
+    'on': 'float, trained on',
 }
 OWN = {
     'plain': 'plain',
     'aux': 'the module, one pass',
     'own': 'the module, a second pass',
+}
+PRECISION = {
+    'qat': 'plain W2A2',
+    'qat-bf16': 'plain W2A2',
+    'aux': 'with the module',
+    'aux-bf16': 'with the module',
+    'auxhalf': 'with the module, F in bfloat16 on both sides',
 }
 BITS = {'floatcont': 'float, trained on', 'w8': 'W8A8', 'w4': 'W4A4'}
 """Each: arm -> what it is."""
@@ -88,17 +96,21 @@ BITS = {'floatcont': 'float, trained on', 'w8': 'W8A8', 'w4': 'W4A4'}
 def bfloat16() -> str:
     """bfloat16 beside float32, for each recipe."""
     lines = []
-    for task, folder, wide, narrow in (
-        ('digits', 'digits_bf16', '', '-bf16'),
-        ('Tiny-ImageNet', 'map/tiny_r18_quarter', '32', ''),
-    ):
+    for task, folder, sides in (
+        ('digits', 'digits_bf16',
+         {'qat': 'qat-bf16', 'aux': 'aux-bf16'}),
+        ('Tiny-ImageNet', 'map/tiny_r18_quarter',
+         {'qat32': 'qat', 'aux32': 'aux'}),
+        ('Tiny-ImageNet, other seeds', 'tiny_precision',
+         {'qat32': 'qat', 'aux32': 'aux', 'aux': 'auxhalf'}),
+    ):  # fmt: skip
         found = finals(LOGS / folder)
-        for arm, name in ('qat', 'plain W2A2'), ('aux', 'with the module'):
-            both = [found[arm + wide], found[arm + narrow]]
+        for wide, narrow in sides.items():
+            both = [found[wide], found[narrow]]
             seeds = sorted(set.intersection(*map(set, both)))
             shown = [spread([runs[seed] for seed in seeds]) for runs in both]
             beside = with_wins(paired(*reversed(both)))
-            lines.append([task, name, len(seeds), *shown, beside])
+            lines.append([task, PRECISION[narrow], len(seeds), *shown, beside])
     head = ['task', 'recipe', 'seeds', 'float32', 'bfloat16',
             'difference, 95% interval, wins']  # fmt: skip
     return table(head, lines)
@@ -134,7 +146,9 @@ def narrow_digits() -> str:
     return table(head, lines)
 
 
-def tuned(folder: Path, all_names: dict[str, str]) -> str:
+def tuned(
+    folder: Path, all_names: dict[str, str], beside: str = BESIDE_PLAIN
+) -> str:
     """Arms with a rate chosen for each on images held out, beside the
     first of them."""
     terms, names = terms_of(folder), present(folder, all_names)
@@ -147,7 +161,7 @@ def tuned(folder: Path, all_names: dict[str, str]) -> str:
         )
     ]  # fmt: skip
     head = ['arm', *(f'held out, at {value}' for value in values),
-            'chosen rate', 'top-1', BESIDE_PLAIN]  # fmt: skip
+            'chosen rate', 'top-1', beside]  # fmt: skip
     return table(head, lines)
 
 
@@ -366,6 +380,12 @@ TABLES = {
     ),
     'tiny-tuned': partial(
         tuned, LOGS / 'tiny_quarter_tuned', TECHNIQUES
+    ),
+    'tiny-full': partial(own_floats, LOGS / 'tiny_full'),
+    'tiny-peers': partial(tuned, LOGS / 'tiny_peers', PEERS, BESIDE_OURS),
+    'tiny-w1a1': partial(own_floats, LOGS / 'tiny_quarter_w1a1'),
+    'tiny-w1a1-rates': partial(
+        tuned, LOGS / 'tiny_quarter_w1a1', TECHNIQUES
     ),
     'digits-bits-and-decay': bits_and_decay,
     'digits-depthwise': partial(tuned, LOGS / 'digits_depthwise', TECHNIQUES),

@@ -18,6 +18,7 @@ NARROW = (
     '#twenty-seeds-of-the-module-on-a-narrow-network-digits-2026-11'
 )
 ONE_BIT = 'experiments.md#the-module-at-one-bit-digits-2026-11'
+TINY = 'experiments.md#one-bit-and-the-whole-width-on-tiny-imagenet-2026-11'
 MAP = 'map.md#from-a-float-network'
 PHONES = 'export.md#bits-of-phones-and-microcontrollers'
 FORMATS = 'export.md#formats-and-runtimes'
@@ -279,6 +280,13 @@ def by_guidance() -> str:
         [
             'the same', '`kd_*`, temperature 4', in_setting(low, 'kd4'),
             f'[{speed.cost_of("kd")}](map.md#what-it-costs) times (ResNet-50)',
+        ],
+        [
+            'the same, 200 classes (Tiny-ImageNet)', '`kd_*`',
+            f'{in_setting(LOGS / "tiny_quarter_w1a1", "kd", TINY)} at W1A1, '
+            f'{in_setting(LOGS / "tiny_full", "kd", TINY)} at W2A2 and the '
+            'whole width',
+            'the same',
         ],
         [
             'a small network that loses much, digits', '`aux_*`',

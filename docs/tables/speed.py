@@ -1,6 +1,7 @@
 """Tables of speed.md: rows that ``python -m benchmarks`` wrote on GPUs."""
 
 from functools import partial
+from statistics import median
 
 from mmauxq.text import table
 
@@ -11,6 +12,7 @@ RUNNER = 'default_step_h200.jsonl'
 DEFAULT_FORMS = 'default_forms_h200.jsonl'
 PRODUCT_NORM = 'product_norm_h200.jsonl'
 FASTER_FORMS = 'faster_forms_h200.jsonl'
+EPOCHS = 'epoch_cpu.jsonl'
 FORMS = {
     'before': "torch's forms",
     'pooling': 'max pooling that keeps a byte for each maximum',
@@ -244,21 +246,31 @@ def other_steps() -> str:
     return table(['network', '', 'ms', 'of float', 'peak GiB'], lines)
 
 
-def default_forms() -> str:
-    """Steps by default beside compiled float, in the last run of each."""
+def beside_float() -> dict[str, tuple[dict, dict]]:
+    """Step by default -> compiled float and itself, in the last run that has
+    both."""
     found = {(row['run'], row['arm']): row for row in rows(DEFAULT_FORMS)}
-    lines = {}
+    pairs = {}
     for (run, arm), row in found.items():
         base = found.get((run, f'step/{row["network"]}/float/compiled/256'))
         if row['form'] == 'auto' and base:
-            name = f'{NETWORKS[row["network"]]}, {STEP_NAMES[row["what"]]}'
-            lines[arm] = [
-                name, run, with_range(base), with_range(row),
-                ratio(row['ms'], base['low']),
-            ]  # fmt: skip
+            pairs[arm] = base, row
+    return pairs
+
+
+def default_forms() -> str:
+    """Steps by default beside compiled float, in the last run of each."""
+    lines = [
+        [
+            f'{NETWORKS[row["network"]]}, {STEP_NAMES[row["what"]]}',
+            row['run'], with_range(base), with_range(row),
+            ratio(row['ms'], base['low']),
+        ]
+        for base, row in beside_float().values()
+    ]  # fmt: skip
     return table(
         ['batches of 256', 'run', 'float, compiled, ms', 'by default, ms',
-         'of the 10th percentile of float'], list(lines.values()),
+         'of the 10th percentile of float'], lines,
     )  # fmt: skip
 
 
@@ -338,6 +350,8 @@ def targets() -> str:
     mobile = steps('mbv2', 256)
     compiled, eager = r50['float/compiled'], r50['float/eager']
     iteration = runner('r50', 256)['sixth']
+    epochs = [row['ratio'] for row in rows(EPOCHS)]
+    float_one, transformer = beside_float()['step/deits/w4a4/auto/256']
 
     def time(arm: str, base: dict = compiled) -> float:
         return r50[arm]['ms'] / base['ms']
@@ -366,6 +380,9 @@ def targets() -> str:
         ('an iteration of `tools/train.py`', 0.9,
          iteration['w4a4/plain']['ms']
          / iteration['float/compiled-fused']['ms']),
+        ('time of DeiT-S W4A4', 1.2, transformer['ms'] / float_one['low']),
+        ('processor time of an epoch on the CPU, of a plain PyTorch loop',
+         1.15, median(epochs)),
         ("memory with `memory='codes'`", 0.7, memory('w4a4/graphed-codes')),
         ("memory with `memory='recompute'`", 0.35,
          memory('w4a4/graphed-recompute')),

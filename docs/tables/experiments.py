@@ -87,7 +87,8 @@ PRECISION = {
     'qat-bf16': 'plain W2A2',
     'aux': 'with the module',
     'aux-bf16': 'with the module',
-    'auxhalf': 'with the module, F in bfloat16 on both sides',
+    'auxhalf': 'the module alone; F is in bfloat16 on both sides',
+    'aux-half': 'the module alone; F is in bfloat16 on both sides',
 }
 BITS = {'floatcont': 'float, trained on', 'w8': 'W8A8', 'w4': 'W4A4'}
 """Each: arm -> what it is."""
@@ -99,6 +100,7 @@ def bfloat16() -> str:
     for task, folder, sides in (
         ('digits', 'digits_bf16',
          {'qat': 'qat-bf16', 'aux': 'aux-bf16'}),
+        ('digits, on the CPU', 'digits_module_bf16', {'aux': 'aux-half'}),
         ('Tiny-ImageNet', 'map/tiny_r18_quarter',
          {'qat32': 'qat', 'aux32': 'aux'}),
         ('Tiny-ImageNet, other seeds', 'tiny_precision',

@@ -42,7 +42,7 @@ class AuxAdaptorAggregator(Guidance):
 
     phi_p is a 1x1 convolution and a batch norm, ``project`` is the identity
     where the shape stays and a strided 1x1 convolution and a batch norm where
-    it changes; all in full precision. For tokens (N, L, C) both are a linear
+    it changes; none is quantized. For tokens (N, L, C) both are a linear
     layer and a layer norm, and g is pooled where their number changes; class
     tokens are carried along.
 
@@ -87,7 +87,7 @@ class AuxAdaptorAggregator(Guidance):
         groups: int = 1,
         guides_student: dict | None = None,
         separate_bn: bool = False,
-        dtype: str | None = 'float32',
+        dtype: str | None = None,
         init_cfg: dict | Sequence[dict] = INIT,
     ) -> None:
         super().__init__(loss_weight, dtype, list(init_cfg))
@@ -148,7 +148,9 @@ class AuxAdaptorAggregator(Guidance):
         """``loss_aux`` and ``loss_to_student``, from logits (N, K)."""
         losses = dict(loss_aux=task_loss(output) * self.loss_weight)
         if self.guides_student is not None:
-            distance = self.guides_student(student_logits(logits), output)
+            distance = self.guides_student(
+                student_logits(logits), output.float()
+            )
             losses['loss_to_student'] = distance * self.loss_weight
         return losses
 

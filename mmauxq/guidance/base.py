@@ -54,8 +54,8 @@ class Guidance(BaseModule):
     Args:
         loss_weight: Factor on all losses returned, not negative. A schedule
             may change it while training (``GuidanceWeightHook``).
-        dtype: ``'float32'`` computes the guidance in full precision also
-            under automatic mixed precision; ``None`` lets autocast decide.
+        dtype: ``None`` lets autocast decide, as for F; ``'float32'`` computes
+            the guidance in float32 also under automatic mixed precision.
 
     Attributes:
         loss_weight: Shape (), float32. Not stored in checkpoints: it belongs
@@ -142,11 +142,16 @@ class Guidance(BaseModule):
         """The context that the guidance computes in: autocast or not."""
         if self.dtype is None:
             return nullcontext()
-        return torch.autocast(self.loss_weight.device.type, enabled=False)
+        return full_precision(self.loss_weight.device)
 
     def cast(self, x: Tensor) -> Tensor:
         """``x`` in the precision of the guidance."""
         return x if self.dtype is None else x.float()
+
+
+def full_precision(device: torch.device) -> AbstractContextManager:
+    """A context without autocast."""
+    return torch.autocast(device.type, enabled=False)
 
 
 def student_logits(logits: Tensor | None) -> Tensor:

@@ -64,8 +64,8 @@ class BlockReplacement(Taught):
         logits: Config of the distance d; ``None`` for no such term.
         least_accuracy: See :class:`.taught.Taught`.
         loss_weight: Factor on the loss.
-        dtype: ``'float32'`` computes T in full precision also under automatic
-            mixed precision; ``None`` lets autocast decide.
+        dtype: ``None`` lets autocast decide, as for F; ``'float32'`` computes
+            T in float32 also under automatic mixed precision.
 
     Raises:
         UsageError: If T has not F's architecture, or a tap does not fit.

@@ -35,7 +35,7 @@ class IntermediateClassifiers(Guidance):
         num_classes: int,
         loss_weight: float = 1.0,
         alphas: float | Sequence[float] = 1.0,
-        dtype: str | None = 'float32',
+        dtype: str | None = None,
         init_cfg: dict | list | None = None,
     ) -> None:
         super().__init__(loss_weight, dtype, init_cfg)

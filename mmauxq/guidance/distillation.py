@@ -10,7 +10,7 @@ from mmauxq.errors import UsageError
 from mmauxq.network import TrainingPass, probing, sample_images
 from mmauxq.registry import MODELS
 
-from .base import TaskLoss, check_weights, student_logits
+from .base import TaskLoss, check_weights, full_precision, student_logits
 from .distance import build_distance, build_module, comparable
 from .find_taps import STAGE_ENDS, Taps, find_taps
 from .taps import IMAGE, MAP, Tap
@@ -68,8 +68,8 @@ class KnowledgeDistillation(Taught):
         least_accuracy: Validation top-1 in percent below which training is
             refused; by default a tenth of the way from guessing to 100.
         loss_weight: Factor on all losses except the teacher's own.
-        dtype: ``'float32'`` computes the connectors in full precision also
-            under automatic mixed precision; ``None`` lets autocast decide.
+        dtype: ``None`` lets autocast decide, as for F; ``'float32'`` computes
+            the connectors in float32 also under automatic mixed precision.
         init_cfg: Initialisation of the connectors.
 
     Raises:
@@ -93,7 +93,7 @@ class KnowledgeDistillation(Taught):
         guides_aux: dict | None = None,
         least_accuracy: float | None = None,
         loss_weight: float = 1.0,
-        dtype: str | None = 'float32',
+        dtype: str | None = None,
         init_cfg: dict | list | None = None,
     ) -> None:
         super().__init__(loss_weight, dtype, num_classes, least_accuracy)
@@ -170,6 +170,7 @@ class KnowledgeDistillation(Taught):
         for name, beta, connector, feature in zip(*places, strict=True):
             with self.precision():
                 ours = connector(self.cast(outputs[name]))
+            with full_precision(ours.device):
                 # some losses of mmrazor call view() on their arguments
                 distance = self.features(
                     ours.float().contiguous(),

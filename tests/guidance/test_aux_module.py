@@ -150,6 +150,22 @@ def test_full_precision_under_autocast():
         assert set(seen) == {expected}
 
 
+def test_the_module_teaches_in_float32_under_autocast():
+    module = AuxAdaptorAggregator(
+        TAPS, 10, guides_student=dict(type='mmrazor.KLDivergence')
+    )
+    seen = set()
+    module.guides_student.register_forward_pre_hook(
+        lambda m, args: seen.update(x.dtype for x in args)
+    )
+    with torch.autocast('cpu', torch.bfloat16):
+        logits = module(outputs())
+        assert logits.dtype == torch.bfloat16
+        found = module.losses(logits, logits + 1, None, lambda x: x.sum())
+    assert seen == {torch.float32}
+    assert found['loss_to_student'].dtype == torch.float32
+
+
 def test_narrow_and_grouped_adaptors_cost_what_they_should():
     channels = 16
     taps = [Tap('stem', (channels, 4, 4)), Tap('a', (channels, 4, 4))]

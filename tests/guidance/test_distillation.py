@@ -380,7 +380,10 @@ def test_the_auxiliary_classifier_guides_f(detach):
 # --- mixed precision -------------------------------------------------------
 
 
-def test_distances_are_float32_under_autocast(teacher):
+@pytest.mark.parametrize(
+    'dtype, wanted', [(None, torch.bfloat16), ('float32', torch.float32)]
+)
+def test_distances_are_float32_under_autocast(teacher, dtype, wanted):
     config, file, _ = teacher
     model = joint_qat(
         guidance=dict(
@@ -389,15 +392,22 @@ def test_distances_are_float32_under_autocast(teacher):
             checkpoint=file,
             features=AT,
             connector=CONNECTOR,
+            dtype=dtype,
         )
     )
-    seen = set()
+    seen, compared = set(), set()
     model.guidance.connectors[0].register_forward_hook(
         lambda m, a, out: seen.add(out.dtype)
     )
+    model.guidance.features.register_forward_hook(
+        lambda m, args, out: compared.update(
+            (x.dtype, torch.is_autocast_enabled('cpu')) for x in (*args, out)
+        )
+    )
     with torch.autocast('cpu', torch.bfloat16):
         losses = model.loss(*batch())
-    assert seen == {torch.float32}
+    assert seen == {wanted}
+    assert compared == {(torch.float32, False)}
     assert all(
         value.dtype == torch.float32 and torch.isfinite(value)
         for name, value in losses.items()

@@ -1,18 +1,15 @@
 """Draw cost.svg: time and memory of a step of ResNet-50.
 
-python docs/figures/cost.py
+python -m docs.figures.cost
 """
-
-import sys
-from pathlib import Path
 
 from matplotlib import pyplot as plt
 
 from mmauxq.compare.figures import COLOURS
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
-from docs.tables.records import number
-from docs.tables.speed import steps
+from ..tables.records import number
+from ..tables.speed import steps
+from .svg import save
 
 BARS = {
     'float/compiled': 'float, compiled',
@@ -62,8 +59,4 @@ def draw() -> plt.Figure:
 
 
 if __name__ == '__main__':
-    # text as text, and no date: the file is the same each time
-    plt.rcParams.update({'svg.fonttype': 'none', 'svg.hashsalt': 'cost'})
-    plt.rcParams['font.family'] = 'DejaVu Sans'
-    file = Path(__file__).with_suffix('.svg')
-    draw().savefig(file, metadata=dict(Date=None))
+    save(draw, __file__)

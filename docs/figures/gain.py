@@ -1,20 +1,21 @@
 """Draw gain.svg: what guidance gains over plain low-bit training.
 
-python docs/figures/gain.py
+python -m docs.figures.gain
 
 One point is one setting: a network, its bits and quantizers, its data and its
 budget. All of them start from a trained float network.
 """
 
 from dataclasses import replace
-from pathlib import Path
 
 from matplotlib import pyplot as plt
 
 from mmauxq.compare.figures import COLOURS, spread_points
 from mmauxq.compare.meta_comparison import Effect, effects
 
-LOGS = Path(__file__).parents[1] / 'logs'
+from ..tables.records import LOGS
+from .svg import save
+
 FLOAT = {
     'digits_w2a2_strategies': 98.83,
     'fmnist_narrow_w2a2': 89.44,
@@ -118,8 +119,4 @@ def draw() -> plt.Figure:
 
 
 if __name__ == '__main__':
-    # text as text, and no date: the file is the same each time
-    plt.rcParams.update({'svg.fonttype': 'none', 'svg.hashsalt': 'gain'})
-    plt.rcParams['font.family'] = 'DejaVu Sans'
-    file = Path(__file__).with_suffix('.svg')
-    draw().savefig(file, metadata=dict(Date=None))
+    save(draw, __file__)

@@ -1,15 +1,12 @@
 """Draw overview.svg: F, its taps, the auxiliary module H and the two losses.
 
-python docs/figures/overview.py
+python -m docs.figures.overview
 """
 
-from pathlib import Path
+from matplotlib import pyplot as plt
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
-import matplotlib
-
-matplotlib.use('svg')
-from matplotlib import pyplot as plt  # noqa: E402
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch  # noqa: E402
+from .svg import save
 
 LOW, FULL = '#d6e6f4', '#fde3cf'
 EDGE_LOW, EDGE_FULL = '#2f6ca3', '#c2661b'
@@ -102,8 +99,4 @@ def draw():
 
 
 if __name__ == '__main__':
-    # text as text, and no date: the file is the same each time
-    plt.rcParams.update({'svg.fonttype': 'none', 'svg.hashsalt': 'overview'})
-    plt.rcParams['font.family'] = 'DejaVu Sans'
-    file = Path(__file__).with_suffix('.svg')
-    draw().savefig(file, metadata=dict(Date=None), bbox_inches='tight')
+    save(draw, __file__, bbox_inches='tight')

@@ -1,7 +1,7 @@
 """Tables of export.md: exported forms in their runtimes."""
 
 import json
-from functools import partial
+from functools import cache, partial
 
 from benchmarks.formats.page import ALIGN, HEAD, cells
 from mmauxq.compare.comparison import by_arm, collect
@@ -49,6 +49,7 @@ FORM_AIMS = {'ResNet-18': 2.5, 'ResNet-50': 2.5, 'MobileNetV2': 1.5}
 at."""
 
 
+@cache
 def timed_forms() -> dict[str, list[dict[str, str]]]:
     """Network -> rows of the table that ``tools/latency.py`` printed."""
     found: dict[str, list[dict[str, str]]] = {}

@@ -1,20 +1,11 @@
-"""The figure of docs/map.md, and what its tables leave out."""
-
-import importlib.util
+"""The figures of docs/map.md, and what its tables leave out."""
 
 import pytest
 
+from docs.figures import cost, gain
 from docs.tables import map as map_tables
 from docs.tables.records import number
 from tests.conftest import ROOT
-
-
-def figure(name='gain'):
-    file = ROOT / f'docs/figures/{name}.py'
-    spec = importlib.util.spec_from_file_location(name, file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_all_records_are_in_a_table_or_on_the_other_page():
@@ -34,8 +25,7 @@ def test_all_records_are_in_a_table_or_on_the_other_page():
 
 def test_a_point_of_the_figure():
     """56 layers: what plain training loses, and what both bring back."""
-    module = figure()
-    found = module.of_panel(module.PANELS['the module and a teacher'])
+    found = gain.of_panel(gain.PANELS['the module and a teacher'])
     point = next(e for e in found if e.setting == 'fmnist_depth56')
     assert point.loss.mean == pytest.approx(0.28, abs=0.01)
     assert point.difference.mean == pytest.approx(0.22, abs=0.01)
@@ -45,17 +35,16 @@ def test_a_point_of_the_figure():
 
 def test_float_networks_of_the_figure_are_those_of_the_page():
     page = (ROOT / 'docs/map.md').read_text()
-    for name, top1 in figure().FLOAT.items():
+    for name, top1 in gain.FLOAT.items():
         if name.startswith('map/'):
             assert f'| {top1} |' in page, name
 
 
 def test_bars_are_those_of_the_table_of_steps():
-    module = figure('cost')
     page = (ROOT / 'docs/speed.md').read_text()
-    panels = module.draw().axes
+    panels = cost.draw().axes
     lengths = [[bar.get_width() for bar in axes.patches] for axes in panels]
-    rows = module.steps('r50', 256)
-    for arm, ms, gib in zip(module.BARS, *lengths, strict=True):
+    rows = cost.steps('r50', 256)
+    for arm, ms, gib in zip(cost.BARS, *lengths, strict=True):
         assert (ms, gib) == (rows[arm]['ms'], rows[arm]['peak_gib'])
         assert f'| {number(ms)} |' in page and f'| {number(gib)} |' in page

@@ -60,15 +60,6 @@ def results(inputs, qmin, qmax, form, upstream=None):
         return [y.detach(), *torch.autograd.grad(y, inputs, upstream)]
 
 
-@pytest.fixture
-def poisoned():
-    """Memory that is not written holds NaN."""
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
 @pytest.mark.parametrize('with_offset', [False, True])
 @pytest.mark.parametrize('shape, channels_last, step_shape', LAYOUTS)
 def test_agrees_with_float64(

@@ -21,13 +21,9 @@ SHAPES = [(3, 3, 9, 7), (2, 130, 6, 5), (2, 8, 13, 20), (1, 1, 3, 2)]
 
 
 @pytest.fixture(autouse=True)
-def poisoned():
-    """Memory that is not written holds NaN."""
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
+def kernel(poisoned):
     with use_form('kernel'):
         yield
-    torch.use_deterministic_algorithms(False)
 
 
 def channels_last(x):

@@ -26,13 +26,9 @@ SHAPES = [(3, 3, 5, 7), (2, 130, 3, 3), (5, 8, 21, 20), (2, 1, 1, 1)]
 
 
 @pytest.fixture(autouse=True)
-def poisoned():
-    """Memory that is not written holds NaN."""
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
+def kernel(poisoned):
     with use_form('kernel'):
         yield
-    torch.use_deterministic_algorithms(False)
 
 
 def feature_map(shape, dtype=torch.float32, spread=2.0, shift=5.0):

@@ -58,15 +58,6 @@ def one_by_one(weights, steps, dtype):
         ]
 
 
-@pytest.fixture
-def poisoned():
-    """Memory that is not written holds NaN."""
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float16])
 def test_equals_one_op_for_each(dtype, poisoned):
     weights, steps = network()

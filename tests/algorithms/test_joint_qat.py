@@ -206,8 +206,14 @@ def test_the_runner_hands_its_preprocessor_to_the_architecture():
     assert model.data_preprocessor.mean.item() == 3
 
 
-def test_amp_keeps_the_module_and_the_scales_in_float32():
-    model = joint_qat()
+@pytest.mark.parametrize(
+    'dtype, wanted', [(None, torch.bfloat16), ('float32', torch.float32)]
+)
+def test_amp_keeps_the_scales_in_float32(dtype, wanted):
+    """And the module, if it is told to."""
+    model = joint_qat(
+        guidance=dict(type='mmauxq.AuxAdaptorAggregator', dtype=dtype)
+    )
     seen = {}
     model.guidance.adaptors[1].phi[0].register_forward_hook(
         lambda m, a, out: seen.update(aux=out.dtype)
@@ -218,7 +224,7 @@ def test_amp_keeps_the_module_and_the_scales_in_float32():
     with torch.autocast('cpu', torch.bfloat16):
         losses = model.loss(*batch())
     sum(losses.values()).backward()
-    assert seen == dict(aux=torch.float32, student=torch.bfloat16)
+    assert seen == dict(aux=wanted, student=torch.bfloat16)
     assert all(
         q.step.grad.dtype == torch.float32 for _, q in named_quantizers(model)
     )

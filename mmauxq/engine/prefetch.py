@@ -110,12 +110,8 @@ class Batches:
             batch = dict(batch, inputs=images)
             if isinstance(samples, BatchSamples):
                 batch['data_samples'] = samples = samples.to(self.device)
-            early = self._preprocess and isinstance(images, Tensor)
-            if (
-                early
-                and samples
-                and not stay_together(self.preprocessor, samples)
-            ):
+            early = self._preprocess and isinstance(images, Tensor) and samples
+            if early and not stay_together(self.preprocessor, samples):
                 none = dict(inputs=images[:0], data_samples=samples)
                 done = self._preprocess(none, False)  # nothing is mixed
                 self._ready = batch, done['data_samples']

@@ -42,13 +42,13 @@ def _arms() -> Iterator[str]:
     for arm in (
         'float/compiled', 'float/eager', 'w4a4/compiled', 'w4a4/eager',
         'w4a4/codes', 'w4a4/recompute', 'w4a4/graphed', 'w4a4/graphed-codes',
-        'w4a4/graphed-recompute', 'aux-amp/graphed', 'aux-quarter-amp/graphed',
-        'kd/graphed', 'aux-amp/graphed-codes', 'aux-amp/graphed-recompute',
-        'float/graphed', 'float/graph', 'aux-amp/compiled',
-        'aux-quarter-amp/compiled', 'kd/compiled', 'w4a4/compiled-reference',
+        'w4a4/graphed-recompute', 'aux/graphed', 'aux-quarter/graphed',
+        'kd/graphed', 'aux/graphed-codes', 'aux/graphed-recompute',
+        'float/graphed', 'float/graph', 'aux/compiled',
+        'aux-quarter/compiled', 'kd/compiled', 'w4a4/compiled-reference',
         'w4a4/compiled-kernel', 'w4a4/compiled-codes',
-        'w4a4/compiled-recompute', 'aux-amp/compiled-codes', 'aux-amp/codes',
-        'aux-amp/recompute', 'aux/compiled', 'aux-quarter/compiled',
+        'w4a4/compiled-recompute', 'aux/compiled-codes', 'aux/codes',
+        'aux/recompute', 'aux-float32/graphed',
         'aux/eager', 'kd/eager', 'w4a4/reference', 'w4a4/graph',
         'w4a4/chained', 'dsn/compiled',
     ):  # fmt: skip
@@ -68,11 +68,11 @@ def _arms() -> Iterator[str]:
     for network in ('deits', 'mbv2', 'r18'):
         for arm in (
             'float/compiled', 'float/eager', 'w4a4/compiled', 'w4a4/eager',
-            'w4a4/graphed', 'w4a4/graphed-codes', 'aux-quarter-amp/compiled',
-            'aux-amp/compiled',
+            'w4a4/graphed', 'w4a4/graphed-codes', 'aux-quarter/compiled',
+            'aux/compiled',
         ):  # fmt: skip
             yield f'step/{network}/{arm}/{BATCH}'
-    for arm in ('r50/aux-amp', 'mbv2/w4a4', 'deits/w4a4'):
+    for arm in ('r50/aux', 'mbv2/w4a4', 'deits/w4a4'):
         yield f'runner/{arm}/graphed/{BATCH}'
     for arm in (
         'r50/w4a4/plain', 'r50/aux/plain', 'r50/kd/plain', 'r18/aux/plain',

@@ -20,9 +20,8 @@ DIGITS = ('r8', 'r20')
 GUIDANCE: dict[str, tuple[str, dict]] = {
     'w4a4': ('qat', {}),
     'aux': ('aux', {}),
-    'aux-amp': ('aux', dict(dtype=None)),
+    'aux-float32': ('aux', dict(dtype='float32')),
     'aux-quarter': ('aux', dict(width_ratio=0.25)),
-    'aux-quarter-amp': ('aux', dict(width_ratio=0.25, dtype=None)),
     'dsn': ('dsn', {}),
     'kd': ('kd', {}),
 }

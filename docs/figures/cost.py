@@ -17,12 +17,12 @@ BARS = {
     'w4a4/graphed': 'W4A4',
     'w4a4/graphed-codes': "the same, memory='codes'",
     'w4a4/graphed-recompute': "the same, memory='recompute'",
-    'aux-quarter-amp/graphed': 'W4A4, module of quarter width',
-    'aux-quarter-amp/graphed-codes': "the same, memory='codes'",
+    'aux-quarter/graphed': 'W4A4, module of quarter width',
+    'aux-quarter/graphed-codes': "the same, memory='codes'",
     'kd/graphed': 'W4A4, teacher',
-    'aux-amp/graphed': 'W4A4, module of full width',
-    'aux-amp/graphed-codes': "the same, memory='codes'",
-    'aux-amp/graphed-recompute': "the same, memory='recompute'",
+    'aux/graphed': 'W4A4, module of full width',
+    'aux/graphed-codes': "the same, memory='codes'",
+    'aux/graphed-recompute': "the same, memory='recompute'",
 }
 """WHAT/FORM of a step, as ``python -m benchmarks`` calls it -> its label."""
 

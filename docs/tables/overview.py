@@ -304,9 +304,9 @@ def by_guidance() -> str:
         [
             'ResNet-50, and time counts', '`aux_*` with `width_ratio=0.25`',
             f'[no form differs]({MAP}) from a float start',
-            f'[{speed.cost_of("aux-quarter-amp")}](map.md#what-it-costs) '
+            f'[{speed.cost_of("aux-quarter")}](map.md#what-it-costs) '
             'times the plain step, the full module '
-            f'{speed.cost_of("aux-amp")}',
+            f'{speed.cost_of("aux")}',
         ],
     ]  # fmt: skip
     head = ['where you are', 'recipe', 'gain over `qat_*`, paired by seed',

@@ -164,12 +164,12 @@ STEPS_OF_R50 = {
     'w4a4/chained': 'W4A4, its merged operations launched one by one',
     'w4a4/codes': "W4A4, eager, `memory='codes'`",
     'w4a4/recompute': "W4A4, eager, `memory='recompute'`",
-    'aux-quarter-amp/graphed': '**+ module of quarter width, `--cuda-graph`**',
-    'aux-quarter-amp/graphed-codes': "the same, `memory='codes'`",
-    'aux-quarter-amp/compiled': 'the same, `--compile`',
-    'aux-amp/graphed': '**+ auxiliary module, `--cuda-graph`**',
-    'aux-amp/graphed-codes': "the same, `memory='codes'`",
-    'aux-amp/graphed-recompute': "the same, `memory='recompute'`",
+    'aux-quarter/graphed': '**+ module of quarter width, `--cuda-graph`**',
+    'aux-quarter/graphed-codes': "the same, `memory='codes'`",
+    'aux-quarter/compiled': 'the same, `--compile`',
+    'aux/graphed': '**+ auxiliary module, `--cuda-graph`**',
+    'aux/graphed-codes': "the same, `memory='codes'`",
+    'aux/graphed-recompute': "the same, `memory='recompute'`",
     'kd/graphed': '+ distillation from ResNet-50, `--cuda-graph`',
     'kd/compiled': 'the same, `--compile`',
 }
@@ -177,8 +177,8 @@ STEPS_OF_R50 = {
 STEP_NAMES = {
     'w4a4': 'W4A4',
     'float': 'the recipe at 32 bits',
-    'aux-quarter-amp': 'W4A4 with the module of quarter width',
-    'aux-amp': 'W4A4 with the module',
+    'aux-quarter': 'W4A4 with the module of quarter width',
+    'aux': 'W4A4 with the module',
 }
 """WHAT of a step -> what it is."""
 OTHER_STEPS = {
@@ -335,9 +335,9 @@ def guidance_cost() -> str:
     lines = [
         [name, cost_of(what)]
         for what, name in (
-            ('aux-quarter-amp', 'module of quarter width'),
+            ('aux-quarter', 'module of quarter width'),
             ('kd', "teacher of F's size"),
-            ('aux-amp', 'full module'),
+            ('aux', 'full module'),
         )
     ]
     return table(['guidance', 'a step, of the plain one'], lines)
@@ -370,13 +370,13 @@ def targets() -> str:
          small['w4a4/graphed']['ms'] / small['float/graph']['ms']),
         ('time of MobileNetV2 W4A4', 1.1,
          mobile['w4a4/auto']['ms'] / mobile['float/compiled']['ms']),
-        ('time with the module', 1.5, time('aux-amp/graphed')),
+        ('time with the module', 1.5, time('aux/graphed')),
         ('time with the module of quarter width', 1.1,
-         time('aux-quarter-amp/graphed')),
+         time('aux-quarter/graphed')),
         ("the same, of the time with a teacher of F's size", 1.0,
-         time('aux-quarter-amp/graphed') / time('kd/graphed')),
+         time('aux-quarter/graphed') / time('kd/graphed')),
         ("memory of the same, of that with a teacher of F's size", 1.0,
-         memory('aux-quarter-amp/graphed') / memory('kd/graphed')),
+         memory('aux-quarter/graphed') / memory('kd/graphed')),
         ('an iteration of `tools/train.py`', 0.9,
          iteration['w4a4/plain']['ms']
          / iteration['float/compiled-fused']['ms']),
@@ -387,8 +387,8 @@ def targets() -> str:
         ("memory with `memory='recompute'`", 0.35,
          memory('w4a4/graphed-recompute')),
         ("memory with the module and `memory='recompute'`", 1.05,
-         memory('aux-amp/graphed-recompute')),
-        ('the same, at best', 0.65, memory('aux-amp/graphed-recompute')),
+         memory('aux/graphed-recompute')),
+        ('the same, at best', 0.65, memory('aux/graphed-recompute')),
     ]  # fmt: skip
     lines = [
         [what, f'at least {aim:.0%} of a copy', f'{found:.0%}',

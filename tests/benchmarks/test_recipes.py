@@ -23,10 +23,10 @@ def test_the_peer_is_mmpretrains_own_network():
 
 def test_the_config_of_a_run(tmp_path):
     more = 'custom_hooks = []\n'
-    path = write_config(tmp_path, 'r50', 'aux-amp', 4, 80, 32, 2, more)
+    path = write_config(tmp_path, 'r50', 'aux-float32', 4, 80, 32, 2, more)
     cfg = Config.fromfile(path)
     assert cfg.model.guidance.type == 'mmauxq.AuxAdaptorAggregator'
-    assert cfg.model.guidance.dtype is None
+    assert cfg.model.guidance.dtype == 'float32'
     assert cfg.model.float_checkpoint is None
     loader = cfg.train_dataloader
     assert (loader.batch_size, loader.dataset.length) == (4, 80)

@@ -67,10 +67,16 @@ class InMemoryImages(Dataset):
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
         """A batch for PyTorch's loader: inputs (N, C, H, W) uint8, and N data
         samples. Crops and flips come from the CPU's default generator."""
-        chosen = self._send(torch.as_tensor(indices))
-        images = self.images[chosen]
+        drawn = [torch.as_tensor(indices)]
         if self.padding or self.flip:
-            images = self._augment(images)
+            count = len(indices)
+            drawn += torch.randint(2 * self.padding + 1, (2, count))
+            drawn.append(torch.rand(count).lt(self.flip).long())
+        # together: each transfer costs the host as much as a whole operation
+        chosen, *places = self._send(torch.stack(drawn))
+        images = self.images[chosen]
+        if places:
+            images = self._augment(images, *places)
         samples = BatchSamples(self._labels[chosen])
         return dict(inputs=images, data_samples=samples)
 
@@ -81,16 +87,18 @@ class InMemoryImages(Dataset):
             values = values.pin_memory()
         return values.to(device, non_blocking=True)
 
-    def _augment(self, images: Tensor) -> Tensor:
+    def _augment(
+        self, images: Tensor, top: Tensor, left: Tensor, flipped: Tensor
+    ) -> Tensor:
+        """Cut at ``top`` and ``left`` of the padded images, and flip those
+        whose ``flipped`` is 1; each (N,)."""
         count, _, height, width = images.shape
-        device, margin = images.device, self.padding
-        images = torch.nn.functional.pad(images, [margin] * 4)
-        top, left = self._send(torch.randint(2 * margin + 1, (2, count)))
-        flipped = self._send(torch.rand(count) < self.flip)
+        device = images.device
+        images = torch.nn.functional.pad(images, [self.padding] * 4)
         rows = top[:, None] + torch.arange(height, device=device)
         columns = torch.arange(width, device=device).expand(count, width)
         columns = left[:, None] + torch.where(
-            flipped[:, None], columns.flip(1), columns
+            flipped[:, None].bool(), columns.flip(1), columns
         )
         sample = torch.arange(count, device=device)[:, None, None]
         # advanced indices first, channels last: (N, H, W, C)

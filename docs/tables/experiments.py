@@ -233,6 +233,31 @@ def peers() -> str:
     return table(head, lines)
 
 
+def equal_time() -> str:
+    """Plain training for longer, beside the module."""
+    runs = {
+        epochs: finals(LOGS / 'digits_equal_time' / str(epochs))
+        for epochs in (20, 23, 26)
+    }
+    plain, module = runs[20]['plain'], runs[20]['aux']
+    lines = [
+        [
+            GUIDANCE[arm], epochs, spread(list(own.values())),
+            '' if own is plain else with_wins(paired(own, plain)),
+            '' if arm == 'aux' else with_wins(paired(module, own)),
+            with_wins(paired(arms_of['aux'], own))
+            if arm == 'plain' and 'aux' in arms_of else '',
+        ]
+        for epochs, arms_of in runs.items()
+        for arm, own in arms_of.items()
+    ]  # fmt: skip
+    head = ['guidance', 'epochs', 'final top-1',
+            'difference to none, 20 epochs, wins',
+            'the module, 20 epochs, beside it',
+            'the module, as many epochs, beside it']  # fmt: skip
+    return table(head, lines)
+
+
 def own_floats(folder: Path) -> str:
     """Arms of which each seed has a float network of its own, beside plain
     training and beside the teacher alone."""
@@ -399,6 +424,7 @@ TABLES = {
     ),
     'digits-narrow': narrow_digits,
     'digits-narrow-seeds': partial(own_floats, LOGS / 'digits_narrow_seeds'),
+    'digits-equal-time': equal_time,
     'digits-narrow-w1a2': partial(own_floats, LOGS / 'digits_narrow_w1a2'),
     'digits-narrow-w1a2-rates': narrow_rates,
     'digits-peers': peers,

@@ -17,6 +17,10 @@ NARROW = (
     'experiments.md'
     '#twenty-seeds-of-the-module-on-a-narrow-network-digits-2026-11'
 )
+AS_LONG = (
+    'experiments.md'
+    '#the-module-or-more-epochs-on-a-narrow-network-digits-2026-11'
+)
 ONE_BIT = 'experiments.md#the-module-at-one-bit-digits-2026-11'
 TINY = 'experiments.md#one-bit-and-the-whole-width-on-tiny-imagenet-2026-11'
 MAP = 'map.md#from-a-float-network'
@@ -293,7 +297,8 @@ def by_guidance() -> str:
             f'{in_setting(LOGS / "digits_narrow_seeds", "aux", NARROW)} at '
             f'W2A2, {in_setting(LOGS / "digits_w1a1_seeds", "aux", ONE_BIT)} '
             'at W1A1',
-            'the module adds a tenth of the multiply-adds of F',
+            'the module adds a tenth of the multiply-adds of F; at W2A2 [plain '
+            f'training for as long]({AS_LONG}) is level with it',
         ],
         [
             'from scratch, few epochs',

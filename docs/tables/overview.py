@@ -297,8 +297,8 @@ def by_guidance() -> str:
             f'{in_setting(LOGS / "digits_narrow_seeds", "aux", NARROW)} at '
             f'W2A2, {in_setting(LOGS / "digits_w1a1_seeds", "aux", ONE_BIT)} '
             'at W1A1',
-            'the module adds a tenth of the multiply-adds of F; at W2A2 [plain '
-            f'training for as long]({AS_LONG}) is level with it',
+            'the module adds a tenth of the multiply-adds of F; at W2A2 '
+            f'[plain training for as long]({AS_LONG}) is level with it',
         ],
         [
             'from scratch, few epochs',

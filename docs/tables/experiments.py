@@ -233,12 +233,11 @@ def peers() -> str:
     return table(head, lines)
 
 
-def equal_time() -> str:
-    """Plain training for longer, beside the module."""
-    runs = {
-        epochs: finals(LOGS / 'digits_equal_time' / str(epochs))
-        for epochs in (20, 23, 26)
-    }
+def equal_time(folder: Path) -> str:
+    """Plain training for longer, beside the module; a comparison for each
+    number of epochs."""
+    counts = sorted(int(each.name) for each in folder.iterdir())
+    runs = {count: finals(folder / str(count)) for count in counts}
     plain, module = runs[20]['plain'], runs[20]['aux']
     lines = [
         [
@@ -424,7 +423,10 @@ TABLES = {
     ),
     'digits-narrow': narrow_digits,
     'digits-narrow-seeds': partial(own_floats, LOGS / 'digits_narrow_seeds'),
-    'digits-equal-time': equal_time,
+    'digits-equal-time': partial(equal_time, LOGS / 'digits_equal_time'),
+    'digits-w1a1-equal-time': partial(
+        equal_time, LOGS / 'digits_w1a1_equal_time'
+    ),
     'digits-narrow-w1a2': partial(own_floats, LOGS / 'digits_narrow_w1a2'),
     'digits-narrow-w1a2-rates': narrow_rates,
     'digits-peers': peers,

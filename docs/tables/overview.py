@@ -17,10 +17,7 @@ NARROW = (
     'experiments.md'
     '#twenty-seeds-of-the-module-on-a-narrow-network-digits-2026-11'
 )
-AS_LONG = (
-    'experiments.md'
-    '#the-module-or-more-epochs-on-a-narrow-network-digits-2026-11'
-)
+AS_LONG = 'experiments.md#the-module-or-more-epochs-digits-2026-11'
 ONE_BIT = 'experiments.md#the-module-at-one-bit-digits-2026-11'
 TINY = 'experiments.md#one-bit-and-the-whole-width-on-tiny-imagenet-2026-11'
 MAP = 'map.md#from-a-float-network'
@@ -297,8 +294,8 @@ def by_guidance() -> str:
             f'{in_setting(LOGS / "digits_narrow_seeds", "aux", NARROW)} at '
             f'W2A2, {in_setting(LOGS / "digits_w1a1_seeds", "aux", ONE_BIT)} '
             'at W1A1',
-            'the module adds a tenth of the multiply-adds of F; at W2A2 '
-            f'[plain training for as long]({AS_LONG}) is level with it',
+            'the module adds a tenth of the multiply-adds of F; '
+            f'[plain training for as long]({AS_LONG}) gains as much',
         ],
         [
             'from scratch, few epochs',

@@ -3,7 +3,7 @@
 import json
 from functools import partial
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 
 from mmauxq.compare.comparison import by_arm, collect
 from mmauxq.compare.statistics import PairedDifference, spread
@@ -239,21 +239,39 @@ def equal_time(folder: Path) -> str:
     counts = sorted(int(each.name) for each in folder.iterdir())
     runs = {count: finals(folder / str(count)) for count in counts}
     plain, module = runs[20]['plain'], runs[20]['aux']
-    lines = [
-        [
-            GUIDANCE[arm], epochs, spread(list(own.values())),
-            '' if own is plain else with_wins(paired(own, plain)),
-            '' if arm == 'aux' else with_wins(paired(module, own)),
-            with_wins(paired(arms_of['aux'], own))
-            if arm == 'plain' and 'aux' in arms_of else '',
-        ]
-        for epochs, arms_of in runs.items()
-        for arm, own in arms_of.items()
-    ]  # fmt: skip
+    lines = [['float', '', float_networks(folder / '20'), '', '', '']]
+    for epochs, found in runs.items():
+        for arm, own in found.items():
+            line = [GUIDANCE[arm], epochs, spread(list(own.values()))]
+            if arm == 'aux':
+                line += [with_wins(paired(own, found['plain'])), '']
+            else:
+                line += ['', with_wins(paired(module, own))]
+            beside = '' if own is plain else with_wins(paired(own, plain))
+            lines.append([*line, beside])
     head = ['guidance', 'epochs', 'final top-1',
-            'difference to none, 20 epochs, wins',
+            'difference to none, as many epochs, wins',
             'the module, 20 epochs, beside it',
-            'the module, as many epochs, beside it']  # fmt: skip
+            'difference to none, 20 epochs, wins']  # fmt: skip
+    return table(head, lines)
+
+
+def module_seconds() -> str:
+    """How long a run with the module takes, beside the plain one."""
+    lines = []
+    for folder, name in (
+        ('digits_equal_time', 'ResNet-8 (4-8-16), W2A2'),
+        ('digits_w1a1_equal_time', 'ResNet-8 (8-16-32), W1A1'),
+    ):
+        runs = by_arm(collect(LOGS / folder / '20'))
+        parts = [
+            run['seconds'] / runs['plain'][seed]['seconds']
+            for seed, run in runs['aux'].items()
+        ]
+        tenths = quantiles(parts, n=10, method='inclusive')
+        shown = ' to '.join(f'{x:.2f}' for x in (tenths[0], tenths[-1]))
+        lines.append([name, len(parts), f'{median(parts):.2f} ({shown})'])
+    head = ['network', 'pairs', 'with the module, of plain']
     return table(head, lines)
 
 
@@ -271,9 +289,14 @@ def own_floats(folder: Path) -> str:
             if arm not in ('plain', teacher):
                 beside = with_wins(paired(found[arm], found[teacher]))
             line.append(beside)
+    first = ['float', float_networks(folder), *[''] * (len(head) - 2)]
+    return table(head, [first, *lines])
+
+
+def float_networks(folder: Path) -> str:
+    """What those reach from which the seeds start."""
     runs = by_arm(collect(folder))['plain'].values()
-    floats = spread([run['float_final'] for run in runs])
-    return table(head, [['float', floats, *[''] * (len(head) - 2)], *lines])
+    return spread([run['float_final'] for run in runs])
 
 
 def step_rates() -> str:
@@ -424,6 +447,7 @@ TABLES = {
     'digits-narrow': narrow_digits,
     'digits-narrow-seeds': partial(own_floats, LOGS / 'digits_narrow_seeds'),
     'digits-equal-time': partial(equal_time, LOGS / 'digits_equal_time'),
+    'digits-module-seconds': module_seconds,
     'digits-w1a1-equal-time': partial(
         equal_time, LOGS / 'digits_w1a1_equal_time'
     ),

@@ -32,11 +32,13 @@ from .tiles import laid_out_like, launch, power_of_two, split_tiles, tiles
 
 # (elements of a tile, channels in it at the most) and warps, the best of a
 # sweep over the shapes of ResNet-50 on one NVIDIA H200; where programs sum
-# over tiles, also how many of them a multiprocessor has
+# over tiles, also how many of them a multiprocessor has. SUM_TILE is of partial
+# sums, for ResNet-20 as well
 FORWARD_TILE = BACKWARD_TILE = (4096, 128)
 WARPS = 4
 STATISTICS_TILE, STATISTICS_WARPS, STATISTICS_PROGRAMS = (4096, 64), 8, 4
 REDUCE_TILE, REDUCE_WARPS, REDUCE_PROGRAMS = (1024, 64), 4, 16
+SUM_TILE, SUM_WARPS = (4096, 4), 8
 
 
 @dataclass
@@ -117,17 +119,26 @@ def batch_statistics(
         statistics_kernel, z, programs, z, partial, **how,
         num_warps=STATISTICS_WARPS, enable_fp_fusion=True,
     )  # fmt: skip
-    width = min(power_of_two(channels), 16)
+    columns, tile = _columns(channels, splits)
     launch(
-        finish_kernel, z, -(-channels // width), z, partial, mean, rstd,
+        finish_kernel, z, columns, z, partial, mean, rstd,
         mean if running_mean is None else running_mean,
         rstd if running_var is None else running_var,
         how['rows'], channels, splits, eps, momentum,
-        RUNNING=running_mean is not None, CHANNELS=width,
-        SPLITS=min(power_of_two(splits), 128), num_warps=4,
-        enable_fp_fusion=True,
+        RUNNING=running_mean is not None, **tile, enable_fp_fusion=True,
     )  # fmt: skip
     return BatchNorm(mean, rstd, weight, bias)
+
+
+def _columns(channels: int, splits: int) -> tuple[int, dict[str, int]]:
+    """How programs divide partial sums, (splits, channels): number of columns
+    of channels, and what a kernel is told of them."""
+    elements, width = SUM_TILE
+    width = min(power_of_two(channels), width)
+    rows = min(power_of_two(splits), elements // width)
+    return -(-channels // width), dict(
+        ROWS=rows, CHANNELS=width, num_warps=SUM_WARPS
+    )
 
 
 @torch.no_grad()
@@ -291,7 +302,7 @@ class _Normalise(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        from .norm_triton import backward_kernel, reduce_kernel
+        from .norm_triton import backward_kernel, reduce_kernel, sum_kernel
 
         z, x, mean, rstd, weight, bias, step, inputs, w = ctx.saved_tensors
         given_grads = [grad for grad in grads if grad is not None]
@@ -316,11 +327,12 @@ class _Normalise(torch.autograd.Function):
             QUANTIZE=step is not None, OTHERS=len(others), READ=x is not None,
         )  # fmt: skip
         programs, how = split_tiles(like, 1, REDUCE_TILE, REDUCE_PROGRAMS)
-        partial = torch.empty(
-            (2 if step is None else 3, how['splits'], like.shape[1]),
-            dtype=torch.float32,
-            device=like.device,
+        splits, channels = how['splits'], like.shape[1]
+        sums = torch.empty(
+            2, channels, dtype=torch.float32, device=like.device
         )
+        partial = sums.new_empty(2, splits, channels)
+        step_partial = partial if step is None else sums.new_empty(programs)
         # the gradient of the batch norm's result: what came in, if there is
         # nothing behind it
         received = grad
@@ -329,15 +341,18 @@ class _Normalise(torch.autograd.Function):
         ):
             received = torch.empty_like(like)
         launch(
-            reduce_kernel, like, programs, *given, partial, received,
-            IDENTITY=received is not grad, HAS_Z=z is not None, **flags, **how,
-            num_warps=REDUCE_WARPS,
+            reduce_kernel, like, programs, *given, partial, step_partial,
+            received, IDENTITY=received is not grad, HAS_Z=z is not None,
+            **flags, **how, num_warps=REDUCE_WARPS,
         )  # fmt: skip
-        sums = partial.sum(1)
-        grad_step = None
-        if step is not None:
-            grad_step = (sums[2].sum() * grad_scale).reshape(step.shape)
-            grad_step = grad_step.to(step.dtype)
+        grad_step = None if step is None else torch.empty_like(step)
+        columns, tile = _columns(channels, splits)
+        launch(
+            sum_kernel, like, 2 * columns + (step is not None), partial,
+            step_partial, sums, sums if grad_step is None else grad_step,
+            grad_scale, channels, splits, programs, columns, **tile,
+            enable_fp_fusion=True,
+        )  # fmt: skip
         grad_z = grad_x = grad_w = None
         grad_bias, grad_weight = sums[0], sums[1]
         if ctx.norm is not None:

@@ -54,6 +54,20 @@ def update_running(mean_ptr, var_ptr, c, exists, mean, var, rows, momentum):
 
 
 @triton.jit
+def column_sums(
+    ptr, c, rows, channels, ROWS: tl.constexpr, CHANNELS: tl.constexpr
+):  # fmt: skip
+    """Sums over the rows of a matrix (rows, channels), for the channels c."""
+    total = tl.zeros([ROWS, CHANNELS], dtype=tl.float32)
+    block = 0
+    while block * ROWS < rows:
+        offsets, mask = tile(block, c, rows, channels, 1, ROWS)
+        total += tl.load(ptr + offsets, mask=mask, other=0.0)
+        block += 1
+    return tl.sum(total, 0)
+
+
+@triton.jit
 def finish_kernel(
     z_ptr,
     partial_ptr,
@@ -67,24 +81,19 @@ def finish_kernel(
     eps,
     momentum,
     RUNNING: tl.constexpr,
-    SPLITS: tl.constexpr,
+    ROWS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
     """Mean and 1 / standard deviation of each channel, from partial sums."""
     c = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
-    total = tl.zeros([SPLITS, CHANNELS], dtype=tl.float32)
-    squares = tl.zeros([SPLITS, CHANNELS], dtype=tl.float32)
-    first = 0
-    while first < splits:
-        offsets, mask = tile(first // SPLITS, c, splits, channels, 1, SPLITS)
-        total += tl.load(partial_ptr + offsets, mask=mask, other=0.0)
-        offsets += splits * channels
-        squares += tl.load(partial_ptr + offsets, mask=mask, other=0.0)
-        first += SPLITS
+    total = column_sums(partial_ptr, c, splits, channels, ROWS, CHANNELS)
+    squares = column_sums(
+        partial_ptr + splits * channels, c, splits, channels, ROWS, CHANNELS
+    )  # fmt: skip
     exists = c < channels
     n = rows * 1.0
-    shift = tl.sum(total, 0) / n
-    var = tl.maximum(tl.sum(squares, 0) / n - shift * shift, 0.0)
+    shift = total / n
+    var = tl.maximum(squares / n - shift * shift, 0.0)
     start = tl.load(z_ptr + c, mask=exists, other=0.0).to(tl.float32)
     mean = start + shift
     tl.store(mean_ptr + c, mean, mask=exists)
@@ -220,6 +229,7 @@ def reduce_kernel(
     bias_ptr,
     step_ptr,
     partial_ptr,
+    step_partial_ptr,
     grad_identity_ptr,
     rows,
     channels,
@@ -237,10 +247,10 @@ def reduce_kernel(
     ROWS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """Partial sums of the gradients of bias, weight and step,
-    (3, splits, channels); without a quantizer (2, splits, channels). With
-    IDENTITY also its gradient, that of the batch norm's result. Without z that
-    of the weight means nothing."""
+    """Partial sums of the gradients of bias and weight, (2, splits,
+    channels), and with a quantizer of that of its step, one for each program.
+    With IDENTITY also its gradient, that of the batch norm's result. Without z
+    that of the weight means nothing."""
     split, first, c = place(channels, CHANNELS, repeats, WIDE)
     mean = load_per_channel(mean_ptr, c, channels)
     rstd = load_per_channel(rstd_ptr, c, channels)
@@ -277,8 +287,48 @@ def reduce_kernel(
     rstd1 = tl.load(rstd_ptr + c, mask=exists, other=0.0)
     tl.store(out, tl.sum(weight_sum, 0) * rstd1, mask=exists)
     if QUANTIZE:
-        out += splits * channels
-        tl.store(out, tl.sum(step_sum, 0), mask=exists)
+        in_program = tl.sum(tl.sum(step_sum, 0), 0)
+        tl.store(step_partial_ptr + tl.program_id(0), in_program)
+
+
+@triton.jit
+def sum_kernel(
+    partial_ptr,
+    step_partial_ptr,
+    sums_ptr,
+    grad_step_ptr,
+    grad_scale,
+    channels,
+    splits,
+    programs,
+    columns,
+    ROWS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    """Gradients of bias and weight, (2, channels), from the partial sums of
+    :func:`reduce_kernel`, in two programs for each of ``columns`` of channels.
+    One program more gives the gradient of the step."""
+    of = tl.program_id(0) // columns
+    if of < 2:
+        c = (tl.program_id(0) % columns) * CHANNELS + tl.arange(0, CHANNELS)
+        total = column_sums(
+            partial_ptr + of * splits * channels, c, splits, channels, ROWS,
+            CHANNELS,
+        )  # fmt: skip
+        tl.store(sums_ptr + of * channels + c, total, mask=c < channels)
+    else:
+        c = tl.arange(0, CHANNELS)
+        rows = tl.cdiv(programs, CHANNELS)
+        of_step = tl.zeros([ROWS, CHANNELS], dtype=tl.float32)
+        block = 0
+        while block * ROWS < rows:
+            offsets, _ = tile(block, c, rows, CHANNELS, 1, ROWS)
+            of_step += tl.load(
+                step_partial_ptr + offsets, mask=offsets < programs, other=0.0
+            )  # fmt: skip
+            block += 1
+        of_step_sum = tl.sum(tl.sum(of_step, 0), 0)
+        tl.store(grad_step_ptr, of_step_sum * grad_scale)
 
 
 @triton.jit
@@ -308,7 +358,7 @@ def backward_kernel(
     CHANNELS: tl.constexpr,
 ):
     """Gradient of ``z``; ``sums`` are those of bias and weight,
-    (2 or 3, channels)."""
+    (2, channels)."""
     _, block, c = place(channels, CHANNELS, 1, WIDE)
     offsets, mask = tile(block, c, rows, channels, 1, ROWS)
     mean = load_per_channel(mean_ptr, c, channels)

@@ -70,7 +70,10 @@ def split_tiles(
         ``repeats``, the tiles of a program.
     """
     blocks, columns, arguments = tiles(x, axis, size)
-    at_once = programs_each * multiprocessors(x.device)
+    processors = multiprocessors(x.device)
+    # a small tensor is not cut into more parts than can be summed up quickly
+    each = min(programs_each, max(4, blocks * columns // (4 * processors)))
+    at_once = each * processors
     repeats = -(-blocks // max(1, min(blocks, at_once // columns)))
     splits = -(-blocks // repeats)
     return splits * columns, dict(arguments, repeats=repeats, splits=splits)

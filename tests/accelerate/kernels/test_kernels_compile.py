@@ -88,8 +88,10 @@ maps = dict(z_ptr='*bf16', identity_ptr='*bf16', out_ptr='*bf16',
 tile = dict(ROWS=32, CHANNELS=128, WIDE=True)
 found['statistics'] = compiled(n.statistics_kernel, wide, maps, **tile)
 found['finish'] = compiled(
-    n.finish_kernel, types=maps, RUNNING=True, SPLITS=128, CHANNELS=16
+    n.finish_kernel, types=maps, RUNNING=True, ROWS=512, CHANNELS=4
 )
+sums = dict(grad_scale='fp32', programs='i32', columns='i32')
+found['norm_sum'] = compiled(n.sum_kernel, types=sums, ROWS=512, CHANNELS=4)
 for kind in ('quantize', 'add', 'both'):
     flags = dict(tile, QMIN=0, QMAX=15, BOUND=6.0, QUANTIZE=kind != 'add')
     add, both = dict(IDENTITY=kind != 'quantize'), kind == 'both'
@@ -163,7 +165,7 @@ def test_kernels_compile_for_a_gpu(run_python, tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     ptx = json.loads((tmp_path / 'ptx.json').read_text())
-    assert len(ptx) == 28
+    assert len(ptx) == 29
     for name in ('gram', 'product_forward', 'product_input_gradient'):
         assert 'wgmma' in ptx[name], name  # tensor cores
     wide_load = re.compile(r'ld\.global\.v4\.b32')

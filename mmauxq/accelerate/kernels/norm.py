@@ -32,8 +32,8 @@ from .tiles import laid_out_like, launch, power_of_two, split_tiles, tiles
 
 # (elements of a tile, channels in it at the most) and warps, the best of a
 # sweep over the shapes of ResNet-50 on one NVIDIA H200; where programs sum
-# over tiles, also how many of them a multiprocessor has. SUM_TILE is of partial
-# sums, for ResNet-20 as well
+# over tiles, also how many of them a multiprocessor has. SUM_TILE is of
+# partial sums, and the best for ResNet-20, too
 FORWARD_TILE = BACKWARD_TILE = (4096, 128)
 WARPS = 4
 STATISTICS_TILE, STATISTICS_WARPS, STATISTICS_PROGRAMS = (4096, 64), 8, 4

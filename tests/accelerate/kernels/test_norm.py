@@ -91,6 +91,16 @@ def test_equals_separate_operations(shape, kind, bound):
         assert_close(ours, theirs, rtol=1e-4, atol=2e-5 * scale)
 
 
+@pytest.mark.parametrize('kind', ['quantize', 'both'])
+def test_sums_of_more_parts_than_a_program_reads_at_once(kind, monkeypatch):
+    for name in ('STATISTICS_TILE', 'REDUCE_TILE', 'SUM_TILE'):
+        monkeypatch.setattr(f'mmauxq.accelerate.kernels.norm.{name}', (8, 4))
+    monkeypatch.setattr(
+        'mmauxq.accelerate.kernels.tiles.multiprocessors', lambda device: 3
+    )
+    test_equals_separate_operations((5, 8, 7, 5), kind, inf)
+
+
 @pytest.mark.parametrize('read', [[0], [1], [2], [0, 2], [1, 2]])
 def test_both_when_not_all_are_read(read):
     shape = (3, 6, 5, 7)

@@ -1,8 +1,10 @@
 """A training step that is compiled where that works."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -65,3 +67,26 @@ class CompiledStep:
             return result
         restore()
         return self.other(inputs)
+
+
+def use_plain_numbers(model: nn.Module) -> None:
+    """Make Python's numbers of those of NumPy that modules keep, such as
+    mmcv's ``DropPath``. The compiler cannot decide by one of NumPy, and would
+    cut the step in parts there, five for each block of a transformer."""
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if isinstance(value, np.generic):
+                module.__dict__[name] = value.item()
+
+
+@contextmanager
+def no_cache_of_casts() -> Iterator[None]:
+    """While active, autocast keeps no cast of a weight. A recording must not
+    use one, and what was compiled with the cache would be compiled anew
+    without it."""
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)

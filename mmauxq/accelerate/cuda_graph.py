@@ -29,16 +29,17 @@ class GraphedStep:
     step is one launch forward and one backward. The kernels are those of the
     eager step; so are losses, gradients, buffers and random numbers.
 
-    A step is eager the first time its kind is met, and recorded if that comes
-    twice in a row. The kind is all that a recording holds fixed: shape of the
-    images, autocast, and of every module its mode, its parameters and buffers
-    (address, whether trained), its children, and the numbers that it computes
-    with, such as a dropout rate, a momentum, the bits of a quantizer or the
-    weights of distillation terms. A hook may schedule any of them: the step is
-    then recorded anew, after a longer wait each time if recordings are hardly
-    replayed. What differs from the recording only once, as the last batch of
-    an epoch may, runs eagerly. So does everything without gradients or on a
-    CPU, and a model with hooks, which a recording would not call.
+    A step runs as it is the first time its kind is met, and is recorded if
+    that comes twice in a row. The kind is all that a recording holds fixed:
+    shape of the images, autocast, and of every module its mode, its parameters
+    and buffers (address, whether trained), its children, and the numbers that
+    it computes with, such as a dropout rate, a momentum, the bits of a
+    quantizer or the weights of distillation terms. A hook may schedule any of
+    them: the step is then recorded anew, after a longer wait each time if
+    recordings are hardly replayed. What differs from the recording only once,
+    as the last batch of an epoch may, runs eagerly. So does everything without
+    gradients or on a CPU, and a model with hooks, which a recording would not
+    call.
 
     ``torch.cuda.make_graphed_callables`` is not used because it forbids other
     threads to use the GPU meanwhile, as a loader that pins memory does; runs
@@ -53,6 +54,8 @@ class GraphedStep:
             good, and where hooks are called; by default ``step``.
         optional: Whether a step that cannot be recorded stays eager, with one
             line in the log, instead of ending the run.
+        after: How many steps of a kind are not recorded, at least 1; those in
+            which ``step`` is compiled have to be among them.
 
     Raises:
         UsageError: When a step is recorded that asks the GPU for a value,
@@ -66,9 +69,10 @@ class GraphedStep:
         model: nn.Module,
         plain: Callable[[Tensor], Any] | None = None,
         optional: bool = False,
+        after: int = 1,
     ) -> None:
         self.step, self.plain = step, plain or step
-        self.model, self.optional = model, optional
+        self.model, self.optional, self.after = model, optional, after
         self.recording: Recording | None = None
         self.average: Average | None = None
         """What exchanges gradients between ranks. Only a step that was
@@ -77,7 +81,7 @@ class GraphedStep:
         """Whether the backward pass of the last call will call it."""
         self._watched: Watched | None = None
         self._last: tuple | None = None
-        self._repeats, self._patience = 0, 1
+        self._repeats, self._patience = 0, after
         self._logged: set[str] = set()
 
     def __call__(self, inputs: Tensor) -> Any:
@@ -144,7 +148,7 @@ class GraphedStep:
     def _forget(self) -> None:
         if self.recording is not None:
             worth = self.recording.replays >= WORTH_RECORDING
-            self._patience = 1 if worth else 2 * self._patience
+            self._patience = self.after if worth else 2 * self._patience
         self.recording = None  # frees its memory for the next one
 
     def _log(self, reason: str) -> None:

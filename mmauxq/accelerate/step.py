@@ -14,7 +14,7 @@ from mmauxq.errors import UsageError, one_line
 from mmauxq.log import log, warn
 from mmauxq.restoring import snapshot
 
-from .compiled import CompiledStep
+from .compiled import CompiledStep, no_cache_of_casts, use_plain_numbers
 from .cuda_graph import GraphedStep, log_eager
 from .faster_operations import FasterOperations
 from .fused_norm import FusedBatchNorms, materialize
@@ -69,7 +69,6 @@ class AcceleratedStep:
         )
         self.recorded: GraphedStep | None = None
         self.compiled: Callable | None = None
-        self.tried: CompiledStep | None = None
         self._is_first = True
         if self.speed.compile:
             self._compile(self.speed.compile)
@@ -106,23 +105,23 @@ class AcceleratedStep:
         if compute != self.model.compute:
             with self._entered():
                 return compute(inputs)
-        if self.tried is not None:
-            return self.tried(inputs)
         is_first, self._is_first = self._is_first, False
+        if self.recorded is not None:
+            return self.recorded(inputs)
         if self.compiled is not None and not is_first:
             return self._run_compiled(inputs)
-        return (self.recorded or self._plain)(inputs)
+        return self._plain(inputs)
 
     @contextmanager
     def eager(self) -> Iterator[None]:
         """While active, no step is compiled or recorded, so that hooks on the
         modules of F are called."""
-        forms = self.compiled, self.recorded, self.tried
-        self.compiled = self.recorded = self.tried = None
+        forms = self.compiled, self.recorded
+        self.compiled = self.recorded = None
         try:
             yield
         finally:
-            self.compiled, self.recorded, self.tried = forms
+            self.compiled, self.recorded = forms
 
     @contextmanager
     def contiguous(self) -> Iterator[None]:
@@ -185,6 +184,7 @@ class AcceleratedStep:
         self._check_plain('compile', None)
         options = {} if options is True else dict(options)  # type: ignore[arg-type]
         options.pop('_scope_', None)
+        use_plain_numbers(self.model)
         try:
             self.compiled = torch.compile(self.model.compute, **options)
         except (TypeError, RuntimeError) as error:
@@ -194,20 +194,22 @@ class AcceleratedStep:
             ) from error
 
     def _choose(self) -> None:
-        """Record the step. Compile what has no batch norms: the compiler fuses
-        layer norms and activations with quantizers, which kernels do not."""
+        """Record the step, compiled if it has no batch norms: the compiler
+        fuses layer norms and activations with quantizers, which kernels do
+        not."""
         if self.model.has_own_loss:
             log_eager(f'the loss of a {self._names()} needs more than logits')
             return
-        self._record()
-        if not any(isinstance(m, _BatchNorm) for m in self.model.modules()):
-            self._compile(dict(dynamic=False))
-            self.tried = CompiledStep(
-                self._run_compiled, self.recorded, self.model
-            )
+        if any(isinstance(m, _BatchNorm) for m in self.model.modules()):
+            self._record()
+            return
+        self._compile(dict(dynamic=False))
+        step = CompiledStep(self._run_compiled, self._plain, self.model)
+        # the first step is eager, and the second one is compiled
+        self.recorded = GraphedStep(step, self.model, optional=True, after=2)
 
     def _run_compiled(self, inputs: Tensor) -> Any:
-        with self._entered(compiled=True):
+        with self._entered(compiled=True), no_cache_of_casts():
             return self.compiled(inputs)  # type: ignore[misc]
 
     def _record(self) -> None:

@@ -38,6 +38,7 @@ NEWER = {
     'tiny_quarter_tuned': 'plain',
     'tiny_quarter_w1a1': 'plain',
     'tiny_full': 'plain',
+    'tiny_r50_quarter': 'plain',
     'digits_narrow_seeds': 'plain',
     'digits_w1a1': 'plain',
     'digits_w1a1_seeds': 'plain',

@@ -70,6 +70,7 @@ STRATEGIES = {
 }
 GUIDANCE = {
     'plain': 'none',
+    'dsn': 'deep supervision',
     'kd': 'a teacher',
     'kd4': 'a teacher, temperature 4',
     'aux': 'the module',
@@ -431,6 +432,12 @@ TABLES = {
         tuned, LOGS / 'tiny_quarter_tuned', TECHNIQUES
     ),
     'tiny-full': partial(own_floats, LOGS / 'tiny_full'),
+    'tiny-longer': partial(
+        arms, LOGS / 'tiny_longer',
+        {arm: GUIDANCE[arm] for arm in ('kd', 'on')}, 'on',
+        ('guidance', 'final top-1', 'difference to float, trained on'),
+    ),
+    'tiny-r50': partial(own_floats, LOGS / 'tiny_r50_quarter'),
     'tiny-peers': partial(tuned, LOGS / 'tiny_peers', PEERS, BESIDE_OURS),
     'tiny-w1a1': partial(own_floats, LOGS / 'tiny_quarter_w1a1'),
     'tiny-w1a1-rates': partial(

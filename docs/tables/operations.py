@@ -158,10 +158,24 @@ def fusion_parts() -> str:
     return table(head, lines)
 
 
+NORM_SUMS = 'norm_sums_h200.jsonl'
+
+
+def norm_sums() -> str:
+    """Batch norm, ReLU and quantizer, before and after its sums changed."""
+    lines = [
+        [' x '.join(map(str, row['shape'])), number(row['before_us']),
+         number(row['after_us'])]
+        for row in rows(NORM_SUMS)
+    ]  # fmt: skip
+    return table(['feature map', 'before, us', 'after, us'], lines)
+
+
 TABLES = {
     'activations': activations,
     'activations-other': other_tensors,
     'chains': chains,
     'fusions': fusions,
     'fusion-parts': fusion_parts,
+    'norm-sums': norm_sums,
 }

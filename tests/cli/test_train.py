@@ -160,3 +160,16 @@ def test_forms_of_the_step_are_for_quantized_recipes(option, capsys, tmp_path):
         f'error: {option}: expected a recipe of mmauxq.JointQAT, got '
         'configs/float_r20_digits.py, which trains ImageClassifier\n'
     )
+
+
+def test_modules_of_the_current_folder_are_found(run_python, root, tmp_path):
+    (tmp_path / 'own_net.py').write_text('open("imported", "w").close()')
+    (tmp_path / 'config.py').write_text(
+        f'_base_ = {str(root / "configs/qat_r8_w2a2_digits.py")!r}\n'
+        "custom_imports = dict(imports=['own_net'])\n"
+        'model = dict(bits=2)\n'
+    )
+    done = run_python(root / 'tools/train.py', 'config.py')
+    assert done.returncode == 2
+    assert "got 'bits'" in done.stderr  # a key that is found out later
+    assert (tmp_path / 'imported').exists()

@@ -159,6 +159,19 @@ def test_every_fragment_can_be_inherited(tmp_path, guidance, bits):
     assert config.optim_wrapper.optimizer.lr == 0.1
 
 
+@pytest.mark.parametrize('recipe', ['kd', 'bwr'])
+def test_a_child_config_has_another_teacher(tmp_path, recipe):
+    """MMEngine lets no dict of a child take the place of ``None``."""
+    teacher = dict(type='ImageClassifier', head=dict(num_classes=10))
+    (tmp_path / 'child.py').write_text(
+        f'_base_ = {str(ROOT / f"configs/{recipe}_r20_w2a2_digits.py")!r}\n'
+        f'model = dict(guidance=dict(teacher={teacher}))\n'
+    )
+    guidance = read(tmp_path / 'child.py').model.guidance
+    assert guidance.teacher == teacher
+    assert guidance.logits.tau == 1.0
+
+
 def test_the_deep_recipe_differs_in_its_depth_and_temperature():
     deep = read(ROOT / 'configs/auxkd_r56_w2a2_fmnist.py').model
     flat = read(ROOT / 'configs/auxkd_r20_w2a2_fmnist.py').model

@@ -1,9 +1,7 @@
 kd_guidance = dict(
     type='mmauxq.KnowledgeDistillation',
-    # F's own architecture in floating point ...
-    teacher=None,
-    # ... with the weights that F starts from
-    checkpoint=None,
+    # the teacher is F in floating point, with the weights that F starts from;
+    # `teacher` and `checkpoint` name another
     # temperature and weight of the LSQ paper; a far higher temperature is
     # known to hurt low-bit students
     logits=dict(type='mmrazor.KLDivergence', tau=1.0, loss_weight=1.0),

@@ -129,8 +129,17 @@ class Backend:
         return module.forward
 
 
-@pytest.fixture
-def compiled_transformer():
+# the compiler asks quantized weights for their gradients
+NOT_A_LEAF = pytest.mark.filterwarnings('ignore:The .grad attribute')
+
+
+@pytest.fixture(params=[False, True], ids=['', 'grouped weights'])
+def compiled_transformer(request, monkeypatch):
+    """With weights that are quantized before, as on a GPU, and without."""
+    monkeypatch.setattr(
+        'mmauxq.accelerate.grouped_weights.wants_kernel',
+        lambda weight: request.param,
+    )
     torch.compiler.reset()
     model = joint_qat(speed=LAUNCHED, architecture=VIT, guidance=None)
     model.loss(*batch(seed=0))  # sets the scales of the quantizers
@@ -139,9 +148,11 @@ def compiled_transformer():
         model, Speed(compile=dict(backend=backend), channels_last=False)
     )
     yield model, step, backend
+    assert bool(step.weights.entries) is request.param
     torch.compiler.reset()
 
 
+@NOT_A_LEAF
 def test_a_transformer_is_one_graph(compiled_transformer):
     """mmcv's DropPath decides by a number of NumPy, where the graph broke."""
     model, step, backend = compiled_transformer
@@ -151,6 +162,7 @@ def test_a_transformer_is_one_graph(compiled_transformer):
     assert backend.graphs == 1
 
 
+@NOT_A_LEAF
 def test_a_recording_does_not_compile_anew(compiled_transformer):
     """While it is made, parameters are aliases, and no cast is kept."""
     model, step, backend = compiled_transformer
@@ -172,6 +184,7 @@ def test_a_recording_does_not_compile_anew(compiled_transformer):
 @pytest.mark.parametrize('dtype', [None, torch.bfloat16])
 @pytest.mark.gpu
 @no_gpu
+@NOT_A_LEAF
 def test_recorded_is_launched_to_the_bit(dtype):
     """The default for a network without batch norms: compiled and recorded,
     but for the last odd batch."""

@@ -1,6 +1,7 @@
 """Files and folders that are complete, or as they were."""
 
 import errno
+import fcntl
 import json
 import os
 import platform
@@ -76,6 +77,39 @@ def check_folder(option: str, path: str | os.PathLike) -> None:
     if os.path.lexists(path) and not os.path.isdir(path):
         kind = 'file' if os.path.exists(path) else 'dangling link'
         raise UsageError(f'{option}: expected a folder, got the {kind} {path}')
+
+
+@contextmanager
+def held_alone(option: str, folder: Path) -> Iterator[None]:
+    """Keep a folder from other processes that would hold it, too. It is made
+    if there is none. A process that ends, in whatever way, holds no more.
+
+    Args:
+        option: That the folder was given to, for the message.
+        folder: On a file system without locks it is not kept.
+
+    Raises:
+        UsageError: If another process holds it, or it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise UsageError(
+            f'{option} {folder} cannot be written: {error.strerror}'
+        ) from error
+    try:
+        with suppress(OSError):  # no locks here
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UsageError(
+                    f'{option}: expected a folder in which nobody is at work, '
+                    f'got {folder}, where another command is'
+                ) from error
+        yield
+    finally:
+        os.close(held)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from mmauxq.errors import TrainingError, UsageError
 from mmauxq.files import (
     check_file,
     check_folder,
+    held_alone,
     left_over,
     link_atomically,
     parse_json,
@@ -331,3 +332,38 @@ def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / 'file').touch()
     with pytest.raises(UsageError, match='cannot be written: Not a directory'):
         write_all(tmp_path / 'file' / 'x', 'new')
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from mmauxq.files import held_alone
+with held_alone('--out', Path(sys.argv[1])):
+    print('held', flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_folder_that_another_process_holds(tmp_path, root):
+    folder = tmp_path / 'new' / 'folder'
+    with subprocess.Popen(
+        [sys.executable, '-c', HOLD, folder],
+        cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout.readline() == 'held\n'
+        with pytest.raises(UsageError) as caught, held_alone('--out', folder):
+            pass
+        process.kill()
+    assert str(caught.value) == (
+        '--out: expected a folder in which nobody is at work, got '
+        f'{folder}, where another command is'
+    )
+    with held_alone('--out', folder):
+        assert names(folder) == []
+
+
+def test_a_folder_to_hold_that_cannot_be_made(tmp_path):
+    (tmp_path / 'file').touch()
+    with pytest.raises(UsageError, match='--out .*: Not a directory'):
+        with held_alone('--out', tmp_path / 'file' / 'x'):
+            pass

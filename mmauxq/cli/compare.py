@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from mmauxq.errors import UsageError
-from mmauxq.files import check_folder, write_atomically
+from mmauxq.files import check_folder, held_alone, write_atomically
 from mmauxq.optional import need
 from mmauxq.stopping import Stopped
 
@@ -249,31 +249,36 @@ def _train(args: argparse.Namespace) -> None:
                 'held out; a recipe is trained without them',
                 file=sys.stderr,
             )
-    comparison.begin(
-        args.out,
-        start=start,
-        options=args.cfg_options or {},
-        metric=metric,
-        tuning=tuning and asdict(tuning),
-        **arms.budget(configs),
-    )
-    inside = args.out / 'tune'
-    if floats:
-        float_runs = comparison.plan(args.out / FLOAT, floats, args.seeds)
+    with held_alone('--out', args.out):
+        comparison.begin(
+            args.out,
+            start=start,
+            options=args.cfg_options or {},
+            metric=metric,
+            tuning=tuning and asdict(tuning),
+            **arms.budget(configs),
+        )
+        inside = args.out / 'tune'
+        if floats:
+            float_runs = comparison.plan(args.out / FLOAT, floats, args.seeds)
+            if tuning is not None:
+                less = {
+                    k: hold_out(c, tuning.hold_out) for k, c in floats.items()
+                }
+                float_runs += comparison.plan(
+                    inside / FLOAT, less, [tuning.seed]
+                )
+            watch(float_runs, 'float networks', None, False)
         if tuning is not None:
-            less = {k: hold_out(c, tuning.hold_out) for k, c in floats.items()}
-            float_runs += comparison.plan(inside / FLOAT, less, [tuning.seed])
-        watch(float_runs, 'float networks', None, False)
-    if tuning is not None:
-        tried = tuning.plan(inside, configs)
-        watch(tried, 'arms x values', starts(inside), True)
-        metrics = tuning.metrics(inside, configs)
-        chosen = tuning.choose(metrics)
-        configs = tuning.with_values(configs, chosen)
-        found = dict(held_out=metrics, chosen=chosen)
-    runs = comparison.plan(args.out, configs, args.seeds, **found)
-    watch(runs, 'arms x seeds', starts(args.out), True)
-    comparison.note_diverged(args.out)
+            tried = tuning.plan(inside, configs)
+            watch(tried, 'arms x values', starts(inside), True)
+            metrics = tuning.metrics(inside, configs)
+            chosen = tuning.choose(metrics)
+            configs = tuning.with_values(configs, chosen)
+            found = dict(held_out=metrics, chosen=chosen)
+        runs = comparison.plan(args.out, configs, args.seeds, **found)
+        watch(runs, 'arms x seeds', starts(args.out), True)
+        comparison.note_diverged(args.out)
 
 
 def _draw_map(args: argparse.Namespace) -> None:

@@ -14,6 +14,7 @@ import os
 import warnings
 from functools import partialmethod
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from .files import write_atomically
 
@@ -26,6 +27,7 @@ def enable() -> None:
     write_files_atomically()
     spare_scales_from_decay()
     read_losses_when_asked()
+    append_to_histories_in_place()
 
 
 def silence_neighbours() -> None:
@@ -318,6 +320,64 @@ def read_losses_when_asked() -> None:
     MessageHub.state_dict = state_dict
     MessageHub.get_scalar = get_scalar
     MessageHub.log_scalars = property(log_scalars)
+
+
+def append_to_histories_in_place() -> None:
+    """Let the history of a logged number grow without a copy of it.
+
+    What: arrays of a ``HistoryBuffer`` become views of larger ones.
+
+    Why: MMEngine copies the whole history for each value. That of an epoch,
+    with thousands of steps, takes the host some tenths of a millisecond in
+    each step for all numbers together.
+
+    Until: MMEngine appends in place (0.10.7 and onedl 0.10.12 do not).
+    """
+    from mmengine.logging import HistoryBuffer
+
+    copying = HistoryBuffer.update
+    if copying.__module__ == __name__:
+        return
+    # not in the buffers, which are saved with all that they hold
+    spaces: WeakKeyDictionary = WeakKeyDictionary()
+
+    def update(self, log_val: float, count: float = 1) -> None:
+        values = dict(_log_history=log_val, _count_history=count)
+        if not all(isinstance(v, (int, float)) for v in values.values()):
+            copying(self, log_val, count)  # which refuses it
+        own = spaces.setdefault(self, {})
+        for name, value in values.items():
+            if name not in own or own[name].view is not getattr(self, name):
+                own[name] = _Growing(getattr(self, name))
+            setattr(self, name, own[name].append(value, self.max_length))
+
+    HistoryBuffer.update = update
+
+
+class _Growing:
+    """An array with space for more behind it."""
+
+    def __init__(self, values: Any) -> None:
+        self.view = values
+        self._space, self._end = values, len(values)
+
+    def append(self, value: float, most: int) -> Any:
+        """The last ``most`` values, after this one; those of before stay."""
+        import numpy as np
+
+        kind = self._space.dtype
+        if kind.kind != 'f':
+            kind = np.result_type(kind, np.asarray(value).dtype)
+        if self._end == len(self._space) or kind != self._space.dtype:
+            before = self.view
+            self._space = np.empty(max(1024, 2 * len(before)), kind)
+            self._end = len(before)
+            self._space[: self._end] = before
+        self._space[self._end] = value
+        self._end += 1
+        first = self._end - min(len(self.view) + 1, most)
+        self.view = self._space[first : self._end]
+        return self.view
 
 
 def _is_on_gpu(value: Any) -> bool:

@@ -1,13 +1,15 @@
 """Work-arounds: that they work, and that they are still needed."""
 
+import importlib.util
 import os
 import pickle
 import shutil
 from importlib.metadata import version
 
+import numpy as np
 import pytest
 import torch
-from mmengine.logging import MessageHub
+from mmengine.logging import HistoryBuffer, MessageHub
 from mmengine.optim import OptimWrapper
 from mmengine.runner import checkpoint as mmengine_checkpoint
 from packaging.version import Version
@@ -332,6 +334,63 @@ def test_mmengine_asks_for_each_loss(run_python):
         'print("float(grad)" in inspect.getsource(OptimWrapper._clip_grad))\n'
     )
     assert run_python('-c', code).stdout == 'asked\nTrue\n'
+
+
+def copying_buffer():
+    """MMEngine's class as it is, from a module of its own."""
+    spec = importlib.util.find_spec('mmengine.logging.history_buffer')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.HistoryBuffer
+
+
+@pytest.mark.parametrize(
+    'given', [([], []), ([1, 2], [1, 1]), ([True], [1]), ([0.5] * 9, [3] * 9)]
+)
+def test_a_history_that_grows_in_place_is_that_of_mmengine(given):
+    compat.append_to_histories_in_place()
+    ours = HistoryBuffer(*given, max_length=1500)
+    theirs = copying_buffer()(*given, max_length=1500)
+    held = []
+    for i in range(4000):
+        value = (i % 7, i / 3, float('nan'), True)[i % 4 if i > 5 else 0]
+        for buffer in (ours, theirs):
+            buffer.update(value, i % 3)
+        if i in (3, 1023, 1700):
+            held.append((ours.data[0], ours.data[0].copy()))
+        if i == 2000:  # as resuming replaces it
+            ours = pickle.loads(pickle.dumps(ours))
+    for one, other in zip(ours.data, theirs.data, strict=True):
+        assert one.dtype == other.dtype
+        assert np.array_equal(one, other, equal_nan=True)
+    for view, then in held:  # what was read does not change
+        assert np.array_equal(view, then, equal_nan=True)
+    assert ours.mean(10) == pytest.approx(theirs.mean(10), nan_ok=True)
+    with pytest.raises(TypeError, match='log_val must be int or float'):
+        ours.update('1')
+
+
+def test_a_history_is_hardly_ever_copied():
+    compat.append_to_histories_in_place()
+    buffer = HistoryBuffer()
+    places = set()
+    for i in range(20_000):
+        buffer.update(i)
+        places.add(buffer.data[0].__array_interface__['data'][0])
+    assert len(places) <= 6  # 1,024 values, and twice as many each time
+    assert buffer.data[0].tolist() == list(range(20_000))
+    # what is saved has no space behind it
+    assert len(pickle.dumps(buffer)) < 2 * 20_000 * 8 + 1000
+
+
+def test_mmengine_copies_a_history_for_each_value():
+    """If this fails, compat.append_to_histories_in_place can go."""
+    buffer = copying_buffer()()
+    held = []
+    for i in range(20):
+        buffer.update(i)
+        held.append(buffer.data[0])
+    assert not any(map(np.shares_memory, held, held[1:]))
 
 
 # --- weight decay ----------------------------------------------------------

@@ -322,6 +322,10 @@ def read_losses_when_asked() -> None:
     MessageHub.log_scalars = property(log_scalars)
 
 
+def _is_on_gpu(value: Any) -> bool:
+    return getattr(value, 'is_cuda', False) and value.numel() == 1
+
+
 def append_to_histories_in_place() -> None:
     """Let the history of a logged number grow without a copy of it.
 
@@ -344,7 +348,7 @@ def append_to_histories_in_place() -> None:
     def update(self, log_val: float, count: float = 1) -> None:
         values = dict(_log_history=log_val, _count_history=count)
         if not all(isinstance(v, (int, float)) for v in values.values()):
-            copying(self, log_val, count)  # which refuses it
+            copying(self, log_val, count)  # refuses it
         own = spaces.setdefault(self, {})
         for name, value in values.items():
             if name not in own or own[name].view is not getattr(self, name):
@@ -378,10 +382,6 @@ class _Growing:
         first = self._end - min(len(self.view) + 1, most)
         self.view = self._space[first : self._end]
         return self.view
-
-
-def _is_on_gpu(value: Any) -> bool:
-    return getattr(value, 'is_cuda', False) and value.numel() == 1
 
 
 # --- weight decay ----------------------------------------------------------

@@ -192,6 +192,10 @@ class AcceleratedStep:
                 f'model.speed.compile: expected arguments of torch.compile, '
                 f'got {options}: {error}'
             ) from error
+        log(
+            'JointQAT: the step is compiled when it runs for the second time, '
+            'which may take minutes'
+        )
 
     def _choose(self) -> None:
         """Record the step, compiled if it has no batch norms: the compiler

@@ -107,8 +107,13 @@ def test_a_transformer_is_compiled_and_a_network_with_batch_norms_is_not(
     assert (step.recorded.step, asked) == (step._fused, [])
     model = joint_qat(speed=LAUNCHED, architecture=VIT, guidance=None)
     plain = joint_qat(speed=LAUNCHED, architecture=VIT, guidance=None)
-    model.step = AcceleratedStep(model, speed)
+    with captured() as messages:
+        model.step = AcceleratedStep(model, speed)
     assert asked == [dict(dynamic=False)]
+    assert messages == [
+        'JointQAT: the step is compiled when it runs for the second time, '
+        'which may take minutes'
+    ]
     for i in range(3):
         found = model.loss(*batch(seed=i))
         expected = plain.loss(*batch(seed=i))

@@ -31,7 +31,9 @@ def need(*packages: str) -> None:
         UsageError: If one is missing, with what installs it.
     """
     for name in packages:
-        if importlib.util.find_spec(name) is None:
+        found = importlib.util.find_spec(name)
+        # a folder of the user's with that name has no origin
+        if found is None or found.origin is None:
             raise UsageError(
                 f'this needs the package {name}, which is not installed: '
                 f'pip install {INSTALL[name]}'

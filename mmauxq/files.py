@@ -1,7 +1,6 @@
 """Files and folders that are complete, or as they were."""
 
 import errno
-import fcntl
 import json
 import os
 import platform
@@ -86,7 +85,7 @@ def held_alone(option: str, folder: Path) -> Iterator[None]:
 
     Args:
         option: That the folder was given to, for the message.
-        folder: On a file system without locks it is not kept.
+        folder: On a system without locks it is not kept.
 
     Raises:
         UsageError: If another process holds it, or it cannot be made.
@@ -99,7 +98,9 @@ def held_alone(option: str, folder: Path) -> Iterator[None]:
             f'{option} {folder} cannot be written: {error.strerror}'
         ) from error
     try:
-        with suppress(OSError):  # no locks here
+        with suppress(OSError, ImportError):  # no locks here
+            import fcntl
+
             try:
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:

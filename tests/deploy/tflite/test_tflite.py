@@ -315,7 +315,7 @@ def test_options_that_contradict(checkpoint, tmp_path, fails, option):
 @pytest.mark.parametrize('package', ['litert_torch', 'ai_edge_litert'])
 def test_without_a_package(checkpoint, tmp_path, fails, monkeypatch, package):
     def find(name, *args):
-        return None if name == package else importlib.util
+        return None if name == package else pytest.__spec__
 
     monkeypatch.setattr(optional.importlib.util, 'find_spec', find)
     out = tmp_path / 'out'
@@ -331,7 +331,7 @@ def test_a_folder_with_a_file_of_that_name(
     checkpoint, tmp_path, fails, monkeypatch
 ):
     monkeypatch.setattr(
-        optional.importlib.util, 'find_spec', lambda *args: importlib.util
+        optional.importlib.util, 'find_spec', lambda *args: pytest.__spec__
     )
     (tmp_path / 'model.tflite').write_bytes(b'mine')
     args = [CONFIG, checkpoint, '--out', tmp_path, '--format', 'tflite']

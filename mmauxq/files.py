@@ -85,11 +85,13 @@ def held_alone(option: str, folder: Path) -> Iterator[None]:
 
     Args:
         option: That the folder was given to, for the message.
-        folder: On a system without locks it is not kept.
+        folder: On a file system without locks it is not kept.
 
     Raises:
         UsageError: If another process holds it, or it cannot be made.
     """
+    import fcntl  # not on Windows
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
         held = os.open(folder, os.O_RDONLY)
@@ -98,16 +100,15 @@ def held_alone(option: str, folder: Path) -> Iterator[None]:
             f'{option} {folder} cannot be written: {error.strerror}'
         ) from error
     try:
-        with suppress(OSError, ImportError):  # no locks here
-            import fcntl
-
-            try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UsageError(
-                    f'{option}: expected a folder in which nobody is at work, '
-                    f'got {folder}, where another command is'
-                ) from error
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(
+                f'{option}: expected a folder in which nobody is at work, got '
+                f'{folder}, where another command is'
+            ) from error
+        except OSError:  # no locks here
+            pass
         yield
     finally:
         os.close(held)

@@ -24,6 +24,12 @@ No index has MMAuxQ, but pip adds an extra to what is installed already.
 """
 
 
+def is_installed(name: str) -> bool:
+    """Whether there is a package, and not only a folder of that name."""
+    found = importlib.util.find_spec(name)
+    return found is not None and found.origin is not None
+
+
 def need(*packages: str) -> None:
     """Check keys of :data:`INSTALL`, before work is done that would be lost.
 
@@ -31,9 +37,7 @@ def need(*packages: str) -> None:
         UsageError: If one is missing, with what installs it.
     """
     for name in packages:
-        found = importlib.util.find_spec(name)
-        # a folder of the user's with that name has no origin
-        if found is None or found.origin is None:
+        if not is_installed(name):
             raise UsageError(
                 f'this needs the package {name}, which is not installed: '
                 f'pip install {INSTALL[name]}'

@@ -22,8 +22,8 @@ class Speed:
             :class:`.cuda_graph.GraphedStep`. Batch norms are then fused with
             what follows them; see :class:`.fused_norm.FusedBatchNorms`.
             ``True`` ends a run whose step cannot be recorded. ``None`` lets
-            such a step be launched kernel by kernel, and compiles networks
-            without batch norms before, which is faster for them.
+            such a step be launched kernel by kernel, and first compiles
+            networks without batch norms, which is faster for them.
         memory: ``'codes'`` or ``'recompute'`` keeps less for the backward
             pass and computes it again, in eager and recorded steps with the
             same gradients to the bit; see :class:`.recompute.Recompute`.

@@ -8,7 +8,6 @@ It imports torch and the OpenMMLab packages inside of ``run``, so that
 """
 
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 
@@ -57,9 +56,9 @@ def run(
     """Run a key of :data:`COMMANDS` as :func:`.run_command.run_command`."""
     from .run_command import run_command
 
-    # the user's own modules, which custom_imports of a config names; at the
-    # end, so that no file of this folder hides a package
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
+    # the current folder has the user's own modules, which custom_imports of a
+    # config names; at the end, so that no file in it hides a package
+    if '' not in sys.path:
+        sys.path.append('')
     command = importlib.import_module(f'{__name__}.{name}')
     return run_command(command, argv, prog)

@@ -206,33 +206,21 @@ def _watch(runs: list, what: str, *settings: Any) -> None:
 
 
 def _train(args: argparse.Namespace) -> None:
-    """The values to choose from, the float networks, then the arms."""
-    from mmauxq.compare import arms, comparison
+    """Settle what is to be trained, and train what is missing of it."""
+    from mmauxq.compare import arms
     from mmauxq.compare.placement import find_gpus
     from mmauxq.compare.records import TOP1, check_seeds
-    from mmauxq.compare.tuning import hold_out, read_tuning
+    from mmauxq.compare.tuning import read_tuning
 
     check_seeds(args.seeds)
     gpus, metric = find_gpus(args.gpus), args.metric or TOP1
-
-    def watch(
-        runs: list, what: str, start: str | None, may_diverge: bool
-    ) -> None:
-        _watch(runs, what, args.jobs, start, gpus, metric, may_diverge)
-
-    def starts(out: Path) -> str | None:
-        """What the arms of a folder start from."""
-        if not floats:
-            return args.start
-        return str(out / FLOAT / 'runs' / FLOAT / '{seed}/last.pth')
-
     configs = arms.read_arms(args.arms, args.cfg_options)
     start, floats = args.start, {}
     if start is not None and start.partition(',')[0].endswith('.py'):
         floats = arms.read_arms([f'{FLOAT}={start}'])
         arms.check_arms(floats)
     arms.check_arms(configs)
-    tuning, found = None, {}
+    tuning = None
     if args.tune is not None:
         seed = TUNE_SEED if args.tune_seed is None else args.tune_seed
         check_seeds([seed], '--tune-seed')
@@ -250,35 +238,57 @@ def _train(args: argparse.Namespace) -> None:
                 file=sys.stderr,
             )
     with held_alone('--out', args.out):
-        comparison.begin(
-            args.out,
-            start=start,
-            options=args.cfg_options or {},
-            metric=metric,
-            tuning=tuning and asdict(tuning),
-            **arms.budget(configs),
-        )
-        inside = args.out / 'tune'
-        if floats:
-            float_runs = comparison.plan(args.out / FLOAT, floats, args.seeds)
-            if tuning is not None:
-                less = {
-                    k: hold_out(c, tuning.hold_out) for k, c in floats.items()
-                }
-                float_runs += comparison.plan(
-                    inside / FLOAT, less, [tuning.seed]
-                )
-            watch(float_runs, 'float networks', None, False)
+        _train_settled(args, gpus, metric, configs, floats, tuning)
+
+
+def _train_settled(
+    args: argparse.Namespace,
+    gpus: Any,
+    metric: str,
+    configs: dict,
+    floats: dict,
+    tuning: Any,
+) -> None:
+    """The values to choose from, the float networks, then the arms."""
+    from mmauxq.compare import arms, comparison
+    from mmauxq.compare.tuning import hold_out
+
+    def watch(
+        runs: list, what: str, start: str | None, may_diverge: bool
+    ) -> None:
+        _watch(runs, what, args.jobs, start, gpus, metric, may_diverge)
+
+    def starts(out: Path) -> str | None:
+        """What the arms of a folder start from."""
+        if not floats:
+            return args.start
+        return str(out / FLOAT / 'runs' / FLOAT / '{seed}/last.pth')
+
+    comparison.begin(
+        args.out,
+        start=args.start,
+        options=args.cfg_options or {},
+        metric=metric,
+        tuning=tuning and asdict(tuning),
+        **arms.budget(configs),
+    )
+    inside, found = args.out / 'tune', {}
+    if floats:
+        float_runs = comparison.plan(args.out / FLOAT, floats, args.seeds)
         if tuning is not None:
-            tried = tuning.plan(inside, configs)
-            watch(tried, 'arms x values', starts(inside), True)
-            metrics = tuning.metrics(inside, configs)
-            chosen = tuning.choose(metrics)
-            configs = tuning.with_values(configs, chosen)
-            found = dict(held_out=metrics, chosen=chosen)
-        runs = comparison.plan(args.out, configs, args.seeds, **found)
-        watch(runs, 'arms x seeds', starts(args.out), True)
-        comparison.note_diverged(args.out)
+            less = {k: hold_out(c, tuning.hold_out) for k, c in floats.items()}
+            float_runs += comparison.plan(inside / FLOAT, less, [tuning.seed])
+        watch(float_runs, 'float networks', None, False)
+    if tuning is not None:
+        tried = tuning.plan(inside, configs)
+        watch(tried, 'arms x values', starts(inside), True)
+        metrics = tuning.metrics(inside, configs)
+        chosen = tuning.choose(metrics)
+        configs = tuning.with_values(configs, chosen)
+        found = dict(held_out=metrics, chosen=chosen)
+    runs = comparison.plan(args.out, configs, args.seeds, **found)
+    watch(runs, 'arms x seeds', starts(args.out), True)
+    comparison.note_diverged(args.out)
 
 
 def _draw_map(args: argparse.Namespace) -> None:

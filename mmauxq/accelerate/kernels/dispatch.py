@@ -1,7 +1,6 @@
 """Which implementation of an op runs: its definition, or a Triton kernel."""
 
 import functools
-import importlib.util
 import logging
 import os
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mmauxq.errors import check_choice
+from mmauxq.optional import is_installed
 
 FORMS = ('auto', 'reference', 'kernel')
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -82,7 +82,7 @@ def is_forced() -> bool:
 @functools.cache
 def has_triton() -> bool:
     """Whether Triton is installed; logged once if it is not."""
-    found = importlib.util.find_spec('triton') is not None
+    found = is_installed('triton')
     if not found:
         fall_back('Triton is not installed')
     return found

@@ -7,6 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+LEAST_TILES, LEAST_PROGRAMS = 4, 4
+"""Programs that sum get so many tiles each, unless a multiprocessor would
+have fewer programs than that."""
+
 
 def launch(
     kernel: Any, x: Tensor, programs: int, *args: Any, **how: Any
@@ -65,15 +69,15 @@ def split_tiles(
     """Like :func:`tiles`, for programs that sum over several tiles each.
 
     Returns:
-        Number of programs, about ``programs_each`` for each multiprocessor,
-        and the arguments, with ``splits``, the programs of a column, and
-        ``repeats``, the tiles of a program.
+        Number of programs, at most about ``programs_each`` for each
+        multiprocessor, and the arguments, with ``splits``, the programs of a
+        column, and ``repeats``, the tiles of a program.
     """
     blocks, columns, arguments = tiles(x, axis, size)
     processors = multiprocessors(x.device)
-    # a small tensor is not cut into more parts than can be summed up quickly
-    each = min(programs_each, max(4, blocks * columns // (4 * processors)))
-    at_once = each * processors
+    # a small tensor gives few parts, which are then summed up sooner
+    enough = blocks * columns // (LEAST_TILES * processors)
+    at_once = min(programs_each, max(LEAST_PROGRAMS, enough)) * processors
     repeats = -(-blocks // max(1, min(blocks, at_once // columns)))
     splits = -(-blocks // repeats)
     return splits * columns, dict(arguments, repeats=repeats, splits=splits)

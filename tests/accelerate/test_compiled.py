@@ -190,6 +190,7 @@ def test_a_recording_does_not_compile_anew(compiled_transformer):
 @pytest.mark.gpu
 @no_gpu
 @NOT_A_LEAF
+@pytest.mark.filterwarnings('ignore:TensorFloat32 tensor cores')
 def test_recorded_is_launched_to_the_bit(dtype):
     """The default for a network without batch norms: compiled and recorded,
     but for the last odd batch."""

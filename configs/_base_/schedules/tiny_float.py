@@ -8,9 +8,9 @@ optim_wrapper = dict(
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, end=1, convert_to_iter_based=True),
     dict(
-        type='CosineAnnealingLR', begin=1, T_max=29, convert_to_iter_based=True
+        type='CosineAnnealingLR', begin=1, T_max=23, convert_to_iter_based=True
     ),
 ]
-train_cfg = dict(by_epoch=True, max_epochs=30, val_interval=1)
+train_cfg = dict(by_epoch=True, max_epochs=24, val_interval=1)
 val_cfg = dict()
 test_cfg = dict()

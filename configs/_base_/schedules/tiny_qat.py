@@ -7,8 +7,8 @@ optim_wrapper = dict(
     ),
 )
 param_scheduler = dict(
-    type='CosineAnnealingLR', T_max=20, convert_to_iter_based=True
+    type='CosineAnnealingLR', T_max=16, convert_to_iter_based=True
 )
-train_cfg = dict(by_epoch=True, max_epochs=20, val_interval=1)
+train_cfg = dict(by_epoch=True, max_epochs=16, val_interval=1)
 val_cfg = dict()
 test_cfg = dict()

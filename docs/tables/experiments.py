@@ -437,6 +437,8 @@ TABLES = {
         {arm: GUIDANCE[arm] for arm in ('kd', 'on')}, 'on',
         ('guidance', 'final top-1', 'difference to float, trained on'),
     ),
+    'tiny-half': partial(own_floats, LOGS / 'tiny_half'),
+    'tiny-recipes': partial(own_floats, LOGS / 'tiny_recipes'),
     'tiny-r50': partial(own_floats, LOGS / 'tiny_r50_quarter'),
     'tiny-peers': partial(tuned, LOGS / 'tiny_peers', PEERS, BESIDE_OURS),
     'tiny-w1a1': partial(own_floats, LOGS / 'tiny_quarter_w1a1'),

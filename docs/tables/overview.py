@@ -20,6 +20,9 @@ NARROW = (
 AS_LONG = 'experiments.md#the-module-or-more-epochs-digits-2026-11'
 ONE_BIT = 'experiments.md#the-module-at-one-bit-digits-2026-11'
 TINY = 'experiments.md#one-bit-and-the-whole-width-on-tiny-imagenet-2026-11'
+RECIPES = (
+    'experiments.md#the-recipes-of-tiny-imagenet-and-half-the-width-2026-11'
+)
 MAP = 'map.md#from-a-float-network'
 PHONES = 'export.md#bits-of-phones-and-microcontrollers'
 FORMATS = 'export.md#formats-and-runtimes'
@@ -286,7 +289,9 @@ def by_guidance() -> str:
             'the same, 200 classes (Tiny-ImageNet)', '`kd_*`',
             f'{in_setting(LOGS / "tiny_quarter_w1a1", "kd", TINY)} at W1A1, '
             f'{in_setting(LOGS / "tiny_full", "kd", TINY)} at W2A2 and the '
-            'whole width',
+            'whole width, '
+            f'{in_setting(LOGS / "tiny_recipes", "kd", RECIPES)} with more '
+            'epochs: not shown',
             'the same',
         ],
         [

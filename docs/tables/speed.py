@@ -198,8 +198,7 @@ OTHER_STEPS = {
     ('deits', 256): {
         'float/compiled': 'float, compiled',
         'float/eager': 'float, eager',
-        'w4a4/graphed': 'W4A4, `--cuda-graph`',
-        'w4a4/compiled': 'W4A4, `--compile`',
+        'w4a4/auto': 'W4A4, by default',
     },
 }
 """Network and batch -> WHAT/FORM -> what it is; ratios are to the first."""
@@ -352,6 +351,9 @@ def targets() -> str:
     iteration = runner('r50', 256)['sixth']
     epochs = [row['ratio'] for row in rows(EPOCHS)]
     float_one, transformer = beside_float()['step/deits/w4a4/auto/256']
+    deits = runner('deits', 256)['ninth']['w4a4/plain']
+    r20 = runner('r20', 128)['ninth']['w4a4/plain']
+    r20_step = steps('r20', 128)['w4a4/auto']
 
     def time(arm: str, base: dict = compiled) -> float:
         return r50[arm]['ms'] / base['ms']
@@ -381,6 +383,10 @@ def targets() -> str:
          iteration['w4a4/plain']['ms']
          / iteration['float/compiled-fused']['ms']),
         ('time of DeiT-S W4A4', 1.2, transformer['ms'] / float_one['low']),
+        ('what `tools/train.py` adds to a step of DeiT-S, ms', 3,
+         deits['ms'] - transformer['ms']),
+        ('the same of ResNet-20, ms', 1.5, r20['ms'] - r20_step['ms']),
+        ('an iteration of ResNet-20 at its best, ms', 2, r20['ms']),
         ('processor time of an epoch on the CPU, of a plain PyTorch loop',
          1.15, median(epochs)),
         ("memory with `memory='codes'`", 0.7, memory('w4a4/graphed-codes')),

@@ -234,45 +234,47 @@ def peers() -> str:
     return table(head, lines)
 
 
-def equal_time(folder: Path) -> str:
-    """Plain training for longer, beside the module; a comparison for each
-    number of epochs."""
+def equal_time(folder: Path, guided: str = 'aux') -> str:
+    """Plain training for longer, beside an arm with guidance; a comparison
+    for each number of epochs."""
     counts = sorted(int(each.name) for each in folder.iterdir())
     runs = {count: finals(folder / str(count)) for count in counts}
-    plain, module = runs[20]['plain'], runs[20]['aux']
+    plain, guidance = runs[20]['plain'], runs[20][guided]
     lines = [['float', '', float_networks(folder / '20'), '', '', '']]
     for epochs, found in runs.items():
         for arm, own in found.items():
             line = [GUIDANCE[arm], epochs, spread(list(own.values()))]
-            if arm == 'aux':
+            if arm == guided:
                 line += [with_wins(paired(own, found['plain'])), '']
             else:
-                line += ['', with_wins(paired(module, own))]
+                line += ['', with_wins(paired(guidance, own))]
             beside = '' if own is plain else with_wins(paired(own, plain))
             lines.append([*line, beside])
     head = ['guidance', 'epochs', 'final top-1',
             'difference to none, as many epochs, wins',
-            'the module, 20 epochs, beside it',
+            f'{GUIDANCE[guided]}, 20 epochs, beside it',
             'difference to none, 20 epochs, wins']  # fmt: skip
     return table(head, lines)
 
 
-def module_seconds() -> str:
-    """How long a run with the module takes, beside the plain one."""
+def guided_seconds(guided: str, names: dict[str, str]) -> str:
+    """How long a run with guidance takes, beside the plain one.
+
+    Args:
+        guided: The arm with guidance.
+        names: Folder of the records -> what was trained.
+    """
     lines = []
-    for folder, name in (
-        ('digits_equal_time', 'ResNet-8 (4-8-16), W2A2'),
-        ('digits_w1a1_equal_time', 'ResNet-8 (8-16-32), W1A1'),
-    ):
+    for folder, name in names.items():
         runs = by_arm(collect(LOGS / folder / '20'))
         parts = [
             run['seconds'] / runs['plain'][seed]['seconds']
-            for seed, run in runs['aux'].items()
+            for seed, run in runs[guided].items()
         ]
         tenths = quantiles(parts, n=10, method='inclusive')
         shown = ' to '.join(f'{x:.2f}' for x in (tenths[0], tenths[-1]))
         lines.append([name, len(parts), f'{median(parts):.2f} ({shown})'])
-    head = ['network', 'pairs', 'with the module, of plain']
+    head = ['network', 'pairs', f'with {GUIDANCE[guided]}, of plain']
     return table(head, lines)
 
 
@@ -456,7 +458,12 @@ TABLES = {
     'digits-narrow': narrow_digits,
     'digits-narrow-seeds': partial(own_floats, LOGS / 'digits_narrow_seeds'),
     'digits-equal-time': partial(equal_time, LOGS / 'digits_equal_time'),
-    'digits-module-seconds': module_seconds,
+    'digits-module-seconds': partial(
+        guided_seconds, 'aux', {
+            'digits_equal_time': 'ResNet-8 (4-8-16), W2A2',
+            'digits_w1a1_equal_time': 'ResNet-8 (8-16-32), W1A1',
+        },
+    ),
     'digits-w1a1-equal-time': partial(
         equal_time, LOGS / 'digits_w1a1_equal_time'
     ),

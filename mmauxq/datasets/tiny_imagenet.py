@@ -22,8 +22,9 @@ class TinyImageNet(BaseDataset):
         pipeline: Transforms, as for any mmpretrain data set.
 
     Raises:
-        UsageError: If there is no such folder, a class has no image, or an
-            image of ``val`` a class that ``train`` does not have.
+        UsageError: If there is no such folder, no class or no image of one,
+            no ``val_annotations.txt``, or an image of ``val`` has a class that
+            ``train`` does not have.
     """
 
     def __init__(
@@ -38,10 +39,17 @@ class TinyImageNet(BaseDataset):
         train = self.root / 'train'
         if not train.is_dir():
             raise UsageError(
-                f'TinyImageNet: data_root: expected a folder with {split}, '
+                'TinyImageNet: data_root: expected a folder with train, '
                 f'got {data_root!r}'
             )
-        self.ids = sorted(each.name for each in train.iterdir())
+        self.ids = sorted(
+            each.name for each in train.iterdir() if each.is_dir()
+        )
+        if not self.ids:
+            raise UsageError(
+                f'TinyImageNet: expected a folder for each class in {train}, '
+                'got none'
+            )
         super().__init__(
             ann_file='',
             metainfo=dict(classes=self._names()),
@@ -54,8 +62,8 @@ class TinyImageNet(BaseDataset):
         """Of the classes, or their identifiers without ``words.txt``."""
         file, names = self.root / 'words.txt', {}
         if file.is_file():
-            lines = file.read_text().splitlines()
-            names = dict(line.split('\t', 1) for line in lines if line)
+            parts = (x.partition('\t') for x in file.read_text().splitlines())
+            names = {each: name for each, _, name in parts if name}
         return tuple(names.get(each, each) for each in self.ids)
 
     def load_data_list(self) -> list[dict]:
@@ -69,8 +77,14 @@ class TinyImageNet(BaseDataset):
             ]
         else:
             folder = self.root / 'val'
-            lines = (folder / 'val_annotations.txt').read_text().splitlines()
-            rows = [line.split('\t') for line in lines if line]
+            file = folder / 'val_annotations.txt'
+            lines = file.read_text().splitlines() if file.is_file() else []
+            if not any(lines):
+                raise UsageError(
+                    f'TinyImageNet: expected {file} with a line for each '
+                    f'image, got {"none" if file.is_file() else "no file"}'
+                )
+            rows = [f'{line}\t'.split('\t') for line in lines if line]
             pairs = [(folder / 'images' / row[0], row[1]) for row in rows]
         for path, each in pairs:
             if each not in labels:

@@ -28,7 +28,7 @@ def root(tmp_path):
     file = tmp_path / 'val' / 'val_annotations.txt'
     file.write_text(''.join(reversed(rows)))
     (tmp_path / 'words.txt').write_text(
-        f'n00000000\tentity\n{IDS[0]}\tgoldfish, Carassius auratus\n'
+        f'n00000000\tentity\n{IDS[0]}\tgoldfish, Carassius auratus\n{IDS[1]}\n'
     )
     return tmp_path
 
@@ -59,10 +59,22 @@ def test_bad_folders_are_one_line(root, tmp_path):
     with pytest.raises(UsageError, match="folder with train, got 'nowhere'"):
         TinyImageNet('nowhere')
     file = root / 'val' / 'val_annotations.txt'
-    file.write_text('val_0.JPEG\tn99\t0\t0\t0\t0\n')
-    with pytest.raises(UsageError, match="class of train, got 'n99' for "):
+    for line, got in ('val_0.JPEG\tn99\t0\t0\t0\t0', 'n99'), ('v.JPEG', ''):
+        file.write_text(f'{line}\n')
+        with pytest.raises(UsageError, match=f"of train, got '{got}' for "):
+            TinyImageNet(str(root), 'val')
+    file.write_text('\n')
+    with pytest.raises(UsageError, match=f'{file.name} .*, got none'):
+        TinyImageNet(str(root), 'val')
+    file.unlink()
+    with pytest.raises(UsageError, match=f'{file.name} .*, got no file'):
         TinyImageNet(str(root), 'val')
     for image in (root / 'train' / IDS[0] / 'images').iterdir():
         image.unlink()
     with pytest.raises(UsageError, match=f'images in .*{IDS[0]}.*, got none'):
         TinyImageNet(str(root))
+    empty = tmp_path / 'empty' / 'train'
+    empty.mkdir(parents=True)
+    (empty / '.DS_Store').touch()
+    with pytest.raises(UsageError, match='folder for each class .*, got none'):
+        TinyImageNet(str(empty.parent))

@@ -94,7 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--tune',
         metavar='KEY=V1,V2,...',
         help='a setting of which each arm takes its best value: before, it is '
-        'trained once with each, and validated on held-out training images',
+        'trained with each, and validated on held-out training images',
     )
     parser.add_argument(
         '--hold-out',
@@ -103,10 +103,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f'training images held out for --tune (default: {HOLD_OUT})',
     )
     parser.add_argument(
-        '--tune-seed',
+        '--tune-seeds',
         type=integer(0),
+        nargs='+',
         metavar='SEED',
-        help=f'of the runs of --tune (default: {TUNE_SEED})',
+        help='seeds of the runs of --tune, over which a value has its mean '
+        f'(default: {TUNE_SEED})',
     )
     parser.add_argument('--reference', help='arm to compare with (the first)')
     parser.add_argument(
@@ -140,7 +142,7 @@ def run(args: argparse.Namespace, mark_running: Callable) -> int:
         )
     if args.together and not args.map:
         raise UsageError('--together: expected beside --map DIR DIR ...')
-    for option in ('hold_out', 'tune_seed'):
+    for option in ('hold_out', 'tune_seeds'):
         if getattr(args, option) is not None and args.tune is None:
             raise UsageError(
                 f'--{option.replace("_", "-")}: expected beside --tune'
@@ -222,14 +224,14 @@ def _train(args: argparse.Namespace) -> None:
     arms.check_arms(configs)
     tuning = None
     if args.tune is not None:
-        seed = TUNE_SEED if args.tune_seed is None else args.tune_seed
-        check_seeds([seed], '--tune-seed')
-        if seed in args.seeds:
+        seeds = args.tune_seeds or [TUNE_SEED]
+        check_seeds(seeds, '--tune-seeds')
+        if both := [seed for seed in seeds if seed in args.seeds]:
             raise UsageError(
-                f'--tune-seed: expected none of --seeds, got {seed}'
+                f'--tune-seeds: expected none of --seeds, got {both[0]}'
             )
         images = HOLD_OUT if args.hold_out is None else args.hold_out
-        tuning = read_tuning(args.tune, images, seed, configs)
+        tuning = read_tuning(args.tune, images, seeds, configs)
         tuning.check(configs, floats)
         if start is not None and not floats:
             print(
@@ -277,7 +279,7 @@ def _train_settled(
         float_runs = comparison.plan(args.out / FLOAT, floats, args.seeds)
         if tuning is not None:
             less = {k: hold_out(c, tuning.hold_out) for k, c in floats.items()}
-            float_runs += comparison.plan(inside / FLOAT, less, [tuning.seed])
+            float_runs += comparison.plan(inside / FLOAT, less, tuning.seeds)
         watch(float_runs, 'float networks', None, False)
     if tuning is not None:
         tried = tuning.plan(inside, configs)

@@ -23,9 +23,15 @@ class _KeyValues(argparse.Action):
         try:
             DictAction(self.option_strings, self.dest)(*args)
         except Exception as error:  # it raises what its own parts raise
+            reason = str(error)
+            if isinstance(error, RecursionError):  # at a dict(a=1, b=2)
+                reason = (
+                    'a dict stands in a config; here KEY.NAME=VALUE sets one '
+                    'of its values'
+                )
             raise UsageError(
                 '--cfg-options: expected KEY=VALUE pairs such as '
-                f'train_cfg.max_epochs=10, got {args[2]!r} ({error})'
+                f'train_cfg.max_epochs=10, got {args[2]!r} ({reason})'
             ) from error
 
 

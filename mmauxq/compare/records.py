@@ -100,7 +100,7 @@ def is_tuning(tuning: Any, held_out: Any, chosen: Any) -> bool:
         and isinstance(tuning.get('key'), str)
         and _list_of(is_value)(values := tuning.get('values'))
         and _integer(1)(tuning.get('hold_out'))
-        and _integer(0, MOST_SEED)(tuning.get('seed'))
+        and _list_of(_integer(0, MOST_SEED))(tuning.get('seeds'))
     ):
         return False
     held_out, chosen = held_out or {}, chosen or {}

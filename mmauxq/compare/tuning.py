@@ -2,7 +2,7 @@
 
 Of a comparison in ``OUT``::
 
-    OUT/tune/float/                      the float network of these runs
+    OUT/tune/float/                      the float networks of these runs
     OUT/tune/KEY=VALUE/runs/ARM/SEED/    each arm with each value
 
 The validation of the comparison takes no part in the choice.
@@ -13,6 +13,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import mean
 from urllib.parse import quote
 
 from mmengine.config import Config
@@ -46,13 +47,13 @@ class Tuning:
         key: Dotted path in the config of an arm.
         values: What each arm that has this setting is trained with.
         hold_out: Number of training images that are held out.
-        seed: Of these runs.
+        seeds: Of these runs. A value counts by the mean over them.
     """
 
     key: str
     values: tuple[Value, ...]
     hold_out: int
-    seed: int
+    seeds: tuple[int, ...]
 
     def arms(self, configs: Mapping[str, Config]) -> dict[str, Config]:
         """The arms whose config has the key."""
@@ -115,22 +116,26 @@ class Tuning:
         runs = []
         for value in self.values:
             arms = {k: self.with_value(c, value) for k, c in less.items()}
-            for run in plan(self._folder(out, value), arms, [self.seed]):
+            for run in plan(self._folder(out, value), arms, self.seeds):
                 runs.append(replace(run, label=f'{self.key}={value}'))
         return runs
 
     def metrics(
         self, out: Path, configs: Mapping[str, Config]
     ) -> dict[str, list[float]]:
-        """Arm -> final metric on the held-out images, one for each value; 0
-        where training ended in numbers that are not finite.
+        """Arm -> final metric on the held-out images, one for each value: the
+        mean over seeds, with 0 for those whose training ended in numbers that
+        are not finite.
 
         The arguments are those of :meth:`plan`.
         """
         return {
             name: [
-                _final(self._folder(out, v) / f'runs/{name}/{self.seed}')
-                for v in self.values
+                mean(
+                    _final(self._folder(out, value) / f'runs/{name}/{seed}')
+                    for seed in self.seeds
+                )
+                for value in self.values
             ]
             for name in self.arms(configs)
         }
@@ -156,14 +161,17 @@ class Tuning:
 
 
 def read_tuning(
-    words: str, images: int, seed: int, configs: Mapping[str, Config]
+    words: str,
+    images: int,
+    seeds: Sequence[int],
+    configs: Mapping[str, Config],
 ) -> Tuning:
     """Read what the command line says.
 
     Args:
         words: ``KEY=V1,V2,...``; the values are numbers or strings of JSON.
         images: To hold out.
-        seed: Of the runs.
+        seeds: Of the runs.
         configs: Of the arms.
 
     Raises:
@@ -189,7 +197,7 @@ def read_tuning(
             '--tune: expected a setting in which arms may differ, got '
             f'{shorten(key)}, which is part of the budget'
         )
-    tuning = Tuning(key, tuple(values), images, seed)
+    tuning = Tuning(key, tuple(values), images, tuple(seeds))
     if not tuning.arms(configs):
         paths = {p for c in configs.values() for p, _ in walk(c._cfg_dict)}
         section = key.rpartition('.')[0]
@@ -259,7 +267,9 @@ def table(description: Mapping, metric: str) -> str:
             )
     title = (
         f'{tuning["key"]}, by final {metric} on {tuning["hold_out"]} images '
-        'held out of training:'
+        'held out of training'
     )
+    if len(tuning['seeds']) > 1:
+        title += f', mean of {len(tuning["seeds"])} seeds'
     shown = text.table(['arm', *values, 'chosen'], rows)
-    return '\n'.join([f'{title}\n', shown, *(f'{line}\n' for line in lines)])
+    return '\n'.join([f'{title}:\n', shown, *(f'{line}\n' for line in lines)])

@@ -63,7 +63,7 @@ def test_a_folder_of_another_comparison_is_refused(tmp_path):
         comparison.plan(tmp_path, other, [0])
 
 
-TUNING = dict(key='a', values=[1, 2], hold_out=3, seed=4)
+TUNING = dict(key='a', values=[1, 2], hold_out=3, seeds=[4])
 TERMS = dict(start='float.py', metric='x', options={'a': (1, 2)}, tuning=None)
 
 

@@ -23,12 +23,12 @@ def arms():
 
 
 def test_the_words_of_the_command_line(arms):
-    read = tuning.read_tuning(f'{LR}=1e-3,0.002,1', 7, 9, arms)
-    assert read == tuning.Tuning(LR, (0.001, 0.002, 1), 7, 9)
+    read = tuning.read_tuning(f'{LR}=1e-3,0.002,1', 7, [9], arms)
+    assert read == tuning.Tuning(LR, (0.001, 0.002, 1), 7, (9,))
     assert list(read.arms(arms)) == ['plain', 'aux']
-    names = tuning.read_tuning('log_level="INFO","A,B"', 7, 9, arms)
+    names = tuning.read_tuning('log_level="INFO","A,B"', 7, [9], arms)
     assert names.values == ('INFO', 'A,B')
-    width = tuning.read_tuning(f'{WIDTH}=0.5,1', 7, 9, arms)
+    width = tuning.read_tuning(f'{WIDTH}=0.5,1', 7, [9], arms)
     assert list(width.arms(arms)) == ['aux']
 
 
@@ -55,7 +55,7 @@ def test_the_words_of_the_command_line(arms):
 )
 def test_wrong_words_are_one_line(arms, words, message):
     with pytest.raises(UsageError, match=f'^--tune: .*{message}') as error:
-        tuning.read_tuning(words, 7, 9, arms)
+        tuning.read_tuning(words, 7, [9], arms)
     assert '\n' not in str(error.value)
 
 
@@ -100,22 +100,23 @@ def test_other_images_get_the_pipeline_of_the_validation():
 
 
 def test_runs_with_each_value_and_the_best(arms, tmp_path):
-    width = tuning.Tuning(LR, (0.02, 0.1, 0.4), 300, 1000)
+    width = tuning.Tuning(LR, (0.02, 0.1, 0.4), 300, (1000, 1001))
     runs = width.plan(tmp_path, arms)
-    assert [run.name for run in runs[:2]] == [
+    assert [run.name for run in runs[:3]] == [
         f'plain {LR}=0.02 1000',
         f'aux {LR}=0.02 1000',
+        f'plain {LR}=0.02 1001',
     ]
-    assert runs[-1].folder == tmp_path / f'{LR}=0.4/runs/aux/1000'
+    assert runs[-1].folder == tmp_path / f'{LR}=0.4/runs/aux/1001'
     config = Config.fromfile(runs[-1].folder / 'recipe.py')
     assert config.optim_wrapper.optimizer.lr == 0.4
     for loader in (config.train_dataloader, config.val_dataloader):
         assert loader.dataset.dataset.count == 300
-    finals = 90, 91, 92, 93, 92, 93
+    finals = 90, 91, 80, 81, 92, 93, 84, 85, 96, 99, 80, 79
     for run, final in zip(runs, finals, strict=True):
-        run.result.write_text(json.dumps(record(run.arm, 1000, final)))
-    metrics = width.metrics(tmp_path, arms)
-    assert metrics == dict(plain=[90, 92, 92], aux=[91, 93, 93])
+        run.result.write_text(json.dumps(record(run.arm, run.seed, final)))
+    metrics = width.metrics(tmp_path, arms)  # means of the seeds
+    assert metrics == dict(plain=[85, 88, 88], aux=[86, 89, 89])
     chosen = width.choose(metrics)
     assert chosen == dict(plain=0.1, aux=0.1)  # the first of the best
     best = width.with_values(arms, chosen)
@@ -125,7 +126,7 @@ def test_runs_with_each_value_and_the_best(arms, tmp_path):
 
 
 def test_an_arm_without_the_setting_stays_as_it_is(arms, tmp_path):
-    width = tuning.Tuning(WIDTH, (0.5, 1), 300, 1000)
+    width = tuning.Tuning(WIDTH, (0.5, 1), 300, (1000,))
     runs = width.plan(tmp_path, arms)
     assert {run.arm for run in runs} == {'aux'}
     best = width.with_values(arms, {'aux': 0.5})
@@ -142,7 +143,7 @@ def test_an_arm_without_the_setting_stays_as_it_is(arms, tmp_path):
 )
 def test_a_value_with_which_training_diverges(arms, tmp_path, ending):
     """It has 0, and the others go on."""
-    rates = tuning.Tuning(LR, (0.02, 9.0), 300, 1000)
+    rates = tuning.Tuning(LR, (0.02, 9.0), 300, (1000,))
     good, bad = rates.plan(tmp_path, {'plain': arms['plain']})
     good.result.write_text(json.dumps(record('plain', 1000, 90.0)))
     log = f'mmauxq.errors.TrainingError: step 3: {ending}'
@@ -164,7 +165,7 @@ def test_what_cannot_be_built_is_told_before(
     arms, key, values, images, message
 ):
     with pytest.raises(UsageError, match=f'^{message}') as error:
-        tuning.Tuning(key, values, images, 9).check(arms, {})
+        tuning.Tuning(key, values, images, (9,)).check(arms, {})
     assert '\n' not in str(error.value)
 
 
@@ -172,10 +173,10 @@ def test_a_rate_builds_no_model(arms, monkeypatch):
     """They were built before, and a rate does not change them."""
     built: list = []
     monkeypatch.setattr(tuning, 'check_arms', built.append)
-    tuning.Tuning(LR, (1.0, 2.0), 100, 9).check(arms, {})
+    tuning.Tuning(LR, (1.0, 2.0), 100, (9,)).check(arms, {})
     assert not built
     values = ('auto', 'stage_ends')
-    tuning.Tuning('model.guidance.taps', values, 100, 9).check(arms, {})
+    tuning.Tuning('model.guidance.taps', values, 100, (9,)).check(arms, {})
     assert [list(found) for found in built] == [['aux'], ['aux']]
 
 
@@ -184,7 +185,7 @@ def test_floats_of_other_images_are_refused(arms):
     config = ROOT / 'configs/float_r8_digits.py'
     floats = read_arms([f'float={config}'])
     source = floats['float'].train_dataloader.dataset.dataset
-    rates = tuning.Tuning(LR, (1.0, 2.0), 100, 9)
+    rates = tuning.Tuning(LR, (1.0, 2.0), 100, (9,))
     source.pipeline = []
     rates.check(arms, floats)
     source.indices = 800
@@ -194,7 +195,7 @@ def test_floats_of_other_images_are_refused(arms):
 
 TUNED = dict(
     arms={},
-    tuning=dict(key=LR, values=[0.1, 0.2, 0.4], hold_out=300, seed=1000),
+    tuning=dict(key=LR, values=[0.1, 0.2, 0.4], hold_out=300, seeds=[7]),
     held_out=dict(plain=[90, 92, 91], aux=[93.125, 92, 91]),
     chosen=dict(plain=0.2, aux=0.1),
 )
@@ -214,6 +215,9 @@ def test_the_table_says_what_was_chosen():
         'it may be better',
     ]
     assert tuning.table(dict(arms={}), 'top-1') == ''
+    more = dict(TUNED, tuning=dict(TUNED['tuning'], seeds=[7, 8]))
+    first = tuning.table(more, 'top-1').splitlines()[0]
+    assert first == lines[0].replace('training:', 'training, mean of 2 seeds:')
     names = dict(TUNED, tuning=dict(TUNED['tuning'], values=['a', 'b', 'c']))
     names['chosen'] = dict(plain='a', aux='c')
     assert 'warning' not in tuning.table(names, 'top-1')
@@ -227,6 +231,7 @@ def test_the_table_says_what_was_chosen():
         dict(tuning=dict(TUNED['tuning'], values=[[]])),
         dict(tuning=dict(TUNED['tuning'], values=[0.1, 0.2])),
         dict(tuning=dict(TUNED['tuning'], hold_out=0)),
+        dict(tuning=dict(TUNED['tuning'], seeds=[])),
         dict(held_out=[]),
         dict(held_out=dict(plain=[90, 92, 91])),
         dict(held_out=dict(plain=[90, 92, 'x'], aux=[1, 2, 3])),

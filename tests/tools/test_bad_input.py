@@ -89,6 +89,7 @@ def test_config(fails, text, message):
         ('val_evaluator.type=Nope', 'Nope'),
         ('load_from=none.pth', 'none.pth does not exist'),
         ('model', 'expected KEY=VALUE pairs'),
+        ('custom_hooks=[dict(type=A,rate=1)]', 'a dict stands in a config'),
         ('train_dataloader.sampler.type=InfiniteSampler', 'one that ends'),
         ('val_dataloader.sampler.type=InfiniteSampler', 'one that ends'),
     ],

@@ -226,8 +226,8 @@ def test_each_arm_takes_the_value_that_is_best_on_held_out_images(
             '--hold-out: expected beside --tune',
         ),
         (
-            ['--arms', f'a={QAT}', '--out', 'x', '--tune-seed', '5'],
-            '--tune-seed: expected beside --tune',
+            ['--arms', f'a={QAT}', '--out', 'x', '--tune-seeds', '5'],
+            '--tune-seeds: expected beside --tune',
         ),
         (
             ['--table', '.', '--tune', 'model.a=1,2'],
@@ -239,8 +239,8 @@ def test_each_arm_takes_the_value_that_is_best_on_held_out_images(
         ),
         (TUNE, '--hold-out: HeldOut: count: expected less than 1198, the num'),
         (
-            [*TUNE, '--tune-seed', '2'],
-            '--tune-seed: expected none of --seeds, got 2',
+            [*TUNE, '--tune-seeds', '5', '2'],
+            '--tune-seeds: expected none of --seeds, got 2',
         ),
         (
             ['--arms', 'a=b.py', '--out', 'x', '--gpus', '3'],

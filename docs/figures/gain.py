@@ -42,6 +42,8 @@ NEWER = {
     'tiny_r50_quarter': 'plain',
     'tiny_recipes': 'plain',
     'digits_narrow_seeds': 'plain',
+    'digits_teacher/20': 'plain',
+    'digits_teacher/30': 'plain',
     'digits_w1a1': 'plain',
     'digits_w1a1_seeds': 'plain',
 }

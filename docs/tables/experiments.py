@@ -257,6 +257,24 @@ def equal_time(folder: Path, guided: str = 'aux') -> str:
     return table(head, lines)
 
 
+def chosen_by_seeds() -> str:
+    """What one seed and what several choose as the learning rate, and how the
+    comparison ends with it."""
+    lines = []
+    for name in ('digits_teacher_one_seed', 'digits_teacher'):
+        for epochs in (20, 30):
+            folder = LOGS / name / str(epochs)
+            terms, found = terms_of(folder), finals(folder)
+            line = [len(terms['tuning']['seeds']), epochs]
+            for arm in ('plain', 'kd4'):
+                line += [terms['chosen'][arm], spread([*found[arm].values()])]
+            beside = with_wins(paired(found['kd4'], found['plain']))
+            lines.append([*line, beside])
+    head = ['seeds that chose', 'epochs', 'rate of none', 'its top-1',
+            'rate of a teacher', 'its top-1', 'difference, wins']  # fmt: skip
+    return table(head, lines)
+
+
 def guided_seconds(guided: str, names: dict[str, str]) -> str:
     """How long a run with guidance takes, beside the plain one.
 
@@ -463,6 +481,15 @@ TABLES = {
             'digits_equal_time': 'ResNet-8 (4-8-16), W2A2',
             'digits_w1a1_equal_time': 'ResNet-8 (8-16-32), W1A1',
         },
+    ),
+    'digits-teacher-rates': chosen_by_seeds,
+    'digits-teacher-seconds': partial(
+        guided_seconds, 'kd4', {
+            'digits_teacher': 'ResNet-8 (8-16-32), W1A1',
+        },
+    ),
+    'digits-teacher-time': partial(
+        equal_time, LOGS / 'digits_teacher', 'kd4'
     ),
     'digits-w1a1-equal-time': partial(
         equal_time, LOGS / 'digits_w1a1_equal_time'

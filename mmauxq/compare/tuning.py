@@ -35,6 +35,9 @@ WRAPPERS = ('mmauxq.InMemoryImages', 'RepeatDataset', 'ClassBalancedDataset')
 """Data sets that augment or repeat another one, which holds the images."""
 FIXED = ('train_cfg', 'val_dataloader', 'val_evaluator')
 """Parts of a config with which no arm may win."""
+FEW = 1000
+"""On fewer held-out images one seed chooses nearly at random: top-1 has a
+standard error of about a point or more."""
 UNBUILT = ('optim_wrapper', 'param_scheduler')
 """Parts of a config that change no model."""
 
@@ -250,8 +253,8 @@ def table(description: Mapping, metric: str) -> str:
         metric: What the runs are measured by, for people.
 
     Returns:
-        A title, a table, and a line for each arm that is best at an end of
-        its values; empty if nothing was tuned.
+        A title, a table, a line for each arm that is best at an end of its
+        values, and one if the choice is uncertain; empty if nothing was tuned.
     """
     tuning, found = description.get('tuning'), description.get('held_out')
     if not (tuning and found):
@@ -271,5 +274,10 @@ def table(description: Mapping, metric: str) -> str:
     )
     if len(tuning['seeds']) > 1:
         title += f', mean of {len(tuning["seeds"])} seeds'
+    elif tuning['hold_out'] < FEW:
+        lines.append(
+            f'warning: one seed on {tuning["hold_out"]} images chooses nearly '
+            'at random; --tune-seeds takes several'
+        )
     shown = text.table(['arm', *values, 'chosen'], rows)
     return '\n'.join([f'{title}:\n', shown, *(f'{line}\n' for line in lines)])

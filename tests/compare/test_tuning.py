@@ -213,14 +213,20 @@ def test_the_table_says_what_was_chosen():
         '',
         "warning: arm 'aux' is best at an end of its values, 0.1; one beyond "
         'it may be better',
+        '',
+        'warning: one seed on 300 images chooses nearly at random; '
+        '--tune-seeds takes several',
     ]
     assert tuning.table(dict(arms={}), 'top-1') == ''
     more = dict(TUNED, tuning=dict(TUNED['tuning'], seeds=[7, 8]))
-    first = tuning.table(more, 'top-1').splitlines()[0]
+    first, *rest = tuning.table(more, 'top-1').splitlines()
     assert first == lines[0].replace('training:', 'training, mean of 2 seeds:')
+    assert rest == lines[1:-2]
+    many = dict(TUNED, tuning=dict(TUNED['tuning'], hold_out=1000))
+    assert 'at random' not in tuning.table(many, 'top-1')
     names = dict(TUNED, tuning=dict(TUNED['tuning'], values=['a', 'b', 'c']))
     names['chosen'] = dict(plain='a', aux='c')
-    assert 'warning' not in tuning.table(names, 'top-1')
+    assert 'at an end' not in tuning.table(names, 'top-1')
 
 
 @pytest.mark.parametrize(

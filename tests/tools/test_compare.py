@@ -155,7 +155,7 @@ def test_each_arm_takes_the_value_that_is_best_on_held_out_images(
     assert len(trained) == 5 and trained[-1] == ('aux 0', outer)
     assert '| plain | 86.00 | 87.50 | 90.00 | 85.00 | 0.1 |' in shown
     assert '| aux | 90.00 | 88.50 | 86.00 | 81.00 | 0.02 |' in shown
-    assert shown.count('warning') == 1
+    assert shown.count('warning') == 2
     assert (tmp_path / 'table.md').read_text() in shown
     described = json.loads((tmp_path / 'comparison.json').read_text())
     assert described['chosen'] == dict(plain=0.1, aux=0.02)

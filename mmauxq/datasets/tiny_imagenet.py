@@ -84,6 +84,7 @@ class TinyImageNet(BaseDataset):
                     f'TinyImageNet: expected {file} with a line for each '
                     f'image, got {"none" if file.is_file() else "no file"}'
                 )
+            # a line of one column has the class '', which is refused below
             rows = [f'{line}\t'.split('\t') for line in lines if line]
             pairs = [(folder / 'images' / row[0], row[1]) for row in rows]
         for path, each in pairs:

@@ -10,10 +10,12 @@ import torch
 import yaml
 from mmengine.config import Config
 from mmengine.runner import Runner
+from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
 
 from mmauxq.algorithms import JointQAT
 from mmauxq.compare.statistics import spread
 from mmauxq.datasets import GeneratedImages
+from mmauxq.guidance.teacher import build_network
 from tests.conftest import ROOT
 
 CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
@@ -181,6 +183,29 @@ def test_the_deep_recipe_differs_in_its_depth_and_temperature():
     deep.architecture.backbone.depth = 20
     deep.guidance[1].logits.tau = flat.guidance[1].logits.tau
     assert deep.to_dict() == flat.to_dict()
+
+
+def test_the_recipe_with_a_wide_teacher_differs_in_it_and_in_its_rate():
+    wide = read(ROOT / 'configs/kd_r18_w2a2_tiny_wide_teacher.py')
+    flat = read(ROOT / 'configs/kd_r18_w2a2_tiny.py')
+    teacher, side = build_network(wide.model.guidance.pop('teacher'))
+    shapes = {
+        name: tuple(value.shape)
+        for name, value in MMPRETRAIN_MODELS.build(
+            read(ROOT / 'configs/float_r18_wide_tiny.py').model
+        ).state_dict().items()
+    }  # fmt: skip
+    assert shapes == {
+        k: tuple(v.shape) for k, v in teacher.state_dict().items()
+    }
+    assert shapes['backbone.conv1.weight'] == (128, 3, 3, 3)
+    assert shapes['head.fc.weight'] == (200, 1024)
+    assert side == 64
+    assert wide.model.guidance.logits.tau == 4
+    assert wide.optim_wrapper.optimizer.lr == 0.01
+    wide.model.guidance.logits.tau = flat.model.guidance.logits.tau
+    wide.optim_wrapper.optimizer.lr = flat.optim_wrapper.optimizer.lr
+    assert wide.to_dict() == flat.to_dict()
 
 
 def test_one_of_several_guidances_is_overridden():

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from matplotlib import pyplot as plt
 
+from mmauxq.compare.comparison import by_arm, by_seed, collect
 from mmauxq.compare.figures import COLOURS, spread_points
 from mmauxq.compare.meta_comparison import Effect, effects
 
@@ -39,6 +40,7 @@ NEWER = {
     'tiny_quarter_w1a1': 'plain',
     'tiny_full': 'plain',
     'tiny_half': 'plain',
+    'tiny_noskip': 'plain',
     'tiny_r50_quarter': 'plain',
     'tiny_recipes': 'plain',
     'digits_narrow_seeds': 'plain',
@@ -58,6 +60,7 @@ NAMED = {
     'fmnist_depth56': ('56 layers', (0, 8), 'center'),
     'fmnist_narrow_w1a1': ('W1A1', (0, 28), 'center'),
     'tiny_full': ('Tiny-ImageNet', (-8, 12), 'right'),
+    'tiny_teachers': ('twice as wide, Tiny-ImageNet', (-6, -8), 'right'),
     'tiny_quarter_w1a1': ('W1A1, Tiny-ImageNet', (10, -60), 'right'),
     'digits_narrow_seeds': ('narrow, digits', (-10, 26), 'right'),
     'digits_w1a1': ('W1A1, digits', (-8, 30), 'right'),
@@ -81,6 +84,20 @@ def of_panel(arms: tuple[str, ...]) -> list[Effect]:
     return found
 
 
+def wide_teacher() -> Effect:
+    """That of Tiny-ImageNet, which has its plain training, from the same
+    float networks, in records of its own."""
+    plain, guided = (
+        by_arm(collect(LOGS / folder))[arm]
+        for folder, arm in (('tiny_rates', 'plain'), ('tiny_teachers', 'kdw4'))
+    )
+    result, reference = by_seed('final', sorted(plain), guided, plain)
+    start = tuple(run['float_final'] for run in plain.values())
+    return Effect(
+        'tiny_teachers', 'kdw4', result, reference, None, start=start
+    )
+
+
 def draw() -> plt.Figure:
     """The figure."""
     figure, panels = plt.subplots(
@@ -92,7 +109,10 @@ def draw() -> plt.Figure:
     for axes, (title, arms) in zip(panels, PANELS.items(), strict=True):
         axes.set_title(title, fontsize=11, loc='left')
         axes.axhline(0, color='black', linewidth=0.8)
-        for effect in of_panel(arms):
+        shown = of_panel(arms)
+        if 'kd' in arms:
+            shown.append(wide_teacher())
+        for effect in shown:
             x, y = effect.loss, effect.difference
             sure = y.half_width < abs(y.mean)
             colour = SURE if sure else UNSURE

@@ -40,6 +40,15 @@ TECHNIQUES = {
     'norms': '`BatchNormHook`',
     'rates': '`TransitionRateScheduleHook`',
     'l1': '`L1ScaledWeight` for each channel',
+    'on': 'float, trained on',
+}
+TEACHERS = {
+    'plain': 'none',
+    'kd': 'F in float, temperature 1',
+    'kd4': 'F in float, temperature 4',
+    'kdw': 'twice as wide, temperature 1',
+    'kdw4': 'twice as wide, temperature 4',
+    'on': 'float, trained on',
 }
 WEIGHTS = {
     'lsq': '`LSQ`, a step for each tensor',
@@ -239,8 +248,9 @@ def equal_time(folder: Path, guided: str = 'aux') -> str:
     for each number of epochs."""
     counts = sorted(int(each.name) for each in folder.iterdir())
     runs = {count: finals(folder / str(count)) for count in counts}
-    plain, guidance = runs[20]['plain'], runs[20][guided]
-    lines = [['float', '', float_networks(folder / '20'), '', '', '']]
+    least = counts[0]
+    plain, guidance = runs[least]['plain'], runs[least][guided]
+    lines = [['float', '', float_networks(folder / str(least)), '', '', '']]
     for epochs, found in runs.items():
         for arm, own in found.items():
             line = [GUIDANCE[arm], epochs, spread(list(own.values()))]
@@ -252,9 +262,34 @@ def equal_time(folder: Path, guided: str = 'aux') -> str:
             lines.append([*line, beside])
     head = ['guidance', 'epochs', 'final top-1',
             'difference to none, as many epochs, wins',
-            f'{GUIDANCE[guided]}, 20 epochs, beside it',
-            'difference to none, 20 epochs, wins']  # fmt: skip
+            f'{GUIDANCE[guided]}, {least} epochs, beside it',
+            f'difference to none, {least} epochs, wins']  # fmt: skip
     return table(head, lines)
+
+
+def teachers() -> str:
+    """Teachers of ResNet-18 at W2A2 from the same float networks."""
+    rates, found = {}, {}
+    for name in ('tiny_rates', 'tiny_teachers', 'tiny_wide_temperature_1'):
+        terms, own = terms_of(LOGS / name), finals(LOGS / name)
+        settled = terms['optim_wrapper']['optimizer']['lr']
+        rates |= dict.fromkeys(own, settled) | terms.get('chosen', {})
+        found |= own
+    lines = []
+    for arm, name in TEACHERS.items():
+        top1 = found[arm]
+        line = [name, rates[arm], len(top1), spread([*top1.values()])]
+        for beside in ('plain', 'on'):
+            line.append(
+                '' if arm == beside else with_wins(paired(top1, found[beside]))
+            )
+        lines.append(line)
+    head = ['teacher', 'rate', 'seeds', 'final top-1',
+            'difference to none, wins',
+            'difference to float trained on, wins']  # fmt: skip
+    first = ['float, where all start', '', '',
+             float_networks(LOGS / 'tiny_rates'), '', '']  # fmt: skip
+    return table(head, [first, *lines])
 
 
 def chosen_by_seeds() -> str:
@@ -456,6 +491,12 @@ TABLES = {
         arms, LOGS / 'tiny_longer',
         {arm: GUIDANCE[arm] for arm in ('kd', 'on')}, 'on',
         ('guidance', 'final top-1', 'difference to float, trained on'),
+    ),
+    'tiny-rates': partial(tuned, LOGS / 'tiny_rates', TECHNIQUES),
+    'tiny-teachers': teachers,
+    'tiny-noskip': partial(own_floats, LOGS / 'tiny_noskip'),
+    'tiny-w1a1-time': partial(
+        equal_time, LOGS / 'tiny_w1a1_equal_time', 'kd'
     ),
     'tiny-half': partial(own_floats, LOGS / 'tiny_half'),
     'tiny-recipes': partial(own_floats, LOGS / 'tiny_recipes'),

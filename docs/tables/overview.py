@@ -20,8 +20,9 @@ NARROW = (
 AS_LONG = 'experiments.md#the-module-or-more-epochs-digits-2026-11'
 ONE_BIT = 'experiments.md#the-module-at-one-bit-digits-2026-11'
 TINY = 'experiments.md#one-bit-and-the-whole-width-on-tiny-imagenet-2026-11'
-RECIPES = (
-    'experiments.md#the-recipes-of-tiny-imagenet-and-half-the-width-2026-11'
+TEACHERS = (
+    'experiments.md#a-wider-teacher-and-a-rate-for-each-arm-at-the-whole-'
+    'width-tiny-imagenet-2026-11'
 )
 MAP = 'map.md#from-a-float-network'
 PHONES = 'export.md#bits-of-phones-and-microcontrollers'
@@ -252,6 +253,12 @@ def by_guidance() -> str:
     def in_setting(folder: Path, arm: str, page: str = MAP) -> str:
         return f'[{without_wins(difference(folder, arm, "plain"))}]({page})'
 
+    def of_teacher(arm: str) -> str:
+        """Beside plain training from the same float networks."""
+        plain = finals(LOGS / 'tiny_rates')['plain']
+        gain = paired(finals(LOGS / 'tiny_teachers')[arm], plain)
+        return f'[{without_wins(gain)}]({TEACHERS})'
+
     deep, low = (
         settings.LOGS / name
         for name in ('fmnist_depth56', 'fmnist_narrow_w1a1')
@@ -286,13 +293,20 @@ def by_guidance() -> str:
             f'[{speed.cost_of("kd")}](map.md#what-it-costs) times (ResNet-50)',
         ],
         [
-            'the same, 200 classes (Tiny-ImageNet)', '`kd_*`',
-            f'{in_setting(LOGS / "tiny_quarter_w1a1", "kd", TINY)} at W1A1, '
-            f'{in_setting(LOGS / "tiny_full", "kd", TINY)} at W2A2 and the '
-            'whole width, '
-            f'{in_setting(LOGS / "tiny_recipes", "kd", RECIPES)} with more '
-            'epochs: not shown',
+            'the same, 200 classes (Tiny-ImageNet)',
+            '`kd_*`, temperature 4',
+            f'{of_teacher("kd4")} at W2A2; at temperature 1 '
+            f'{in_setting(LOGS / "tiny_rates", "kd", TEACHERS)}, at W1A1 '
+            f'{in_setting(LOGS / "tiny_quarter_w1a1", "kd", TINY)}',
             'the same',
+        ],
+        [
+            'the same, and a better network to learn from',
+            '`kd_r18_w2a2_tiny_wide_teacher`',
+            f'{of_teacher("kdw4")} at W2A2, where the teacher is twice as '
+            'wide',
+            'a forward pass of the teacher more, which has four times the '
+            'multiply-adds of F',
         ],
         [
             'a small network that loses much, digits', '`aux_*`',

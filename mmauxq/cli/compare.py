@@ -216,7 +216,8 @@ def _train(args: argparse.Namespace) -> None:
 
     check_seeds(args.seeds)
     gpus, metric = find_gpus(args.gpus), args.metric or TOP1
-    configs = arms.read_arms(args.arms, args.cfg_options)
+    tuned = (args.tune or '').partition('=')[0]
+    configs = arms.read_arms(args.arms, args.cfg_options, tuned)
     start, floats = args.start, {}
     if start is not None and start.partition(',')[0].endswith('.py'):
         floats = arms.read_arms([f'{FLOAT}={start}'])
@@ -272,7 +273,7 @@ def _train_settled(
         options=args.cfg_options or {},
         metric=metric,
         tuning=tuning and asdict(tuning),
-        **arms.budget(configs),
+        **arms.budget(configs, tuning.key if tuning else ''),
     )
     inside, found = args.out / 'tune', {}
     if floats:

@@ -17,6 +17,7 @@ from mmauxq.engine.config_validation import (
     merge_options,
     settle_own_sections,
 )
+from mmauxq.engine.error_context import walk
 from mmauxq.engine.image_shape import set_image_shape
 from mmauxq.errors import UsageError, one_line
 from mmauxq.registry import MODELS
@@ -37,7 +38,7 @@ PRECISION = ('type', 'dtype', 'loss_scale')
 
 
 def read_arms(
-    arms: Sequence[str], options: dict | None = None
+    arms: Sequence[str], options: dict | None = None, tuned: str = ''
 ) -> dict[str, Config]:
     """Read the config of each arm.
 
@@ -45,6 +46,8 @@ def read_arms(
         arms: ``NAME=CONFIG``, each followed by any number of ``,KEY=VALUE``
             for this arm alone; values are JSON, or text.
         options: Overrides for all arms.
+        tuned: Dotted key in which the arms may differ, as each will have a
+            value of its own.
 
     Raises:
         UsageError: If a name cannot be one or comes twice, a file is missing
@@ -84,28 +87,37 @@ def read_arms(
             raise UsageError(f'arm {name!r}: {error}') from error
         configs[name] = config
     first, *others = configs
+    of_first = _budget(configs[first], tuned)
     for other in others:
-        for part in EQUAL:
-            if _part(configs[first], part) != _part(configs[other], part):
+        for part, section in _budget(configs[other], tuned).items():
+            if section != of_first[part]:
                 raise UsageError(
                     f'arms {first!r} and {other!r} differ in {part}; a '
-                    'comparison is fair on one budget only'
+                    'comparison is fair on one budget only, or where --tune '
+                    'chooses what differs for each arm'
                 )
     return configs
 
 
-def budget(configs: dict[str, Config]) -> dict:
+def budget(configs: dict[str, Config], tuned: str = '') -> dict:
     """The parts of their configs in which all arms agree, as plain values."""
     config = next(iter(configs.values()))
-    return {part: with_names(_part(config, part)) for part in EQUAL}
+    return with_names(_budget(config, tuned))
 
 
-def _part(config: Config, part: str) -> object:
-    """A part of the budget, without the precision of the arithmetic."""
-    section = config.get(part)
-    if part != 'optim_wrapper' or section is None:
-        return section
-    return {k: v for k, v in section.items() if k not in PRECISION}
+def _budget(config: Config, tuned: str) -> dict:
+    """The budget, without a tuned value and the precision of arithmetic."""
+    parts = {part: copy.deepcopy(config.get(part)) for part in EQUAL}
+    wrapper = parts['optim_wrapper']
+    if wrapper is not None:
+        parts['optim_wrapper'] = {
+            k: v for k, v in wrapper.items() if k not in PRECISION
+        }
+    outer, _, last = tuned.rpartition('.')
+    section = dict(walk(parts)).get(outer)
+    if isinstance(section, dict):
+        section.pop(last, None)
+    return parts
 
 
 def _override(arm: str, text: str) -> tuple[str, object]:

@@ -109,6 +109,22 @@ def test_arms_may_differ_in_precision():
         read_arms([f'a={QAT}', f'b={QAT},{bf16},optim_wrapper.accum=2'])
 
 
+def test_arms_may_differ_in_what_is_tuned():
+    key = 'optim_wrapper.optimizer.lr'
+    words = [f'a={QAT}', f'b={AUX},{key}=0.003']
+    with pytest.raises(UsageError, match='differ in optim_wrapper; .* --tune'):
+        read_arms(words)
+    arms = read_arms(words, None, key)
+    assert arms['b'].optim_wrapper.optimizer.lr == 0.003
+    of_a, of_b = (budget({name: arms[name]}, key) for name in arms)
+    assert of_a == of_b
+    assert 'lr' not in of_a['optim_wrapper']['optimizer']
+    assert of_a['optim_wrapper']['optimizer']['momentum'] == 0.9
+    words[1] += ',optim_wrapper.optimizer.momentum=0.8'
+    with pytest.raises(UsageError, match='differ in optim_wrapper'):
+        read_arms(words, None, key)
+
+
 def test_the_budget_is_what_all_arms_have_in_common():
     found = budget(read_arms([f'plain={QAT}', f'aux={AUX}']))
     assert json.loads(json.dumps(found)) == found

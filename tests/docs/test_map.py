@@ -30,7 +30,7 @@ def test_a_point_of_the_figure():
     assert point.loss.mean == pytest.approx(0.28, abs=0.01)
     assert point.difference.mean == pytest.approx(0.22, abs=0.01)
     assert point.difference.pairs == 5
-    assert len(found) == 19
+    assert len(found) == 20
 
 
 def test_float_networks_of_the_figure_are_those_of_the_page():

@@ -234,10 +234,14 @@ def _train(args: argparse.Namespace) -> None:
         images = HOLD_OUT if args.hold_out is None else args.hold_out
         tuning = read_tuning(args.tune, images, seeds, configs)
         tuning.check(configs, floats)
+        given = arms.teachers(configs)
         if start is not None and not floats:
+            given = {'--float': start, **given}
+        for place, checkpoint in given.items():
             print(
-                f'warning: --float: {start} may have seen the images that are '
-                'held out; a recipe is trained without them',
+                f'warning: {place}: {checkpoint} may have seen the images '
+                'that are held out; the networks of a --float recipe have '
+                'not',
                 file=sys.stderr,
             )
     with held_alone('--out', args.out):

@@ -130,6 +130,18 @@ def _override(arm: str, text: str) -> tuple[str, object]:
         return key, None if value == 'None' else value
 
 
+def teachers(configs: dict[str, Config]) -> dict[str, str]:
+    """The checkpoints that the guidance of the arms names, by their place."""
+    return {
+        f'arm {arm!r}: {path}': value
+        for arm, config in configs.items()
+        for path, value in walk(
+            {'guidance': config.model.get('guidance')}, 'model'
+        )
+        if value and path.endswith('.checkpoint')
+    }
+
+
 def check_arms(configs: dict[str, Config]) -> None:
     """Build the model of every arm, before any of them trains for hours.
 

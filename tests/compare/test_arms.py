@@ -3,7 +3,13 @@ import json
 
 import pytest
 
-from mmauxq.compare.arms import EQUAL, budget, check_arms, read_arms
+from mmauxq.compare.arms import (
+    EQUAL,
+    budget,
+    check_arms,
+    read_arms,
+    teachers,
+)
 from mmauxq.errors import UsageError
 from tests.conftest import ROOT
 
@@ -123,6 +129,23 @@ def test_arms_may_differ_in_what_is_tuned():
     words[1] += ',optim_wrapper.optimizer.momentum=0.8'
     with pytest.raises(UsageError, match='differ in optim_wrapper'):
         read_arms(words, None, key)
+
+
+def test_teachers_with_a_checkpoint_of_their_own():
+    both = ROOT / 'configs/auxkd_r20_w2a2_digits.py'
+    arms = read_arms(
+        [
+            f'plain={QAT}',
+            f'own={KD}',
+            f'kd={KD},model.guidance.checkpoint=a.pth',
+            f'both={both},model.guidance.1.checkpoint=b.pth,'
+            'model.float_checkpoint=f.pth',
+        ]
+    )
+    assert teachers(arms) == {
+        "arm 'kd': model.guidance.checkpoint": 'a.pth',
+        "arm 'both': model.guidance.1.checkpoint": 'b.pth',
+    }
 
 
 def test_the_budget_is_what_all_arms_have_in_common():

@@ -42,14 +42,24 @@ TECHNIQUES = {
     'l1': '`L1ScaledWeight` for each channel',
     'on': 'float, trained on',
 }
-TEACHERS = {
-    'plain': 'none',
-    'kd': 'F in float, temperature 1',
-    'kd4': 'F in float, temperature 4',
-    'kdw': 'twice as wide, temperature 1',
-    'kdw4': 'twice as wide, temperature 4',
-    'on': 'float, trained on',
-}
+TEACHERS = (
+    ('tiny_rates', 'plain', 'none'),
+    ('tiny_rates', 'kd', 'F in float, temperature 1'),
+    ('tiny_teachers', 'kd4', 'F in float, temperature 4'),
+    ('tiny_wide_temperature_1', 'kdw', 'twice as wide, temperature 1'),
+    ('tiny_teachers', 'kdw4', 'twice as wide, temperature 4'),
+    ('tiny_rates', 'on', 'float, trained on'),
+)
+DIGITS_TEACHERS = (
+    ('digits_wide_teacher', 'plain', 'none'),
+    ('digits_wide_teacher', 'kd4', 'F in float'),
+    ('digits_wide_teacher', 'kdw4', 'ResNet-20 (8-16-32)'),
+    ('digits_wide_teacher_rates', 'kdw4', 'the same, lower rates'),
+    ('digits_wide_teacher', 'aux', 'none, but the module'),
+    ('digits_wide_teacher', 'auxkdw4', 'ResNet-20 (8-16-32) and the module'),
+    ('digits_wide_teacher', 'on', 'float, trained on'),
+)
+"""Each: comparison, arm, what it is; plain training first, float last."""
 WEIGHTS = {
     'lsq': '`LSQ`, a step for each tensor',
     'channels': '`LSQ`, a step for each output channel',
@@ -267,29 +277,30 @@ def equal_time(folder: Path, guided: str = 'aux') -> str:
     return table(head, lines)
 
 
-def teachers() -> str:
-    """Teachers of ResNet-18 at W2A2 from the same float networks."""
-    rates, found = {}, {}
-    for name in ('tiny_rates', 'tiny_teachers', 'tiny_wide_temperature_1'):
-        terms, own = terms_of(LOGS / name), finals(LOGS / name)
-        settled = terms['optim_wrapper']['optimizer']['lr']
-        rates |= dict.fromkeys(own, settled) | terms.get('chosen', {})
-        found |= own
-    lines = []
-    for arm, name in TEACHERS.items():
-        top1 = found[arm]
-        line = [name, rates[arm], len(top1), spread([*top1.values()])]
-        for beside in ('plain', 'on'):
-            line.append(
-                '' if arm == beside else with_wins(paired(top1, found[beside]))
-            )
-        lines.append(line)
+def teachers(arms: tuple[tuple[str, str, str], ...]) -> str:
+    """Arms of several comparisons from the same float networks."""
+
+    def top1_of(name: str, arm: str) -> dict[int, float]:
+        return finals(LOGS / name)[arm]
+
+    lines = [['float, where all start', '', '',
+              float_networks(LOGS / arms[0][0]), '', '']]  # fmt: skip
+    plain, on = top1_of(*arms[0][:2]), top1_of(*arms[-1][:2])
+    for name, arm, text in arms:
+        terms, top1 = terms_of(LOGS / name), top1_of(name, arm)
+        settled = terms['optim_wrapper']['optimizer'].get('lr')
+        rate = terms.get('chosen', {}).get(arm, settled)
+        beside = [
+            '' if top1 == other else with_wins(paired(top1, other))
+            for other in (plain, on)
+        ]
+        lines.append(
+            [text, rate, len(top1), spread([*top1.values()]), *beside]
+        )
     head = ['teacher', 'rate', 'seeds', 'final top-1',
             'difference to none, wins',
             'difference to float trained on, wins']  # fmt: skip
-    first = ['float, where all start', '', '',
-             float_networks(LOGS / 'tiny_rates'), '', '']  # fmt: skip
-    return table(head, [first, *lines])
+    return table(head, lines)
 
 
 def chosen_by_seeds() -> str:
@@ -493,7 +504,8 @@ TABLES = {
         ('guidance', 'final top-1', 'difference to float, trained on'),
     ),
     'tiny-rates': partial(tuned, LOGS / 'tiny_rates', TECHNIQUES),
-    'tiny-teachers': teachers,
+    'tiny-teachers': partial(teachers, TEACHERS),
+    'digits-wide-teacher': partial(teachers, DIGITS_TEACHERS),
     'tiny-noskip': partial(own_floats, LOGS / 'tiny_noskip'),
     'tiny-w1a1-time': partial(
         equal_time, LOGS / 'tiny_w1a1_equal_time', 'kd'

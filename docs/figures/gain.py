@@ -91,8 +91,9 @@ def wide_teacher() -> Effect:
         by_arm(collect(LOGS / folder))[arm]
         for folder, arm in (('tiny_rates', 'plain'), ('tiny_teachers', 'kdw4'))
     )
-    result, reference = by_seed('final', sorted(plain), guided, plain)
-    start = tuple(run['float_final'] for run in plain.values())
+    seeds = sorted(plain)
+    result, reference = by_seed('final', seeds, guided, plain)
+    (start,) = by_seed('float_final', seeds, plain)
     return Effect(
         'tiny_teachers', 'kdw4', result, reference, None, start=start
     )

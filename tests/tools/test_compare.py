@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import signal
 import subprocess
 import sys
@@ -182,6 +183,27 @@ def test_each_arm_takes_the_value_that_is_best_on_held_out_images(
         other[place] = word
         assert compare_command(other) == 2
         assert f'was begun with {message} ' in capsys.readouterr().err
+
+
+def test_checkpoints_that_may_have_seen_the_held_out_images_are_named(
+    tmp_path, monkeypatch, capsys
+):
+    feign_training(monkeypatch, [])
+    trained = ROOT / 'configs/checkpoints/float_r8_digits.pth'
+    arm = f'kd={ROOT}/configs/kd_r20_w2a2_digits.py'
+    arm += ',model.architecture.backbone.depth=8'
+    words = ['--seeds', '0', '--out', str(tmp_path), '--hold-out', '1000']
+    words += ['--tune', 'optim_wrapper.optimizer.lr=0.02,0.1']
+    words += ['--float', str(trained), '--arms', arm]
+    assert compare_command(words) == 0
+    (line,) = re.findall('warning: .* held out;', capsys.readouterr().err)
+    assert line.startswith(f'warning: --float: {trained} may have seen')
+    words[-1] += f',model.guidance.checkpoint={trained}'
+    words[3] = str(tmp_path / 'second')
+    assert compare_command(words) == 0
+    lines = re.findall('warning: .* held out;', capsys.readouterr().err)
+    assert len(lines) == 2
+    assert f"arm 'kd': model.guidance.checkpoint: {trained} may" in lines[1]
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from matplotlib import pyplot as plt
 from mmauxq.compare.comparison import by_arm, by_seed, collect
 from mmauxq.compare.figures import COLOURS, spread_points
 from mmauxq.compare.meta_comparison import Effect, effects
+from mmauxq.compare.statistics import PairedDifference
 
 from ..tables.records import LOGS
 from .svg import save
@@ -56,19 +57,42 @@ PANELS = {
     'the module and a teacher': ('auxkd4', 'auxkd'),
 }
 """Title -> names of the arm in the records, the first that is there."""
+QUARTER = 'tiny_quarter_teachers'
+PAIRS = {
+    'a float teacher': (
+        (('tiny_rates', 'plain'), ('tiny_teachers', 'kdw4')),
+        ((QUARTER, 'plain'), (QUARTER, 'kdw4')),
+        ((QUARTER, 'w4'), (QUARTER, 'w4wide')),
+    ),
+    'the module and a teacher': (((QUARTER, 'plain'), (QUARTER, 'auxkdw4')),),
+}
+"""Title -> plain training and guidance, for a teacher that is wider than F."""
 NAMED = {
     'fmnist_depth56': ('56 layers', (0, 8), 'center'),
-    'fmnist_narrow_w1a1': ('W1A1', (0, 28), 'center'),
+    'fmnist_narrow_w1a1': ('W1A1', (6, 28), 'center'),
     'tiny_full': ('Tiny-ImageNet', (-8, 12), 'right'),
-    'tiny_teachers': ('twice as wide, Tiny-ImageNet', (-6, -8), 'right'),
-    'tiny_quarter_w1a1': ('W1A1, Tiny-ImageNet', (10, -60), 'right'),
+    'tiny_teachers/kdw4': ('twice as wide, Tiny-ImageNet', (-6, -8), 'right'),
+    'tiny_quarter_teachers/w4wide': ('wide, W4A4', (4, 10), 'center'),
+    'tiny_quarter_teachers/auxkdw4': ('wide, W2A2', (0, -22), 'center'),
+    'tiny_quarter_w1a1': ('W1A1, Tiny-ImageNet', (18, -78), 'right'),
     'digits_narrow_seeds': ('narrow, digits', (-10, 26), 'right'),
-    'digits_w1a1': ('W1A1, digits', (-8, 30), 'right'),
-    'digits_w1a1_seeds': ('W1A1, digits', (-8, 30), 'right'),
+    'digits_w1a1': ('W1A1, digits', (0, 48), 'center'),
+    'digits_w1a1_seeds': ('W1A1, digits', (0, 48), 'center'),
 }
 """Setting -> text at its point, where that stands, and its alignment."""
 
-SURE, UNSURE = COLOURS[1], '#888888'
+VERDICTS = {
+    'above 0': COLOURS[1],
+    'below 0': COLOURS[2],
+    'contains 0': '#888888',
+}
+
+
+def verdict(found: PairedDifference) -> str:
+    """Where its interval lies."""
+    if found.half_width >= abs(found.mean):
+        return 'contains 0'
+    return 'above 0' if found.mean > 0 else 'below 0'
 
 
 def of_panel(arms: tuple[str, ...]) -> list[Effect]:
@@ -84,25 +108,23 @@ def of_panel(arms: tuple[str, ...]) -> list[Effect]:
     return found
 
 
-def wide_teacher() -> Effect:
-    """That of Tiny-ImageNet, which has its plain training, from the same
-    float networks, in records of its own."""
-    plain, guided = (
-        by_arm(collect(LOGS / folder))[arm]
-        for folder, arm in (('tiny_rates', 'plain'), ('tiny_teachers', 'kdw4'))
+def of_pair(plain: tuple[str, str], guided: tuple[str, str]) -> Effect:
+    """Two arms, each a name of records and its own, which began with the
+    same float networks."""
+    without, found = (
+        by_arm(collect(LOGS / folder))[arm] for folder, arm in (plain, guided)
     )
-    seeds = sorted(plain)
-    result, reference = by_seed('final', seeds, guided, plain)
-    (start,) = by_seed('float_final', seeds, plain)
-    return Effect(
-        'tiny_teachers', 'kdw4', result, reference, None, start=start
-    )
+    seeds = sorted(without)
+    result, reference = by_seed('final', seeds, found, without)
+    (start,) = by_seed('float_final', seeds, without)
+    setting = '/'.join(guided)
+    return Effect(setting, guided[1], result, reference, None, start=start)
 
 
 def draw() -> plt.Figure:
     """The figure."""
     figure, panels = plt.subplots(
-        3, figsize=(4.6, 7.6), sharex=True, sharey=True, layout='constrained'
+        3, figsize=(4.6, 8), sharex=True, sharey=True, layout='constrained'
     )
     figure.suptitle(
         'Does guidance gain more where\nlow bits lose more?', fontsize=13
@@ -111,12 +133,11 @@ def draw() -> plt.Figure:
         axes.set_title(title, fontsize=11, loc='left')
         axes.axhline(0, color='black', linewidth=0.8)
         shown = of_panel(arms)
-        if 'kd' in arms:
-            shown.append(wide_teacher())
+        shown += [of_pair(*pair) for pair in PAIRS.get(title, ())]
         for effect in shown:
             x, y = effect.loss, effect.difference
-            sure = y.half_width < abs(y.mean)
-            colour = SURE if sure else UNSURE
+            sure = verdict(y) != 'contains 0'
+            colour = VERDICTS[verdict(y)]
             axes.errorbar(
                 x.mean, y.mean, y.half_width, x.half_width, fmt='o',
                 color=colour, markersize=5, elinewidth=1,
@@ -129,14 +150,16 @@ def draw() -> plt.Figure:
                     textcoords='offset points', color=colour, fontsize=10,
                 )  # fmt: skip
         axes.spines[['top', 'right']].set_visible(False)
-    spread_points(panels[0], -0.3, 20)
-    panels[0].set_ylim(-2, 4.6)
+    spread_points(panels[0], -1, 40)
+    panels[0].set_ylim(-2.9, 4.6)
     handles = [
         panels[0].errorbar([], [], [], fmt='o', color=colour, markersize=5)
-        for colour in (SURE, UNSURE)
+        for colour in VERDICTS.values()
     ]
-    texts = '95% interval above 0', '95% interval contains 0'
-    panels[0].legend(handles, texts, frameon=False, loc='upper left')
+    panels[0].legend(
+        handles, VERDICTS, title='95% interval', frameon=False,
+        loc='upper left',
+    )  # fmt: skip
     figure.supylabel('points of top-1 gained over plain training', fontsize=11)
     figure.supxlabel(
         'points that plain low-bit training loses to float', fontsize=11

@@ -59,6 +59,18 @@ DIGITS_TEACHERS = (
     ('digits_wide_teacher', 'auxkdw4', 'ResNet-20 (8-16-32) and the module'),
     ('digits_wide_teacher', 'on', 'float, trained on'),
 )
+QUARTER = 'tiny_quarter_teachers'
+FOUR_BITS = (
+    (QUARTER, 'w4', 'none'),
+    (QUARTER, 'w4wide', 'the wide network'),
+    (QUARTER, 'on', 'float, trained on'),
+)
+TWO_BITS = (
+    (QUARTER, 'plain', 'none'),
+    (QUARTER, 'kdw4', 'the wide network'),
+    (QUARTER, 'auxkdw4', 'the wide network and the module'),
+    (QUARTER, 'on', 'float, trained on'),
+)
 """Each: comparison, arm, what it is; plain training first, float last."""
 WEIGHTS = {
     'lsq': '`LSQ`, a step for each tensor',
@@ -505,6 +517,8 @@ TABLES = {
     ),
     'tiny-rates': partial(tuned, LOGS / 'tiny_rates', TECHNIQUES),
     'tiny-teachers': partial(teachers, TEACHERS),
+    'tiny-quarter-four-bits': partial(teachers, FOUR_BITS),
+    'tiny-quarter-two-bits': partial(teachers, TWO_BITS),
     'digits-wide-teacher': partial(teachers, DIGITS_TEACHERS),
     'tiny-noskip': partial(own_floats, LOGS / 'tiny_noskip'),
     'tiny-w1a1-time': partial(

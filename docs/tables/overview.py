@@ -24,6 +24,10 @@ TEACHERS = (
     'experiments.md#a-wider-teacher-and-a-rate-for-each-arm-at-the-whole-'
     'width-tiny-imagenet-2026-11'
 )
+NARROWER = (
+    'experiments.md#a-wide-teacher-of-a-narrow-network-at-two-and-four-bits-'
+    'tiny-imagenet-2026-11'
+)
 MAP = 'map.md#from-a-float-network'
 PHONES = 'export.md#bits-of-phones-and-microcontrollers'
 FORMATS = 'export.md#formats-and-runtimes'
@@ -44,13 +48,15 @@ def in_words(parts: list[str]) -> str:
 
 
 def readme() -> str:
-    """The three results on top of README.md."""
+    """The results on top of README.md."""
     parts = [f'{part:.2f}' for part in recipe_parts('aux/plain')]
     deep = 'map/fmnist_depth56'
     both = finals(LOGS / deep)['auxkd4']
     r50 = speed.steps('r50', 256)
     of_compiled = ratio(r50['w4a4/graphed']['ms'], r50['float/compiled']['ms'])
     plain = without_wins(difference(LOGS / deep, 'auxkd4', 'plain'))
+    wide = finals(LOGS / 'tiny_teachers')['kdw4']
+    beside = finals(LOGS / 'tiny_rates')
     start = dict.fromkeys(both, FLOAT_NETWORKS[deep])
     reached = spread(list(both.values())).partition(' ')[0]
     report = report_of('r20_w2a2', 'typed')
@@ -68,6 +74,14 @@ def readme() -> str:
             f'Fashion-MNIST, {len(both)} seeds',
             f'{reached}: {plain} beside plain W2A2, '
             f'{without_wins(paired(both, start))} beside float',
+        ],
+        [
+            '**accuracy**: ResNet-18 W2A2 with a wider teacher, '
+            f'Tiny-ImageNet, {len(wide)} seeds ([commands](docs/{TEACHERS}))',
+            f'{spread(list(wide.values())).partition(" ")[0]}: '
+            f'{without_wins(paired(wide, beside["plain"]))} beside plain '
+            f'W2A2, {without_wins(paired(wide, beside["on"]))} beside float '
+            'trained on',
         ],
         [
             '**what ships**: ResNet-20 W2A2 for digits, run on '
@@ -171,26 +185,33 @@ def by_device() -> str:
 
 BESIDE_FLOAT = (
     ('W8A8', 'ResNet-20 (8-16-32), 8,192 images of Fashion-MNIST',
-     'map/fmnist_narrow_bits', 'w8', MAP),
-    ('W4A4', 'ResNet-20, Fashion-MNIST', 'map/fmnist_w4a4', 'plain', MAP),
+     'map/fmnist_narrow_bits', 'w8', 'floatcont', MAP),
+    ('W4A4', 'ResNet-20, Fashion-MNIST', 'map/fmnist_w4a4', 'plain',
+     'floatcont', MAP),
     ('W4A4', 'ResNet-20 (8-16-32), 8,192 images of Fashion-MNIST',
-     'map/fmnist_narrow_w4a4', 'plain', MAP),
+     'map/fmnist_narrow_w4a4', 'plain', 'floatcont', MAP),
+    ('W4A4', 'ResNet-18, quarter width, Tiny-ImageNet',
+     'tiny_quarter_teachers', 'w4', 'on', NARROWER),
     ('W4A16', 'ResNet-20, Fashion-MNIST', 'fmnist_mobile_bits', 'qat-w4a16',
-     PHONES),
+     'floatcont', PHONES),
     ('W4A8', 'ResNet-20, Fashion-MNIST', 'fmnist_mobile_bits', 'qat-w4a8',
-     PHONES),
+     'floatcont', PHONES),
     ('W2A8', 'ResNet-20, Fashion-MNIST', 'fmnist_mobile_bits', 'qat-w2a8',
-     PHONES),
+     'floatcont', PHONES),
+    ('W2A2', 'ResNet-18, Tiny-ImageNet', 'tiny_rates', 'plain', 'on',
+     TEACHERS),
+    ('W2A2', 'ResNet-18, quarter width, Tiny-ImageNet',
+     'tiny_quarter_teachers', 'plain', 'on', NARROWER),
 )  # fmt: skip
-"""Bits, network, records, arm and page of those beside a float network that
-was trained on for as long."""
+"""Bits, network, records, arm, that of the float network that was trained on
+for as long, and page."""
 
 
 def by_bits() -> str:
     """What low bits cost, beside a float network."""
     lines = []
-    for bits, network, name, arm, page in BESIDE_FLOAT:
-        found = difference(LOGS / name, arm, 'floatcont')
+    for bits, network, name, arm, on, page in BESIDE_FLOAT:
+        found = difference(LOGS / name, arm, on)
         lines.append(
             [bits, network,
              f'[{without_wins(found)}]({page}) beside the float network '
@@ -259,6 +280,10 @@ def by_guidance() -> str:
         gain = paired(finals(LOGS / 'tiny_teachers')[arm], plain)
         return f'[{without_wins(gain)}]({TEACHERS})'
 
+    def at_quarter(arm: str, plain: str) -> str:
+        gain = difference(LOGS / 'tiny_quarter_teachers', arm, plain)
+        return f'[{without_wins(gain)}]({NARROWER})'
+
     deep, low = (
         settings.LOGS / name
         for name in ('fmnist_depth56', 'fmnist_narrow_w1a1')
@@ -304,9 +329,10 @@ def by_guidance() -> str:
             'the same, and a better network to learn from',
             '`kd_r18_w2a2_tiny_wide_teacher`',
             f'{of_teacher("kdw4")} at W2A2, where the teacher is twice as '
-            'wide',
+            f'wide; at a quarter of the width {at_quarter("w4wide", "w4")} at '
+            f'W4A4, {at_quarter("kdw4", "plain")} at W2A2',
             'a forward pass of the teacher more, which has four times the '
-            'multiply-adds of F',
+            'multiply-adds of F, and 62 times at a quarter of the width',
         ],
         [
             'a small network that loses much, digits', '`aux_*`',

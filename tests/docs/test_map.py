@@ -33,6 +33,24 @@ def test_a_point_of_the_figure():
     assert len(found) == 20
 
 
+@pytest.mark.parametrize(
+    'plain, guided, lost, gained, where',
+    [
+        ('w4', 'w4wide', -0.74, 1.29, 'above 0'),
+        ('plain', 'kdw4', 4.51, 0.12, 'contains 0'),
+        ('plain', 'auxkdw4', 4.51, -0.46, 'below 0'),
+    ],
+)
+def test_points_of_a_wide_teacher(plain, guided, lost, gained, where):
+    """Those of experiments.md, of the network of a quarter of the width."""
+    pair = (gain.QUARTER, plain), (gain.QUARTER, guided)
+    point = gain.of_pair(*pair)
+    assert pair in [p for pairs in gain.PAIRS.values() for p in pairs]
+    assert point.loss.mean == pytest.approx(lost, abs=0.01)
+    assert point.difference.mean == pytest.approx(gained, abs=0.01)
+    assert gain.verdict(point.difference) == where
+
+
 def test_float_networks_of_the_figure_are_those_of_the_page():
     page = (ROOT / 'docs/map.md').read_text()
     for name, top1 in gain.FLOAT.items():

@@ -1,10 +1,15 @@
 """The arguments that commands share."""
 
 import argparse
+import json
+import re
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from mmauxq.errors import UsageError
+
+_A_DICT = re.compile(r'[^=]+=[\s\[(]*(\{|dict\()')
+"""A KEY=VALUE whose value is a dict, or a list of them."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -15,24 +20,38 @@ class Parser(argparse.ArgumentParser):
 
 
 class _KeyValues(argparse.Action):
-    """MMEngine's ``DictAction``, imported when it is needed."""
+    """MMEngine's ``DictAction``, and dicts as JSON, which that one would
+    split at their commas."""
 
-    def __call__(self, *args: Any) -> None:
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        words: list[str],
+        option: str | None = None,
+    ) -> None:
         from mmengine.config import DictAction
 
+        dicts = [word for word in words if _A_DICT.match(word)]
+        plain = [word for word in words if word not in dicts]
+        action = DictAction(self.option_strings, self.dest)
         try:
-            DictAction(self.option_strings, self.dest)(*args)
+            action(parser, namespace, plain, option)
         except Exception as error:  # it raises what its own parts raise
-            reason = str(error)
-            if isinstance(error, RecursionError):  # at a dict(a=1, b=2)
-                reason = (
-                    'a dict stands in a config; here KEY.NAME=VALUE sets one '
-                    'of its values'
-                )
             raise UsageError(
                 '--cfg-options: expected KEY=VALUE pairs such as '
-                f'train_cfg.max_epochs=10, got {args[2]!r} ({reason})'
+                f'train_cfg.max_epochs=10, got {words!r} ({error})'
             ) from error
+        for word in dicts:
+            key, _, value = word.partition('=')
+            try:
+                getattr(namespace, self.dest)[key] = json.loads(value)
+            except ValueError as error:
+                raise UsageError(
+                    f'--cfg-options {key}: expected a dict as JSON, such as '
+                    f'{key}={{"NAME": 1}}, or a value of it, such as '
+                    f'{key}.NAME=1, got {value!r} ({error})'
+                ) from error
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:

@@ -5,6 +5,7 @@ from statistics import mean
 
 from mmauxq.compare.meta_comparison import Effect, Overall, effects, together
 from mmauxq.compare.statistics import (
+    PairedDifference,
     clustered_interval,
     spread,
     with_interval,
@@ -12,7 +13,7 @@ from mmauxq.compare.statistics import (
 from mmauxq.text import table
 
 from . import records
-from .runs import difference, finals, with_wins, without_wins
+from .runs import difference, finals, paired, with_wins, without_wins
 
 LOGS = records.LOGS / 'map'
 FROM_FLOAT = {
@@ -80,6 +81,39 @@ ARMS = {
     'w8': 'W8A8',
 }
 """Name in the records -> what it is. Others belong to another table."""
+_NARROW, _QUARTER = 'digits_narrow_seeds', 'tiny_quarter_teachers'
+FAR_BELOW = (
+    ('the module, 0.5 points above plain training', 0.5, (
+        ('narrow, digits, W2A2', ('aux', _NARROW), ('plain', _NARROW)),
+        ('digits, W1A1', ('aux', 'digits_w1a1_seeds'),
+         ('plain', 'digits_w1a1_seeds')),
+        ('quarter width, Tiny-ImageNet, W2A2', ('aux', 'tiny_quarter_tuned'),
+         ('plain', 'tiny_quarter_tuned')),
+    )),
+    ('both, 0.5 points above a teacher alone', 0.5, (
+        ('narrow, digits, W2A2', ('auxkd', _NARROW), ('kd', _NARROW)),
+        ('digits, W1A1', ('auxkd4', 'digits_w1a1'), ('kd4', 'digits_w1a1')),
+        ('quarter width, Tiny-ImageNet, W2A2, wide teacher',
+         ('auxkdw4', _QUARTER), ('kdw4', _QUARTER)),
+    )),
+    ('W2A2, at most 0.3 points below float trained on', -0.3, (
+        ('whole width, Tiny-ImageNet, plain', ('plain', 'tiny_rates'),
+         ('on', 'tiny_rates')),
+        ('the same, wide teacher', ('kdw4', 'tiny_teachers'),
+         ('on', 'tiny_rates')),
+    )),
+    ('W4A4, at most 0.1 points below float trained on', -0.1, (
+        ('Fashion-MNIST, plain', ('plain', 'map/fmnist_w4a4'),
+         ('floatcont', 'map/fmnist_w4a4')),
+        ('narrow, Fashion-MNIST, plain', ('plain', 'map/fmnist_narrow_w4a4'),
+         ('floatcont', 'map/fmnist_narrow_w4a4')),
+        ('quarter width, Tiny-ImageNet, plain', ('w4', _QUARTER),
+         ('on', _QUARTER)),
+        ('the same, wide teacher', ('w4wide', _QUARTER), ('on', _QUARTER)),
+    )),
+)  # fmt: skip
+"""Aim, the least difference that it asks for, and where it was tried: the
+setting, and two arms, each with its records."""
 
 
 def arm(effect: Effect) -> str:
@@ -181,19 +215,31 @@ def aims() -> str:
         ('the module, worse than a teacher by less than 0.1', 'aux', 'kd4',
          -0.1, ()),
     ):  # fmt: skip
-        cells = [what]
         found = [overall(reference, *more)[arm].difference]
         found += [difference(place, arm, reference) for place in (deep, low)]
-        for each in found:
-            if each.mean - each.half_width > least:
-                verdict = 'yes'
-            elif each.mean + each.half_width < least:
-                verdict = 'no'
-            else:
-                verdict = 'not shown'
-            cells.append(f'{verdict}: {without_wins(each)}')
-        lines.append(cells)
+        lines.append([what, *(settled(each, least) for each in found)])
     return table(['aim', 'nearly kept', '56 layers', 'W1A1'], lines)
+
+
+def settled(found: PairedDifference, least: float) -> str:
+    """Whether its interval lies above an aim, and the interval."""
+    verdict = 'not shown'
+    if found.mean - found.half_width > least:
+        verdict = 'yes'
+    elif found.mean + found.half_width < least:
+        verdict = 'no'
+    return f'{verdict}: {without_wins(found)}'
+
+
+def far_below() -> str:
+    """The aims for settings in which low bits lose much."""
+    lines = []
+    for aim, least, settings in FAR_BELOW:
+        for setting, *pair in settings:
+            both = [finals(records.LOGS / of)[arm] for arm, of in pair]
+            lines.append([aim, setting, settled(paired(*both), least)])
+            aim = ''
+    return table(['aim', 'setting', 'reached'], lines)
 
 
 def tiny_losses() -> str:
@@ -215,4 +261,5 @@ TABLES = {
     'map-scratch': partial(rows, SCRATCH, 'plain, top-1', 'guidance'),
     'map-rates': rates,
     'map-aims': aims,
+    'map-far-below': far_below,
 }

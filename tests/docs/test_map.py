@@ -5,6 +5,7 @@ import pytest
 from docs.figures import cost, gain
 from docs.tables import map as map_tables
 from docs.tables.records import number
+from mmauxq.compare.statistics import paired_difference
 from tests.conftest import ROOT
 
 
@@ -56,6 +57,20 @@ def test_float_networks_of_the_figure_are_those_of_the_page():
     for name, top1 in gain.FLOAT.items():
         if name.startswith('map/'):
             assert f'| {top1} |' in page, name
+
+
+@pytest.mark.parametrize(
+    'found, least, verdict',
+    [
+        ([0.7, 0.8, 0.9], 0.5, 'yes: +0.80 [+0.55, +1.05]'),
+        ([0.6, 0.8, 1.0], 0.5, 'not shown: +0.80 [+0.30, +1.30]'),
+        ([-0.4, -0.5, -0.6], -0.1, 'no: -0.50 [-0.75, -0.25]'),
+    ],
+)
+def test_an_aim_is_settled_by_the_interval(found, least, verdict):
+    """2.484 is half the width, in standard deviations of three pairs."""
+    pairs = paired_difference(found, [0.0, 0.0, 0.0])
+    assert map_tables.settled(pairs, least) == verdict
 
 
 def test_bars_are_those_of_the_table_of_steps():

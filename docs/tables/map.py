@@ -82,7 +82,7 @@ ARMS = {
 }
 """Name in the records -> what it is. Others belong to another table."""
 _NARROW, _QUARTER = 'digits_narrow_seeds', 'tiny_quarter_teachers'
-FAR_BELOW = (
+FURTHER_AIMS = (
     ('the module, 0.5 points above plain training', 0.5, (
         ('narrow, digits, W2A2', ('aux', _NARROW), ('plain', _NARROW)),
         ('digits, W1A1', ('aux', 'digits_w1a1_seeds'),
@@ -231,10 +231,10 @@ def settled(found: PairedDifference, least: float) -> str:
     return f'{verdict}: {without_wins(found)}'
 
 
-def far_below() -> str:
-    """The aims for settings in which low bits lose much."""
+def further_aims() -> str:
+    """The aims where low bits lose much, and those beside float."""
     lines = []
-    for aim, least, settings in FAR_BELOW:
+    for aim, least, settings in FURTHER_AIMS:
         for setting, *pair in settings:
             both = [finals(records.LOGS / of)[arm] for arm, of in pair]
             lines.append([aim, setting, settled(paired(*both), least)])
@@ -261,5 +261,5 @@ TABLES = {
     'map-scratch': partial(rows, SCRATCH, 'plain, top-1', 'guidance'),
     'map-rates': rates,
     'map-aims': aims,
-    'map-far-below': far_below,
+    'map-further-aims': further_aims,
 }

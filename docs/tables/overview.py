@@ -332,7 +332,7 @@ def by_guidance() -> str:
             f'wide; at a quarter of the width {at_quarter("w4wide", "w4")} at '
             f'W4A4, {at_quarter("kdw4", "plain")} at W2A2',
             'a forward pass of the teacher more, which has four times the '
-            'multiply-adds of F, and 62 times at a quarter of the width',
+            'multiply-adds of F, and 61 times at a quarter of the width',
         ],
         [
             'a small network that loses much, digits', '`aux_*`',

@@ -10,6 +10,10 @@ from mmauxq.cli import COMMANDS
 from tests.support.children import in_children
 from tests.tools.conftest import CONFIG, DATASET
 
+# Their fixture. Two workers that share the last tests would set it up again
+# and again, and those that are slow come first.
+pytestmark = pytest.mark.slow
+
 FIRST = f"""
 import os, signal, sys
 import mmpretrain.datasets, mmpretrain.models

@@ -229,6 +229,7 @@ def test_no_softmax_over_several_labels(aux, capfd, name, guidance):
     ) in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_another_metric(aux, capfd):
     words = ['--arms', 'a=several.py', '--seeds', '0', '--out']
     assert compare_command([*words, 'out']) == 2

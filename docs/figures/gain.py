@@ -15,7 +15,8 @@ from mmauxq.compare.figures import COLOURS, spread_points
 from mmauxq.compare.meta_comparison import Effect, effects
 from mmauxq.compare.statistics import PairedDifference
 
-from ..tables.records import LOGS
+from ..tables.records import LOGS, QUARTER
+from ..tables.runs import Arm, side
 from .svg import save
 
 FLOAT = {
@@ -57,7 +58,6 @@ PANELS = {
     'the module and a teacher': ('auxkd4', 'auxkd'),
 }
 """Title -> names of the arm in the records, the first that is there."""
-QUARTER = 'tiny_quarter_teachers'
 PAIRS = {
     'a float teacher': (
         (('tiny_rates', 'plain'), ('tiny_teachers', 'kdw4')),
@@ -90,9 +90,7 @@ VERDICTS = {
 
 def verdict(found: PairedDifference) -> str:
     """Where its interval lies."""
-    if found.half_width >= abs(found.mean):
-        return 'contains 0'
-    return 'above 0' if found.mean > 0 else 'below 0'
+    return {1: 'above 0', -1: 'below 0', 0: 'contains 0'}[side(found)]
 
 
 def of_panel(arms: tuple[str, ...]) -> list[Effect]:
@@ -108,9 +106,8 @@ def of_panel(arms: tuple[str, ...]) -> list[Effect]:
     return found
 
 
-def of_pair(plain: tuple[str, str], guided: tuple[str, str]) -> Effect:
-    """Two arms, each a name of records and its own, which began with the
-    same float networks."""
+def of_pair(plain: Arm, guided: Arm) -> Effect:
+    """Two arms whose runs began with the same float networks."""
     without, found = (
         by_arm(collect(LOGS / folder))[arm] for folder, arm in (plain, guided)
     )
@@ -136,7 +133,7 @@ def draw() -> plt.Figure:
         shown += [of_pair(*pair) for pair in PAIRS.get(title, ())]
         for effect in shown:
             x, y = effect.loss, effect.difference
-            sure = verdict(y) != 'contains 0'
+            sure = side(y) != 0
             colour = VERDICTS[verdict(y)]
             axes.errorbar(
                 x.mean, y.mean, y.half_width, x.half_width, fmt='o',
@@ -144,9 +141,9 @@ def draw() -> plt.Figure:
                 zorder=3 if sure else 2,
             )  # fmt: skip
             if sure and effect.setting in NAMED:
-                text, place, side = NAMED[effect.setting]
+                text, place, align = NAMED[effect.setting]
                 axes.annotate(
-                    text, (x.mean, y.mean), xytext=place, ha=side,
+                    text, (x.mean, y.mean), xytext=place, ha=align,
                     textcoords='offset points', color=colour, fontsize=10,
                 )  # fmt: skip
         axes.spines[['top', 'right']].set_visible(False)

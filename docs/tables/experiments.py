@@ -9,8 +9,17 @@ from mmauxq.compare.comparison import by_arm, collect
 from mmauxq.compare.statistics import PairedDifference, spread
 from mmauxq.text import table
 
-from .records import LOGS, number, rows
-from .runs import arm_rows, arms, finals, paired, with_wins, without_wins
+from .records import LOGS, QUARTER, number, rows
+from .runs import (
+    arm_rows,
+    arms,
+    finals,
+    paired,
+    side,
+    top1_by_seed,
+    with_wins,
+    without_wins,
+)
 
 BESIDE_PLAIN = 'difference to plain, 95% interval, wins'
 BESIDE_OURS = 'difference to ours, 95% interval, wins'
@@ -59,7 +68,6 @@ DIGITS_TEACHERS = (
     ('digits_wide_teacher', 'auxkdw4', 'ResNet-20 (8-16-32) and the module'),
     ('digits_wide_teacher', 'on', 'float, trained on'),
 )
-QUARTER = 'tiny_quarter_teachers'
 FOUR_BITS = (
     (QUARTER, 'w4', 'none'),
     (QUARTER, 'w4wide', 'the wide network'),
@@ -291,15 +299,11 @@ def equal_time(folder: Path, guided: str = 'aux') -> str:
 
 def teachers(arms: tuple[tuple[str, str, str], ...]) -> str:
     """Arms of several comparisons from the same float networks."""
-
-    def top1_of(name: str, arm: str) -> dict[int, float]:
-        return finals(LOGS / name)[arm]
-
     lines = [['float, where all start', '', '',
               float_networks(LOGS / arms[0][0]), '', '']]  # fmt: skip
-    plain, on = top1_of(*arms[0][:2]), top1_of(*arms[-1][:2])
+    plain, on = top1_by_seed(arms[0][:2]), top1_by_seed(arms[-1][:2])
     for name, arm, text in arms:
-        terms, top1 = terms_of(LOGS / name), top1_of(name, arm)
+        terms, top1 = terms_of(LOGS / name), top1_by_seed((name, arm))
         settled = terms['optim_wrapper']['optimizer'].get('lr')
         rate = terms.get('chosen', {}).get(arm, settled)
         beside = [
@@ -463,11 +467,8 @@ def budgets() -> str:
 
 def verdict(found: PairedDifference) -> str:
     """Whether the interval of a difference holds zero, in words."""
-    if found.mean + found.half_width < 0:
-        return 'worse'
-    if found.mean - found.half_width > 0:
-        return 'better'
-    return 'no difference seen'
+    words = {1: 'better', -1: 'worse', 0: 'no difference seen'}
+    return words[side(found)]
 
 
 def quick_start() -> str:

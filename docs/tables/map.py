@@ -13,7 +13,8 @@ from mmauxq.compare.statistics import (
 from mmauxq.text import table
 
 from . import records
-from .runs import difference, finals, paired, with_wins, without_wins
+from .records import QUARTER
+from .runs import beside, difference, finals, side, with_wins, without_wins
 
 LOGS = records.LOGS / 'map'
 FROM_FLOAT = {
@@ -81,39 +82,38 @@ ARMS = {
     'w8': 'W8A8',
 }
 """Name in the records -> what it is. Others belong to another table."""
-_NARROW, _QUARTER = 'digits_narrow_seeds', 'tiny_quarter_teachers'
+_NARROW, _ONE_BIT = 'digits_narrow_seeds', 'digits_w1a1_seeds'
 FURTHER_AIMS = (
     ('the module, 0.5 points above plain training', 0.5, (
-        ('narrow, digits, W2A2', ('aux', _NARROW), ('plain', _NARROW)),
-        ('digits, W1A1', ('aux', 'digits_w1a1_seeds'),
-         ('plain', 'digits_w1a1_seeds')),
-        ('quarter width, Tiny-ImageNet, W2A2', ('aux', 'tiny_quarter_tuned'),
-         ('plain', 'tiny_quarter_tuned')),
+        ('narrow, digits, W2A2', (_NARROW, 'aux'), (_NARROW, 'plain')),
+        ('digits, W1A1', (_ONE_BIT, 'aux'), (_ONE_BIT, 'plain')),
+        ('quarter width, Tiny-ImageNet, W2A2', ('tiny_quarter_tuned', 'aux'),
+         ('tiny_quarter_tuned', 'plain')),
     )),
     ('both, 0.5 points above a teacher alone', 0.5, (
-        ('narrow, digits, W2A2', ('auxkd', _NARROW), ('kd', _NARROW)),
-        ('digits, W1A1', ('auxkd4', 'digits_w1a1'), ('kd4', 'digits_w1a1')),
+        ('narrow, digits, W2A2', (_NARROW, 'auxkd'), (_NARROW, 'kd')),
+        ('digits, W1A1', ('digits_w1a1', 'auxkd4'), ('digits_w1a1', 'kd4')),
         ('quarter width, Tiny-ImageNet, W2A2, wide teacher',
-         ('auxkdw4', _QUARTER), ('kdw4', _QUARTER)),
+         (QUARTER, 'auxkdw4'), (QUARTER, 'kdw4')),
     )),
     ('W2A2, at most 0.3 points below float trained on', -0.3, (
-        ('whole width, Tiny-ImageNet, plain', ('plain', 'tiny_rates'),
-         ('on', 'tiny_rates')),
-        ('the same, wide teacher', ('kdw4', 'tiny_teachers'),
-         ('on', 'tiny_rates')),
+        ('whole width, Tiny-ImageNet, plain', ('tiny_rates', 'plain'),
+         ('tiny_rates', 'on')),
+        ('the same, wide teacher', ('tiny_teachers', 'kdw4'),
+         ('tiny_rates', 'on')),
     )),
     ('W4A4, at most 0.1 points below float trained on', -0.1, (
-        ('Fashion-MNIST, plain', ('plain', 'map/fmnist_w4a4'),
-         ('floatcont', 'map/fmnist_w4a4')),
-        ('narrow, Fashion-MNIST, plain', ('plain', 'map/fmnist_narrow_w4a4'),
-         ('floatcont', 'map/fmnist_narrow_w4a4')),
-        ('quarter width, Tiny-ImageNet, plain', ('w4', _QUARTER),
-         ('on', _QUARTER)),
-        ('the same, wide teacher', ('w4wide', _QUARTER), ('on', _QUARTER)),
+        ('Fashion-MNIST, plain', ('map/fmnist_w4a4', 'plain'),
+         ('map/fmnist_w4a4', 'floatcont')),
+        ('narrow, Fashion-MNIST, plain', ('map/fmnist_narrow_w4a4', 'plain'),
+         ('map/fmnist_narrow_w4a4', 'floatcont')),
+        ('quarter width, Tiny-ImageNet, plain', (QUARTER, 'w4'),
+         (QUARTER, 'on')),
+        ('the same, wide teacher', (QUARTER, 'w4wide'), (QUARTER, 'on')),
     )),
 )  # fmt: skip
 """Aim, the least difference that it asks for, and where it was tried: the
-setting, and two arms, each with its records."""
+setting, and the two arms of the difference."""
 
 
 def arm(effect: Effect) -> str:
@@ -223,11 +223,7 @@ def aims() -> str:
 
 def settled(found: PairedDifference, least: float) -> str:
     """Whether its interval lies above an aim, and the interval."""
-    verdict = 'not shown'
-    if found.mean - found.half_width > least:
-        verdict = 'yes'
-    elif found.mean + found.half_width < least:
-        verdict = 'no'
+    verdict = {1: 'yes', -1: 'no', 0: 'not shown'}[side(found, least)]
     return f'{verdict}: {without_wins(found)}'
 
 
@@ -236,8 +232,7 @@ def further_aims() -> str:
     lines = []
     for aim, least, settings in FURTHER_AIMS:
         for setting, *pair in settings:
-            both = [finals(records.LOGS / of)[arm] for arm, of in pair]
-            lines.append([aim, setting, settled(paired(*both), least)])
+            lines.append([aim, setting, settled(beside(*pair), least)])
             aim = ''
     return table(['aim', 'setting', 'reached'], lines)
 

@@ -1,17 +1,24 @@
 """Tables that gather records of other pages: README.md, which_recipe.md."""
 
-from pathlib import Path
+from statistics import mean
 
 from docs.figures.gain import FLOAT as FLOAT_NETWORKS
-from mmauxq.compare.statistics import spread
 from mmauxq.text import table
 
 from . import map as settings
 from . import speed
 from .experiments import by_network
 from .export import BEST, RESIDUAL, latest_formats, report_of, speed_up
-from .records import LOGS, ratio, rows
-from .runs import difference, finals, paired, without_wins
+from .records import LOGS, QUARTER, ratio, rows
+from .runs import (
+    Arm,
+    beside,
+    difference,
+    finals,
+    paired,
+    top1_by_seed,
+    without_wins,
+)
 
 NARROW = (
     'experiments.md'
@@ -55,10 +62,13 @@ def readme() -> str:
     r50 = speed.steps('r50', 256)
     of_compiled = ratio(r50['w4a4/graphed']['ms'], r50['float/compiled']['ms'])
     plain = without_wins(difference(LOGS / deep, 'auxkd4', 'plain'))
-    wide = finals(LOGS / 'tiny_teachers')['kdw4']
-    beside = finals(LOGS / 'tiny_rates')
+    wide = 'tiny_teachers', 'kdw4'
+    with_wide = top1_by_seed(wide).values()
+    over_plain, over_float = (
+        without_wins(beside(wide, ('tiny_rates', arm)))
+        for arm in ('plain', 'on')
+    )
     start = dict.fromkeys(both, FLOAT_NETWORKS[deep])
-    reached = spread(list(both.values())).partition(' ')[0]
     report = report_of('r20_w2a2', 'typed')
     sizes, codes = report['sizes'], report['agreement']['model.onnx']
     other = codes['ties'] + codes['rounded'] + codes['unexplained']
@@ -72,16 +82,15 @@ def readme() -> str:
         [
             '**accuracy**: ResNet-56 W2A2 with module and teacher, '
             f'Fashion-MNIST, {len(both)} seeds',
-            f'{reached}: {plain} beside plain W2A2, '
+            f'{mean(both.values()):.2f}: {plain} beside plain W2A2, '
             f'{without_wins(paired(both, start))} beside float',
         ],
         [
             '**accuracy**: ResNet-18 W2A2 with a wider teacher, '
-            f'Tiny-ImageNet, {len(wide)} seeds ([commands](docs/{TEACHERS}))',
-            f'{spread(list(wide.values())).partition(" ")[0]}: '
-            f'{without_wins(paired(wide, beside["plain"]))} beside plain '
-            f'W2A2, {without_wins(paired(wide, beside["on"]))} beside float '
-            'trained on',
+            f'Tiny-ImageNet, {len(with_wide)} seeds '
+            f'([commands](docs/{TEACHERS}))',
+            f'{mean(with_wide):.2f}: {over_plain} beside plain W2A2, '
+            f'{over_float} beside float trained on',
         ],
         [
             '**what ships**: ResNet-20 W2A2 for digits, run on '
@@ -190,8 +199,8 @@ BESIDE_FLOAT = (
      'floatcont', MAP),
     ('W4A4', 'ResNet-20 (8-16-32), 8,192 images of Fashion-MNIST',
      'map/fmnist_narrow_w4a4', 'plain', 'floatcont', MAP),
-    ('W4A4', 'ResNet-18, quarter width, Tiny-ImageNet',
-     'tiny_quarter_teachers', 'w4', 'on', NARROWER),
+    ('W4A4', 'ResNet-18, quarter width, Tiny-ImageNet', QUARTER, 'w4', 'on',
+     NARROWER),
     ('W4A16', 'ResNet-20, Fashion-MNIST', 'fmnist_mobile_bits', 'qat-w4a16',
      'floatcont', PHONES),
     ('W4A8', 'ResNet-20, Fashion-MNIST', 'fmnist_mobile_bits', 'qat-w4a8',
@@ -200,8 +209,8 @@ BESIDE_FLOAT = (
      'floatcont', PHONES),
     ('W2A2', 'ResNet-18, Tiny-ImageNet', 'tiny_rates', 'plain', 'on',
      TEACHERS),
-    ('W2A2', 'ResNet-18, quarter width, Tiny-ImageNet',
-     'tiny_quarter_teachers', 'plain', 'on', NARROWER),
+    ('W2A2', 'ResNet-18, quarter width, Tiny-ImageNet', QUARTER, 'plain',
+     'on', NARROWER),
 )  # fmt: skip
 """Bits, network, records, arm, that of the float network that was trained on
 for as long, and page."""
@@ -240,11 +249,10 @@ def by_bits() -> str:
              'it started from', len(low_bits)]
         )  # fmt: skip
     one_bit = finals(LOGS / 'map/fmnist_narrow_w1a1')['plain'].values()
-    reached = spread(list(one_bit)).partition(' ')[0]
     above = FLOAT_NETWORKS['map/fmnist_narrow_w1a1']
     lines.append(
         ['W1A1', 'ResNet-20 (8-16-32), 8,192 images of Fashion-MNIST',
-         f'[{reached} of {above:.2f}]({MAP})', len(one_bit)]
+         f'[{mean(one_bit):.2f} of {above:.2f}]({MAP})', len(one_bit)]
     )  # fmt: skip
     lines.append(['any', 'ImageNet', 'not measured', ''])
     return table(['bits', 'network, data', 'against float', 'seeds'], lines)
@@ -271,23 +279,20 @@ def by_guidance() -> str:
             f'{len(gain.effects)} settings: not shown'
         )
 
-    def in_setting(folder: Path, arm: str, page: str = MAP) -> str:
-        return f'[{without_wins(difference(folder, arm, "plain"))}]({page})'
+    def gain(arm: Arm, plain: Arm, page: str) -> str:
+        return f'[{without_wins(beside(arm, plain))}]({page})'
+
+    def in_setting(name: str, arm: str, page: str = MAP) -> str:
+        return gain((name, arm), (name, 'plain'), page)
 
     def of_teacher(arm: str) -> str:
-        """Beside plain training from the same float networks."""
-        plain = finals(LOGS / 'tiny_rates')['plain']
-        gain = paired(finals(LOGS / 'tiny_teachers')[arm], plain)
-        return f'[{without_wins(gain)}]({TEACHERS})'
+        plain = 'tiny_rates', 'plain'
+        return gain(('tiny_teachers', arm), plain, TEACHERS)
 
     def at_quarter(arm: str, plain: str) -> str:
-        gain = difference(LOGS / 'tiny_quarter_teachers', arm, plain)
-        return f'[{without_wins(gain)}]({NARROWER})'
+        return gain((QUARTER, arm), (QUARTER, plain), NARROWER)
 
-    deep, low = (
-        settings.LOGS / name
-        for name in ('fmnist_depth56', 'fmnist_narrow_w1a1')
-    )
+    deep, low = 'map/fmnist_depth56', 'map/fmnist_narrow_w1a1'
     lines = [
         [
             'F ends near its float network', '`qat_*`', '',
@@ -321,8 +326,8 @@ def by_guidance() -> str:
             'the same, 200 classes (Tiny-ImageNet)',
             '`kd_*`, temperature 4',
             f'{of_teacher("kd4")} at W2A2; at temperature 1 '
-            f'{in_setting(LOGS / "tiny_rates", "kd", TEACHERS)}, at W1A1 '
-            f'{in_setting(LOGS / "tiny_quarter_w1a1", "kd", TINY)}',
+            f'{in_setting("tiny_rates", "kd", TEACHERS)}, at W1A1 '
+            f'{in_setting("tiny_quarter_w1a1", "kd", TINY)}',
             'the same',
         ],
         [
@@ -336,8 +341,8 @@ def by_guidance() -> str:
         ],
         [
             'a small network that loses much, digits', '`aux_*`',
-            f'{in_setting(LOGS / "digits_narrow_seeds", "aux", NARROW)} at '
-            f'W2A2, {in_setting(LOGS / "digits_w1a1_seeds", "aux", ONE_BIT)} '
+            f'{in_setting("digits_narrow_seeds", "aux", NARROW)} at '
+            f'W2A2, {in_setting("digits_w1a1_seeds", "aux", ONE_BIT)} '
             'at W1A1',
             'the module adds a tenth of the multiply-adds of F; '
             f'[plain training for as long]({AS_LONG}) gains as much',

@@ -7,6 +7,8 @@ DOCS = Path(__file__).parents[1]
 LOGS = DOCS / 'logs'
 STEPS = 'benchmark_h200.jsonl'
 """Rows of steps and operations."""
+QUARTER = 'tiny_quarter_teachers'
+"""ResNet-18 at a quarter of its width, with a wide teacher and without."""
 
 
 def rows(name: str, failed: bool = False) -> list[dict]:

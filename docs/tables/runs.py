@@ -11,6 +11,11 @@ from mmauxq.compare.statistics import (
 )
 from mmauxq.text import table
 
+from .records import LOGS
+
+Arm = tuple[str, str]
+"""Name of the records of a comparison, and of one of its arms."""
+
 
 def finals(folder: Path) -> dict[str, dict[int, float]]:
     """Arm -> seed -> final top-1 in percent."""
@@ -18,6 +23,12 @@ def finals(folder: Path) -> dict[str, dict[int, float]]:
         arm: {seed: run['final'] for seed, run in runs.items()}
         for arm, runs in by_arm(collect(folder)).items()
     }
+
+
+def top1_by_seed(arm: Arm) -> dict[int, float]:
+    """Seed -> final top-1 in percent."""
+    folder, name = arm
+    return finals(LOGS / folder)[name]
 
 
 def paired(a: dict[int, float], b: dict[int, float]) -> PairedDifference:
@@ -30,6 +41,19 @@ def difference(folder: Path, arm: str, reference: str) -> PairedDifference:
     """An arm beside another one of its comparison."""
     found = finals(folder)
     return paired(found[arm], found[reference])
+
+
+def beside(arm: Arm, other: Arm) -> PairedDifference:
+    """An arm beside one of the same or of another comparison, whose runs
+    began with the same float networks."""
+    return paired(top1_by_seed(arm), top1_by_seed(other))
+
+
+def side(found: PairedDifference, value: float = 0.0) -> int:
+    """1 if the interval lies above a value, -1 below it, 0 around it."""
+    least = found.mean - found.half_width
+    most = found.mean + found.half_width
+    return (least > value) - (most < value)
 
 
 def without_wins(found: PairedDifference) -> str:

@@ -10,8 +10,8 @@ from mmauxq.cli import COMMANDS
 from tests.support.children import in_children
 from tests.tools.conftest import CONFIG, DATASET
 
-# Their fixture. Two workers that share the last tests would set it up again
-# and again, and those that are slow come first.
+# The fixture takes as long. What is slow runs first, in one worker; two that
+# share the last tests would each set it up, and more than once.
 pytestmark = pytest.mark.slow
 
 FIRST = f"""
